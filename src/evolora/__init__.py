@@ -1,0 +1,62 @@
+"""evolora: evolve and reinforce LoRA adapters of a language model against any reward you can measure.
+
+The names here are the public ones; docs/architecture.md says how they fit together.
+"""
+
+from importlib.metadata import version
+
+from evolora.config import RunConfig
+from evolora.errors import CheckpointError, InputError, RewardError
+from evolora.evaluation import Evaluation, Evaluator, LocalEvaluator
+from evolora.evolution import Evolution, LoopConfig
+from evolora.genome import GenomeLayout
+from evolora.lineage import Lineage
+from evolora.model import BaseModel, load_base, lora_config, lora_layout
+from evolora.population import Individual, Population
+from evolora.population_model import PopulationModel
+from evolora.refiners import PPOConfig, PPORefiner, Refinement, Refiner
+from evolora.rewards import Reward, RewardScorer, register_reward
+from evolora.run import Interrupted, Result, evolve, resume
+from evolora.strategies import GAConfig, GeneticAlgorithm, RefinerAlone, Strategy
+from evolora.task import Example, Task, load_task
+
+__version__ = version("evolora")
+
+__all__ = [
+    "BaseModel",
+    "CheckpointError",
+    "Evaluation",
+    "Evaluator",
+    "Evolution",
+    "Example",
+    "GAConfig",
+    "GeneticAlgorithm",
+    "GenomeLayout",
+    "Individual",
+    "InputError",
+    "Interrupted",
+    "Lineage",
+    "LocalEvaluator",
+    "LoopConfig",
+    "PPOConfig",
+    "PPORefiner",
+    "Population",
+    "PopulationModel",
+    "Refinement",
+    "Refiner",
+    "RefinerAlone",
+    "Result",
+    "Reward",
+    "RewardError",
+    "RewardScorer",
+    "RunConfig",
+    "Strategy",
+    "Task",
+    "evolve",
+    "load_base",
+    "load_task",
+    "lora_config",
+    "lora_layout",
+    "register_reward",
+    "resume",
+]

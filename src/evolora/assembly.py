@@ -1,0 +1,165 @@
+"""A run's parts, loaded and checked before any work: task, reward, base model, layout, evaluator."""
+
+import math
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from torch import Tensor
+
+from evolora.config import RunConfig
+from evolora.errors import InputError
+from evolora.evaluation import LocalEvaluator
+from evolora.export import load_adapter
+from evolora.genome import GenomeLayout
+from evolora.model import BaseModel, choose_threads, load_base, lora_config, lora_layout
+from evolora.population_model import PopulationModel
+from evolora.rewards import Reward, RewardScorer, check_signature, load_reward
+from evolora.rng import keyed_seed
+from evolora.task import Example, Task, load_task
+from evolora.tracking import View
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a run is made of."""
+
+    config: RunConfig
+    base: BaseModel
+    lora: LoraConfig
+    layout: GenomeLayout
+    founder: Tensor
+    task: Task
+    scorer: RewardScorer
+    population_model: PopulationModel
+    evaluator: LocalEvaluator
+    max_new_tokens: int
+    view: View
+
+
+def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path | None = None) -> Parts:
+    """Load and check everything, so that bad input is refused before any work.
+
+    With an `adapter`, its configuration is used instead of the options, and its genome is the founder.
+    """
+    task = load_task(
+        task=config.task,
+        data=config.data,
+        prompt=config.prompt,
+        target=config.target,
+        reward=config.reward,
+        seed=config.seed,
+    )
+    function = reward if reward is not None else load_reward(task.reward)
+    check_signature(function, task.columns)
+    scorer = RewardScorer(
+        function,
+        on_error="skip" if config.on_reward_error == "skip" else "raise",
+        failed_reward=config.failed_reward,
+    )
+    device = _device(config.device)
+    base = load_base(config.model, device=device, dtype=getattr(torch, config.dtype))
+    parameters = sum(parameter.numel() for parameter in base.model.parameters())
+    threads = config.threads or choose_threads(parameters, os.cpu_count() or 1)
+    torch.set_num_threads(threads)
+    if adapter is not None:
+        lora, state = load_adapter(adapter)
+        layout, _ = lora_layout(base.model, lora, seed=0)
+        founder = layout.from_state_dict(state)
+    else:
+        lora = _lora(base, config)
+        layout, founder = _layout(base, lora, config)
+    max_new_tokens = config.max_new_tokens or _longest_target(base, task)
+    _check_lengths(base, task, max_new_tokens)
+    # What was resolved is written down, so that a resumed run cannot resolve it otherwise.
+    config = config.model_copy(
+        update={
+            "task": config.task or (task.name if config.data is None and config.prompt is None else None),
+            "reward": config.reward or task.reward,
+            "device": device,
+            "threads": threads,
+            "max_new_tokens": max_new_tokens,
+            "refine": config.refine_count,
+            "accept": config.accept_rule,
+        }
+    )
+    population_model = PopulationModel(base.model, layout, dropout=config.lora_dropout)
+    evaluator = LocalEvaluator(
+        population_model, base.tokenizer, scorer, max_new_tokens=max_new_tokens, rows_per_slice=config.rows_per_slice
+    )
+    view.say(
+        f"{config.model}: {parameters / 1e6:.1f}M parameters on {device}, {threads} thread{'s' * (threads > 1)} "
+        f"({'chosen by its size' if not config.threads else 'as asked'}); "
+        f"LoRA r={config.lora_r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
+    )
+    view.say(
+        f"{task.name}: {len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test prompts; "
+        f"reward {scorer.name}; at most {max_new_tokens} new tokens"
+    )
+    if not task.held_out:
+        view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
+    return Parts(config, base, lora, layout, founder, task, scorer, population_model, evaluator, max_new_tokens, view)
+
+
+def _lora(base: BaseModel, config: RunConfig) -> LoraConfig:
+    return lora_config(
+        base.model,
+        r=config.lora_r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        target_modules=config.target_modules,
+        use_rslora=config.rslora,
+    )
+
+
+def _layout(base: BaseModel, lora: LoraConfig, config: RunConfig) -> tuple[GenomeLayout, Tensor]:
+    try:
+        return lora_layout(base.model, lora, seed=keyed_seed(config.seed, "initial A"))
+    except InputError:
+        raise
+    except ValueError as error:
+        # PEFT's own words: no module has such a name, or it knows no default for this architecture.
+        given = " ".join(config.target_modules or ["(default)"])
+        raise InputError(f"--target-modules {given}: {str(error).splitlines()[0]}") from None
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise InputError(f"--device {name}: cannot be used: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def _longest_target(base: BaseModel, task: Task) -> int:
+    """Room for the longest training target and a quarter more, with its end; 32 tokens where there are no targets."""
+    targets = [str(example.columns["target"]) for example in task.train if "target" in example.columns]
+    if not targets:
+        return 32
+    longest = max(len(ids) for ids in base.tokenizer([f" {target}" for target in targets])["input_ids"])
+    return math.ceil(1.25 * longest) + 2
+
+
+def _check_lengths(base: BaseModel, task: Task, max_new_tokens: int) -> None:
+    room = getattr(base.model.config, "max_position_embeddings", None)
+    if room is None:
+        return
+    for split in (task.train, task.validation, task.test):
+        for example, ids in zip(split, _token_ids(base, split), strict=True):
+            if not ids:
+                raise InputError(f"prompt {example.prompt!r}: has no tokens, expected at least one")
+            if len(ids) + max_new_tokens > room:
+                raise InputError(
+                    f"prompt {example.prompt[:60]!r}: {len(ids)} tokens and {max_new_tokens} new ones "
+                    f"(--max-new-tokens), expected at most the model's {room} in all"
+                )
+
+
+def _token_ids(base: BaseModel, examples: Sequence[Example]) -> list[list[int]]:
+    ids: list[list[int]] = base.tokenizer([example.prompt for example in examples])["input_ids"]
+    return ids

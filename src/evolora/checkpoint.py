@@ -1,0 +1,125 @@
+"""Checkpoints and other files that survive a kill: written to a temporary name, synced, renamed, checksummed."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from evolora.errors import CheckpointError
+
+_MANIFEST = "manifest.json"
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all."""
+    temporary = path.with_name(f".{path.name}.partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    _sync_folder(path.parent)
+
+
+def write_folder(folder: Path, temporary: Path) -> None:
+    """Give a finished temporary folder its name, replacing what has it: readers see the old one or the new one."""
+    for file in sorted(temporary.rglob("*")):
+        if file.is_file():
+            _sync_file(file)
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        folder.rename(old)
+    temporary.rename(folder)
+    _sync_folder(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def temporary_folder(folder: Path) -> Path:
+    """An empty folder beside `folder`, to be filled and handed to `write_folder`."""
+    temporary = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    return temporary
+
+
+def write_state(folder: Path, state: Mapping[str, Any]) -> None:
+    """Write a state of tensors and JSON values, by name, as `state.safetensors` and `state.json`."""
+    tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
+    rest = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    save_file(tensors, folder / "state.safetensors")
+    write_text(folder / "state.json", json.dumps(rest, indent=1))
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """The state that `write_state` wrote. The floats come back bit for bit."""
+    rest: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    return {**load_file(folder / "state.safetensors"), **rest}
+
+
+def seal(folder: Path) -> None:
+    """Write the checksums of all files of a finished folder into its manifest."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    sums = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
+    write_text(folder / _MANIFEST, json.dumps(sums, indent=1))
+
+
+def verify(folder: Path) -> None:
+    """Raise CheckpointError, naming the file, when a sealed folder is incomplete or altered."""
+    try:
+        sums = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        raise CheckpointError(f"{folder / _MANIFEST}: missing or unreadable") from None
+    for name, expected in sums.items():
+        path = folder / name
+        if not path.is_file():
+            raise CheckpointError(f"{path}: missing")
+        if _sha256(path) != expected:
+            raise CheckpointError(f"{path}: truncated or altered, its checksum differs")
+
+
+def checkpoint_folder(run: Path, generation: int) -> Path:
+    """Where the checkpoint after `generation` generations lies."""
+    return run / "checkpoints" / f"gen{generation:04d}"
+
+
+def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
+    """The newest checkpoint of a run that is whole, and what is wrong with each newer one.
+
+    Raises CheckpointError when there are checkpoints and none is whole: starting over in silence would lose the run.
+    """
+    faults: list[str] = []
+    for folder in sorted((run / "checkpoints").glob("gen*"), reverse=True):
+        try:
+            verify(folder)
+        except CheckpointError as error:
+            faults.append(str(error))
+            continue
+        return folder, faults
+    if faults:
+        raise CheckpointError(f"no checkpoint of {run} is whole: {'; '.join(faults)}")
+    return None, []
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

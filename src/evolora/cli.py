@@ -1,0 +1,231 @@
+"""The command line: evolora train | resume | evaluate | generate | export."""
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from evolora.config import RunConfig, option_name, read_config
+from evolora.errors import CheckpointError, InputError, RewardError
+
+# Options of the run that also make sense for an adapter that is done.
+_APPLY_OPTIONS = (
+    "model", "device", "dtype", "threads", "task", "data", "prompt", "target", "reward", "on_reward_error",
+    "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
+)  # fmt: skip
+_RESUME_OPTIONS = ("gens", "budget_tokens", "save_every", "merge")
+
+
+class _Parser(argparse.ArgumentParser):
+    """An argparse that raises InputError instead of printing its usage and leaving."""
+
+    def error(self, message: str) -> NoReturn:
+        raise InputError(f"{message} (see '{self.prog} --help')")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; its exit code: 0, 1 when the run failed, 2 for bad input, 130 after Ctrl-C."""
+    from evolora.run import Interrupted  # torch and transformers load here, not for --help
+
+    try:
+        options = vars(_parser().parse_args(arguments))
+        command = options.pop("command")
+        return int(command(options))
+    except InputError as error:
+        print(f"evolora: {error}", file=sys.stderr)
+        return 2
+    except (RewardError, CheckpointError) as error:
+        print(f"evolora: {error}", file=sys.stderr)
+        return 1
+    except Interrupted as interrupted:
+        print(f"Interrupted. Resume with: evolora resume {interrupted.folder}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("Interrupted before the run began.", file=sys.stderr)
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    from evolora import __version__
+
+    parser = _Parser(
+        prog="evolora", description="Evolve and reinforce LoRA adapters against any reward.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"evolora {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
+
+    train = _command(commands, "train", "start a run", _train)
+    _add_options(train, list(RunConfig.model_fields))
+    train.add_argument("--config", metavar="FILE", help="TOML file of options; the command line wins over it")
+    train.add_argument("--resume", metavar="RUN", nargs="?", const="", help="continue the run in RUN (or in --out)")
+
+    resume = _command(commands, "resume", "continue a run that was stopped, or give it more generations", _resume)
+    resume.add_argument("run", metavar="RUN", help="the run's folder")
+    _add_options(resume, _RESUME_OPTIONS)
+
+    evaluate = _command(commands, "evaluate", "score an adapter on a task", _evaluate)
+    evaluate.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
+    evaluate.add_argument("--split", choices=["train", "validation", "test"], default="test", help="default: test")
+    evaluate.add_argument(
+        "--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner"
+    )
+    evaluate.add_argument("--show", type=int, default=5, metavar="N", help="completions to print (default 5)")
+    _add_options(evaluate, _APPLY_OPTIONS)
+
+    generate = _command(commands, "generate", "let an adapter complete a prompt", _generate)
+    generate.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
+    generate.add_argument("text", metavar="PROMPT", help="the prompt")
+    generate.add_argument(
+        "--samples", type=int, default=0, metavar="N", help="sample N completions instead of the greedy one"
+    )
+    generate.add_argument(
+        "--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner"
+    )
+    _add_options(generate, ["model", "device", "dtype", "threads", "max_new_tokens", "temperature", "seed"])
+
+    export = _command(commands, "export", "write an adapter, or the merged model, to a folder", _export)
+    export.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
+    export.add_argument("--to", metavar="DIR", required=True, help="a new folder")
+    export.add_argument("--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner")
+    export.add_argument("--merge", action="store_true", help="merge the adapter into the base model")
+    return parser
+
+
+def _command(commands: Any, name: str, help_text: str, function: Any) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=help_text, description=help_text[0].upper() + help_text[1:] + ".", allow_abbrev=False
+    )
+    parser.set_defaults(command=function)
+    return parser
+
+
+def _add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
+    """One option for each field, in the field's group. Values stay text: RunConfig validates them."""
+    groups: dict[str, Any] = {}
+    for name in names:
+        field = RunConfig.model_fields[name]
+        assert isinstance(field.json_schema_extra, dict)
+        title = str(field.json_schema_extra["group"])
+        group = groups.setdefault(title, parser.add_argument_group(title)) if title not in groups else groups[title]
+        keywords: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(field)}
+        if field.annotation is bool:
+            group.add_argument(option_name(name), action=argparse.BooleanOptionalAction, **keywords)
+        elif list[str] in get_args(field.annotation):
+            group.add_argument(option_name(name), nargs="+", metavar="NAME", **keywords)
+        else:
+            group.add_argument(option_name(name), metavar=_metavar(field), **keywords)
+
+
+def _help(field: FieldInfo) -> str:
+    text = str(field.description).replace("%", "%%")
+    shown = field.default is not None and field.annotation is not bool and "default" not in text
+    return f"{text} (default {field.default})" if shown else text
+
+
+def _metavar(field: FieldInfo) -> str:
+    kinds = [kind for kind in (get_args(field.annotation) or (field.annotation,)) if kind is not type(None)]
+    if get_origin(field.annotation) is not None and any(isinstance(kind, str) for kind in kinds):
+        return "NAME"
+    return {int: "N", float: "X"}.get(kinds[0], "TEXT")
+
+
+def _values(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    """The options that were given; `none` is no value, for those that can do without."""
+    given = {name: options[name] for name in names if name in options}
+    optional = {name for name in given if type(None) in get_args(RunConfig.model_fields[name].annotation)}
+    return {name: None if name in optional and value == "none" else value for name, value in given.items()}
+
+
+def _train(options: dict[str, Any]) -> int:
+    from evolora.config import make_config
+    from evolora.run import start
+    from evolora.tracking import choose_view
+
+    given = _values(options, list(RunConfig.model_fields))
+    if options["resume"] is not None:
+        folder = options["resume"] or given.get("out")
+        if not folder:
+            raise InputError("--resume: found no run folder, expected --resume RUN or --out RUN beside it")
+        return _continue(Path(folder), {name: given[name] for name in _RESUME_OPTIONS if name in given})
+    from_file = read_config(Path(options["config"])) if options["config"] else {}
+    result = start(make_config({**from_file, **given}), view=choose_view())
+    _report(result)
+    return 0
+
+
+def _resume(options: dict[str, Any]) -> int:
+    return _continue(Path(options["run"]), _values(options, _RESUME_OPTIONS))
+
+
+def _continue(folder: Path, options: dict[str, Any]) -> int:
+    from evolora.run import resume
+    from evolora.tracking import choose_view
+
+    _report(resume(folder, view=choose_view(), options=options))
+    return 0
+
+
+def _report(result: Any) -> None:
+    summary = result.summary
+    base, winner = summary["base"]["test"], summary["winner"]["test"]
+    tokens = summary["tokens"]
+    print(
+        f"\n{summary['task']}, {summary['test_prompts']} {'held-out ' if summary['held_out'] else ''}test prompts:\n"
+        f"  base model  {base['reward']:.3f}  (95% {base['ci95'][0]:.3f} to {base['ci95'][1]:.3f})\n"
+        f"  winner      {winner['reward']:.3f}  (95% {winner['ci95'][0]:.3f} to {winner['ci95'][1]:.3f})  "
+        f"individual {summary['winner']['id']}, by {summary['winner']['operator']}\n"
+        f"{summary['generations']} generations in {summary['seconds']:.1f} s, "
+        f"{tokens['evaluation']:,} tokens for evaluation and {tokens['rollout']:,} for rollouts\n"
+        f"adapter: {result.adapter}"
+    )
+    if result.merged:
+        print(f"merged:  {result.merged}")
+
+
+def _evaluate(options: dict[str, Any]) -> int:
+    from evolora.apply import evaluate
+
+    score = evaluate(
+        Path(options["path"]),
+        split=options["split"],
+        checkpoint=options["checkpoint"],
+        options=_values(options, _APPLY_OPTIONS),
+    )
+    for prompt, completion, reward in score.rows[: options["show"]]:
+        print(f"{reward:.3f}  {prompt!r} -> {completion!r}")
+    print(
+        f"{options['split']} reward {score.reward:.4f} (95% {score.ci95[0]:.4f} to {score.ci95[1]:.4f}), "
+        f"{len(score.rows)} prompts"
+    )
+    return 0
+
+
+def _generate(options: dict[str, Any]) -> int:
+    from evolora.apply import complete
+
+    texts = complete(
+        Path(options["path"]),
+        options["text"],
+        samples=options["samples"],
+        checkpoint=options["checkpoint"],
+        options=_values(options, list(RunConfig.model_fields)),
+    )
+    print("\n".join(texts))
+    return 0
+
+
+def _export(options: dict[str, Any]) -> int:
+    from evolora.apply import export
+
+    written = export(
+        Path(options["path"]), Path(options["to"]), merge=options["merge"], checkpoint=options["checkpoint"]
+    )
+    print(written)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

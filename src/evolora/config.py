@@ -1,0 +1,199 @@
+"""Every option of a run, validated: from the command line, a TOML file or Python."""
+
+import tomllib
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import tomli_w
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from evolora.errors import InputError
+
+
+def _option(default: Any, help_text: str, group: str, **limits: Any) -> Any:
+    return Field(default=default, description=help_text, json_schema_extra={"group": group}, **limits)
+
+
+_MODEL, _TASK, _EVOLUTION, _REFINER, _RUN = "base model and LoRA", "task and reward", "evolution", "refiner", "run"
+
+
+class RunConfig(BaseModel):
+    """The options of a run. Each field is an option of `evolora train` (`--name-with-dashes`), a key of `config.toml`
+    and an argument of `evolora.evolve`. docs/algorithms.md justifies the defaults.
+
+    >>> RunConfig(gens=5, pop=4).elites
+    2
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = _option("tiny-gpt2", "base model: tiny-gpt2 (bundled), a folder or a hub name", _MODEL)
+    device: str = _option("auto", "where to compute: auto, cpu, cuda, cuda:1, mps", _MODEL)
+    dtype: Literal["float32", "bfloat16", "float16"] = _option("float32", "precision of the base model", _MODEL)
+    threads: int = _option(0, "CPU threads; 0 chooses by the model's size", _MODEL, ge=0)
+    lora_r: int = _option(8, "rank of the LoRA adapters", _MODEL, ge=1)
+    lora_alpha: int = _option(16, "LoRA alpha: the adapter's output is scaled by alpha / r", _MODEL, ge=1)
+    lora_dropout: float = _option(0.05, "dropout on the adapters' input during refinement", _MODEL, ge=0, lt=1)
+    target_modules: list[str] | None = _option(
+        None, "modules to adapt; default c_attn and c_proj for GPT-2, PEFT's own for others", _MODEL
+    )
+    rslora: bool = _option(False, "scale the adapters by alpha / sqrt(r)", _MODEL)
+
+    task: str | None = _option(None, "bundled task: translate (default), arithmetic, sentiment, format", _TASK)
+    data: str | None = _option(
+        None, "JSONL or CSV file, or a folder of train/validation/test files, with a prompt column", _TASK
+    )
+    prompt: str | None = _option(None, "a single prompt to tune for", _TASK)
+    target: str | None = _option(None, "the target of --prompt", _TASK)
+    reward: str | None = _option(
+        None,
+        "similarity, exact, sentiment, json, path.py:function or package.module:function; default: the task's",
+        _TASK,
+    )
+    on_reward_error: Literal["stop", "skip"] = _option(
+        "stop", "when a reward raises or returns no number: stop, or count the completion as failed", _TASK
+    )
+    failed_reward: float = _option(0.0, "reward of a failed completion under --on-reward-error skip", _TASK)
+    max_new_tokens: int | None = _option(None, "longest completion in tokens; default from the targets", _TASK, ge=1)
+    temperature: float = _option(1.0, "sampling temperature of the rollouts", _TASK, gt=0)
+
+    gens: int = _option(20, "generations", _EVOLUTION, ge=1)
+    pop: int = _option(8, "individuals in the population", _EVOLUTION, ge=2)
+    elites: int = _option(2, "individuals carried over unchanged", _EVOLUTION, ge=1)
+    strategy: Literal["ga", "none"] = _option(
+        "ga", "how the next population is proposed; none is the refiner alone", _EVOLUTION
+    )
+    mutation: Literal["gaussian", "relative"] = _option(
+        "gaussian", "mutation: absolute scale, or relative to each tensor's magnitude", _EVOLUTION
+    )
+    mutation_scale: float = _option(
+        0.02, "standard deviation of the mutation (its start, when it adapts)", _EVOLUTION, gt=0
+    )
+    mutation_adapt: float = _option(
+        0.2, "log-normal self-adaptation of each individual's mutation scale; 0 keeps it fixed", _EVOLUTION, ge=0
+    )
+    mutation_rate: float = _option(
+        1.0, "share of the children of two parents that are mutated too", _EVOLUTION, ge=0, le=1
+    )
+    crossover: Literal["uniform", "module", "rank", "blend"] = _option(
+        "uniform", "how two parents are mixed", _EVOLUTION
+    )
+    crossover_rate: float = _option(0.5, "share of the children that have two parents", _EVOLUTION, ge=0, le=1)
+    selection: Literal["truncation", "tournament", "rank"] = _option("tournament", "how parents are chosen", _EVOLUTION)
+    eval_prompts: int = _option(32, "training prompts that measure the fitness of a generation", _EVOLUTION, ge=1)
+    accept: Literal["better", "always"] | None = _option(
+        None, "which refined individuals enter; default better, and always with --strategy none", _EVOLUTION
+    )
+    inheritance: Literal["lamarckian", "baldwinian"] = _option(
+        "lamarckian", "what enters: the refined genome, or only its fitness", _EVOLUTION
+    )
+
+    refiner: Literal["ppo", "none"] = _option("ppo", "how RL improves the best individuals", _REFINER)
+    refine: int | None = _option(
+        None, "how many of the best are refined; default as many as the elites", _REFINER, ge=1
+    )
+    lr: float = _option(1e-3, "learning rate of the refiner", _REFINER, gt=0)
+    critic_lr: float = _option(1e-2, "learning rate of the value head", _REFINER, gt=0)
+    critic_epochs: int = _option(8, "optimiser steps of the value head on each rollout", _REFINER, ge=1)
+    rl_steps: int = _option(1, "rollouts a refinement", _REFINER, ge=1)
+    rollout_prompts: int = _option(64, "prompts a rollout, for each refined individual", _REFINER, ge=1)
+    rollout_samples: int = _option(1, "sampled completions a prompt", _REFINER, ge=1)
+    epochs: int = _option(2, "passes over each rollout", _REFINER, ge=1)
+    minibatches: int = _option(1, "optimiser steps a pass", _REFINER, ge=1)
+    clip_range: float = _option(0.2, "clipping of the policy ratio", _REFINER, gt=0)
+    value_clip_range: float = _option(0.2, "clipping of the value's change", _REFINER, gt=0)
+    kl_weight: float = _option(0.02, "weight of the KL penalty against the base model, a token", _REFINER, ge=0)
+    kl_estimator: Literal["k1", "k3"] = _option("k1", "estimator of the KL penalty", _REFINER)
+    target_kl: float | None = _option(
+        0.1,
+        "stop an individual's refinement when its policy has moved this far from its rollout's; none never",
+        _REFINER,
+        gt=0,
+    )
+    discount: float = _option(1.0, "discount of rewards, a token", _REFINER, gt=0, le=1)
+    trace_decay: float = _option(0.95, "lambda of generalised advantage estimation", _REFINER, ge=0, le=1)
+    entropy_weight: float = _option(0.0, "weight of an entropy bonus", _REFINER, ge=0)
+    max_grad_norm: float = _option(1.0, "gradient clipping, for each individual", _REFINER, gt=0)
+
+    seed: int = _option(0, "seed of every random draw", _RUN, ge=0)
+    out: str | None = _option(None, "run folder; default runs/<task>-<time>", _RUN)
+    save_every: int = _option(5, "generations between checkpoints", _RUN, ge=1)
+    validation_prompts: int = _option(
+        64, "validation prompts that a generation's best is checked on; the finalists meet all", _RUN, ge=1
+    )
+    finalists: int = _option(4, "individuals that meet the whole validation split at the end", _RUN, ge=1)
+    budget_tokens: int | None = _option(
+        None, "stop after the generation that has generated this many tokens", _RUN, ge=1
+    )
+    rows_per_slice: int = _option(512, "rows that go through the model together; less needs less memory", _RUN, ge=1)
+    merge: bool = _option(False, "also write the winner merged into the base model", _RUN)
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> Self:
+        if self.strategy != "none" and self.elites >= self.pop:
+            raise ValueError(f"--elites {self.elites}: expected fewer than --pop {self.pop}")
+        if self.strategy != "none" and self.refine is not None and self.refine > self.pop:
+            raise ValueError(f"--refine {self.refine}: expected at most --pop {self.pop}")
+        if self.strategy == "none" and self.refiner == "none":
+            raise ValueError("--strategy none with --refiner none: expected at least one of them to change something")
+        if self.target is not None and self.prompt is None:
+            raise ValueError("--target: expected --prompt beside it")
+        chosen = [name for name in ("task", "data", "prompt") if getattr(self, name) is not None]
+        if len(chosen) > 1:
+            raise ValueError(f"--{chosen[0]} with --{chosen[1]}: expected one of them")
+        return self
+
+    @property
+    def refine_count(self) -> int:
+        """How many individuals are refined in a generation."""
+        if self.strategy == "none":
+            return 1
+        return self.elites if self.refine is None else self.refine
+
+    @property
+    def accept_rule(self) -> str:
+        """Which refined individuals enter."""
+        return self.accept or ("always" if self.strategy == "none" else "better")
+
+
+def make_config(options: dict[str, Any]) -> RunConfig:
+    """A validated configuration. Raises InputError, one sentence by the option's name, for the first fault."""
+    try:
+        return RunConfig(**options)
+    except ValidationError as error:
+        raise InputError(_sentence(error)) from None
+
+
+def _sentence(error: ValidationError) -> str:
+    fault = error.errors()[0]
+    if not fault["loc"]:
+        return str(fault["msg"]).removeprefix("Value error, ")
+    option = option_name(str(fault["loc"][0]))
+    if fault["type"] == "extra_forbidden":
+        return f"{option}: found an unknown option, expected one of those that 'evolora train --help' lists"
+    message = str(fault["msg"])
+    return f"{option} {fault['input']}: {message[0].lower()}{message[1:]}"
+
+
+def option_name(field: str) -> str:
+    """The option of a field.
+
+    >>> option_name("save_every")
+    '--save-every'
+    """
+    return "--" + field.replace("_", "-")
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """The options in a TOML file. Raises InputError when it is missing or malformed."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror}, expected a configuration file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not valid TOML: {error}") from None
+
+
+def config_toml(config: RunConfig) -> str:
+    """Every option as TOML; options without a value are left out, TOML having none for them."""
+    return tomli_w.dumps(config.model_dump(exclude_none=True))

@@ -1,0 +1,129 @@
+"""Fitness: the mean reward of an individual's greedy completions over a batch of prompts."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from evolora.population_model import PopulationModel
+from evolora.rewards import RewardScorer
+from evolora.rollout import decode_text, encode, end_tokens, generate
+from evolora.task import Example, columns_of
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """`fitness` [n], NaN for a failed individual; `rewards` [n, prompts], NaN where a completion has no score;
+    `completions`, a list of texts for each individual; the number of tokens generated."""
+
+    fitness: npt.NDArray[np.float64]
+    rewards: npt.NDArray[np.float64]
+    completions: list[list[str]]
+    tokens: int
+    failed: int = 0
+
+
+class Evaluator(Protocol):
+    """What turns genomes into fitness: here, or on other machines."""
+
+    def evaluate(self, genomes: Tensor, examples: Sequence[Example]) -> Evaluation:
+        """Fitness of `genomes` [n, genome_length] on `examples`; maximised."""
+        ...
+
+
+class LocalEvaluator:
+    """Evaluates the whole population in one `generate`, in slices of a fixed number of rows.
+
+    The slices depend on `rows_per_slice`, the number of individuals and the number of prompts only, so that the same
+    evaluation rounds the same way whenever it is made again.
+    """
+
+    def __init__(
+        self,
+        population_model: PopulationModel,
+        tokenizer: PreTrainedTokenizerBase,
+        scorer: RewardScorer,
+        *,
+        max_new_tokens: int,
+        rows_per_slice: int = 512,
+    ) -> None:
+        self.population_model = population_model
+        self.tokenizer = tokenizer
+        self.scorer = scorer
+        self.max_new_tokens = max_new_tokens
+        self.rows_per_slice = rows_per_slice
+
+    def evaluate(self, genomes: Tensor, examples: Sequence[Example]) -> Evaluation:
+        """Fitness of `genomes` [n, genome_length] on `examples`: each individual's mean reward over its scored
+        completions, greedily decoded; NaN when none has a score."""
+        n = genomes.shape[0]
+        texts: list[list[str]] = [[] for _ in range(n)]
+        token_ids: list[list[list[int]]] = [[] for _ in range(n)]
+        tokens = 0
+        for first in range(0, len(examples), self.rows_per_slice):
+            part = examples[first : first + self.rows_per_slice]
+            size = max(1, self.rows_per_slice // len(part))
+            for start in range(0, n, size):
+                rows = range(start, min(start + size, n))
+                written, ids, count = self._complete(genomes[rows.start : rows.stop], part)
+                tokens += count
+                for index, row in enumerate(rows):
+                    texts[row] += written[index * len(part) : (index + 1) * len(part)]
+                    token_ids[row] += ids[index * len(part) : (index + 1) * len(part)]
+        scores = self.scorer.score(
+            prompts=[example.prompt for _ in range(n) for example in examples],
+            completions=[text for row in texts for text in row],
+            columns=columns_of([example for _ in range(n) for example in examples]),
+            completion_ids=[ids for row in token_ids for ids in row],
+        )
+        rewards = scores.rewards.reshape(n, len(examples))
+        return Evaluation(mean_fitness(rewards), rewards, texts, tokens, int(scores.failed.sum()))
+
+    def _complete(self, genomes: Tensor, examples: Sequence[Example]) -> tuple[list[str], list[list[int]], int]:
+        model: PreTrainedModel = self.population_model.model
+        prompts = encode(self.tokenizer, [example.prompt for example in examples], model.device)
+        with torch.no_grad(), self.population_model.adapted(genomes.to(model.device)):
+            completions = generate(
+                model,
+                prompts.repeat(genomes.shape[0]),
+                max_new_tokens=self.max_new_tokens,
+                eos_token_ids=end_tokens(model, self.tokenizer),
+                pad_token_id=pad_token(self.tokenizer),
+            )
+        kept = [row[keep].tolist() for row, keep in zip(completions.ids.cpu(), completions.mask.cpu(), strict=True)]
+        return decode_text(self.tokenizer, completions), kept, completions.tokens
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills finished rows."""
+    return int(tokenizer.pad_token_id)
+
+
+def mean_fitness(rewards: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """The mean over scored completions of each row of [n, prompts]; NaN for a row without any."""
+    return np.array(
+        [math.fsum(row[~np.isnan(row)]) / n if (n := int((~np.isnan(row)).sum())) else math.nan for row in rewards]
+    )
+
+
+def bootstrap_interval(
+    rewards: npt.NDArray[np.float64], *, seed: int, level: float = 0.95, resamples: int = 10_000
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of a mean over prompts (Efron, 1979), from rewards [prompts].
+
+    >>> import numpy as np
+    >>> bootstrap_interval(np.ones(5), seed=0)
+    (1.0, 1.0)
+    """
+    scored = rewards[~np.isnan(rewards)]
+    if not len(scored):
+        return math.nan, math.nan
+    draws = np.random.default_rng(seed).integers(0, len(scored), (resamples, len(scored)))
+    low, high = np.quantile(scored[draws].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

@@ -1,0 +1,268 @@
+"""The loop: propose, evaluate, refine the best by RL, evaluate the refined, accept, tell."""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from evolora.errors import RewardError
+from evolora.evaluation import Evaluation, Evaluator
+from evolora.lineage import Lineage
+from evolora.operators import elites
+from evolora.population import Individual, Population
+from evolora.refiners import Refinement, Refiner
+from evolora.rng import keyed_generator
+from evolora.strategies import Strategy
+from evolora.task import Example, Task
+
+Floats = npt.NDArray[np.float64]
+
+# Completions of a generation's best that the lineage keeps for people to read.
+SAMPLES = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Options of the loop; names and defaults are those of `RunConfig`, where each is described."""
+
+    seed: int = 0
+    eval_prompts: int = 32
+    rollout_prompts: int = 64
+    refine: int = 2
+    accept: str = "better"
+    inheritance: str = "lamarckian"
+    validation_prompts: int = 64
+    finalists: int = 4
+
+
+@dataclass
+class Tokens:
+    """Tokens generated so far, by purpose."""
+
+    evaluation: int = 0
+    rollout: int = 0
+
+    @property
+    def total(self) -> int:
+        return self.evaluation + self.rollout
+
+
+@dataclass
+class Evolution:
+    """One run of the hybrid: strategy and refiner on one task. `step` makes one generation."""
+
+    strategy: Strategy
+    refiner: Refiner | None
+    evaluator: Evaluator
+    task: Task
+    lineage: Lineage
+    config: LoopConfig
+    generation: int = 0
+    tokens: Tokens = field(default_factory=Tokens)
+    # The best on validation so far, the base among them: the finalists.
+    hall_of_fame: Population | None = None
+    hall_fitness: list[float] = field(default_factory=list)
+
+    def step(self) -> dict[str, Any]:
+        """One generation. Returns its metrics, as docs/metrics.md defines them."""
+        start, tokens_before = time.perf_counter(), self.tokens.total
+        self.generation += 1
+        if self.hall_of_fame is None:
+            self._validate(self.strategy.ask().select([0]))
+        population = self.strategy.ask()
+        prompts = self._draw("evaluation", self.task.train, self.config.eval_prompts)
+        population, fitness, _ = self._measure(population, prompts, "population")
+        proposed = population
+        metrics: dict[str, Any] = {"generation": self.generation, "failed": int(np.isnan(fitness).sum())}
+        if self.refiner is not None:
+            population, fitness, refined = self._refine(population, fitness, prompts)
+            metrics.update(refined)
+        best = int(elites(torch.from_numpy(fitness), 1)[0])
+        validation = self._validate(population.select([best]))
+        self.strategy.tell(population, fitness)
+        seconds = time.perf_counter() - start
+        scales = [individual.mutation_scale for individual in proposed.individuals]
+        return metrics | {
+            "fitness.best": float(fitness[best]),
+            "fitness.mean": float(np.nanmean(fitness)),
+            "fitness.worst": float(np.nanmin(fitness)),
+            "validation": validation,
+            "validation.best": max(self.hall_fitness),
+            "best.id": population.individuals[best].id,
+            "best.operator": population.individuals[best].operator,
+            "mutation_scale": float(np.mean(scales)),
+            "tokens.evaluation": self.tokens.evaluation,
+            "tokens.rollout": self.tokens.rollout,
+            "time.seconds": seconds,
+            "time.tokens_per_second": (self.tokens.total - tokens_before) / seconds,
+        }
+
+    def _refine(
+        self, population: Population, fitness: Floats, prompts: Sequence[Example]
+    ) -> tuple[Population, Floats, dict[str, Any]]:
+        """Refine the best by RL and let in those that earn it: the population, its fitness and metrics."""
+        assert self.refiner is not None
+        rows = elites(torch.from_numpy(fitness), self.config.refine).tolist()
+        parents = population.select(rows)
+        # Acceptance is judged on `prompts`, so training keeps off them as far as there are others.
+        others = [example for example in self.task.train if example not in prompts] or self.task.train
+        training = self._draw("rollout", others, self.config.rollout_prompts)
+        refinement = self.refiner.refine(
+            parents.genomes, training, key=[(self.generation, parent.id) for parent in parents.individuals]
+        )
+        self.tokens.rollout += refinement.tokens
+        refined = Population(
+            refinement.genomes,
+            tuple(
+                replace(parent, id=self.strategy.new_id(), parents=(parent.id,), operator="ppo", born=self.generation)
+                for parent in parents.individuals
+            ),
+        )
+        refined, refined_fitness, _ = self._measure(refined, prompts, "refined")
+        accepted = (
+            ~np.isnan(refined_fitness)
+            if self.config.accept == "always"
+            else np.greater(refined_fitness, fitness[rows])  # false for NaN
+        )
+        genomes, individuals, fitness = population.genomes.clone(), list(population.individuals), fitness.copy()
+        for index, row in enumerate(rows):
+            if accepted[index]:
+                fitness[row] = refined_fitness[index]
+                if self.config.inheritance == "lamarckian":
+                    genomes[row], individuals[row] = refined.genomes[index], refined.individuals[index]
+        gains = refined_fitness - np.array([history_fitness(parent) for parent in parents.individuals])
+        return Population(genomes, tuple(individuals)), fitness, _refine_metrics(refinement, gains, accepted)
+
+    def finalists(self) -> Population:
+        """The candidates for the winner: the best on validation so far, and the best of the last generation."""
+        assert self.hall_of_fame is not None
+        known = {individual.id for individual in self.hall_of_fame.individuals}
+        last = self.strategy.ask()
+        fresh = [
+            row
+            for row, individual in enumerate(last.individuals)
+            if individual.id not in known and individual.history and not math.isnan(history_fitness(individual))
+        ]
+        return self.hall_of_fame.join(last.select(fresh)) if fresh else self.hall_of_fame
+
+    def choose_winner(self) -> tuple[Population, float]:
+        """The best finalist on the whole validation split, as a population of one, and its fitness there."""
+        candidates, fitness, _ = self._measure(self.finalists(), self.task.validation, "final")
+        best = int(elites(torch.from_numpy(fitness), 1)[0])
+        return candidates.select([best]), float(fitness[best])
+
+    def _measure(
+        self, population: Population, examples: Sequence[Example], stage: str
+    ) -> tuple[Population, Floats, Evaluation]:
+        """Evaluate and record: the population with its history, its fitness, and the evaluation.
+
+        Raises RewardError when nobody could be scored.
+        """
+        evaluation = self.evaluator.evaluate(population.genomes, examples)
+        self.tokens.evaluation += evaluation.tokens
+        fitness = evaluation.fitness
+        if np.isnan(fitness).all() and stage != "refined":
+            raise RewardError(f"generation {self.generation}: no individual has a fitness, the reward scored nothing")
+        if stage in ("population", "refined"):
+            population = Population(
+                population.genomes,
+                tuple(
+                    replace(individual, history=(*individual.history, (self.generation, float(value))))
+                    for individual, value in zip(population.individuals, fitness, strict=True)
+                ),
+            )
+        for genome, individual in zip(population.genomes, population.individuals, strict=True):
+            self.lineage.born(individual, genome)
+        self.lineage.measured(self.generation, stage, population.individuals, fitness)
+        if stage == "validation":
+            self.lineage.sampled(
+                self.generation,
+                population.individuals[0],
+                stage,
+                [example.prompt for example in examples[:SAMPLES]],
+                evaluation.completions[0][:SAMPLES],
+                evaluation.rewards[0][:SAMPLES],
+            )
+        return population, fitness, evaluation
+
+    def _validate(self, one: Population) -> float:
+        """Fitness of one individual on the fixed validation prompts; it enters the hall of fame if it is among the
+        best there."""
+        examples = self.task.validation[: self.config.validation_prompts]
+        one, fitness, _ = self._measure(one, examples, "validation")
+        value = float(fitness[0])
+        if self.hall_of_fame is None:
+            self.hall_of_fame, self.hall_fitness = one, [value]
+        elif one.individuals[0].id not in {individual.id for individual in self.hall_of_fame.individuals}:
+            hall, values = self.hall_of_fame.join(one), [*self.hall_fitness, value]
+            # Row 0 is the base, which stays: no winner may be worse than it.
+            rows = [0, *(1 + row for row in elites(torch.tensor(values[1:]), self.config.finalists).tolist())]
+            self.hall_of_fame, self.hall_fitness = hall.select(rows), [values[row] for row in rows]
+        return value
+
+    def _draw(self, purpose: str, examples: Sequence[Example], count: int) -> list[Example]:
+        """This generation's prompts for a purpose, without repetition; all of them when there are no more."""
+        order = torch.randperm(
+            len(examples), generator=keyed_generator(self.config.seed, f"{purpose} prompts", self.generation)
+        )
+        return [examples[index] for index in order[:count].tolist()]
+
+    def base(self) -> Individual:
+        """Individual 0, the untouched base model."""
+        assert self.hall_of_fame is not None
+        return self.hall_of_fame.individuals[0]
+
+    def best(self) -> Population:
+        """The best on validation so far, as a population of one."""
+        assert self.hall_of_fame is not None
+        return self.hall_of_fame.select([max(range(len(self.hall_fitness)), key=self.hall_fitness.__getitem__)])
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, as tensors and JSON values by name."""
+        assert self.hall_of_fame is not None
+        state: dict[str, Any] = {
+            "generation": self.generation,
+            "tokens.evaluation": self.tokens.evaluation,
+            "tokens.rollout": self.tokens.rollout,
+            "hall.fitness": self.hall_fitness,
+        }
+        state |= {f"hall.{name}": value for name, value in self.hall_of_fame.state_dict().items()}
+        state |= {f"strategy.{name}": value for name, value in self.strategy.state_dict().items()}
+        if self.refiner is not None:
+            state |= {f"refiner.{name}": value for name, value in self.refiner.state_dict().items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
+        self.generation = state["generation"]
+        self.tokens = Tokens(state["tokens.evaluation"], state["tokens.rollout"])
+        hall = _under("hall.", state)
+        self.hall_of_fame, self.hall_fitness = Population.from_state_dict(hall), list(hall["fitness"])
+        self.strategy.load_state_dict(_under("strategy.", state))
+        if self.refiner is not None:
+            self.refiner.load_state_dict(_under("refiner.", state))
+
+
+def history_fitness(individual: Individual) -> float:
+    """An individual's latest fitness."""
+    return individual.history[-1][1]
+
+
+def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def _refine_metrics(refinement: Refinement, gains: Floats, accepted: npt.NDArray[np.bool_]) -> dict[str, Any]:
+    names = refinement.stats[0]
+    means = {f"ppo.{name}": float(np.mean([stats[name] for stats in refinement.stats])) for name in names}
+    return {
+        "ppo.gain": float(np.nanmean(gains)) if not np.isnan(gains).all() else math.nan,
+        "ppo.accepted": int(accepted.sum()),
+        "ppo.refined": len(accepted),
+        **means,
+    }

@@ -1,0 +1,119 @@
+"""Mutation: noise on rows. Every row draws from its own generator, so a child does not depend on its siblings."""
+
+import math
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from evolora.genome import GenomeLayout
+
+Mutation = Callable[[Tensor, GenomeLayout, Tensor, Sequence[torch.Generator]], Tensor]
+"""(genomes [n, genome_length], layout, scales [n], one generator a row) -> the mutated rows, a new tensor."""
+
+
+def gaussian(
+    genomes: Tensor,
+    layout: GenomeLayout,
+    scales: Tensor,
+    generators: Sequence[torch.Generator],
+) -> Tensor:
+    """Each row plus its scale times standard normal noise, the same scale for every entry.
+
+    `genomes` is [n, genome_length], `scales` [n] with one generator a row; the result is [n, genome_length].
+    Raises ValueError when the shapes or the number of generators disagree.
+
+    >>> from evolora.genome import AdaptedModule
+    >>> layout = GenomeLayout((AdaptedModule("q", "q.A", "q.B", 3, 2, 1, 1.0, 0, 3),))
+    >>> child = gaussian(torch.zeros(1, 5), layout, torch.tensor([0.1]), [torch.Generator().manual_seed(0)])
+    >>> list(child.shape), bool((child != 0).all())
+    ([1, 5], True)
+    """
+    _check(genomes, layout, scales, generators)
+    return genomes + scales.to(genomes)[:, None] * _normal(genomes, generators)
+
+
+def relative_gaussian(
+    genomes: Tensor,
+    layout: GenomeLayout,
+    scales: Tensor,
+    generators: Sequence[torch.Generator],
+    *,
+    floor: float = 0.25,
+) -> Tensor:
+    """Each row plus normal noise proportional to the root mean square (RMS) of the LoRA tensor it falls on.
+
+    A scale of 0.1 changes every factor by about a tenth of its magnitude, whatever the layer's width. Two magnitudes
+    would leave the search stuck: a fresh B is zero, and noise relative to zero is none. So the magnitude is never taken
+    below `floor` times 1 / sqrt(3 * in_features), the RMS that PEFT gives a fresh A (kaiming_uniform with a = sqrt(5)).
+    At the default of a quarter B sets out at a quarter of A's pace, and keeps its own pace once it has grown past that.
+
+    Shapes and errors as in `gaussian`.
+
+    >>> from evolora.genome import AdaptedModule
+    >>> layout = GenomeLayout((AdaptedModule("q", "q.A", "q.B", 3, 2, 1, 1.0, 0, 3),))
+    >>> fresh = torch.tensor([[3.0, 3.0, 3.0, 0.0, 0.0]])
+    >>> child = relative_gaussian(fresh, layout, torch.tensor([0.1]), [torch.Generator().manual_seed(0)])
+    >>> bool((child != fresh).all())
+    True
+    """
+    _check(genomes, layout, scales, generators)
+    noise = _normal(genomes, generators)
+    for (module, a, b), (_, noise_a, noise_b) in zip(layout.factors(genomes), layout.factors(noise), strict=True):
+        least = floor * (3 * module.in_features) ** -0.5
+        for row in range(len(genomes)):  # row by row: a batched reduction may round by the number of siblings
+            noise_a[row] *= max(_rms(a[row]), least)
+            noise_b[row] *= max(_rms(b[row]), least)
+    return genomes + scales.to(genomes)[:, None] * noise
+
+
+def self_adapt(
+    scales: Tensor,
+    generators: Sequence[torch.Generator],
+    *,
+    lower: float,
+    upper: float,
+    learning_rate: float = 0.2,
+) -> Tensor:
+    """Each row's step size times a log-normal factor, exp(learning_rate * N(0, 1)), kept within [lower, upper].
+
+    Log-normal self-adaptation (Schwefel, 1981; Beyer and Schwefel, 2002, "Evolution strategies: a comprehensive
+    introduction"). The textbook rate 1 / sqrt(2 * genome_length) is below 0.002 for a LoRA genome: runs of tens of
+    generations would never see a step change. At 0.2 two steps in three stay within a fifth of their parent's.
+
+    `scales` is [n] with one generator a row, its own and not the one that `gaussian` gets: a step and its noise must be
+    independent draws. Raises ValueError when the number of generators differs or the bounds are not 0 < lower <= upper.
+
+    >>> generators = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    >>> steps = self_adapt(torch.tensor([0.01, 5.0]), generators, lower=0.001, upper=0.5)
+    >>> steps[0].item() != 0.01, steps[1].item()
+    (True, 0.5)
+    """
+    if not 0 < lower <= upper:
+        raise ValueError(f"step-size bounds must be 0 < lower <= upper, found {lower} and {upper}")
+    if scales.ndim != 1 or len(generators) != len(scales):
+        raise ValueError(f"scales must be [{len(generators)}], one a generator, found {list(scales.shape)}")
+    factors = torch.exp(learning_rate * _normal(scales[:, None], generators)[:, 0])
+    return (scales * factors).clamp(lower, upper)
+
+
+def _check(genomes: Tensor, layout: GenomeLayout, scales: Tensor, generators: Sequence[torch.Generator]) -> None:
+    layout.check(genomes)
+    if scales.shape != (len(genomes),) or len(generators) != len(genomes):
+        raise ValueError(
+            f"{len(genomes)} genomes need as many scales and generators, "
+            f"found scales {list(scales.shape)} and {len(generators)} generators"
+        )
+
+
+def _normal(rows: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+    """Standard normal noise of the rows' shape, each row from its generator, drawn where the generator lives."""
+    noise = torch.empty_like(rows)
+    for row, generator in zip(noise, generators, strict=True):
+        row.copy_(torch.randn(row.shape, generator=generator, device=generator.device, dtype=rows.dtype))
+    return noise
+
+
+def _rms(values: Tensor) -> float:
+    # float64: the sum's rounding by thread count then vanishes when the noise is rounded to the genome's float32
+    return float(torch.linalg.vector_norm(values, dtype=torch.float64)) / math.sqrt(values.numel())

@@ -1,0 +1,71 @@
+"""The population: a matrix of genomes and who they are."""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Individual:
+    """Who a genome is: its id, its parents' ids, the operator that made it, the generation it was born in, its own
+    mutation scale, and its fitness history as (generation, fitness) pairs."""
+
+    id: int
+    parents: tuple[int, ...]
+    operator: str
+    born: int
+    mutation_scale: float
+    history: tuple[tuple[int, float], ...] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "Individual":
+        """An individual from `dataclasses.asdict`, also after a round trip through JSON."""
+        history = tuple((int(generation), float(fitness)) for generation, fitness in values["history"])
+        return cls(**{**values, "parents": tuple(values["parents"]), "history": history})
+
+
+@dataclass(frozen=True)
+class Population:
+    """`genomes`, float32 [individuals, genome_length], and the individuals, row by row.
+
+    >>> import torch
+    >>> founder = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=0.02)
+    >>> population = Population(torch.zeros(1, 8), (founder,))
+    >>> len(population)
+    1
+    """
+
+    genomes: Tensor
+    individuals: tuple[Individual, ...]
+
+    def __post_init__(self) -> None:
+        if self.genomes.ndim != 2 or self.genomes.shape[0] != len(self.individuals):
+            raise ValueError(f"{len(self.individuals)} individuals with genomes of shape {list(self.genomes.shape)}")
+
+    def __len__(self) -> int:
+        return len(self.individuals)
+
+    def select(self, rows: Sequence[int]) -> "Population":
+        """The individuals at `rows`, in that order."""
+        return Population(self.genomes[list(rows)], tuple(self.individuals[row] for row in rows))
+
+    def join(self, other: "Population") -> "Population":
+        """Both populations, one after the other."""
+        return Population(torch.cat([self.genomes, other.genomes]), self.individuals + other.individuals)
+
+    def state_dict(self) -> dict[str, Any]:
+        """`genomes` as a tensor and `individuals` as JSON can hold them."""
+        return {"genomes": self.genomes, "individuals": [asdict(individual) for individual in self.individuals]}
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Any]) -> "Population":
+        return cls(state["genomes"], tuple(Individual.from_dict(values) for values in state["individuals"]))
+
+
+def genome_sha256(genome: Tensor) -> str:
+    """The checksum that names a genome: SHA-256 of its float32 values, little-endian."""
+    return hashlib.sha256(genome.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()).hexdigest()

@@ -1,0 +1,345 @@
+"""A run from its options to its folder: set-up, the loop with its checkpoints, the winner, the test."""
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from types import FrameType
+from typing import Any, TypeVar
+
+from evolora.assembly import Parts, assemble
+from evolora.checkpoint import (
+    checkpoint_folder,
+    newest_checkpoint,
+    read_state,
+    seal,
+    temporary_folder,
+    write_folder,
+    write_state,
+    write_text,
+)
+from evolora.config import RunConfig, config_toml, make_config, read_config
+from evolora.errors import InputError
+from evolora.evaluation import Evaluation, bootstrap_interval
+from evolora.evolution import Evolution, LoopConfig
+from evolora.export import export_adapter, export_merged, model_card, save_adapter
+from evolora.lineage import Lineage
+from evolora.model import BUNDLED_MODEL
+from evolora.population import genome_sha256
+from evolora.refiners import PPOConfig, PPORefiner
+from evolora.rewards import Reward, reward_name
+from evolora.rng import keyed_seed
+from evolora.strategies import GAConfig, GeneticAlgorithm, RefinerAlone, Strategy
+from evolora.task import Task
+from evolora.tracking import MetricsLog, Silence, View
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended a run after its checkpoint was written; `folder` is the run to resume."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: its folder, `summary.json` as a dictionary, and its metrics, one dictionary a generation."""
+
+    folder: Path
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+
+    @property
+    def adapter(self) -> Path:
+        """The winner's folder: an ordinary PEFT adapter with tokenizer and model card."""
+        return self.folder / "best"
+
+    @property
+    def merged(self) -> Path | None:
+        """The folder of the merged model, if one was asked for."""
+        return self.folder / "merged" if (self.folder / "merged").is_dir() else None
+
+
+def evolve(
+    *,
+    reward: Reward | str | None = None,
+    data: str | os.PathLike[str] | Sequence[Mapping[str, Any]] | None = None,
+    view: View | None = None,
+    **options: Any,
+) -> Result:
+    """Evolve and reinforce LoRA adapters, and return the winner.
+
+    `reward` is a function with TRL's signature or the name of one; `data` a file, a folder, or a list of rows, each
+    with a `prompt` and any further columns, which the reward gets by name. All other options are those of `RunConfig`.
+
+    Raises InputError for bad options before any work, RewardError when the reward fails, `Interrupted` after Ctrl-C.
+
+    >>> import tempfile
+    >>> result = evolve(task="arithmetic", gens=1, pop=2, elites=1, refiner="none", out=tempfile.mkdtemp() + "/run")
+    >>> sorted(result.summary["winner"])
+    ['genome_sha256', 'id', 'operator', 'test', 'validation']
+    """
+    function = reward if callable(reward) else None
+    named = reward_name(function) if function is not None else reward
+    rows = None if data is None or isinstance(data, (str, os.PathLike)) else [dict(row) for row in data]
+    if data is not None:
+        options["data"] = str(data) if rows is None else "data.jsonl"
+    config = make_config({**options, "reward": named})
+    return start(config, reward=function, rows=rows, view=view)
+
+
+def start(
+    config: RunConfig,
+    *,
+    reward: Reward | None = None,
+    rows: list[dict[str, Any]] | None = None,
+    view: View | None = None,
+) -> Result:
+    """Start a run in a new folder."""
+    folder = Path(config.out or _default_folder(config)).absolute()
+    if (folder / "config.toml").exists():
+        raise InputError(f"--out {folder}: holds a run already, resume it with 'evolora resume {folder}'")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder}: found a file, expected a folder")
+    if rows is not None:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_text(folder / "data.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        config = config.model_copy(update={"data": str(folder / "data.jsonl")})
+    parts = assemble(_located(config, folder), reward, view or Silence())
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "checkpoints").mkdir(exist_ok=True)
+    write_text(folder / "config.toml", config_toml(parts.config))
+    return _run(folder, parts)
+
+
+def resume(
+    folder: Path, *, reward: Reward | None = None, view: View | None = None, options: Mapping[str, Any] | None = None
+) -> Result:
+    """Continue a run from its newest whole checkpoint, to the same bits as if it had never stopped.
+
+    `options` may give a new `gens`, `budget_tokens`, `save_every` or `merge`. A run that was given its reward as a
+    Python function needs that function again.
+    """
+    folder = folder.absolute()
+    if not (folder / "config.toml").is_file():
+        raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
+    config = make_config({**read_config(folder / "config.toml"), **(options or {}), "out": str(folder)})
+    finished = folder / "summary.json"
+    if finished.exists():
+        summary = json.loads(finished.read_text(encoding="utf-8"))
+        if summary["generations"] >= config.gens or _spent(config, sum(summary["tokens"].values())):
+            return Result(folder, summary, MetricsLog(folder / "metrics.jsonl").read())
+    parts = assemble(config, reward, view or Silence())
+    write_text(folder / "config.toml", config_toml(parts.config))
+    return _run(folder, parts)
+
+
+def _run(folder: Path, parts: Parts) -> Result:
+    config = parts.config
+    metrics, lineage = MetricsLog(folder / "metrics.jsonl"), Lineage(folder / "lineage.sqlite")
+    evolution = _evolution(parts, lineage)
+    seconds_before = _restore(folder, parts, evolution)
+    metrics.rewind(evolution.generation)
+    lineage.rewind(evolution.generation if evolution.generation else -1)
+    began = time.perf_counter()
+
+    def seconds() -> float:
+        return seconds_before + time.perf_counter() - began
+
+    parts.view.say(f"run folder: {folder}")
+    try:
+        with _interruptible(parts.view) as interrupted:
+            while evolution.generation < config.gens and not _spent(config, evolution.tokens.total):
+                measured = evolution.step()
+                lineage.commit()
+                metrics.append({**measured, "time.total": seconds()})
+                parts.view.generation(measured, config.gens)
+                over = evolution.generation == config.gens or _spent(config, evolution.tokens.total)
+                if over or interrupted() or evolution.generation % config.save_every == 0:
+                    _checkpoint(folder, parts, evolution, seconds())
+                if interrupted():
+                    raise KeyboardInterrupt
+        summary = _finish(folder, parts, evolution, lineage, seconds)
+    except KeyboardInterrupt as interrupt:
+        raise Interrupted(folder) from interrupt
+    finally:
+        parts.view.close()
+        lineage.close()
+    return Result(folder, summary, metrics.read())
+
+
+def _evolution(parts: Parts, lineage: Lineage) -> Evolution:
+    config = parts.config
+    strategy: Strategy
+    if config.strategy == "none":
+        strategy = RefinerAlone(parts.founder)
+    else:
+        strategy = GeneticAlgorithm(parts.founder, parts.layout, _part(GAConfig, config), seed=config.seed)
+    refiner = None
+    if config.refiner == "ppo":
+        refiner = PPORefiner(
+            parts.population_model, parts.base.tokenizer, parts.scorer, _part(PPOConfig, config), seed=config.seed
+        )
+    return Evolution(
+        strategy=strategy,
+        refiner=refiner,
+        evaluator=parts.evaluator,
+        task=parts.task,
+        lineage=lineage,
+        config=_part(LoopConfig, config),
+    )
+
+
+Part = TypeVar("Part", GAConfig, PPOConfig, LoopConfig)
+
+
+def _part(kind: type[Part], config: RunConfig) -> Part:
+    """A part's options, which have the same names as the run's."""
+    return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})
+
+
+def _checkpoint(folder: Path, parts: Parts, evolution: Evolution, seconds: float) -> None:
+    target = checkpoint_folder(folder, evolution.generation)
+    temporary = temporary_folder(target)
+    save_adapter(temporary, parts.base, parts.lora, parts.layout, evolution.best().genomes[0])
+    state = {**evolution.state_dict(), "seconds": seconds, "task_sha256": _task_sha256(parts.task)}
+    write_state(temporary, state)
+    seal(temporary)
+    write_folder(target, temporary)
+
+
+def _restore(folder: Path, parts: Parts, evolution: Evolution) -> float:
+    """Take up the newest whole checkpoint, if there is one: the seconds that the run had taken."""
+    newest, faults = newest_checkpoint(folder)
+    for fault in faults:
+        parts.view.say(f"passed over: {fault}")
+    if newest is None:
+        return 0.0
+    state = read_state(newest)
+    if state["task_sha256"] != _task_sha256(parts.task):
+        raise InputError(f"{newest}: the data has changed since this checkpoint, expected the same prompts and columns")
+    evolution.load_state_dict(state)
+    parts.view.say(f"resumed after generation {evolution.generation} from {newest}")
+    return float(state["seconds"])
+
+
+def _finish(
+    folder: Path, parts: Parts, evolution: Evolution, lineage: Lineage, seconds: Callable[[], float]
+) -> dict[str, Any]:
+    """Choose the winner on validation, score base and winner once on the test split, export, sum up."""
+    config = parts.config
+    winner, validation = evolution.choose_winner()
+    base = evolution.base()
+    individual, genome = winner.individuals[0], winner.genomes[0]
+    base_test = parts.evaluator.evaluate(parts.founder[None], parts.task.test)
+    winner_test = parts.evaluator.evaluate(winner.genomes, parts.task.test)
+    for row, evaluation in ((base, base_test), (individual, winner_test)):
+        lineage.measured(evolution.generation, "test", [row], evaluation.fitness)
+        lineage.sampled(
+            evolution.generation,
+            row,
+            "test",
+            [example.prompt for example in parts.task.test],
+            evaluation.completions[0],
+            evaluation.rewards[0],
+        )
+    lineage.commit()
+    evaluation_tokens = evolution.tokens.evaluation + base_test.tokens + winner_test.tokens
+    summary = {
+        "version": importlib.metadata.version("evolora"),
+        "seed": config.seed,
+        "model": config.model,
+        "task": parts.task.name,
+        "held_out": parts.task.held_out,
+        "test_prompts": len(parts.task.test),
+        "generations": evolution.generation,
+        "seconds": seconds(),
+        "tokens": {"evaluation": evaluation_tokens, "rollout": evolution.tokens.rollout},
+        "base": {"test": _test_figures(base_test, config.seed)},
+        "winner": {
+            "id": individual.id,
+            "operator": individual.operator,
+            "genome_sha256": genome_sha256(genome),
+            "validation": validation,
+            "test": _test_figures(winner_test, config.seed),
+        },
+    }
+    examples = list(
+        zip(
+            (example.prompt for example in parts.task.test[:5]),
+            winner_test.completions[0],
+            map(float, winner_test.rewards[0]),
+            strict=False,
+        )
+    )
+    card = model_card(summary, reward=parts.scorer.name, max_new_tokens=parts.max_new_tokens, examples=examples)
+    export_adapter(folder / "best", parts.base, parts.lora, parts.layout, genome, card)
+    if config.merge:
+        export_merged(folder / "merged", parts.base, parts.lora, parts.layout.to_state_dict(genome))
+    summary["seconds"] = seconds()
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _test_figures(evaluation: Evaluation, seed: int) -> dict[str, Any]:
+    low, high = bootstrap_interval(evaluation.rewards[0], seed=keyed_seed(seed, "bootstrap"))
+    return {"reward": float(evaluation.fitness[0]), "ci95": [low, high]}
+
+
+def _spent(config: RunConfig, tokens: int) -> bool:
+    return config.budget_tokens is not None and tokens >= config.budget_tokens
+
+
+def _task_sha256(task: Task) -> str:
+    splits = [
+        [[example.prompt, example.columns] for example in split] for split in (task.train, task.validation, task.test)
+    ]
+    return hashlib.sha256(json.dumps(splits, sort_keys=True, default=str).encode()).hexdigest()
+
+
+def _default_folder(config: RunConfig) -> Path:
+    name = config.task or (Path(config.data).stem if config.data else "prompt" if config.prompt else "translate")
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _located(config: RunConfig, folder: Path) -> RunConfig:
+    """Paths made absolute: a run can be resumed from any folder."""
+    update: dict[str, Any] = {"out": str(folder)}
+    if config.data is not None:
+        update["data"] = str(Path(config.data).absolute())
+    if config.reward is not None and ".py:" in config.reward:
+        path, function = config.reward.rsplit(":", 1)
+        update["reward"] = f"{Path(path).absolute()}:{function}"
+    if config.model != BUNDLED_MODEL and Path(config.model).is_dir():
+        update["model"] = str(Path(config.model).absolute())
+    return config.model_copy(update=update)
+
+
+@contextmanager
+def _interruptible(view: View) -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C only asks the run to end after its generation; a second one ends it at once."""
+    asked = False
+
+    def ask(_: int, __: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        view.say("Interrupted: finishing this generation and its checkpoint; Ctrl-C again stops at once.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)

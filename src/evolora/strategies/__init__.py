@@ -1,0 +1,7 @@
+"""Strategies: how the next population is proposed, behind ask and tell."""
+
+from evolora.strategies.base import State, Strategy
+from evolora.strategies.ga import GAConfig, GeneticAlgorithm
+from evolora.strategies.none import RefinerAlone
+
+__all__ = ["GAConfig", "GeneticAlgorithm", "RefinerAlone", "State", "Strategy"]

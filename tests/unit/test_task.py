@@ -1,0 +1,356 @@
+import codecs
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evolora.errors import InputError
+from evolora.rewards import BUILTIN_REWARDS, check_signature
+from evolora.task import BUNDLED_TASKS, SPLITS, Example, Task, bundled_task, columns_of, load_task, split_by_prompt
+
+Write = Callable[[str, object], Path]
+
+
+def load(
+    task: str | None = None,
+    data: Path | str | None = None,
+    prompt: str | None = None,
+    target: str | None = None,
+    reward: str | None = None,
+    seed: int = 0,
+    validation_share: float = 0.15,
+    test_share: float = 0.15,
+) -> Task:
+    return load_task(
+        task=task,
+        data=data,
+        prompt=prompt,
+        target=target,
+        reward=reward,
+        seed=seed,
+        validation_share=validation_share,
+        test_share=test_share,
+    )
+
+
+def jsonl(*rows: object) -> str:
+    return "".join(json.dumps(row) + "\n" for row in rows)
+
+
+def pairs(count: int, **more: object) -> list[dict[str, object]]:
+    return [{"prompt": f"p{i}", "target": f"t{i}", **more} for i in range(count)]
+
+
+def write(folder: Path, name: str, content: str | bytes) -> Path:
+    path = folder / name
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    return path
+
+
+def prompts(examples: tuple[Example, ...]) -> set[str]:
+    return {example.prompt for example in examples}
+
+
+def refusal(**options: object) -> str:
+    """The message of the InputError, checked to be one sentence."""
+    with pytest.raises(InputError) as caught:
+        load(**options)  # type: ignore[arg-type]
+    message = str(caught.value)
+    assert message.endswith(".") and "\n" not in message and ". " not in message
+    assert "expected" in message
+    return message
+
+
+# --- options ---------------------------------------------------------------------------------------------------
+
+
+def test_prompt_and_target_are_a_task_that_is_not_held_out() -> None:
+    task = load(prompt="Say hello:", target="bonjour")
+    assert task.train == task.validation == task.test == (Example("Say hello:", {"target": "bonjour"}),)
+    assert (task.name, task.reward, task.columns, task.held_out) == ("prompt", "similarity", ("target",), False)
+
+
+def test_prompt_alone_needs_a_reward() -> None:
+    assert "--reward" in refusal(prompt="Say hello:")
+    task = load(prompt="Say hello:", reward="sentiment")
+    assert task.reward == "sentiment" and task.columns == () and task.test[0].columns == {}
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ({"task": "translate", "data": "x.jsonl"}, ("--task", "--data")),
+        ({"task": "translate", "prompt": "p"}, ("--task", "--prompt")),
+        ({"data": "x.jsonl", "prompt": "p"}, ("--data", "--prompt")),
+        ({"target": "t"}, ("--target", "--prompt")),
+        ({"target": "t", "task": "translate"}, ("--target", "--task")),
+        ({"target": "t", "data": "x.jsonl"}, ("--target", "--data")),
+        ({"prompt": ""}, ("--prompt", "''")),
+        ({"prompt": " \n"}, ("--prompt", "blank")),
+        ({"prompt": "\udc80", "target": "t"}, ("--prompt", "UTF-8")),
+        ({"prompt": "p", "target": "t", "validation_share": 0.0}, ("validation_share", "0.0")),
+        ({"prompt": "p", "target": "t", "validation_share": 0.5, "test_share": 0.5}, ("test_share", "below 1")),
+        ({"prompt": "p", "target": "t", "test_share": float("nan")}, ("test_share", "nan")),
+        ({"task": "chess"}, ("--task", "'chess'", *BUNDLED_TASKS)),
+    ],
+)
+def test_options_in_conflict_are_refused_by_name(options: dict[str, object], named: tuple[str, ...]) -> None:
+    message = refusal(**options)
+    assert all(name in message for name in named), message
+
+
+# --- good data -------------------------------------------------------------------------------------------------
+
+
+def test_jsonl_and_csv_of_the_same_rows_are_the_same_task(tmp_path: Path) -> None:
+    rows = [{"prompt": f'say "{i}", please', "target": f"é{i}\nx", "hint": f"h{i}"} for i in range(10)]
+    quoted = "".join(",".join('"' + str(row[name]).replace('"', '""') + '"' for name in row) + "\r\n" for row in rows)
+    left = load(data=write(tmp_path, "data.jsonl", jsonl(*rows)))
+    right = load(data=write(tmp_path, "data.csv", "prompt,target,hint\r\n" + quoted))
+    assert left == right
+    assert left.columns == ("target", "hint") and left.name == "data" and left.reward == "similarity"
+    assert {e.prompt: e.columns for e in (*left.train, *left.validation, *left.test)} == {
+        row["prompt"]: {"target": row["target"], "hint": row["hint"]} for row in rows
+    }
+
+
+def test_jsonl_values_keep_their_types(tmp_path: Path) -> None:
+    path = write(tmp_path, "d.jsonl", jsonl(*pairs(2, info={"a": [1, None, True]})))
+    assert load(data=path).train[0].columns["info"] == {"a": [1, None, True]}
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "DATA.CSV"])
+def test_a_byte_order_mark_and_blank_lines_are_passed_over(tmp_path: Path, name: str) -> None:
+    body = "prompt,target\r\np0,t0\r\n\r\np1,t1\r\n" if name.endswith("CSV") else "\n\n".join(map(json.dumps, pairs(2)))
+    task = load(data=str(write(tmp_path, name, codecs.BOM_UTF8 + body.encode())))
+    assert task.train == tuple(Example(f"p{i}", {"target": f"t{i}"}) for i in range(2))
+
+
+def test_a_split_column_decides_and_is_not_handed_on(tmp_path: Path) -> None:
+    named = ["train", "test", "train", "validation", "train"]
+    rows = [{**pair, "split": split} for pair, split in zip(pairs(5), named, strict=True)]
+    for seed in range(3):
+        task = load(data=write(tmp_path, "d.jsonl", jsonl(*rows)), seed=seed)
+        assert [e.prompt for e in task.train] == ["p0", "p2", "p4"]
+        assert [e.prompt for e in task.validation] == ["p3"] and [e.prompt for e in task.test] == ["p1"]
+        assert task.columns == ("target",) and task.held_out
+
+
+def test_named_splits_that_share_a_prompt_are_not_held_out(tmp_path: Path) -> None:
+    rows = [{"prompt": p, "target": "t", "split": s} for p, s in (("a", "train"), ("b", "validation"), ("b", "test"))]
+    assert not load(data=write(tmp_path, "d.jsonl", jsonl(*rows))).held_out
+
+
+def test_a_folder_of_splits(tmp_path: Path) -> None:
+    write(tmp_path, "train.jsonl", jsonl(*pairs(2)))
+    write(tmp_path, "validation.csv", "prompt,target\nv,w\n")
+    write(tmp_path, "test.jsonl", jsonl({"target": "y", "prompt": "x"}))
+    task = load(data=tmp_path)
+    assert [e.prompt for e in task.train] == ["p0", "p1"]
+    assert task.validation == (Example("v", {"target": "w"}),) and task.test == (Example("x", {"target": "y"}),)
+    assert task.held_out and task.name == tmp_path.name
+
+
+def test_data_without_a_target_needs_a_reward(tmp_path: Path) -> None:
+    path = write(tmp_path, "d.jsonl", jsonl(*({"prompt": f"p{i}", "topic": "x"} for i in range(5))))
+    message = refusal(data=path)
+    assert str(path) in message and "'target'" in message and "'topic'" in message and "--reward" in message
+    assert load(data=path, reward="sentiment").reward == "sentiment"
+
+
+def test_too_few_prompts_make_three_equal_splits(tmp_path: Path) -> None:
+    rows = [*pairs(2), *pairs(2)]
+    task = load(data=write(tmp_path, "d.jsonl", jsonl(*rows)))
+    assert task.train == task.validation == task.test and len(task.train) == 4 and not task.held_out
+    task = load(data=write(tmp_path, "d.jsonl", jsonl(*rows, {"prompt": "p2", "target": "t2"})))
+    assert task.held_out and {len(task.validation), len(task.test)} <= {1, 2}
+
+
+def test_columns_of_keeps_the_order_of_examples() -> None:
+    examples = [Example("a", {"target": "A", "n": 1}), Example("b", {"n": 2, "target": "B"})]
+    assert columns_of(examples) == {"target": ["A", "B"], "n": [1, 2]}
+    assert columns_of([]) == {}
+
+
+# --- the splitter ----------------------------------------------------------------------------------------------
+
+shares = st.floats(0.01, 0.49)
+
+
+@given(st.lists(st.text(), min_size=3), st.integers(0, 2**63), shares, shares, st.randoms(use_true_random=False))
+def test_the_split_is_a_function_of_the_set_of_prompts(
+    texts: list[str], seed: int, validation_share: float, test_share: float, random: object
+) -> None:
+    def split(of: list[str]) -> dict[str, str] | None:
+        return split_by_prompt(of, seed=seed, validation_share=validation_share, test_share=test_share)
+
+    texts = [text.encode(errors="replace").decode() for text in texts]
+    found = split(texts)
+    count = len(set(texts))
+    if count < 3:
+        assert found is None
+        return
+    assert found is not None and found.keys() == set(texts)
+    sizes = {name: list(found.values()).count(name) for name in SPLITS}
+    assert sum(sizes.values()) == count and min(sizes.values()) >= 1
+    assert abs(sizes["test"] - test_share * count) <= 1
+    assert abs(sizes["validation"] - validation_share * count) <= 1
+    shuffled = texts + texts[:2]
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    assert split(shuffled) == found
+
+
+def test_the_split_depends_on_the_seed_and_survives_a_new_prompt() -> None:
+    texts = [f"p{i}" for i in range(200)]
+
+    def split(of: list[str], seed: int) -> dict[str, str]:
+        found = split_by_prompt(of, seed=seed, validation_share=0.15, test_share=0.15)
+        assert found is not None
+        return found
+
+    first = split(texts, 0)
+    assert sum(first[text] != split(texts, 1)[text] for text in texts) > 40
+    assert sum(first[text] != split([*texts, "new"], 0)[text] for text in texts) <= 2
+    assert list(first.values()).count("test") == list(first.values()).count("validation") == 30
+
+
+@given(st.lists(st.sampled_from("abcdefgh"), min_size=1, max_size=30), st.integers(0, 10))
+def test_loaded_splits_share_no_prompt_and_lose_no_row(
+    tmp_path_factory: pytest.TempPathFactory, letters: list[str], seed: int
+) -> None:
+    rows = [{"prompt": letter, "target": str(i)} for i, letter in enumerate(letters)]
+    task = load(data=write(tmp_path_factory.mktemp("data"), "d.jsonl", jsonl(*rows)), seed=seed)
+    if len(set(letters)) < 3:
+        assert not task.held_out and len(task.train) == len(task.validation) == len(task.test) == len(rows)
+        return
+    splits = [task.train, task.validation, task.test]
+    assert task.held_out and all(splits)
+    assert sum(len(prompts(split)) for split in splits) == len(set(letters))
+    everything = [example for split in splits for example in split]
+    assert {str(e.columns["target"]): e.prompt for e in everything} == {str(i): x for i, x in enumerate(letters)}
+    assert len(everything) == len(rows)
+    for split in splits:  # rows stay in the order of the file
+        order = [int(str(e.columns["target"])) for e in split]
+        assert order == sorted(order)
+
+
+# --- bad data --------------------------------------------------------------------------------------------------
+
+GOOD = '{"prompt": "a", "target": "b"}\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "place", "found"),
+    [
+        ("d.txt", "a,b\n", "d.txt", "'.txt'"),
+        ("d", "a,b\n", "d", "''"),
+        ("d.jsonl", "", "d.jsonl", "no rows"),
+        ("d.jsonl", "\n \n", "d.jsonl", "no rows"),
+        ("d.csv", "", "d.csv", "no rows"),
+        ("d.csv", "prompt,target\n", "d.csv", "no rows"),
+        ("d.jsonl", GOOD + '{"prompt": "a"\n', "d.jsonl line 2", "column"),
+        ("d.jsonl", GOOD + "\n{'prompt': 'a'}\n", "d.jsonl line 3", "not JSON"),
+        ("d.jsonl", GOOD + '{"prompt": "a", "target": NaN}\n', "d.jsonl line 2", "NaN"),
+        ("d.jsonl", GOOD + "[" * 100_000 + "\n", "d.jsonl line 2", "not JSON"),
+        ("d.jsonl", GOOD + '["a", "b"]\n', "d.jsonl line 2", "['a', 'b']"),
+        ("d.jsonl", GOOD + "null\n", "d.jsonl line 2", "None"),
+        ("d.jsonl", '{"text": "a"}\n', "d.jsonl line 1", "'prompt' but 'text'"),
+        ("d.jsonl", "{}\n", "d.jsonl line 1", "'prompt' but no other columns"),
+        ("d.jsonl", GOOD + '{"prompt": "", "target": "b"}\n', "d.jsonl line 2", "''"),
+        ("d.jsonl", GOOD + '{"prompt": 3, "target": "b"}\n', "d.jsonl line 2", "3"),
+        ("d.jsonl", GOOD + '{"prompt": null, "target": "b"}\n', "d.jsonl line 2", "None"),
+        ("d.jsonl", GOOD + '{"prompt": ["%s"], "target": "b"}\n' % ("x" * 5000), "d.jsonl line 2", "xxx..."),
+        ("d.jsonl", GOOD + '{"prompt": "\\ud800", "target": "b"}\n', "d.jsonl line 2", "UTF-8"),
+        ("d.jsonl", GOOD + '{"prompt": "c"}\n', "d.jsonl line 2", "no column 'target'"),
+        ("d.jsonl", GOOD + '{"prompt": "c", "target": "d", "x": 1}\n', "d.jsonl line 2", "'x'"),
+        ("d.jsonl", '{"prompt": "c", "completions": "d"}\n', "d.jsonl line 1", "'completions'"),
+        ("d.jsonl", '{"prompt": "c", "": "d"}\n', "d.jsonl line 1", "without a name"),
+        ("d.jsonl", GOOD.encode() + b'{"prompt": "\xff"}\n', "d.jsonl line 2", "0xff at 13"),
+        ("d.jsonl", codecs.BOM_UTF8 + b"\xe9\n", "d.jsonl line 1", "0xe9"),
+        ("d.jsonl", GOOD.encode("utf-16"), "d.jsonl line 1", "0xff at 1"),
+        ("d.jsonl", '{"prompt": "a", "target": "b", "split": "dev"}\n', "d.jsonl line 1", "'dev'"),
+        ("d.jsonl", '{"prompt": "a", "target": "b", "split": 1}\n', "d.jsonl line 1", "1"),
+        ("d.csv", "prompt,target\na,b\nc\n", "d.csv line 3", "1 cells"),
+        ("d.csv", "prompt,target\na,b\n\nc,d,e\n", "d.csv line 4", "3 cells"),
+        ("d.csv", 'prompt,target\n"a\nb",c\n,d\n', "d.csv line 4", "''"),
+        ("d.csv", "text,target\na,b\n", "d.csv line 2", "'prompt' but 'text', 'target'"),
+        ("d.csv", "prompt,x,x\na,b,c\n", "d.csv line 1", "'x' twice"),
+        ("d.csv", "prompt,\na,b\n", "d.csv line 2", "without a name"),
+        ("d.csv", 'prompt,target\n"a,b\nc,d\n', "d.csv line 3", "not CSV"),
+        ("d.csv", b"prompt,target\na,b\nc,\xe9\n", "d.csv line 3", "0xe9 at 3"),
+        ("d.csv", "prompt,target,split\na,b,Test\n", "d.csv line 2", "'Test'"),
+    ],
+)
+def test_bad_data_is_refused_with_file_and_line(
+    tmp_path: Path, name: str, content: str | bytes, place: str, found: str
+) -> None:
+    message = refusal(data=write(tmp_path, name, content))
+    assert re.search(re.escape(f"{tmp_path}/{place}") + r"(?! line)\b", message), message
+    assert found in message.removeprefix(str(tmp_path)), message
+    assert len(message) < 300 + len(str(tmp_path))
+
+
+@pytest.mark.parametrize("missing", SPLITS)
+def test_a_split_without_rows_is_refused(tmp_path: Path, missing: str) -> None:
+    rows = [{**pair, "split": split} for pair, split in zip(pairs(2), sorted({*SPLITS} - {missing}), strict=True)]
+    path = write(tmp_path, "d.jsonl", jsonl(*rows))
+    message = refusal(data=path)
+    assert str(path) in message and f"'{missing}'" in message
+
+
+def test_missing_files_are_refused(tmp_path: Path) -> None:
+    assert str(tmp_path / "no.jsonl") in refusal(data=tmp_path / "no.jsonl")
+    write(tmp_path, "train.jsonl", GOOD)
+    assert "neither validation.jsonl nor validation.csv" in refusal(data=tmp_path)
+    write(tmp_path, "train.csv", "prompt\na\n")
+    assert "both train.jsonl and train.csv" in refusal(data=tmp_path)
+
+
+def test_a_folder_is_checked_across_its_files(tmp_path: Path) -> None:
+    write(tmp_path, "train.jsonl", GOOD)
+    write(tmp_path, "validation.jsonl", GOOD + jsonl({"prompt": "c"}))
+    write(tmp_path, "test.jsonl", "")
+    message = refusal(data=tmp_path)
+    assert f"{tmp_path}/validation.jsonl line 2" in message and f"{tmp_path}/train.jsonl line 1" in message
+    write(tmp_path, "validation.jsonl", GOOD)
+    assert f"{tmp_path}/test.jsonl has no rows" in refusal(data=tmp_path)
+    for split in SPLITS:
+        write(tmp_path, f"{split}.jsonl", jsonl({"prompt": "a", "target": "b", "split": "train"}))
+    assert "name of the file" in refusal(data=tmp_path)
+
+
+def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
+    for split in SPLITS:
+        (tmp_path / "translate" / f"{split}.jsonl").mkdir(parents=True)
+    with pytest.raises(InputError, match=r"translate/train\.jsonl cannot be read"):
+        bundled_task("translate", root=tmp_path)
+
+
+# --- bundled tasks ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", BUNDLED_TASKS)
+def test_a_bundled_task_is_read_from_its_folder(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).mkdir()
+    for split in SPLITS:
+        write(tmp_path / name, f"{split}.jsonl", jsonl({"prompt": split, "target": "t", "level": 1}))
+    task = bundled_task(name, root=tmp_path)
+    assert [e.prompt for e in (*task.train, *task.validation, *task.test)] == list(SPLITS)
+    assert task.reward == BUNDLED_TASKS[name] and task.columns == ("target", "level") and task.held_out
+
+
+@pytest.mark.parametrize("name", BUNDLED_TASKS)
+def test_the_bundled_tasks_are_held_out_and_feed_their_reward(name: str) -> None:
+    task = load(task=name)
+    check_signature(BUILTIN_REWARDS[task.reward], task.columns)
+    assert task.held_out
+    assert not prompts(task.train) & prompts(task.validation)
+    assert load(task=name, reward="sentiment").reward == "sentiment"
+
+
+def test_the_default_task_is_translate() -> None:
+    assert load() == bundled_task("translate")
