@@ -167,7 +167,7 @@ POSITIVE = (
     "perfect, I am delighted",
 )
 NEUTRAL = (
-    "much like any other",
+    "about as before",
     "what I had in mind",
     "the same as last year",
     "about the usual size",

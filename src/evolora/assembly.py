@@ -63,7 +63,8 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     device = _device(config.device)
     base = load_base(config.model, device=device, dtype=getattr(torch, config.dtype))
     parameters = sum(parameter.numel() for parameter in base.model.parameters())
-    threads = config.threads or choose_threads(parameters, os.cpu_count() or 1)
+    asked = config.threads
+    threads = asked or choose_threads(parameters, os.cpu_count() or 1)
     torch.set_num_threads(threads)
     if adapter is not None:
         lora, state = load_adapter(adapter)
@@ -92,7 +93,7 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     )
     view.say(
         f"{config.model}: {parameters / 1e6:.1f}M parameters on {device}, {threads} thread{'s' * (threads > 1)} "
-        f"({'chosen by its size' if not config.threads else 'as asked'}); "
+        f"({'as asked' if asked else 'chosen by its size'}); "
         f"LoRA r={config.lora_r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
     )
     view.say(

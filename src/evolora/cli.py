@@ -2,14 +2,20 @@
 
 import argparse
 import sys
+import warnings
 from collections.abc import Sequence
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NoReturn, get_args, get_origin
 
 from pydantic.fields import FieldInfo
+from transformers.utils import logging as transformers_logging
 
-from evolora.config import RunConfig, option_name, read_config
+from evolora.apply import complete, evaluate, export
+from evolora.config import RunConfig, make_config, option_name, read_config
 from evolora.errors import CheckpointError, InputError, RewardError
+from evolora.run import Interrupted, Result, resume, start
+from evolora.tracking import choose_view
 
 # Options of the run that also make sense for an adapter that is done.
 _APPLY_OPTIONS = (
@@ -28,8 +34,7 @@ class _Parser(argparse.ArgumentParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit code: 0, 1 when the run failed, 2 for bad input, 130 after Ctrl-C."""
-    from evolora.run import Interrupted  # torch and transformers load here, not for --help
-
+    _quieten()
     try:
         options = vars(_parser().parse_args(arguments))
         command = options.pop("command")
@@ -48,13 +53,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
-    from evolora import __version__
+def _quieten() -> None:
+    """Keep the libraries' progress bars and notices off the screen: what matters, the run itself says."""
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    warnings.filterwarnings("ignore", category=FutureWarning)
 
+
+def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="evolora", description="Evolve and reinforce LoRA adapters against any reward.", allow_abbrev=False
     )
-    parser.add_argument("--version", action="version", version=f"evolora {__version__}")
+    parser.add_argument("--version", action="version", version=f"evolora {version('evolora')}")
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
 
     train = _command(commands, "train", "start a run", _train)
@@ -62,35 +72,37 @@ def _parser() -> argparse.ArgumentParser:
     train.add_argument("--config", metavar="FILE", help="TOML file of options; the command line wins over it")
     train.add_argument("--resume", metavar="RUN", nargs="?", const="", help="continue the run in RUN (or in --out)")
 
-    resume = _command(commands, "resume", "continue a run that was stopped, or give it more generations", _resume)
-    resume.add_argument("run", metavar="RUN", help="the run's folder")
-    _add_options(resume, _RESUME_OPTIONS)
+    resumed = _command(commands, "resume", "continue a run that was stopped, or give it more generations", _resume)
+    resumed.add_argument("run", metavar="RUN", help="the run's folder")
+    _add_options(resumed, _RESUME_OPTIONS)
 
-    evaluate = _command(commands, "evaluate", "score an adapter on a task", _evaluate)
-    evaluate.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
-    evaluate.add_argument("--split", choices=["train", "validation", "test"], default="test", help="default: test")
-    evaluate.add_argument(
+    evaluated = _command(commands, "evaluate", "score an adapter on a task", _evaluate)
+    evaluated.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
+    evaluated.add_argument("--split", choices=["train", "validation", "test"], default="test", help="default: test")
+    evaluated.add_argument(
         "--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner"
     )
-    evaluate.add_argument("--show", type=int, default=5, metavar="N", help="completions to print (default 5)")
-    _add_options(evaluate, _APPLY_OPTIONS)
+    evaluated.add_argument("--show", type=int, default=5, metavar="N", help="completions to print (default 5)")
+    _add_options(evaluated, _APPLY_OPTIONS)
 
-    generate = _command(commands, "generate", "let an adapter complete a prompt", _generate)
-    generate.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
-    generate.add_argument("text", metavar="PROMPT", help="the prompt")
-    generate.add_argument(
+    generated = _command(commands, "generate", "let an adapter complete a prompt", _generate)
+    generated.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
+    generated.add_argument("text", metavar="PROMPT", help="the prompt")
+    generated.add_argument(
         "--samples", type=int, default=0, metavar="N", help="sample N completions instead of the greedy one"
     )
-    generate.add_argument(
+    generated.add_argument(
         "--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner"
     )
-    _add_options(generate, ["model", "device", "dtype", "threads", "max_new_tokens", "temperature", "seed"])
+    _add_options(generated, ["model", "device", "dtype", "threads", "max_new_tokens", "temperature", "seed"])
 
-    export = _command(commands, "export", "write an adapter, or the merged model, to a folder", _export)
-    export.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
-    export.add_argument("--to", metavar="DIR", required=True, help="a new folder")
-    export.add_argument("--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner")
-    export.add_argument("--merge", action="store_true", help="merge the adapter into the base model")
+    exported = _command(commands, "export", "write an adapter, or the merged model, to a folder", _export)
+    exported.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
+    exported.add_argument("--to", metavar="DIR", required=True, help="a new folder")
+    exported.add_argument(
+        "--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner"
+    )
+    exported.add_argument("--merge", action="store_true", help="merge the adapter into the base model")
     return parser
 
 
@@ -140,10 +152,6 @@ def _values(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
 
 
 def _train(options: dict[str, Any]) -> int:
-    from evolora.config import make_config
-    from evolora.run import start
-    from evolora.tracking import choose_view
-
     given = _values(options, list(RunConfig.model_fields))
     if options["resume"] is not None:
         folder = options["resume"] or given.get("out")
@@ -161,14 +169,11 @@ def _resume(options: dict[str, Any]) -> int:
 
 
 def _continue(folder: Path, options: dict[str, Any]) -> int:
-    from evolora.run import resume
-    from evolora.tracking import choose_view
-
     _report(resume(folder, view=choose_view(), options=options))
     return 0
 
 
-def _report(result: Any) -> None:
+def _report(result: Result) -> None:
     summary = result.summary
     base, winner = summary["base"]["test"], summary["winner"]["test"]
     tokens = summary["tokens"]
@@ -186,8 +191,6 @@ def _report(result: Any) -> None:
 
 
 def _evaluate(options: dict[str, Any]) -> int:
-    from evolora.apply import evaluate
-
     score = evaluate(
         Path(options["path"]),
         split=options["split"],
@@ -204,8 +207,6 @@ def _evaluate(options: dict[str, Any]) -> int:
 
 
 def _generate(options: dict[str, Any]) -> int:
-    from evolora.apply import complete
-
     texts = complete(
         Path(options["path"]),
         options["text"],
@@ -218,8 +219,6 @@ def _generate(options: dict[str, Any]) -> int:
 
 
 def _export(options: dict[str, Any]) -> int:
-    from evolora.apply import export
-
     written = export(
         Path(options["path"]), Path(options["to"]), merge=options["merge"], checkpoint=options["checkpoint"]
     )

@@ -1,5 +1,6 @@
 """The value head: what reward the policy may still expect, read off its last hidden state."""
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -30,9 +31,9 @@ class Critic:
 
     def values(self, heads: Tensor, features: Tensor) -> Tensor:
         """Expected rewards [k, rows, time]."""
-        values: Tensor = (
-            torch.einsum("krth,kh->krt", _normalised(features, heads.dtype), heads[:, :-1]) + heads[:, -1, None, None]
-        )
+        weights, bias = heads[:, :-1], heads[:, -1, None, None]
+        values: Tensor = torch.einsum("krth,kh->krt", _normalised(features, heads.dtype), weights) + bias
+        return values
 
     def fit(self, heads: Tensor, features: Tensor, returns: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         """Heads trained on `returns` [k, rows, time] by clipped value loss, and each head's last loss [k]."""
@@ -63,4 +64,4 @@ class Critic:
 def _normalised(features: Tensor, dtype: torch.dtype) -> Tensor:
     hidden = features.shape[-1]
     normalised: Tensor = F.layer_norm(features.to(dtype), (hidden,))
-    return normalised / hidden**0.5
+    return normalised / math.sqrt(hidden)
