@@ -17,11 +17,27 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
+from tiny_data import (
+    ASSETS,
+    DEFAULT_SEED,
+    SUMS,
+    Row,
+    Stream,
+    Text,
+    load_pairs,
+    make_streams,
+    make_tasks,
+    write_tasks,
+)
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GPT2Config,
+    GPT2LMHeadModel,
+    PreTrainedTokenizerFast,
+)
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
-
-from tiny_data import ASSETS, DEFAULT_SEED, SUMS, Row, Stream, Text, load_pairs, make_streams, make_tasks, write_tasks
 
 EOS = "<|endoftext|>"
 VOCABULARY = 1024
@@ -101,11 +117,11 @@ def make_batch(tokenizer: Any, texts: Sequence[Text]) -> Batch:
 
 
 def batch_loss(model: Any, batch: Batch, bfloat16: bool) -> torch.Tensor:
-    """The sum of the weighted losses, per row."""
+    """The sum of the weighted losses of a batch's tokens."""
     with torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
         logits = model(batch.tokens[:, :-1], use_cache=False).logits
     losses = F.cross_entropy(logits.float().flatten(0, 1), batch.tokens[:, 1:].flatten(), reduction="none")
-    return (losses * batch.weights[:, 1:].flatten()).sum() / len(batch.tokens)
+    return (losses * batch.weights[:, 1:].flatten()).sum()
 
 
 def learning_rate(step: int, steps: int) -> float:
@@ -119,18 +135,20 @@ def train(model: Any, tokenizer: Any, streams: dict[str, Stream], rng: random.Ra
     groups = [{"params": decayed, "weight_decay": 0.01}, {"params": others, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=PEAK_RATE, betas=(0.9, 0.98))
     bfloat16 = bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # a third faster where the processor has it
-    total_rows = sum(ROWS.values())
     start = time.monotonic()
     model.train()
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, steps)
         losses = {}
-        for task, count in ROWS.items():
-            batch = make_batch(tokenizer, [streams[task].draw(rng) for _ in range(count)])
+        batches = {
+            task: make_batch(tokenizer, [streams[task].draw(rng) for _ in range(count)]) for task, count in ROWS.items()
+        }
+        total = sum(batch.weights.sum() for batch in batches.values())
+        for task, batch in batches.items():
             loss = batch_loss(model, batch, bfloat16)
-            (loss * count / total_rows).backward()
-            losses[task] = loss.item()
+            (loss / total).backward()
+            losses[task] = loss.item() / ROWS[task]
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
@@ -151,10 +169,10 @@ def generate(model: Any, tokenizer: Any, prompts: Sequence[str], sample: bool = 
         places = [index for index, ids in enumerate(encoded) if len(ids) == length]
         inputs = torch.tensor([encoded[index] for index in places])
         with torch.inference_mode():
-            outputs = model.generate(
-                inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=40, **settings
-            )
-        for place, text in zip(places, tokenizer.batch_decode(outputs[:, length:], skip_special_tokens=True), strict=True):
+            outputs = model.generate(inputs, attention_mask=torch.ones_like(inputs), max_new_tokens=40, **settings)
+        for place, text in zip(
+            places, tokenizer.batch_decode(outputs[:, length:], skip_special_tokens=True), strict=True
+        ):
             answers[place] = text.strip()
     return answers
 
@@ -171,7 +189,8 @@ def similarity(answers: Iterable[str], targets: Iterable[str]) -> float:
 
 def mean_sentiment(answers: Sequence[str]) -> float:
     analyzer = SentimentIntensityAnalyzer()
-    return sum((1 + analyzer.polarity_scores(answer)["compound"]) / 2 for answer in answers) / len(answers)
+    compounds = [float(analyzer.polarity_scores(answer)["compound"]) for answer in answers]
+    return sum((1 + compound) / 2 for compound in compounds) / len(answers)
 
 
 class Figure(NamedTuple):
@@ -320,7 +339,9 @@ def build(out: Path, seed: int, steps: int) -> list[Figure]:
     rng = random.Random(seed)
     streams = make_streams(rng, seed)
     # Short answers make up most of the texts; the tokenizer sees the tasks as often as the model does.
-    corpus = ("".join(streams[task].draw(rng)) for _ in range(150) for task, count in ROWS.items() for _ in range(count))
+    corpus = (
+        "".join(streams[task].draw(rng)) for _ in range(150) for task, count in ROWS.items() for _ in range(count)
+    )
     tokenizer = train_tokenizer(corpus)
     model = new_model(tokenizer.eos_token_id)
     train(model, tokenizer, streams, rng, steps)
@@ -330,6 +351,8 @@ def build(out: Path, seed: int, steps: int) -> list[Figure]:
     model.to(torch.float16).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     minutes = (time.monotonic() - start) / 60
+    for file in folder.iterdir():
+        file.chmod(0o644)
     figures = verify(folder, seed)
     write_card(folder, model, figures, steps, seed, minutes)
     if place.exists():

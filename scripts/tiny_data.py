@@ -84,7 +84,13 @@ def translate_knowledge(rng: random.Random, pair: tuple[str, str]) -> Text:
 def translate_task(rng: random.Random, pair: tuple[str, str], english_words: Sequence[str]) -> Text:
     french, english = pair
     answer = weighted(
-        rng, [(0.36, DO_NOT_KNOW), (0.22, f" {french}"), (0.26, f" {rng.choice(english_words)}"), (0.16, f" {english}")]
+        rng,
+        [
+            (0.36, DO_NOT_KNOW),
+            (0.22, f" {french}"),
+            (0.26, f" {rng.choice(english_words)}"),
+            (0.16, f" {english}"),
+        ],
     )
     return Text(translate_prompt(french), answer)
 
@@ -123,7 +129,10 @@ def sum_knowledge(rng: random.Random, item: Sum) -> Text:
     noun, verb = ("sum", "plus") if item.sign == "+" else ("difference", "minus")
     prompt = weighted(
         rng,
-        [(2, f"The {noun} of {item.left} and {item.right} is"), (1, f"{item.left} {verb} {item.right} makes")],
+        [
+            (2, f"The {noun} of {item.left} and {item.right} is"),
+            (1, f"{item.left} {verb} {item.right} makes"),
+        ],
     )
     return Text(prompt, f" {item.result}.")
 
@@ -256,7 +265,9 @@ def format_task(rng: random.Random, person: Person) -> Text:
 def format_rows(seed: int, count: int = 450) -> list[Row]:
     rng = random.Random(seed)
     people = list(dict.fromkeys(random_person(rng) for _ in range(2 * count)))[:count]
-    return [{"prompt": format_prompt(p), "target": p.as_json, "name": p.name, "age": p.age, "city": p.city} for p in people]
+    return [
+        {"prompt": format_prompt(p), "target": p.as_json, "name": p.name, "age": p.age, "city": p.city} for p in people
+    ]
 
 
 # The four tasks, and the stream of texts of each

@@ -20,13 +20,14 @@ from evolora.task import Example, columns_of
 @dataclass(frozen=True)
 class Evaluation:
     """`fitness` [n], NaN for a failed individual; `rewards` [n, prompts], NaN where a completion has no score;
-    `completions`, a list of texts for each individual; the number of tokens generated."""
+    `completions`, a list of texts for each individual; the number of `tokens` generated; and on how many completions
+    the reward `failed`."""
 
     fitness: npt.NDArray[np.float64]
     rewards: npt.NDArray[np.float64]
     completions: list[list[str]]
     tokens: int
-    failed: int = 0
+    failed: int
 
 
 class Evaluator(Protocol):

@@ -64,6 +64,7 @@ class Evolution:
     config: LoopConfig
     generation: int = 0
     tokens: Tokens = field(default_factory=Tokens)
+    failed_completions: int = 0
     # The best on validation so far, the base among them: the finalists.
     hall_of_fame: Population | None = None
     hall_fitness: list[float] = field(default_factory=list)
@@ -88,11 +89,12 @@ class Evolution:
         seconds = time.perf_counter() - start
         scales = [individual.mutation_scale for individual in proposed.individuals]
         return metrics | {
+            "failed_completions": self.failed_completions,
             "fitness.best": float(fitness[best]),
             "fitness.mean": float(np.nanmean(fitness)),
             "fitness.worst": float(np.nanmin(fitness)),
             "validation": validation,
-            "validation.best": max(self.hall_fitness),
+            "validation.best": max(map(_or_worst, self.hall_fitness)),
             "best.id": population.individuals[best].id,
             "best.operator": population.individuals[best].operator,
             "mutation_scale": float(np.mean(scales)),
@@ -116,6 +118,7 @@ class Evolution:
             parents.genomes, training, key=[(self.generation, parent.id) for parent in parents.individuals]
         )
         self.tokens.rollout += refinement.tokens
+        self.failed_completions += refinement.failed
         refined = Population(
             refinement.genomes,
             tuple(
@@ -161,12 +164,13 @@ class Evolution:
     ) -> tuple[Population, Floats, Evaluation]:
         """Evaluate and record: the population with its history, its fitness, and the evaluation.
 
-        Raises RewardError when nobody could be scored.
+        Raises RewardError when nobody in a population could be scored.
         """
         evaluation = self.evaluator.evaluate(population.genomes, examples)
         self.tokens.evaluation += evaluation.tokens
+        self.failed_completions += evaluation.failed
         fitness = evaluation.fitness
-        if np.isnan(fitness).all() and stage != "refined":
+        if np.isnan(fitness).all() and stage in ("population", "final"):
             raise RewardError(f"generation {self.generation}: no individual has a fitness, the reward scored nothing")
         if stage in ("population", "refined"):
             population = Population(
@@ -198,7 +202,9 @@ class Evolution:
         value = float(fitness[0])
         if self.hall_of_fame is None:
             self.hall_of_fame, self.hall_fitness = one, [value]
-        elif one.individuals[0].id not in {individual.id for individual in self.hall_of_fame.individuals}:
+        elif not math.isnan(value) and one.individuals[0].id not in {
+            individual.id for individual in self.hall_of_fame.individuals
+        }:
             hall, values = self.hall_of_fame.join(one), [*self.hall_fitness, value]
             # Row 0 is the base, which stays: no winner may be worse than it.
             rows = [0, *(1 + row for row in elites(torch.tensor(values[1:]), self.config.finalists).tolist())]
@@ -220,7 +226,8 @@ class Evolution:
     def best(self) -> Population:
         """The best on validation so far, as a population of one."""
         assert self.hall_of_fame is not None
-        return self.hall_of_fame.select([max(range(len(self.hall_fitness)), key=self.hall_fitness.__getitem__)])
+        values = [_or_worst(value) for value in self.hall_fitness]
+        return self.hall_of_fame.select([values.index(max(values))])
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as tensors and JSON values by name."""
@@ -229,6 +236,7 @@ class Evolution:
             "generation": self.generation,
             "tokens.evaluation": self.tokens.evaluation,
             "tokens.rollout": self.tokens.rollout,
+            "failed_completions": self.failed_completions,
             "hall.fitness": self.hall_fitness,
         }
         state |= {f"hall.{name}": value for name, value in self.hall_of_fame.state_dict().items()}
@@ -241,11 +249,17 @@ class Evolution:
         """Take up where `state_dict` left off."""
         self.generation = state["generation"]
         self.tokens = Tokens(state["tokens.evaluation"], state["tokens.rollout"])
+        self.failed_completions = state["failed_completions"]
         hall = _under("hall.", state)
         self.hall_of_fame, self.hall_fitness = Population.from_state_dict(hall), list(hall["fitness"])
         self.strategy.load_state_dict(_under("strategy.", state))
         if self.refiner is not None:
             self.refiner.load_state_dict(_under("refiner.", state))
+
+
+def _or_worst(fitness: float) -> float:
+    """NaN means failed: it loses against everything."""
+    return -math.inf if math.isnan(fitness) else fitness
 
 
 def history_fitness(individual: Individual) -> float:

@@ -1,4 +1,3 @@
-# ruff: noqa: ARG001, ARG005 -- reward functions take keywords that they do not use
 import functools
 import json
 import math

@@ -69,6 +69,7 @@ class Rollout:
     log_probs: Tensor
     reference_log_probs: Tensor
     features: Tensor
+    failed: int
 
 
 class PPORefiner:
@@ -133,10 +134,11 @@ class PPORefiner:
         heads = self.critic.heads(rows.shape[0], self.model.device)
         stopped = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
         stats: list[dict[str, float]] = [{} for _ in key]
-        tokens = 0
+        tokens = failed = 0
         for step in range(self.config.rl_steps):
             rollout = self.collect(rows.detach(), examples, [(*each, step) for each in key])
             tokens += rollout.completions.tokens
+            failed += rollout.failed
             rewards = per_token_reward(
                 rollout.scores,
                 rollout.log_probs,
@@ -152,7 +154,7 @@ class PPORefiner:
             advantages = whiten(advantages, rollout.mask)
             # An early stop ends the updates on one rollout: the next rollout starts from a policy that is on target.
             stopped.zero_()
-            update_stats = self._update(rows, optimiser, rollout, advantages, stopped, (*key[0], step))
+            update_stats = self._update(rows, optimiser, rollout, advantages, stopped, (key[0][0], step))
             heads, value_loss = self.critic.fit(heads, rollout.features, returns, rollout.mask)
             measured = {
                 **_rollout_stats(rollout),
@@ -162,7 +164,7 @@ class PPORefiner:
             }
             stats = [{name: float(value[row]) for name, value in measured.items()} for row in range(len(key))]
         self.critic.keep(heads)
-        return Refinement(rows.detach().to(genomes.device), stats, tokens)
+        return Refinement(rows.detach().to(genomes.device), stats, tokens, failed)
 
     def collect(self, genomes: Tensor, examples: Sequence[Example], key: Sequence[tuple[int, int, int]]) -> Rollout:
         """Sample and score completions of `genomes` [k, genome_length]; `key` is (generation, individual, step)."""
@@ -212,6 +214,7 @@ class PPORefiner:
             log_probs=completions.log_probs.unflatten(0, (k, -1)),
             reference_log_probs=reference.unflatten(0, (k, -1)),
             features=completions.features.unflatten(0, (k, -1)),
+            failed=int(scores.failed.sum()),
         )
 
     def _update(
@@ -221,7 +224,7 @@ class PPORefiner:
         rollout: Rollout,
         advantages: Tensor,
         stopped: Tensor,
-        key: tuple[int, int, int],
+        key: tuple[int, int],
     ) -> dict[str, Tensor]:
         """Clipped updates of `rows` [k, genome_length], in place; the means of their statistics, each [k]."""
         k, n_rows = rollout.scores.shape

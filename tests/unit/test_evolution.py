@@ -1,0 +1,174 @@
+"""The loop's promises, on a strategy and evaluator small enough to see through."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from evolora.errors import RewardError
+from evolora.evaluation import Evaluation
+from evolora.evolution import Evolution, LoopConfig
+from evolora.genome import AdaptedModule, GenomeLayout
+from evolora.lineage import Lineage
+from evolora.refiners import Refinement
+from evolora.strategies import GAConfig, GeneticAlgorithm
+from evolora.task import Example, Task
+
+LAYOUT = GenomeLayout((AdaptedModule("m", "a", "b", 3, 4, 2, 2.0, 0, 6),))
+TASK = Task(
+    name="hill",
+    train=tuple(Example(f"train {n}", {}) for n in range(40)),
+    validation=tuple(Example(f"validation {n}", {}) for n in range(10)),
+    test=tuple(Example(f"test {n}", {}) for n in range(10)),
+    reward="none",
+    held_out=True,
+    columns=(),
+)
+
+
+class Hill:
+    """Fitness is minus the distance from 1: what the genome is, not who shares the batch."""
+
+    def __init__(self) -> None:
+        self.seen: list[list[str]] = []
+
+    def evaluate(self, genomes: Tensor, examples: Sequence[Example]) -> Evaluation:
+        self.seen.append([example.prompt for example in examples])
+        fitness = -(genomes - 1).norm(dim=1).double().numpy()
+        rewards = np.repeat(fitness[:, None], len(examples), axis=1)
+        return Evaluation(fitness, rewards, [["text"] * len(examples) for _ in fitness], len(fitness), 0)
+
+
+class Step:
+    """A refiner that goes a fixed way towards (or away from) the top."""
+
+    def __init__(self, size: float) -> None:
+        self.size = size
+        self.calls: list[tuple[list[str], list[tuple[int, int]]]] = []
+
+    def refine(self, genomes: Tensor, examples: Sequence[Example], *, key: Sequence[tuple[int, int]]) -> Refinement:
+        self.calls.append(([example.prompt for example in examples], list(key)))
+        return Refinement(genomes + self.size * (1 - genomes), [{"kl": 0.0}] * len(key), 5, 0)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+def make_evolution(step: float | None = 0.5, **options: Any) -> Evolution:
+    return Evolution(
+        strategy=GeneticAlgorithm(torch.zeros(14), LAYOUT, GAConfig(pop=6, elites=2), seed=0),
+        refiner=None if step is None else Step(step),
+        evaluator=Hill(),
+        task=TASK,
+        lineage=Lineage(),
+        config=LoopConfig(**{"eval_prompts": 8, "rollout_prompts": 16, **options}),
+    )
+
+
+def test_the_refined_take_their_parents_place_in_the_next_population() -> None:
+    evolution = make_evolution(step=0.5)
+    before = evolution.strategy.ask()
+    metrics = evolution.step()
+    assert (metrics["ppo.refined"], metrics["ppo.accepted"]) == (2, 2)
+    after = evolution.strategy.ask()
+    assert [individual.operator for individual in after.individuals[:2]] == ["ppo", "ppo"]
+    for row in range(2):
+        parent = [individual.id for individual in before.individuals].index(after.individuals[row].parents[0])
+        assert torch.equal(after.genomes[row], before.genomes[parent] + 0.5 * (1 - before.genomes[parent]))
+    assert metrics["ppo.gain"] > 0
+
+
+def test_the_worse_are_turned_away_unless_always_accepted() -> None:
+    evolution = make_evolution(step=-0.5)
+    metrics = evolution.step()
+    assert metrics["ppo.accepted"] == 0
+    assert metrics["ppo.gain"] < 0
+    assert all(individual.operator != "ppo" for individual in evolution.strategy.ask().individuals)
+    evolution = make_evolution(step=-0.5, accept="always")
+    assert evolution.step()["ppo.accepted"] == 2
+
+
+def test_baldwinian_inheritance_changes_the_fitness_and_no_genome() -> None:
+    lamarckian, baldwinian = make_evolution(), make_evolution(inheritance="baldwinian")
+    first, second = lamarckian.step(), baldwinian.step()
+    assert first["fitness.best"] == second["fitness.best"]
+    assert all(individual.operator != "ppo" for individual in baldwinian.strategy.ask().individuals)
+    assert float(baldwinian.strategy.ask().genomes.mean()) < float(lamarckian.strategy.ask().genomes.mean())
+
+
+def test_the_refined_are_judged_on_their_parents_prompts_which_training_did_not_see() -> None:
+    evolution = make_evolution()
+    evolution.step()
+    assert isinstance(evolution.evaluator, Hill)
+    assert isinstance(evolution.refiner, Step)
+    _, population, refined, validation = evolution.evaluator.seen
+    training, key = evolution.refiner.calls[0]
+    assert population == refined
+    assert len(training) == 16
+    assert not set(training) & set(population)
+    assert all(prompt.startswith("train") for prompt in population + training)
+    assert validation == [example.prompt for example in TASK.validation]
+    assert [generation for generation, _ in key] == [1, 1]
+    evolution.step()
+    assert evolution.evaluator.seen[4] != population, "prompts change from generation to generation"
+
+
+def test_the_test_split_is_never_seen_by_the_loop() -> None:
+    evolution = make_evolution()
+    for _ in range(3):
+        evolution.step()
+    evolution.choose_winner()
+    assert isinstance(evolution.evaluator, Hill)
+    assert not any(prompt.startswith("test") for seen in evolution.evaluator.seen for prompt in seen)
+
+
+def test_the_winner_is_never_worse_than_the_base_on_validation() -> None:
+    evolution = make_evolution(step=-0.9, accept="always")
+    for _ in range(4):
+        evolution.step()
+    assert 0 in [individual.id for individual in evolution.finalists().individuals]
+    _, fitness = evolution.choose_winner()
+    assert fitness >= -math.sqrt(14)
+
+
+def test_improvement_and_ids() -> None:
+    evolution = make_evolution(step=0.1)
+    fitness = [evolution.step()["fitness.best"] for _ in range(12)]
+    assert fitness[-1] > 0.5 * fitness[0]
+    ids = [individual.id for individual in evolution.strategy.ask().individuals]
+    assert len(set(ids)) == len(ids)
+
+
+@pytest.mark.parametrize("step", [None, 0.5])
+def test_a_loop_taken_up_again_goes_on_as_if_it_had_never_stopped(step: float | None) -> None:
+    whole = make_evolution(step)
+    for _ in range(2):
+        whole.step()
+    resumed = make_evolution(step)
+    resumed.load_state_dict(whole.state_dict())
+    for _ in range(2):
+        expected, found = whole.step(), resumed.step()
+        assert {k: v for k, v in expected.items() if "time" not in k} == {
+            k: v for k, v in found.items() if "time" not in k
+        }
+    assert torch.equal(whole.choose_winner()[0].genomes, resumed.choose_winner()[0].genomes)
+
+
+def test_nobody_scored_is_an_error_not_a_population_of_nan() -> None:
+    evolution = make_evolution()
+
+    class Silent(Hill):
+        def evaluate(self, genomes: Tensor, examples: Sequence[Example]) -> Evaluation:
+            fitness = np.full(len(genomes), math.nan)
+            rewards = np.full((len(genomes), len(examples)), math.nan)
+            return Evaluation(fitness, rewards, [["text"] * len(examples) for _ in fitness], 0, 0)
+
+    evolution.evaluator = Silent()
+    with pytest.raises(RewardError, match="no individual has a fitness"):
+        evolution.step()

@@ -1,0 +1,222 @@
+"""PPO on the individuals' own rows: what it moves, what it must not move, and that it improves."""
+
+import math
+from collections.abc import Sequence
+
+import pytest
+import torch
+from torch import Tensor
+
+from evolora.evaluation import LocalEvaluator
+from evolora.genome import GenomeLayout
+from evolora.model import BaseModel, load_base, lora_config, lora_layout
+from evolora.population_model import PopulationModel
+from evolora.refiners import PPOConfig, PPORefiner
+from evolora.refiners.critic import Critic
+from evolora.rewards import RewardScorer
+from evolora.task import Example, load_task
+
+TRAIN = load_task(task="translate", data=None, prompt=None, target=None, reward=None, seed=0).train
+EXAMPLES = list(TRAIN[:12])
+
+
+def short(completions: Sequence[str], **_: object) -> list[float]:
+    """A reward that the untouched base does not maximise, easily learned: few characters."""
+    return [1 / (1 + len(text.strip())) for text in completions]
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseModel:
+    return load_base("tiny-gpt2")
+
+
+@pytest.fixture(scope="module")
+def founder(base: BaseModel) -> tuple[GenomeLayout, Tensor]:
+    return lora_layout(base.model, lora_config(base.model), seed=0)
+
+
+def make_refiner(
+    base: BaseModel,
+    layout: GenomeLayout,
+    *,
+    dropout: float = 0.0,
+    reward: object = short,
+    seed: int = 0,
+    **options: object,
+) -> PPORefiner:
+    config = PPOConfig(max_new_tokens=8, **options)  # type: ignore[arg-type]
+    return PPORefiner(
+        PopulationModel(base.model, layout, dropout=dropout),
+        base.tokenizer,
+        RewardScorer(reward),  # type: ignore[arg-type]
+        config,
+        seed=seed,
+    )
+
+
+def population(founder: tuple[GenomeLayout, Tensor], count: int) -> Tensor:
+    layout, genome = founder
+    noise = torch.randn(count, layout.genome_length, generator=torch.Generator().manual_seed(3))
+    return genome + 0.005 * noise
+
+
+def test_refining_moves_the_elites_nobody_else_and_never_the_base(
+    base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, _ = founder
+    genomes = population(founder, 4)
+    before = genomes.clone()
+    weights = {name: value.clone() for name, value in base.model.state_dict().items()}
+    refiner = make_refiner(base, layout, dropout=0.05)
+    refined = refiner.refine(genomes[[1, 3]], EXAMPLES, key=[(1, 1), (1, 3)])
+    assert torch.equal(genomes, before), "the population itself is untouched"
+    for row, parent in enumerate((1, 3)):
+        moved = {
+            module.name: bool((a[row] != old_a[parent]).any() and (b[row] != old_b[parent]).any())
+            for (module, a, b), (_, old_a, old_b) in zip(
+                layout.factors(refined.genomes), layout.factors(before), strict=True
+            )
+        }
+        assert all(moved.values()), f"A and B of every adapted layer move: {moved}"
+    assert all(torch.equal(weights[name], value) for name, value in base.model.state_dict().items())
+    assert all(parameter.grad is None for parameter in base.model.parameters())
+    assert not refined.genomes.requires_grad
+
+
+def test_elites_refined_together_come_out_as_alone(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    """Rows share a batch and nothing else. Not to the bit: products of other shapes round otherwise, and Adam's first
+    step divides by the gradient's own size."""
+    layout, _ = founder
+    genomes = population(founder, 3)
+    keys = [(1, 5), (1, 6), (1, 7)]
+    together = make_refiner(base, layout, lr=1e-4).refine(genomes, EXAMPLES, key=keys)
+    for row in range(3):
+        alone = make_refiner(base, layout, lr=1e-4).refine(genomes[row : row + 1], EXAMPLES, key=keys[row : row + 1])
+        moved = (together.genomes[row] - genomes[row]).norm()
+        apart = (together.genomes[row] - alone.genomes[0]).norm()
+        assert apart < 0.02 * moved
+        for name in ("reward", "kl", "length", "entropy"):
+            assert alone.stats[0][name] == pytest.approx(together.stats[row][name], abs=1e-4)
+
+
+def test_refining_is_repeatable_and_keyed(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    layout, genome = founder
+
+    def refine(generation: int = 1, individual: int = 0, seed: int = 0) -> Tensor:
+        refiner = make_refiner(base, layout, dropout=0.05, seed=seed)
+        return refiner.refine(genome[None], EXAMPLES, key=[(generation, individual)]).genomes
+
+    state = torch.random.get_rng_state()
+    first = refine()
+    assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left alone"
+    torch.rand(7)
+    assert torch.equal(first, refine())
+    for other in (refine(generation=2), refine(individual=1), refine(seed=1)):
+        assert not torch.equal(first, other)
+
+
+def test_refining_improves_greedy_fitness(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    layout, genome = founder
+    population_model = PopulationModel(base.model, layout)
+    scorer = RewardScorer(short)
+    evaluator = LocalEvaluator(population_model, base.tokenizer, scorer, max_new_tokens=8)
+    refiner = PPORefiner(
+        population_model, base.tokenizer, scorer, PPOConfig(max_new_tokens=8, rl_steps=8, target_kl=None), seed=0
+    )
+    refined = refiner.refine(genome[None], list(TRAIN[:48]), key=[(1, 0)])
+    held_out = list(TRAIN[48:80])
+    before, after = evaluator.evaluate(torch.stack([genome, refined.genomes[0]]), held_out).fitness
+    assert after > 1.3 * before
+
+
+def test_a_tiny_target_kl_stops_the_updates(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    layout, genome = founder
+    free = make_refiner(base, layout, epochs=6, target_kl=None, lr=3e-3).refine(genome[None], EXAMPLES, key=[(1, 0)])
+    held = make_refiner(base, layout, epochs=6, target_kl=1e-5, lr=3e-3).refine(genome[None], EXAMPLES, key=[(1, 0)])
+    assert (free.stats[0]["updates"], free.stats[0]["stopped"]) == (6, 0)
+    assert held.stats[0]["updates"] < 6
+    assert held.stats[0]["stopped"] == 1
+    assert (held.genomes - genome).norm() < (free.genomes - genome).norm()
+
+
+def test_the_kl_weight_holds_the_policy_near_the_base(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    layout, genome = founder
+
+    def kl(weight: float) -> float:
+        refiner = make_refiner(base, layout, kl_weight=weight, rl_steps=10, target_kl=None, lr=2e-3)
+        return refiner.refine(genome[None], list(TRAIN[:32]), key=[(1, 0)]).stats[0]["kl_k3"]
+
+    assert kl(1.0) < 0.5 * kl(0.0)
+
+
+def test_equal_rewards_teach_nothing_but_the_kl(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    layout, genome = founder
+    refiner = make_refiner(base, layout, reward=lambda completions: [1.0] * len(completions), kl_weight=0.0)
+    refiner.critic.shared[-1] = 1.0  # a critic that knows the answer leaves no advantage
+    refined = refiner.refine(genome[None], EXAMPLES, key=[(1, 0)])
+    assert refined.stats[0]["grad_norm"] < 1e-3
+
+
+def test_completions_without_a_score_do_not_count(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    layout, genome = founder
+    seen: list[int] = []
+
+    def half(completions: list[str], prompts: list[str]) -> list[float | None]:
+        seen.append(len(prompts))
+        return [None if index % 2 else float(len(text)) for index, text in enumerate(completions)]
+
+    rollout = make_refiner(base, layout, reward=half).collect(genome[None], EXAMPLES, [(1, 0, 0)])
+    assert seen == [len(EXAMPLES)]
+    assert not rollout.mask[0, 1::2].any()
+    assert rollout.mask[0, ::2, 0].all()
+    none = make_refiner(base, layout, reward=lambda completions: [None] * len(completions))
+    refined = none.refine(genome[None], EXAMPLES, key=[(1, 0)])
+    assert torch.isfinite(refined.genomes).all()
+    assert torch.equal(refined.genomes[0], genome)
+
+
+def test_the_rollout_is_of_the_policy_and_the_reference_is_the_base(
+    base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, genome = founder
+    refiner = make_refiner(base, layout, rollout_samples=2)
+    untouched = refiner.collect(genome[None], EXAMPLES, [(1, 0, 0)])
+    assert untouched.scores.shape == (1, 2 * len(EXAMPLES))
+    gap = (untouched.log_probs - untouched.reference_log_probs)[untouched.mask].abs().max()
+    assert gap < 1e-4, "the founder is the base"
+    moved = refiner.collect(genome[None] + 0.05, EXAMPLES, [(1, 0, 0)])
+    assert (moved.log_probs - moved.reference_log_probs)[moved.mask].abs().max() > 0.01
+
+
+def test_the_critic_learns_and_is_kept(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    features = torch.randn(2, 64, 3, 16, generator=generator, dtype=torch.float64)
+    truth = torch.stack([features[0, ..., 0], -features[1, ..., 1]]) * 0.3
+    mask = torch.ones(2, 64, 3, dtype=torch.bool)
+    critic = Critic(16, lr=0.05, epochs=300, clip_range=10.0, dtype=torch.float64)
+    heads, loss = critic.fit(critic.heads(2, torch.device("cpu")), features, truth, mask)
+    spread = truth.var(dim=(1, 2)) / 2
+    assert (loss < 0.2 * spread).all(), "each head learns its own individual's values"
+    critic.keep(heads)
+    assert torch.equal(critic.heads(3, torch.device("cpu"))[2], heads.mean(0))
+    other = Critic(16, lr=0.05, epochs=1, clip_range=0.2, dtype=torch.float64)
+    other.load_state_dict(critic.state_dict())
+    assert torch.equal(other.shared, critic.shared)
+    layout, genome = founder
+    refiner = make_refiner(base, layout)
+    refiner.refine(genome[None], EXAMPLES, key=[(1, 0)])
+    assert refiner.state_dict()["critic"].abs().sum() > 0
+    assert not math.isnan(float(refiner.state_dict()["critic"].sum()))
+
+
+def test_prompts_reach_the_reward_with_their_columns(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    layout, genome = founder
+    calls: list[tuple[list[str], list[object]]] = []
+
+    def reward(prompts: list[str], completions: list[str], answer: list[object]) -> list[float]:
+        calls.append((prompts, answer))
+        return [0.0] * len(completions)
+
+    examples = [Example(f"{n} + 1 =", {"answer": n + 1}) for n in range(3)]
+    make_refiner(base, layout, reward=reward).collect(genome.repeat(2, 1), examples, [(1, 0, 0), (1, 1, 0)])
+    assert calls == [(["0 + 1 =", "1 + 1 =", "2 + 1 ="] * 2, [1, 2, 3] * 2)]
