@@ -144,7 +144,7 @@ class Evolution:
     def finalists(self) -> Population:
         """The candidates for the winner: the best on validation so far, and the best of the last generation."""
         assert self.hall_of_fame is not None
-        known = {individual.id for individual in self.hall_of_fame.individuals}
+        known = _ids(self.hall_of_fame)
         last = self.strategy.ask()
         fresh = [
             row
@@ -202,9 +202,7 @@ class Evolution:
         value = float(fitness[0])
         if self.hall_of_fame is None:
             self.hall_of_fame, self.hall_fitness = one, [value]
-        elif not math.isnan(value) and one.individuals[0].id not in {
-            individual.id for individual in self.hall_of_fame.individuals
-        }:
+        elif not math.isnan(value) and one.individuals[0].id not in _ids(self.hall_of_fame):
             hall, values = self.hall_of_fame.join(one), [*self.hall_fitness, value]
             # Row 0 is the base, which stays: no winner may be worse than it.
             rows = [0, *(1 + row for row in elites(torch.tensor(values[1:]), self.config.finalists).tolist())]
@@ -255,6 +253,10 @@ class Evolution:
         self.strategy.load_state_dict(_under("strategy.", state))
         if self.refiner is not None:
             self.refiner.load_state_dict(_under("refiner.", state))
+
+
+def _ids(population: Population) -> set[int]:
+    return {individual.id for individual in population.individuals}
 
 
 def _or_worst(fitness: float) -> float:
