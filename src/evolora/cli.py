@@ -145,9 +145,10 @@ def _metavar(field: FieldInfo) -> str:
 
 
 def _values(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The options that were given; `none` is no value, for those that can do without."""
+    """The options that were given; `none` is no value, for those that can do without and are not free text."""
     given = {name: options[name] for name in names if name in options}
     optional = {name for name in given if type(None) in get_args(RunConfig.model_fields[name].annotation)}
+    optional -= {"prompt", "target"}
     return {name: None if name in optional and value == "none" else value for name, value in given.items()}
 
 

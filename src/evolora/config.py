@@ -2,10 +2,11 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, get_args
 
 import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic.fields import FieldInfo
 
 from evolora.errors import InputError
 
@@ -128,6 +129,15 @@ class RunConfig(BaseModel):
     rows_per_slice: int = _option(512, "rows that go through the model together; less needs less memory", _RUN, ge=1)
     merge: bool = _option(False, "also write the winner merged into the base model", _RUN)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _none_is_no_value(cls, values: Any) -> Any:
+        """TOML has no null: `none` switches off what is on by default."""
+        if not isinstance(values, dict):
+            return values
+        switches = {name for name, field in cls.model_fields.items() if _can_be_switched_off(field)}
+        return {name: None if name in switches and value == "none" else value for name, value in values.items()}
+
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
         if self.strategy != "none" and self.elites >= self.pop:
@@ -195,5 +205,13 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def config_toml(config: RunConfig) -> str:
-    """Every option as TOML; options without a value are left out, TOML having none for them."""
-    return tomli_w.dumps(config.model_dump(exclude_none=True))
+    """Every option as TOML; options without a value are left out where that is their default, else `none`."""
+    values = config.model_dump()
+    for name, field in RunConfig.model_fields.items():
+        if values[name] is None and _can_be_switched_off(field):
+            values[name] = "none"
+    return tomli_w.dumps({name: value for name, value in values.items() if value is not None})
+
+
+def _can_be_switched_off(field: FieldInfo) -> bool:
+    return field.default is not None and type(None) in get_args(field.annotation)

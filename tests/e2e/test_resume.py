@@ -1,0 +1,250 @@
+"""A run that was stopped, however it was stopped, ends with the same bits as one that never was."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+
+def seeded() -> random.Random:
+    """Other moments in every test run; EVOLORA_TEST_SEED repeats those of a failure."""
+    seed = int(os.environ.get("EVOLORA_TEST_SEED", time.time_ns() % 2**32))
+    print(f"EVOLORA_TEST_SEED={seed}")
+    return random.Random(seed)
+
+
+def generations(run: Path) -> int:
+    path = run / "metrics.jsonl"
+    return path.read_text().count("\n") if path.exists() else 0
+
+
+def wait_for(condition: Callable[[], bool], process: "subprocess.Popen[str]") -> bool:
+    """Whether the condition came true before the process ended."""
+    deadline = time.monotonic() + 120
+    while process.poll() is None:
+        if condition():
+            return True
+        assert time.monotonic() < deadline, "the command hangs"
+        time.sleep(0.005)
+    return False
+
+
+def equal(found: Any, expected: Any) -> None:
+    """Piece by piece, so that a failure says which."""
+    assert found.summary == expected.summary
+    assert found.metrics == expected.metrics
+    for table, rows in expected.lineage.items():
+        assert found.lineage[table] == rows, table
+    assert found.adapter == expected.adapter
+
+
+def test_killed_again_and_again_ends_the_same(
+    toy: Any, finished: Path, launch: Any, command: Any, facts: Any, trainer: str, tmp_path: Path
+) -> None:
+    rng, run = seeded(), tmp_path / "run"
+    ways = [
+        ["-m", "evolora.cli", "resume", run],
+        [trainer, "--resume", run],
+        [trainer, "--out", run, "--resume"],
+    ]
+    kills = 0
+    process = launch(trainer, *toy.options(run, reward=toy.slow_reward))
+    # In the first generation, early, later, and at or after the last: while the winner is tested and exported.
+    for reached in (0, rng.randint(1, 3), rng.randint(4, 5), 6):
+        begun = wait_for(lambda goal=reached: (run / "config.toml").exists() and generations(run) >= goal, process)
+        if not begun:
+            break
+        time.sleep(rng.uniform(0, 0.3))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        kills += 1
+        process = launch(*ways[kills % len(ways)])
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 0, errors
+    assert kills >= 3
+    equal(facts(run), facts(finished))
+    assert [path.name for path in run.rglob("*.partial")] == []
+    _scaled_once(run / "best", toy.model)
+
+
+def _scaled_once(adapter: Path, model: Path) -> None:
+    """The adapter adds alpha / r * B A, once, however often the run was resumed."""
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    batch = tokenizer(["Translate 'chat' to English:"], return_tensors="pt")
+    by_hand = AutoModelForCausalLM.from_pretrained(model).eval()
+    from peft import PeftModel
+
+    with torch.no_grad():
+        for key, a in tensors.items():
+            if not key.endswith(".lora_A.weight"):
+                continue
+            path = key.removeprefix("base_model.model.").removesuffix(".lora_A.weight")
+            delta = config["lora_alpha"] / config["r"] * tensors[key.replace("lora_A", "lora_B")] @ a
+            by_hand.get_submodule(path).weight += delta.T  # GPT-2's Conv1D keeps its weight transposed
+        expected = by_hand(**batch).logits
+        loaded = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter).eval()
+        torch.testing.assert_close(loaded(**batch).logits, expected, rtol=0, atol=1e-4)
+
+
+def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(
+    toy: Any, finished: Path, launch: Any, evolora: Any, facts: Any, tmp_path: Path
+) -> None:
+    from evolora.checkpoint import verify
+
+    run = tmp_path / "run"
+    process = launch("-m", "evolora.cli", "train", *toy.options(run, "--save-every", "100", reward=toy.slow_reward))
+    assert wait_for(lambda: generations(run) >= 2, process)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == f"Interrupted. Resume with: evolora resume {run}\n"
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    verify(checkpoint)
+    assert not (run / "summary.json").exists()
+    code, out, _ = evolora("resume", run)
+    assert code == 0 and f"from {checkpoint}" in out
+    equal(facts(run), facts(finished))
+
+
+def test_a_second_ctrl_c_stops_at_once(toy: Any, launch: Any, tmp_path: Path) -> None:
+    run, reward = tmp_path / "run", tmp_path / "stuck.py"
+    reward.write_text("import time\ndef stuck(completions, **kwargs):\n    print('in', flush=True)\n    time.sleep(60)\n")
+    process = launch("-m", "evolora.cli", "train", *toy.options(run, reward=f"{reward}:stuck"))
+    for line in process.stdout:
+        if line.strip() == "in":
+            break
+    process.send_signal(signal.SIGINT)
+    for line in process.stdout:
+        if line.startswith("Interrupted"):
+            break
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=20)
+    assert process.returncode == 130 and f"evolora resume {run}" in errors
+
+
+def test_a_finished_run_is_left_as_it_is(finished: Path, evolora: Any, digest: Any) -> None:
+    before = digest(finished)
+    for arguments in (["resume", finished], ["train", "--resume", finished], ["train", "--out", finished, "--resume"]):
+        code, out, _ = evolora(*arguments)
+        assert code == 0 and "winner" in out
+    assert digest(finished) == before
+
+
+def test_a_finished_run_given_merge_is_merged(finished: Path, evolora: Any, tmp_path: Path, digest: Any) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    shutil.rmtree(run / "merged")
+    code, out, _ = evolora("resume", run, "--merge")
+    assert code == 0 and f"merged:  {run / 'merged'}" in out
+    assert digest(run / "merged") == digest(finished / "merged")
+
+
+def test_more_generations_equal_a_run_that_had_them_from_the_start(
+    toy: Any, finished: Path, evolora: Any, facts: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert evolora("train", *toy.options(run, gens=3))[0] == 0
+    assert facts(run).summary["generations"] == 3
+    assert evolora("resume", run, "--gens", "6")[0] == 0
+    equal(facts(run), facts(finished))
+
+
+def _cut(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def _flip(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("state.safetensors", _cut),
+        ("state.safetensors", _flip),
+        ("state.json", _flip),
+        ("adapter_model.safetensors", _flip),
+        ("manifest.json", _cut),
+        ("state.json", Path.unlink),
+    ],
+)
+def test_a_damaged_checkpoint_is_named_and_passed_over(
+    name: str, damage: Callable[[Path], None], copied: Path, finished: Path, evolora: Any, facts: Any
+) -> None:
+    (copied / "summary.json").unlink()
+    damaged = copied / "checkpoints" / "gen0006" / name
+    damage(damaged)
+    code, out, _ = evolora("resume", copied)
+    assert code == 0
+    assert f"passed over: {damaged}" in out and "resumed after generation 4" in out
+    equal(facts(copied), facts(finished))
+
+
+def test_when_no_checkpoint_is_whole_nothing_is_lost(copied: Path, evolora: Any, digest: Any) -> None:
+    (copied / "summary.json").unlink()
+    for checkpoint in (copied / "checkpoints").iterdir():
+        _flip(checkpoint / "state.safetensors")
+    before = digest(copied)
+    code, _, errors = evolora("resume", copied)
+    assert code == 1
+    for checkpoint in (copied / "checkpoints").iterdir():
+        assert str(checkpoint / "state.safetensors") in errors
+    assert len(errors.splitlines()) == 1
+    assert digest(copied) == before
+
+
+def test_a_partial_last_line_of_the_metrics_is_dropped(
+    copied: Path, finished: Path, evolora: Any, facts: Any
+) -> None:
+    (copied / "summary.json").unlink()
+    shutil.rmtree(copied / "checkpoints" / "gen0006")
+    metrics = copied / "metrics.jsonl"
+    metrics.write_text(metrics.read_text()[:-40])
+    assert evolora("resume", copied)[0] == 0
+    equal(facts(copied), facts(finished))
+
+
+def test_other_data_than_at_the_checkpoint_is_refused(toy: Any, evolora: Any, digest: Any, tmp_path: Path) -> None:
+    data, run = tmp_path / "own.jsonl", tmp_path / "run"
+    data.write_text(toy.data.read_text())
+    options = toy.options(run, gens=2)
+    options[options.index("--data") + 1] = str(data)
+    assert evolora("train", *options)[0] == 0
+    data.write_text(toy.data.read_text().replace("cat", "cow"))
+    before = digest(run)
+    code, _, errors = evolora("resume", run, "--gens", "3")
+    assert code == 2 and "data has changed" in errors and len(errors.splitlines()) == 1
+    assert digest(run) == before
+
+
+def test_a_folder_that_holds_a_run_is_refused(finished: Path, toy: Any, evolora: Any, digest: Any) -> None:
+    before = digest(finished)
+    code, _, errors = evolora("train", *toy.options(finished))
+    assert code == 2 and f"--out {finished}" in errors and f"evolora resume {finished}" in errors
+    assert digest(finished) == before
+
+
+def test_a_budget_of_tokens_stops_and_more_of_it_goes_on(
+    toy: Any, finished: Path, evolora: Any, facts: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    spent = facts(finished).metrics[1]
+    budget = spent["tokens.evaluation"] + spent["tokens.rollout"]
+    assert evolora("train", *toy.options(run, "--budget-tokens", str(budget)))[0] == 0
+    assert facts(run).summary["generations"] == 2
+    assert evolora("resume", run, "--budget-tokens", "none")[0] == 0
+    equal(facts(run), facts(finished))

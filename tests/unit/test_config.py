@@ -1,0 +1,78 @@
+"""Options: what is refused, in whose name, and that a written configuration reads back the same."""
+
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evolora.config import RunConfig, config_toml, make_config, option_name, read_config
+from evolora.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"gens": "x"}, ["--gens", "x", "integer"]),
+        ({"gens": 0}, ["--gens", "0", "1"]),
+        ({"pop": 1}, ["--pop", "1", "2"]),
+        ({"pop": 4, "elites": 4}, ["--elites 4", "--pop 4"]),
+        ({"pop": 4, "refine": 5}, ["--refine 5", "--pop 4"]),
+        ({"lr": -1}, ["--lr", "-1"]),
+        ({"strategy": "foo"}, ["--strategy", "foo", "'ga'"]),
+        ({"strategy": "none", "refiner": "none"}, ["--strategy none", "--refiner none"]),
+        ({"target": "x"}, ["--target", "--prompt"]),
+        ({"task": "translate", "data": "x.jsonl"}, ["--task", "--data"]),
+        ({"population": 8}, ["--population", "unknown"]),
+    ],
+)
+def test_bad_options_are_refused_by_name_in_one_sentence(options: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(InputError) as error:
+        make_config(options)
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+@given(
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "gens": st.integers(1, 99),
+            "lr": st.floats(1e-6, 1, exclude_min=True),
+            "target_kl": st.none() | st.floats(1e-6, 1),
+            "target_modules": st.none() | st.lists(st.sampled_from(["c_attn", "c_proj"]), min_size=1),
+            "refine": st.none() | st.integers(1, 8),
+            "prompt": st.none() | st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=5),
+            "merge": st.booleans(),
+        },
+    )
+)
+def test_a_written_configuration_reads_back_the_same(options: dict[str, Any]) -> None:
+    config = make_config(options)
+    assert make_config(tomllib.loads(config_toml(config))) == config
+
+
+def test_options_as_text_mean_the_same() -> None:
+    """What the command line hands over is text."""
+    text = {"gens": "5", "lr": "1e-3", "target_kl": "none", "merge": "true", "elites": "1"}
+    assert make_config(text) == make_config({"gens": 5, "lr": 1e-3, "target_kl": None, "merge": True, "elites": 1})
+
+
+def test_configuration_files_are_named_when_they_are_bad(tmp_path: Path) -> None:
+    path = tmp_path / "run.toml"
+    with pytest.raises(InputError, match=r"run\.toml"):
+        read_config(path)
+    path.write_text("gens = = 3")
+    with pytest.raises(InputError, match=r"run\.toml.*TOML.*line 1"):
+        read_config(path)
+
+
+def test_every_option_has_a_help_text_and_a_group() -> None:
+    for name, field in RunConfig.model_fields.items():
+        assert field.description, name
+        assert isinstance(field.json_schema_extra, dict)
+        assert field.json_schema_extra["group"], name
+        assert option_name(name).startswith("--")
