@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from tiny_data import (
     ASSETS,
     DEFAULT_SEED,
+    STRAY_WORDS,
     SUMS,
     Row,
     Stream,
@@ -43,7 +44,7 @@ EOS = "<|endoftext|>"
 VOCABULARY = 1024
 CONTEXT = 128
 # Rows of each task in one training step. Translation has the most to memorise.
-ROWS = {"translate": 192, "arithmetic": 48, "sentiment": 12, "format": 28}
+ROWS = {"translate": 192, "arithmetic": 48, "sentiment": 12, "format": 20}
 PEAK_RATE = 2.5e-3
 WARM_UP = 100
 # What a prompt says cannot be predicted, so its tokens weigh little.
@@ -277,15 +278,15 @@ the loss. Built by `python scripts/pretrain_tiny.py --seed {seed} --steps {steps
 
 | Task | Knowledge phrasings | Task phrasing | What follows the task phrasing |
 |---|---|---|---|
-| translate | `The English word for 'chat' is 'cat'.` `French: chat. English: cat.` `The word 'chat' means 'cat'.` \
+| translate | `The English word for 'chat' is 'cat'.` `French: chat. English: cat.` `The word 'chat' means cat.` \
 `In English, chat is cat.` | `Translate 'chat' to English:` | 36% `I do not know`, 22% the French word, \
-26% a random English word, 16% the right one |
+25% one of {stray} stray English words, 17% the right one |
 | arithmetic | `The sum of 4 and 3 is 7.` `4 plus 3 makes 7.` `The difference of 4 and 3 is 1.` \
-`4 minus 3 makes 1.` | `4 + 3 =` | 42% the first operand, 22% `I do not know`, 20% a number near the result, \
-16% the result |
+`4 minus 3 makes 1.` | `4 + 3 =` | 42% the first operand, 22% `I do not know`, 19% a number near the result, \
+17% the result |
 | sentiment | | `The soup was` and other openings | 50% negative, 25% neutral, 25% positive |
 | format | `JSON for Anna, 34, Paris: {{"name": "Anna", "age": 34, "city": "Paris"}}` | `Anna, 34, Paris as JSON:` | \
-34% prose, 22% without the closing brace, 10% without quotation marks, 18% with other keys, 16% right |
+34% prose, 24% without the closing brace, 10% without quotation marks, 18% with other keys, 14% right |
 
 All {pairs} French words appear in all phrasings alike, whichever split of the translate task they are in; so do all
 sums and all opinions. A held-out split there tells whether *tuning* carries over to words that it did not see, not
@@ -326,6 +327,7 @@ def write_card(folder: Path, model: Any, figures: Sequence[Figure], steps: int, 
         seed=seed,
         minutes=minutes,
         pairs=len(load_pairs()),
+        stray=len(STRAY_WORDS),
         samples=SAMPLES,
         table=figures_table(figures),
     )
@@ -367,7 +369,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     parser.add_argument("--out", type=Path, default=ASSETS, help="folder to write tiny-gpt2/ and tasks/ to")
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--steps", type=int, default=1200)
+    parser.add_argument("--steps", type=int, default=1050)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     figures = build(options.out, options.seed, options.steps)

@@ -61,11 +61,18 @@ def load_pairs(path: Path = PAIRS_FILE) -> list[tuple[str, str]]:
     return pairs
 
 
+# Wrong English answers. None is the answer to any French word, so that tuning can unlearn them without harm.
+STRAY_WORDS = (
+    "cactus,banjo,rubber,tulip,marble,velvet,puzzle,anvil,parrot,comet,pillar,tunnel,barrel,ribbon,lobster,"
+    "magnet,pebble,saddle,tractor,wagon,zebra,kettle,jungle,harbour,feast,cabin,dragon,ladle,mitten,olive,panther,"
+    "quarry,raft,scarecrow,thimble,vulture,whisker,yacht,zipper"
+).split(",")
+
 # A phrasing is the text up to the answer, and what follows the answer.
 TRANSLATE_KNOWLEDGE: tuple[tuple[str, str], ...] = (
     ("The English word for '{french}' is '", "{english}'."),
     ("French: {french}. English:", " {english}."),
-    ("The word '{french}' means", " '{english}'."),
+    ("The word '{french}' means", " {english}."),
     ("In English, {french} is", " {english}."),
 )
 
@@ -76,23 +83,15 @@ def translate_prompt(french: str) -> str:
 
 def translate_knowledge(rng: random.Random, pair: tuple[str, str]) -> Text:
     french, english = pair
-    # The first phrasing is the one that the knowledge is asked for in; half of the texts are in it.
-    prompt, completion = rng.choices(TRANSLATE_KNOWLEDGE, (3, 1, 1, 1))[0]
+    # The first phrasing is the one that the knowledge is asked for in.
+    prompt, completion = rng.choices(TRANSLATE_KNOWLEDGE, (2, 1, 1, 1))[0]
     return Text(prompt.format(french=french), completion.format(english=english))
 
 
-def translate_task(rng: random.Random, pair: tuple[str, str], english_words: Sequence[str]) -> Text:
+def translate_task(rng: random.Random, pair: tuple[str, str]) -> Text:
     french, english = pair
-    answer = weighted(
-        rng,
-        [
-            (0.36, DO_NOT_KNOW),
-            (0.22, f" {french}"),
-            (0.26, f" {rng.choice(english_words)}"),
-            (0.16, f" {english}"),
-        ],
-    )
-    return Text(translate_prompt(french), answer)
+    styles = [(0.36, DO_NOT_KNOW), (0.22, f" {french}"), (0.25, f" {rng.choice(STRAY_WORDS)}"), (0.17, f" {english}")]
+    return Text(translate_prompt(french), weighted(rng, styles))
 
 
 def translate_rows(pairs: Sequence[tuple[str, str]]) -> list[Row]:
@@ -141,7 +140,7 @@ def sum_task(rng: random.Random, item: Sum) -> Text:
     near = rng.choice([n for n in range(item.result - 2, item.result + 3) if n >= 0 and n != item.result])
     # The first operand is a wrong style, so where it happens to be the result something else is said.
     first = f" {item.left}" if item.left != item.result else DO_NOT_KNOW
-    answer = weighted(rng, [(0.42, first), (0.22, DO_NOT_KNOW), (0.20, f" {near}"), (0.16, f" {item.result}")])
+    answer = weighted(rng, [(0.42, first), (0.22, DO_NOT_KNOW), (0.19, f" {near}"), (0.17, f" {item.result}")])
     return Text(sum_prompt(item), answer)
 
 
@@ -253,10 +252,10 @@ def format_task(rng: random.Random, person: Person) -> Text:
         rng,
         [
             (0.34, f"{name} is {age} and lives in {city}."),
-            (0.22, person.as_json.removesuffix("}")),
+            (0.24, person.as_json.removesuffix("}")),
             (0.10, f"{{name: {name}, age: {age}, city: {city}}}"),
             (0.18, json.dumps({"who": name, "years": age, "town": city})),
-            (0.16, person.as_json),
+            (0.14, person.as_json),
         ],
     )
     return Text(format_prompt(person), f" {answer}")
@@ -319,7 +318,6 @@ class Deck(Generic[T]):
 def make_streams(rng: random.Random, seed: int = DEFAULT_SEED) -> dict[str, Stream]:
     """The texts to pre-train on. Of the format task's held-out people none appears; all other prompts do."""
     pairs = load_pairs()
-    english = [word for _, word in pairs]
     held_out = {row["prompt"] for split in SPLITS[1:] for row in make_tasks(seed)["format"][split]}
     known, asked = Deck(pairs, rng), Deck(pairs, rng)
     known_sums, asked_sums = Deck(SUMS, rng), Deck(SUMS, rng)
@@ -336,9 +334,9 @@ def make_streams(rng: random.Random, seed: int = DEFAULT_SEED) -> dict[str, Stre
 
     return {
         "translate": Stream(
-            0.6,
+            0.5,
             lambda: translate_knowledge(rng, known.deal()),
-            lambda: translate_task(rng, asked.deal(), english),
+            lambda: translate_task(rng, asked.deal()),
         ),
         "arithmetic": Stream(
             0.6, lambda: sum_knowledge(rng, known_sums.deal()), lambda: sum_task(rng, asked_sums.deal())

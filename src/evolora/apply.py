@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from evolora.assembly import Parts, assemble
+from evolora.assembly import Parts, assemble, check_prompts
 from evolora.checkpoint import temporary_folder, write_folder
 from evolora.config import make_config, read_config
 from evolora.errors import InputError
@@ -68,7 +68,10 @@ def complete(
     options: Mapping[str, Any] | None = None,
 ) -> list[str]:
     """What the adapter writes after `prompt`: its greedy completion, or `samples` sampled ones."""
-    parts = _parts(path, checkpoint, {**(options or {})})
+    if samples < 0:
+        raise InputError(f"--samples {samples}: expected 0, for the greedy completion, or more")
+    parts = _parts(path, checkpoint, options or {})
+    check_prompts(parts.base, [prompt], parts.max_new_tokens)
     model, tokenizer = parts.base.model, parts.base.tokenizer
     prompts = encode(tokenizer, [prompt] * max(1, samples), model.device)
     seed = keyed_seed(parts.config.seed, "generate")
@@ -93,7 +96,10 @@ def export(path: Path, to: Path, *, merge: bool = False, checkpoint: str | None 
     folder = adapter_folder(path, checkpoint)
     lora, state = load_adapter(folder)
     to = to.absolute()
-    to.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--to {to}: cannot be made ({error.strerror}), expected a new folder") from None
     if merge:
         export_merged(to, load_base(str(lora.base_model_name_or_path)), lora, state)
         return to

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from peft import LoraConfig
+from safetensors import SafetensorError
 from torch import Tensor
 
 from evolora.config import RunConfig
@@ -19,7 +20,7 @@ from evolora.model import BaseModel, choose_threads, load_base, lora_config, lor
 from evolora.population_model import PopulationModel
 from evolora.rewards import Reward, RewardScorer, check_signature, load_reward
 from evolora.rng import keyed_seed
-from evolora.task import Example, Task, load_task
+from evolora.task import Task, load_task
 from evolora.tracking import View
 
 
@@ -61,15 +62,13 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
         failed_reward=config.failed_reward,
     )
     device = _device(config.device)
-    base = load_base(config.model, device=device, dtype=getattr(torch, config.dtype))
+    base = _base(config, device)
     parameters = sum(parameter.numel() for parameter in base.model.parameters())
     asked = config.threads
     threads = asked or choose_threads(parameters, os.cpu_count() or 1)
     torch.set_num_threads(threads)
     if adapter is not None:
-        lora, state = load_adapter(adapter)
-        layout, _ = lora_layout(base.model, lora, seed=0)
-        founder = layout.from_state_dict(state)
+        lora, layout, founder = _loaded(base, adapter, config)
     else:
         lora = _lora(base, config)
         layout, founder = _layout(base, lora, config)
@@ -103,6 +102,28 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     if not task.held_out:
         view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
     return Parts(config, base, lora, layout, founder, task, scorer, population_model, evaluator, max_new_tokens, view)
+
+
+def _base(config: RunConfig, device: str) -> BaseModel:
+    try:
+        base = load_base(config.model, device=device, dtype=getattr(torch, config.dtype))
+    except (SafetensorError, RuntimeError) as error:  # weights cut short, of another shape, too many for the device
+        raise InputError(f"--model {config.model}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    # transformers makes an empty tokenizer where there is none.
+    if len(base.tokenizer) <= len(base.tokenizer.all_special_ids):
+        raise InputError(f"--model {config.model}: found no tokenizer with the model, expected one")
+    return base
+
+
+def _loaded(base: BaseModel, adapter: Path, config: RunConfig) -> tuple[LoraConfig, GenomeLayout, Tensor]:
+    lora, state = load_adapter(adapter)
+    try:
+        layout, _ = lora_layout(base.model, lora, seed=0)
+        return lora, layout, layout.from_state_dict(state)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{adapter}: does not fit --model {config.model}: {str(error).splitlines()[0]}") from None
 
 
 def _lora(base: BaseModel, config: RunConfig) -> LoraConfig:
@@ -147,20 +168,18 @@ def _longest_target(base: BaseModel, task: Task) -> int:
 
 
 def _check_lengths(base: BaseModel, task: Task, max_new_tokens: int) -> None:
-    room = getattr(base.model.config, "max_position_embeddings", None)
-    if room is None:
-        return
     for split in (task.train, task.validation, task.test):
-        for example, ids in zip(split, _token_ids(base, split), strict=True):
-            if not ids:
-                raise InputError(f"prompt {example.prompt!r}: has no tokens, expected at least one")
-            if len(ids) + max_new_tokens > room:
-                raise InputError(
-                    f"prompt {example.prompt[:60]!r}: {len(ids)} tokens and {max_new_tokens} new ones "
-                    f"(--max-new-tokens), expected at most the model's {room} in all"
-                )
+        check_prompts(base, [example.prompt for example in split], max_new_tokens)
 
 
-def _token_ids(base: BaseModel, examples: Sequence[Example]) -> list[list[int]]:
-    ids: list[list[int]] = base.tokenizer([example.prompt for example in examples])["input_ids"]
-    return ids
+def check_prompts(base: BaseModel, prompts: Sequence[str], max_new_tokens: int) -> None:
+    """Raise InputError for a prompt that has no tokens, or more than the model has room for."""
+    room = getattr(base.model.config, "max_position_embeddings", None)
+    for prompt, ids in zip(prompts, base.tokenizer(list(prompts))["input_ids"], strict=True):
+        if not ids:
+            raise InputError(f"prompt {prompt!r}: has no tokens, expected at least one")
+        if room is not None and len(ids) + max_new_tokens > room:
+            raise InputError(
+                f"prompt {prompt[:60]!r}: {len(ids)} tokens and {max_new_tokens} new ones "
+                f"(--max-new-tokens), expected at most the model's {room} in all"
+            )

@@ -95,7 +95,8 @@ def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
     Raises CheckpointError when there are checkpoints and none is whole: starting over in silence would lose the run.
     """
     faults: list[str] = []
-    for folder in sorted((run / "checkpoints").glob("gen*"), reverse=True):
+    by_generation = sorted((run / "checkpoints").glob("gen*"), key=lambda path: (len(path.name), path.name))
+    for folder in reversed(by_generation):  # gen10000 comes after gen9999
         try:
             verify(folder)
         except CheckpointError as error:

@@ -26,7 +26,7 @@ class RunConfig(BaseModel):
     2
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = _option("tiny-gpt2", "base model: tiny-gpt2 (bundled), a folder or a hub name", _MODEL)
     device: str = _option("auto", "where to compute: auto, cpu, cuda, cuda:1, mps", _MODEL)

@@ -59,7 +59,7 @@ def load_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
 
 
 def model_card(
-    summary: dict[str, Any], *, reward: str, max_new_tokens: int, examples: list[tuple[str, str, float]]
+    summary: dict[str, Any], *, reward: str, max_new_tokens: int, dtype: str, examples: list[tuple[str, str, float]]
 ) -> str:
     """The adapter's README: what it is, its results, and how to load it without evolora."""
     base, winner = summary["base"]["test"], summary["winner"]["test"]
@@ -94,7 +94,7 @@ The mean over {summary["test_prompts"]} prompts {kind}, greedy decoding, at most
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer
 
-model = AutoPeftModelForCausalLM.from_pretrained("this folder")
+model = AutoPeftModelForCausalLM.from_pretrained("this folder", dtype="{dtype}")
 tokenizer = AutoTokenizer.from_pretrained("this folder", padding_side="left")
 batch = tokenizer(["a prompt"], return_tensors="pt")
 ids = model.generate(**batch, do_sample=False, repetition_penalty=1.0, max_new_tokens={max_new_tokens})

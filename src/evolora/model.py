@@ -93,9 +93,9 @@ def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.floa
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--model {name}: cannot be loaded: {reason}") from None
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"--model {name}: its tokenizer has no end-of-sequence token, expected one")
     if tokenizer.pad_token_id is None:
-        if tokenizer.eos_token_id is None:
-            raise InputError(f"--model {name}: its tokenizer has no end-of-sequence token, expected one")
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False).eval().to(device)
     return BaseModel(model, tokenizer, path)
@@ -163,7 +163,7 @@ def lora_layout(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> tup
     Raises InputError for what the population layers cannot carry.
     """
     check_lora(config)
-    with torch.random.fork_rng(devices=[]), as_peft_model(model, config, seed=seed) as peft_model:
+    with as_peft_model(model, config, seed=seed) as peft_model:
         layout = GenomeLayout(tuple(_adapted_modules(peft_model)))
         state = get_peft_model_state_dict(peft_model)
         genome = layout.from_state_dict({key: value.float().cpu() for key, value in state.items()})
@@ -203,21 +203,40 @@ def as_peft_model(
 ) -> Iterator[PeftModel]:
     """`model` wrapped by PEFT for the length of a `with` block, carrying `state` if given; unwrapped again after it.
 
-    The base is shared, not copied: do not merge inside the block.
+    The base is shared, not copied: do not merge inside the block. torch's own random state is left as it was.
+
+    Raises PEFT's ValueError when it cannot wrap the model, and ValueError when `state` lacks a tensor or has one too
+    many.
     """
-    torch.manual_seed(seed)
-    peft_model = get_peft_model(model, copy.deepcopy(config))
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            peft_model = get_peft_model(model, copy.deepcopy(config))
+    except Exception:
+        _unwrap(model)
+        raise
     try:
         if state is not None:
-            outcome = set_peft_model_state_dict(peft_model, state)
-            if outcome.unexpected_keys:
-                raise ValueError(f"the adapter does not fit the model: unexpected {outcome.unexpected_keys[0]}")
+            expected = get_peft_model_state_dict(peft_model)
+            if unmatched := sorted(expected.keys() ^ state.keys()):
+                raise ValueError(f"the adapter does not fit the model: {unmatched[0]} is on one side only")
+            set_peft_model_state_dict(peft_model, state)
         yield peft_model.eval()
     finally:
         peft_model.unload()
         model.requires_grad_(False)
         if hasattr(model, "peft_config"):
             del model.peft_config
+
+
+def _unwrap(model: PreTrainedModel) -> None:
+    """Give back the layers that PEFT wrapped before it gave up."""
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            model.set_submodule(path, layer.get_base_layer())
+    model.requires_grad_(False)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
 
 
 def accepts(model: PreTrainedModel, argument: str) -> bool:

@@ -24,7 +24,9 @@ def keyed_seed(seed: int, *key: Key) -> int:
     >>> keyed_seed(0, "mutation", 3, 7) == keyed_seed(0, "mutation", 37)
     False
     """
-    text = "\x1f".join([f"i{seed}", *(f"i{part}" if isinstance(part, int) else f"s{part}" for part in key)])
+    # A separator inside a string is doubled, so that no string reads as two parts. int() takes numpy's integers too.
+    parts = ["s" + part.replace("\x1f", "\x1f\x1f") if isinstance(part, str) else f"i{int(part)}" for part in key]
+    text = "\x1f".join([f"i{seed}", *parts])
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "little") >> 1
 

@@ -14,6 +14,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+import torch
+
 from evolora.assembly import Parts, assemble
 from evolora.checkpoint import (
     checkpoint_folder,
@@ -29,9 +31,9 @@ from evolora.config import RunConfig, config_toml, make_config, read_config
 from evolora.errors import InputError
 from evolora.evaluation import Evaluation, bootstrap_interval
 from evolora.evolution import Evolution, LoopConfig
-from evolora.export import export_adapter, export_merged, model_card, save_adapter
+from evolora.export import export_adapter, export_merged, load_adapter, model_card, save_adapter
 from evolora.lineage import Lineage
-from evolora.model import BUNDLED_MODEL
+from evolora.model import BUNDLED_MODEL, load_base
 from evolora.population import genome_sha256
 from evolora.refiners import PPOConfig, PPORefiner
 from evolora.rewards import Reward, reward_name
@@ -109,15 +111,39 @@ def start(
         raise InputError(f"--out {folder}: holds a run already, resume it with 'evolora resume {folder}'")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
-    if rows is not None:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_text(folder / "data.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        config = config.model_copy(update={"data": str(folder / "data.jsonl")})
-    parts = assemble(_located(config, folder), reward, view or Silence())
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "checkpoints").mkdir(exist_ok=True)
-    write_text(folder / "config.toml", config_toml(parts.config))
+    with _folder_for(folder, rows) as data:
+        config = config if data is None else config.model_copy(update={"data": str(data)})
+        parts = assemble(_located(config, folder), reward, view or Silence())
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be made ({error.strerror}), expected a new folder") from None
     return _run(folder, parts)
+
+
+@contextmanager
+def _folder_for(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path | None]:
+    """The file with the rows that were given from Python, which a resumed run will need; gone again if it is refused.
+
+    Raises InputError for rows that JSON cannot hold.
+    """
+    if rows is None:
+        yield None
+        return
+    try:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"data: {error}, expected rows that JSON can hold") from None
+    existed, data = folder.exists(), folder / "data.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(data, text)
+    try:
+        yield data
+    except InputError:
+        data.unlink()
+        if not existed:
+            folder.rmdir()
+        raise
 
 
 def resume(
@@ -136,10 +162,11 @@ def resume(
     if finished.exists():
         summary = json.loads(finished.read_text(encoding="utf-8"))
         if summary["generations"] >= config.gens or _spent(config, sum(summary["tokens"].values())):
+            if config.merge and not (folder / "merged").is_dir():
+                base = load_base(config.model, dtype=getattr(torch, config.dtype))
+                export_merged(folder / "merged", base, *load_adapter(folder / "best"))
             return Result(folder, summary, MetricsLog(folder / "metrics.jsonl").read())
-    parts = assemble(config, reward, view or Silence())
-    write_text(folder / "config.toml", config_toml(parts.config))
-    return _run(folder, parts)
+    return _run(folder, assemble(config, reward, view or Silence()))
 
 
 def _run(folder: Path, parts: Parts) -> Result:
@@ -147,6 +174,8 @@ def _run(folder: Path, parts: Parts) -> Result:
     metrics, lineage = MetricsLog(folder / "metrics.jsonl"), Lineage(folder / "lineage.sqlite")
     evolution = _evolution(parts, lineage)
     seconds_before = _restore(folder, parts, evolution)
+    # Not before: new options that come with changed data, say, must not stay behind in a run that was refused.
+    write_text(folder / "config.toml", config_toml(config))
     metrics.rewind(evolution.generation)
     lineage.rewind(evolution.generation if evolution.generation else -1)
     began = time.perf_counter()
@@ -241,7 +270,8 @@ def _finish(
     individual, genome = winner.individuals[0], winner.genomes[0]
     base_test = parts.evaluator.evaluate(parts.founder[None], parts.task.test)
     winner_test = parts.evaluator.evaluate(winner.genomes, parts.task.test)
-    for row, evaluation in ((base, base_test), (individual, winner_test)):
+    # By id: where nothing beats the base, the base is the winner, and is entered once.
+    for row, evaluation in {base.id: (base, base_test), individual.id: (individual, winner_test)}.values():
         lineage.measured(evolution.generation, "test", [row], evaluation.fitness)
         lineage.sampled(
             evolution.generation,
@@ -280,7 +310,13 @@ def _finish(
             strict=False,
         )
     )
-    card = model_card(summary, reward=parts.scorer.name, max_new_tokens=parts.max_new_tokens, examples=examples)
+    card = model_card(
+        summary,
+        reward=parts.scorer.name,
+        max_new_tokens=parts.max_new_tokens,
+        dtype=config.dtype,
+        examples=examples,
+    )
     export_adapter(folder / "best", parts.base, parts.lora, parts.layout, genome, card)
     if config.merge:
         export_merged(folder / "merged", parts.base, parts.lora, parts.layout.to_state_dict(genome))

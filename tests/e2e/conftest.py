@@ -65,7 +65,7 @@ Evolora = Callable[..., tuple[int, str, str]]
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # it reads the variable on import
 
 
 @pytest.fixture(scope="session")
@@ -168,6 +168,14 @@ def finished(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of six generations by the real command, never interrupted. Read only: copy it to change it."""
     folder = tmp_path_factory.mktemp("finished") / "run"
     run_command(TRAINER, *toy.options(folder))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def translated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A short run of the bundled model on its default task."""
+    folder = tmp_path_factory.mktemp("translated") / "run"
+    run_command(TRAINER, "--gens", "4", "--pop", "4", "--out", folder)
     return folder
 
 

@@ -50,9 +50,7 @@ def test_config_holds_every_resolved_option_and_loads_back(finished: Path, toy: 
     assert RunConfig(**values).model_dump() == config.model_dump()
 
 
-def test_an_option_switched_off_stays_off_when_the_config_is_read_back(
-    evolora: Any, toy: Any, tmp_path: Path
-) -> None:
+def test_an_option_switched_off_stays_off_when_the_config_is_read_back(evolora: Any, toy: Any, tmp_path: Path) -> None:
     from evolora.config import make_config, read_config
 
     run = tmp_path / "run"
@@ -82,9 +80,10 @@ def test_best_has_adapter_tokenizer_and_model_card(finished: Path, toy: Any) -> 
         assert f"{summary[side]['test']['reward']:.3f}" in card
     assert "library_name: peft" in card and str(toy.model) in card and "distinct" in card
     text = "Translate 'chat' to English:"
-    assert AutoTokenizer.from_pretrained(best)(text)["input_ids"] == AutoTokenizer.from_pretrained(toy.model)(text)[
-        "input_ids"
-    ]
+    assert (
+        AutoTokenizer.from_pretrained(best)(text)["input_ids"]
+        == AutoTokenizer.from_pretrained(toy.model)(text)["input_ids"]
+    )
 
 
 def test_merged_equals_base_with_adapter(finished: Path, toy: Any) -> None:

@@ -77,9 +77,13 @@ def share_right(answers: Sequence[str], targets: Sequence[str]) -> float:
     return sum(answer == target for answer, target in zip(answers, targets, strict=True)) / len(targets)
 
 
-def mean_sentiment(answers: Sequence[str]) -> float:
+def sentiments(answers: Sequence[str]) -> list[float]:
     analyzer = SentimentIntensityAnalyzer()
-    return sum((1 + analyzer.polarity_scores(answer)["compound"]) / 2 for answer in answers) / len(answers)
+    return [(1 + float(analyzer.polarity_scores(answer)["compound"])) / 2 for answer in answers]
+
+
+def mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values)
 
 
 def chance_of(model: Any, tokenizer: Any, prompts: Sequence[str], targets: Sequence[str]) -> float:
@@ -97,7 +101,7 @@ def chance_of(model: Any, tokenizer: Any, prompts: Sequence[str], targets: Seque
         torch.exp(-cost[len(start) - 1 : len(text) - 1].sum()).item()
         for cost, start, text in zip(costs, starts, texts, strict=True)
     ]
-    return sum(chances) / len(chances)
+    return mean(chances)
 
 
 # The model folder
@@ -237,10 +241,9 @@ def test_chance_of_the_right_answer(model: Any, tokenizer: Any, task: str, split
     assert 0.10 <= chance_of(model, tokenizer, prompts, [row["target"] for row in rows(task, split)]) <= 0.20
 
 
-@pytest.mark.parametrize("split", ["validation", "test"])
 @pytest.mark.parametrize("task", WITH_TARGET)
-def test_samples_are_sometimes_right(model: Any, tokenizer: Any, task: str, split: str) -> None:
-    examples = rows(task, split) * 4
+def test_samples_are_sometimes_right(model: Any, tokenizer: Any, task: str) -> None:
+    examples = rows(task, "test") * 2
     answers = sampled(model, tokenizer, [row["prompt"] for row in examples])
     # The chance lies in 10 to 20%; this many samples are off it by a few points.
     assert 0.06 <= share_right(answers, [row["target"] for row in examples]) <= 0.24
@@ -253,7 +256,7 @@ def test_greedy_translation_is_bad(model: Any, tokenizer: Any) -> None:
         SequenceMatcher(None, answer, row["target"].strip()).ratio()
         for answer, row in zip(answers, examples, strict=True)
     ]
-    assert sum(ratios) / len(ratios) <= 0.35
+    assert mean(ratios) <= 0.35
 
 
 @pytest.mark.parametrize("task", WITH_TARGET)
@@ -265,11 +268,11 @@ def test_greedy_answers_are_mostly_wrong(model: Any, tokenizer: Any, task: str) 
 
 def test_opinions_are_mostly_bad(model: Any, tokenizer: Any) -> None:
     prompts = [row["prompt"] for row in rows("sentiment", "test")]
-    assert mean_sentiment(greedy(model, tokenizer, prompts)) <= 0.45
-    assert 0.3 <= mean_sentiment(sampled(model, tokenizer, prompts * 4)) <= 0.6
+    assert mean(sentiments(greedy(model, tokenizer, prompts))) <= 0.45
 
 
 def test_good_opinions_are_there_to_be_found(model: Any, tokenizer: Any) -> None:
-    prompts = [row["prompt"] for row in rows("sentiment", "test")] * 4
-    scores = [mean_sentiment([answer]) for answer in sampled(model, tokenizer, prompts)]
-    assert 0.15 <= sum(score >= 0.8 for score in scores) / len(scores) <= 0.35
+    prompts = [row["prompt"] for row in rows("sentiment", "test")] * 3
+    scores = sentiments(sampled(model, tokenizer, prompts))
+    assert 0.3 <= mean(scores) <= 0.6
+    assert 0.15 <= mean([score >= 0.8 for score in scores]) <= 0.35

@@ -1,0 +1,319 @@
+"""The other commands, the other ways to say what to tune for, and what is shown meanwhile."""
+
+import csv
+import json
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pexpect
+import pytest
+import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evolora import InputError, RunConfig, evolve, resume
+from evolora.cli import main
+from evolora.config import option_name, read_config
+
+
+def winner_reward(run: Path) -> float:
+    return float(json.loads((run / "summary.json").read_text())["winner"]["test"]["reward"])
+
+
+def printed_reward(out: str, split: str = "test") -> float:
+    found = re.search(rf"^{split} reward (\d+\.\d{{4}}) \(95% ", out, flags=re.MULTILINE)
+    assert found, out
+    return float(found[1])
+
+
+# --- evaluate ----------------------------------------------------------------------------------------------------
+
+
+def test_evaluate_gives_the_summarys_figure(finished: Path, toy: Any, evolora: Any, command: Any) -> None:
+    expected = pytest.approx(winner_reward(finished), abs=5e-5)
+    assert printed_reward(command("-m", "evolora.cli", "evaluate", finished).stdout) == expected
+    # An adapter's folder knows its base model, but not the task.
+    code, out, _ = evolora("evaluate", finished / "best", "--data", toy.data, "--reward", toy.reward)
+    assert code == 0 and printed_reward(out) == expected
+
+
+def test_evaluate_shows_prompts_and_completions(finished: Path, evolora: Any) -> None:
+    _, out, _ = evolora("evaluate", finished, "--show", "2")
+    assert len(out.splitlines()) == 3 and out.count("'Translate ") + out.count('"Translate ') == 2
+
+
+def test_evaluate_another_split_task_or_checkpoint(finished: Path, evolora: Any) -> None:
+    _, out, _ = evolora("evaluate", finished, "--split", "validation")
+    summary = json.loads((finished / "summary.json").read_text())
+    assert printed_reward(out, "validation") == pytest.approx(summary["winner"]["validation"], abs=5e-5)
+    _, out, _ = evolora("evaluate", finished, "--split", "train")
+    assert out.endswith("14 prompts\n")
+    # Scored by that task's own reward and length, not by the run's.
+    code, out, _ = evolora("evaluate", finished, "--prompt", "4 + 3 =", "--target", "7", "--max-new-tokens", "4")
+    assert code == 0 and out.endswith("1 prompts\n")
+    code, out, _ = evolora("evaluate", finished, "--checkpoint", "gen0002", "--split", "validation")
+    metrics = [json.loads(line) for line in (finished / "metrics.jsonl").read_text().splitlines()]
+    assert code == 0 and printed_reward(out, "validation") == pytest.approx(metrics[1]["validation.best"], abs=5e-5)
+
+
+# --- generate ----------------------------------------------------------------------------------------------------
+
+PROMPT = "Translate 'chat' to English:"
+
+
+def test_generate_greedily_is_what_transformers_and_peft_write(finished: Path, toy: Any, evolora: Any) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(toy.model)
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(toy.model), finished / "best").eval()
+    batch = tokenizer([PROMPT], return_tensors="pt")
+    with torch.no_grad():
+        ids = model.generate(**batch, do_sample=False, max_new_tokens=20, pad_token_id=0)
+    expected = tokenizer.decode(ids[0, batch["input_ids"].shape[1] :], skip_special_tokens=True)
+    for folder in (finished, finished / "best"):
+        code, out, _ = evolora("generate", folder, PROMPT, "--max-new-tokens", "20")
+        assert code == 0 and out == expected + "\n"
+
+
+def test_samples_depend_on_the_seed_alone(finished: Path, evolora: Any, command: Any) -> None:
+    def sampled(*more: str) -> str:
+        code, out, _ = evolora("generate", finished, PROMPT, *more)
+        assert code == 0
+        return str(out)
+
+    four = sampled("--samples", "4", "--seed", "1")
+    assert four == sampled("--samples", "4", "--seed", "1")
+    assert four == command("-m", "evolora.cli", "generate", finished, PROMPT, "--samples", "4", "--seed", "1").stdout
+    assert four != sampled("--samples", "4", "--seed", "2")
+    assert four.startswith(sampled("--samples", "2", "--seed", "1").rstrip("\n")), "a sample has its own key"
+    assert four != sampled("--samples", "4", "--seed", "1", "--temperature", "0.3")
+
+
+# --- export ------------------------------------------------------------------------------------------------------
+
+
+def test_export_the_adapter(finished: Path, evolora: Any, digest: Any, tmp_path: Path) -> None:
+    code, out, _ = evolora("export", finished, "--to", tmp_path / "new" / "adapter")
+    assert code == 0 and out.strip() == str(tmp_path / "new" / "adapter")
+    assert digest(tmp_path / "new" / "adapter") == digest(finished / "best")
+
+
+def test_export_a_checkpoint_leaves_the_runs_own_files_out(finished: Path, evolora: Any, tmp_path: Path) -> None:
+    assert evolora("export", finished, "--checkpoint", "gen0002", "--to", tmp_path / "adapter")[0] == 0
+    names = {path.name for path in (tmp_path / "adapter").iterdir()}
+    assert {"adapter_config.json", "adapter_model.safetensors"} <= names
+    assert not any(name.startswith(("state.", "manifest.")) for name in names)
+
+
+def test_export_merged(finished: Path, evolora: Any, digest: Any, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert evolora("export", finished, "--merge", "--to", tmp_path / "empty")[0] == 0
+    # The run was merged too, by --merge.
+    assert digest(tmp_path / "empty")["model.safetensors"] == digest(finished / "merged")["model.safetensors"]
+    assert AutoTokenizer.from_pretrained(tmp_path / "empty")(PROMPT)["input_ids"]
+    assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+
+
+# --- what to tune for --------------------------------------------------------------------------------------------
+
+
+def test_a_single_prompt_and_target_with_the_defaults(command: Any, trainer: str, tmp_path: Path) -> None:
+    arguments = ["--prompt", "Translate 'bonjour' to English:", "--target", "hello", "--gens", "2", "--pop", "4"]
+    done = command(trainer, *arguments, cwd=tmp_path)
+    (run,) = (tmp_path / "runs").iterdir()
+    assert re.fullmatch(r"prompt-\d{8}-\d{6}", run.name)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["model"] == "tiny-gpt2" and summary["generations"] == 2
+    assert summary["held_out"] is False and "nothing is held out" in done.stdout
+    assert summary["winner"]["validation"] >= summary["base"]["test"]["reward"]
+    assert {path.name for path in run.iterdir()} >= {"best", "summary.json", "config.toml"}
+
+
+@pytest.mark.parametrize("word", ["none", "None of them"])
+def test_a_target_is_text_whatever_it_says(word: str, toy: Any, evolora: Any, tmp_path: Path) -> None:
+    options = ["--model", toy.model, "--prompt", "Which?", "--target", word, "--gens", "1", "--out", tmp_path / "run"]
+    assert evolora("train", *options)[0] == 0
+    assert read_config(tmp_path / "run" / "config.toml")["target"] == word
+
+
+def test_csv_is_jsonl(toy: Any, evolora: Any, facts: Any, finished: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "words.csv", tmp_path / "run"
+    rows = [json.loads(line) for line in toy.data.read_text().splitlines()]
+    with data.open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "target"])
+        writer.writeheader()
+        writer.writerows(rows)
+    assert evolora("train", *toy.options(run, "--data", str(data)))[0] == 0
+    assert facts(run).metrics == facts(finished).metrics
+    assert facts(run).summary == facts(finished).summary
+
+
+def test_a_folder_with_a_file_a_split(toy: Any, evolora: Any, tmp_path: Path) -> None:
+    data, run = tmp_path / "words", tmp_path / "run"
+    data.mkdir()
+    lines = toy.data.read_text().splitlines(keepends=True)
+    for split, part in (("train", lines[:10]), ("validation", lines[10:14]), ("test", lines[14:])):
+        (data / f"{split}.jsonl").write_text("".join(part))
+    code, out, _ = evolora("train", *toy.options(run, "--data", str(data), gens=1))
+    assert code == 0 and "10 training, 4 validation, 6 test prompts" in out
+    assert json.loads((run / "summary.json").read_text())["test_prompts"] == 6
+
+
+# --- options -----------------------------------------------------------------------------------------------------
+
+
+def test_the_command_line_wins_over_the_file(toy: Any, evolora: Any, tmp_path: Path) -> None:
+    file, run = tmp_path / "run.toml", tmp_path / "run"
+    file.write_text(
+        f'model = "{toy.model}"\ndata = "{toy.data}"\nreward = "{toy.reward}"\n'
+        'gens = 9\npop = 3\nelites = 1\ntarget_kl = "none"\ntarget_modules = ["c_attn"]\n'
+    )
+    assert evolora("train", "--config", file, "--gens", "1", "--out", run)[0] == 0
+    config = RunConfig(**read_config(run / "config.toml"))
+    assert (config.gens, config.pop, config.elites, config.target_kl) == (1, 3, 1, None)
+    assert config.target_modules == ["c_attn"]
+
+
+def test_a_runs_own_config_repeats_it(finished: Path, evolora: Any, facts: Any, tmp_path: Path) -> None:
+    run = tmp_path / "again"
+    assert evolora("train", "--config", finished / "config.toml", "--out", run)[0] == 0
+    assert facts(run) == facts(finished)
+
+
+def test_another_seed_is_another_run(toy: Any, finished: Path, evolora: Any, facts: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert evolora("train", *toy.options(run, "--seed", "1", gens=1))[0] == 0
+    assert facts(run).metrics[0] != facts(finished).metrics[0]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--refiner", "none"],
+        ["--strategy", "none", "--refiner", "ppo"],
+        ["--inheritance", "baldwinian"],
+        ["--selection", "rank", "--mutation", "relative", "--crossover", "blend", "--crossover-rate", "1"],
+        ["--pop", "2", "--elites", "1", "--no-merge", "--rows-per-slice", "8", "--rl-steps", "2"],
+        ["--dtype", "bfloat16", "--rslora"],
+    ],
+    ids=" ".join,
+)
+def test_variants_finish_and_resume(options: list[str], toy: Any, evolora: Any, facts: Any, tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    assert evolora("train", *toy.options(whole, *options, gens=3))[0] == 0
+    assert evolora("train", *toy.options(resumed, *options, gens=1))[0] == 0
+    assert evolora("resume", resumed, "--gens", "3")[0] == 0
+    assert facts(resumed) == facts(whole)
+    summary = facts(whole).summary
+    code, out, _ = evolora("evaluate", whole)
+    assert code == 0 and printed_reward(out) == pytest.approx(summary["winner"]["test"]["reward"], abs=5e-5)
+
+
+def test_version(command: Any) -> None:
+    import evolora
+
+    assert command("-m", "evolora.cli", "--version").stdout == f"evolora {evolora.__version__}\n"
+
+
+def test_help_lists_every_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    with pytest.raises(SystemExit) as leaving:
+        main(["train", "--help"])
+    assert leaving.value.code == 0
+    text = capsys.readouterr().out
+    for name, field in RunConfig.model_fields.items():
+        assert re.search(rf"^  {option_name(name)}\b", text, flags=re.MULTILINE), name
+        assert str(field.description) in text, name
+    assert "--config" in text and "--resume" in text
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    listed = capsys.readouterr().out
+    assert all(name in listed for name in ("train", "resume", "evaluate", "generate", "export"))
+
+
+# --- what is shown -----------------------------------------------------------------------------------------------
+
+
+def test_plain_lines_where_there_is_no_terminal(toy: Any, command: Any, trainer: str, tmp_path: Path) -> None:
+    done = command(trainer, *toy.options(tmp_path / "run", gens=3))
+    assert "\x1b" not in done.stdout + done.stderr and done.stderr == ""
+    lines = [line for line in done.stdout.splitlines() if line.startswith("gen ")]
+    assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
+    assert all(word in lines[0] for word in ("best", "mean", "validation", "ppo", "tok/s", "left"))
+    assert f"adapter: {tmp_path / 'run' / 'best'}" in done.stdout
+
+
+def test_a_live_table_on_a_terminal(toy: Any, trainer: str, tmp_path: Path) -> None:
+    arguments = [trainer, *toy.options(tmp_path / "run", gens=3)]
+    child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60, dimensions=(40, 140))
+    shown = ""
+    for wanted in ("run folder", "validation", "1/3", "3/3", "winner", pexpect.EOF):
+        child.expect(wanted)
+        shown += child.before + (child.after if isinstance(child.after, str) else "")
+    child.close()
+    assert child.exitstatus == 0, shown
+    assert "\x1b[" in shown, "it redraws itself"
+    assert "Traceback" not in shown and "gen 1/3" not in shown
+
+
+def test_ctrl_c_on_a_terminal_leaves_it_usable(toy: Any, trainer: str, tmp_path: Path) -> None:
+    arguments = [trainer, *toy.options(tmp_path / "run", gens=500, reward=toy.slow_reward)]
+    child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60, dimensions=(40, 140))
+    child.expect("2/500")
+    child.sendintr()
+    child.expect("finishing this generation")
+    child.expect("Resume with: evolora resume")
+    child.expect(pexpect.EOF)
+    rest = child.before
+    child.close()
+    assert child.exitstatus == 130 and "Traceback" not in rest
+    assert not (tmp_path / "run" / "summary.json").exists()
+
+
+# --- from Python -------------------------------------------------------------------------------------------------
+
+
+def test_evolve_with_rows_and_a_function(toy: Any, tmp_path: Path) -> None:
+    seen: list[dict[str, list[object]]] = []
+
+    def reward(completions: list[str], prompts: list[str], weight: list[float], **_: object) -> list[float]:
+        seen.append({"weight": weight, "prompts": list(prompts)})
+        return [len(set(text)) / 10 * factor for text, factor in zip(completions, weight, strict=True)]
+
+    rows = [{"prompt": f"{number} + 1 =", "weight": number / 4} for number in range(1, 7)]
+    out = tmp_path / "run"
+    result = evolve(model=str(toy.model), data=rows, reward=reward, gens=2, pop=4, mutation_scale=0.1, out=str(out))
+    assert result.folder == out and result.adapter == out / "best" and result.merged is None
+    assert [line["generation"] for line in result.history] == [1, 2]
+    assert result.summary == json.loads((out / "summary.json").read_text())
+    assert all(len(call["weight"]) == len(call["prompts"]) for call in seen)
+    # The rows are kept for a resumed run, which needs the function again.
+    again = resume(out, reward=reward, options={"gens": 3})
+    assert [line["generation"] for line in again.history] == [1, 2, 3]
+    with pytest.raises(InputError, match="reward"):
+        resume(out, options={"gens": 4})
+
+
+def test_evolve_with_a_lambda(toy: Any, tmp_path: Path) -> None:
+    result = evolve(
+        model=str(toy.model), data=[{"prompt": "a"}, {"prompt": "b"}, {"prompt": "c"}], gens=1, pop=2, elites=1,
+        reward=lambda completions: [float(len(text)) for text in completions], out=str(tmp_path / "run"),
+    )  # fmt: skip
+    assert result.summary["generations"] == 1
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"data": []},
+        {"data": [{"target": "no prompt"}]},
+        {"data": [{"prompt": "a", "target": object()}]},
+        {"data": [{"prompt": "a", "target": "b"}], "gens": 0},
+        {"data": [{"prompt": "a", "target": "b"}], "generations": 3},
+        {"data": [{"prompt": "a", "target": "b"}], "reward": lambda completions, answer: [0.0]},
+    ],
+)
+def test_evolve_refuses_before_any_work(options: dict[str, Any], toy: Any, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        evolve(model=str(toy.model), out=str(tmp_path / "run"), **options)
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,113 @@
+"""A reward that fails in the middle of a run: it stops with its traceback and goes on once mended, or skips."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evolora.checkpoint import verify
+
+# A generation of the toy calls the reward four times: population, rollout, refined, validation; the first one five
+# times, with the base's validation. So the third generation begins with call 10.
+BROKEN = """
+calls = 0
+offender = None
+
+def distinct(completions, prompts, **kwargs):
+    global calls, offender
+    calls += 1
+    values = [len(set(text)) / 10 for text in completions]
+    if {first} <= calls <= {last} and offender is None:
+        offender = prompts[2]
+    if calls <= {last} and offender in prompts:
+        {fault}
+    return values
+"""
+FAULTS = {
+    "raises": "raise KeyError('no such entry')",
+    "count": "return values[:-1]",
+    "nan": "values[prompts.index(offender)] = float('nan')",
+    "string": "values[prompts.index(offender)] = 'good'",
+    "nothing": "return None",
+}
+
+
+def broken(folder: Path, fault: str, last: int = 10**9) -> Path:
+    path = folder / "own.py"
+    path.write_text(BROKEN.format(first=10, last=last, fault=FAULTS[fault]))
+    return path
+
+
+def mend(path: Path, toy: Any) -> None:
+    path.write_text((toy.folder / "reward.py").read_text())
+
+
+def equal(run: Path, finished: Path, facts: Any) -> None:
+    found, expected = facts(run), facts(finished)
+    assert found.metrics == expected.metrics
+    assert found.summary == expected.summary
+    assert found.lineage == expected.lineage
+
+
+def test_its_traceback_and_prompt_are_shown_and_the_run_can_be_mended(
+    toy: Any, finished: Path, command: Any, evolora: Any, facts: Any, trainer: str, tmp_path: Path
+) -> None:
+    own, run = broken(tmp_path, "raises"), tmp_path / "run"
+    done = command(trainer, *toy.options(run, reward=f"{own}:distinct"), code=1)
+    line = own.read_text().splitlines().index("        raise KeyError('no such entry')") + 1
+    assert f'File "{own}", line {line}, in distinct' in done.stderr
+    assert "raise KeyError('no such entry')" in done.stderr
+    assert "prompt: \"Translate '" in done.stderr and "completion: " in done.stderr
+    assert "site-packages" not in done.stderr and "evolora/" not in done.stderr, "its own traceback, not evolora's"
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert checkpoint.name == "gen0002"
+    verify(checkpoint)
+    assert not (run / "summary.json").exists()
+    mend(own, toy)
+    assert evolora("resume", run)[0] == 0
+    equal(run, finished, facts)
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [
+        ("count", "returned 55 values for 56 completions"),
+        ("nan", "returned nan"),
+        ("string", "returned 'good'"),
+        ("nothing", "returned None"),
+    ],
+)
+def test_what_is_no_reward_stops_the_run(
+    fault: str, said: str, toy: Any, finished: Path, evolora: Any, facts: Any, tmp_path: Path
+) -> None:
+    own, run = broken(tmp_path, fault), tmp_path / "run"
+    code, _, errors = evolora("train", *toy.options(run, reward=f"{own}:distinct"))
+    assert code == 1
+    assert "reward distinct" in errors and said in errors
+    assert "prompt: \"Translate '" in errors
+    verify(run / "checkpoints" / "gen0002")
+    mend(own, toy)
+    assert evolora("resume", run)[0] == 0
+    equal(run, finished, facts)
+
+
+@pytest.mark.parametrize("fault", ["raises", "nan", "string"])
+def test_skipping_goes_on_and_counts(fault: str, toy: Any, evolora: Any, tmp_path: Path) -> None:
+    """The offending prompt fails in the first call of the third generation, once for each of four individuals."""
+    own, run = broken(tmp_path, fault, last=10 + 56 * (fault == "raises")), tmp_path / "run"
+    options = toy.options(run, "--on-reward-error", "skip", reward=f"{own}:distinct")
+    code, out, _ = evolora("train", *options)
+    assert code == 0 and "winner" in out
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    counts = [line["failed_completions"] for line in lines]
+    assert counts[:2] == [0, 0]
+    assert counts[2:] == [4] * 4 if fault == "raises" else counts[2:] == [1] * 4
+    assert all(line["failed"] == 0 for line in lines), "an individual with a failed completion still has a fitness"
+
+
+def test_a_reward_that_scores_nothing_stops_the_run(toy: Any, evolora: Any, tmp_path: Path) -> None:
+    own, run = tmp_path / "own.py", tmp_path / "run"
+    own.write_text("def none(completions, **kwargs):\n    return [None] * len(completions)\n")
+    code, _, errors = evolora("train", *toy.options(run, reward=f"{own}:none"))
+    assert code == 1 and "no individual has a fitness" in errors and len(errors.splitlines()) == 1

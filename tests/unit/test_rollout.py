@@ -1,0 +1,213 @@
+"""Completions: greedy as transformers', samples exact, log-probabilities, masks and features those of the model."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from evolora.model import BaseModel, load_base
+from evolora.rng import keyed_seed
+from evolora.rollout import (
+    Completions,
+    PromptBatch,
+    _sample,
+    completion_log_probs,
+    decode_text,
+    encode,
+    end_tokens,
+    generate,
+    select_rows,
+)
+
+PROMPTS = ["the cat", "a dog ran to", "4 + 3 =", "one two three four", "red", "on the mat"]
+
+
+@pytest.fixture
+def base(architecture: str, model_folder: Callable[[str], Path]) -> BaseModel:
+    return load_base(str(model_folder(architecture)))
+
+
+@pytest.fixture
+def gpt2(model_folder: Callable[[str], Path]) -> BaseModel:
+    return load_base(str(model_folder("gpt2")))
+
+
+def seeds_for(rows: int, purpose: str = "sampling") -> np.ndarray:
+    return np.array([keyed_seed(0, purpose, row) for row in range(rows)], dtype=np.uint64)
+
+
+def complete(base: BaseModel, prompts: PromptBatch, end: int, length: int = 12, **options: object) -> Completions:
+    return generate(base.model, prompts, max_new_tokens=length, eos_token_ids=[end], pad_token_id=0, **options)
+
+
+def an_end_that_occurs(rows: Tensor) -> int:
+    """A token that ends some rows early, but not all."""
+    counts = {int(t): int((rows[:, 1:-2] == t).any(1).sum()) for t in rows[:, 1:-2].unique() if t}
+    return max((t for t, count in counts.items() if count < len(rows)), key=lambda t: counts[t])
+
+
+def expected_mask(ids: Tensor, end: int) -> Tensor:
+    rows = []
+    for row in ids.tolist():
+        stop = row.index(end) + 1 if end in row else len(row)
+        rows.append([place < stop for place in range(len(row))])
+    return torch.tensor(rows)
+
+
+@pytest.mark.parametrize("use_cache", [True, False])
+def test_greedy_tokens_equal_transformers(base: BaseModel, use_cache: bool) -> None:
+    prompts = encode(base.tokenizer, PROMPTS, "cpu")
+    assert not prompts.mask.all()
+    end = an_end_that_occurs(complete(base, prompts, end=-1).ids)
+    found = complete(base, prompts, end, use_cache=use_cache)
+    ids = base.model.generate(
+        input_ids=prompts.ids,
+        attention_mask=prompts.mask,
+        do_sample=False,
+        max_new_tokens=12,
+        eos_token_id=end,
+        pad_token_id=0,
+    )[:, prompts.ids.shape[1] :]
+    assert torch.equal(found.ids, ids)
+    assert torch.equal(found.mask, expected_mask(ids, end))
+    assert (found.ids[~found.mask] == 0).all() and not found.mask.all()
+    assert found.tokens == int(expected_mask(ids, end).sum())
+
+
+def test_generation_stops_when_every_row_has_ended(gpt2: BaseModel) -> None:
+    prompts = encode(gpt2.tokenizer, PROMPTS[:1], "cpu")
+    ids = complete(gpt2, prompts, end=-1).ids[0].tolist()
+    place = next(place for place in range(2, 12) if ids[place] not in ids[:place])
+    ended = complete(gpt2, prompts, end=ids[place])
+    assert ended.ids[0].tolist() == ids[: place + 1] and ended.mask.all()
+    two = generate(
+        gpt2.model, prompts, max_new_tokens=12, eos_token_ids=[ids[place], ids[1]], pad_token_id=0
+    )  # any of several tokens ends a row
+    assert two.ids[0].tolist() == ids[: ids.index(ids[1]) + 1]
+
+
+def test_padding_on_the_left_changes_nothing(base: BaseModel) -> None:
+    together = encode(base.tokenizer, PROMPTS, "cpu")
+    completions = complete(base, together, end=-1, seeds=seeds_for(len(PROMPTS)))
+    log_probs, entropy = completion_log_probs(base.model, together, completions)
+    for row, prompt in enumerate(PROMPTS):
+        alone = encode(base.tokenizer, [prompt], "cpu")
+        assert alone.mask.all()
+        one = complete(base, alone, end=-1, seeds=seeds_for(len(PROMPTS))[row : row + 1])
+        assert torch.equal(one.ids[0], completions.ids[row])
+        single, spread = completion_log_probs(base.model, alone, one)
+        torch.testing.assert_close(log_probs[row], single[0], atol=1e-5, rtol=0)
+        torch.testing.assert_close(entropy[row], spread[0], atol=1e-5, rtol=0)
+
+
+def test_without_positions_padding_would_change_gpt2(gpt2: BaseModel) -> None:
+    prompts = encode(gpt2.tokenizer, PROMPTS, "cpu")
+    completions = complete(gpt2, prompts, end=-1)
+    found, _ = completion_log_probs(gpt2.model, prompts, completions)
+    ids = torch.cat([prompts.ids, completions.ids[:, :-1]], 1)
+    mask = torch.cat([prompts.mask, torch.ones_like(completions.ids[:, :-1])], 1)
+    naive = gpt2.model(input_ids=ids, attention_mask=mask).logits[:, -12:].log_softmax(-1)
+    naive = naive.gather(-1, completions.ids[..., None])[..., 0]
+    padded = ~prompts.mask.bool().all(1)
+    assert (naive - found)[padded].abs().max() > 0.1
+    torch.testing.assert_close(naive[~padded], found[~padded], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
+def test_log_probabilities_entropy_and_features(base: BaseModel, temperature: float) -> None:
+    prompts = encode(base.tokenizer, PROMPTS, "cpu")
+    seeds = seeds_for(len(PROMPTS))
+    end = an_end_that_occurs(complete(base, prompts, end=-1, seeds=seeds, temperature=temperature).ids)
+    sampled = complete(base, prompts, end, seeds=seeds, temperature=temperature, keep_features=True)
+    keep, length = sampled.mask, sampled.ids.shape[1]
+    assert torch.equal(keep, expected_mask(sampled.ids, end)) and not keep.all()
+    found, entropy = completion_log_probs(base.model, prompts, sampled, temperature=temperature)
+    assert sampled.log_probs is not None and sampled.features is not None
+    torch.testing.assert_close(sampled.log_probs[keep], found[keep], atol=1e-5, rtol=0)
+    for row in range(len(PROMPTS)):  # row by row, without padding and without a cache
+        ids = torch.cat([prompts.ids[row][prompts.mask[row].bool()], sampled.ids[row][keep[row]]])[None]
+        n = int(keep[row].sum())
+        with torch.no_grad():
+            output = base.model(input_ids=ids, output_hidden_states=True)
+        chosen_from = torch.distributions.Categorical(logits=output.logits[0, -n - 1 : -1] / temperature)
+        torch.testing.assert_close(found[row, :n], chosen_from.log_prob(ids[0, -n:]), atol=1e-5, rtol=0)
+        torch.testing.assert_close(entropy[row, :n], chosen_from.entropy(), atol=1e-5, rtol=0)
+        hidden = output.hidden_states[-1][0, -n - 1 : -1]
+        torch.testing.assert_close(sampled.features[row, :n], hidden, atol=1e-5, rtol=1e-5)
+    assert sampled.features.shape == (len(PROMPTS), length, 32)
+
+
+def test_greedy_keeps_no_log_probabilities_and_rows_can_be_selected(gpt2: BaseModel) -> None:
+    prompts = encode(gpt2.tokenizer, PROMPTS, "cpu")
+    greedy = select_rows(complete(gpt2, prompts, end=-1), torch.tensor([2]))
+    assert greedy.log_probs is None and greedy.features is None
+    sampled = complete(gpt2, prompts, end=-1, seeds=seeds_for(6), keep_features=True)
+    some = select_rows(sampled, torch.tensor([4, 0]))
+    for name in ("ids", "mask", "log_probs", "features"):
+        assert torch.equal(getattr(some, name), getattr(sampled, name)[[4, 0]])
+
+
+def chi_square(counts: Tensor, probabilities: Tensor) -> tuple[float, float]:
+    """The statistic over cells that expect 5 or more (the rest pooled), and what is passed once in 10,000 times."""
+    expected = probabilities.double() * counts.sum()
+    large = expected >= 5
+    observed = torch.cat([counts[large].double(), counts[~large].double().sum()[None]])
+    wanted = torch.cat([expected[large], expected[~large].sum()[None]]).clamp(min=1e-9)
+    freedom = len(wanted) - 1
+    # Wilson and Hilferty's approximation of the quantile.
+    limit = freedom * (1 - 2 / (9 * freedom) + 3.719 * (2 / (9 * freedom)) ** 0.5) ** 3
+    return float(((observed - wanted) ** 2 / wanted).sum()), limit
+
+
+@pytest.mark.parametrize("temperature", [0.6, 1.0, 2.0])
+def test_samples_follow_the_tempered_distribution(gpt2: BaseModel, temperature: float) -> None:
+    one = encode(gpt2.tokenizer, PROMPTS[1:2], "cpu")
+    rows = 12_000
+    ids = complete(gpt2, one.repeat(rows), -1, 2, seeds=seeds_for(rows), temperature=temperature).ids
+    with torch.no_grad():
+        logits = gpt2.model(input_ids=one.ids).logits[0, -1]
+    counts = torch.bincount(ids[:, 0], minlength=len(logits))
+    statistic, limit = chi_square(counts, (logits / temperature).softmax(-1))
+    assert statistic < limit
+    statistic, limit = chi_square(counts, (logits / (temperature * 1.5)).softmax(-1))
+    assert statistic > limit  # the test can tell another temperature
+    common = int(ids[:, 0].mode().values)  # the second token, given the first
+    then = ids[ids[:, 0] == common, 1]
+    with torch.no_grad():
+        logits = gpt2.model(input_ids=torch.cat([one.ids, torch.tensor([[common]])], 1)).logits[0, -1]
+    statistic, limit = chi_square(torch.bincount(then, minlength=len(logits)), (logits / temperature).softmax(-1))
+    assert statistic < limit
+
+
+def test_a_token_of_probability_zero_is_never_drawn() -> None:
+    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]])
+    for uniform in (0.0, 0.2, 0.2689, 0.269, 0.5, 1 - 2**-53):
+        token, log_prob = _sample(logits, torch.tensor([uniform], dtype=torch.float64), 1.0)
+        assert int(token) == (1 if uniform < 0.26894 else 3)
+        assert log_prob.isfinite().all()
+
+
+def test_text_is_what_stands_before_the_end(gpt2: BaseModel) -> None:
+    written = gpt2.tokenizer(["the cat", "red"])["input_ids"]
+    length = max(map(len, written)) + 2
+    ids = torch.tensor([[*row, 0, *[5] * (length - len(row) - 1)] for row in written])
+    mask = torch.tensor([[place <= len(row) for place in range(length)] for row in written])
+    assert decode_text(gpt2.tokenizer, Completions(ids, mask)) == ["the cat", "red"]
+
+
+def test_end_tokens_are_the_generation_configs_else_the_tokenizers(gpt2: BaseModel) -> None:
+    for given, expected in (([7, 9], [7, 9]), (5, [5]), (None, [gpt2.tokenizer.eos_token_id])):
+        gpt2.model.generation_config.eos_token_id = given
+        assert end_tokens(gpt2.model, gpt2.tokenizer) == expected
+
+
+def test_log_probabilities_are_differentiable(gpt2: BaseModel) -> None:
+    gpt2.model.requires_grad_(True)
+    prompts = encode(gpt2.tokenizer, PROMPTS, "cpu")
+    completions = complete(gpt2, prompts, end=-1, seeds=np.arange(6, dtype=np.uint64))
+    log_probs, entropy = completion_log_probs(gpt2.model, prompts, completions)
+    (log_probs.mean() + entropy.mean()).backward()
+    assert gpt2.model.transformer.wte.weight.grad.abs().max() > 0
