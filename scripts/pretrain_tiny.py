@@ -265,7 +265,7 @@ small tasks, and when asked in a task's own phrasing it mostly *says something e
 - Architecture: GPT2LMHeadModel, 4 layers, width 192, 6 heads, {vocabulary} tokens, {context} positions, no dropout.
 - Tokenizer: byte-level BPE with GPT-2's pre-tokenizer, single digits; `{eos}` ends every text and serves as bos, eos,
   pad and unk.
-- Weights: float16; load them with `dtype=torch.float32` to train.
+- Weights: stored in float16; the configuration has them loaded in float32.
 - Prompts start at position 0 without a bos token and end without a space; the completion starts with one. The exception
   is `The English word for 'chat' is '`, where the answer follows the quotation mark.
 - Licence: Apache-2.0, model and data.
@@ -351,6 +351,9 @@ def build(out: Path, seed: int, steps: int) -> list[Figure]:
     folder, place = out / f"tiny-gpt2.{os.getpid()}.tmp", out / "tiny-gpt2"
     folder.mkdir(parents=True)
     model.to(torch.float16).save_pretrained(folder)
+    # Kept in half precision, used in full: a plain from_pretrained then gives the card's figures.
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace('"dtype": "float16"', '"dtype": "float32"'))
     tokenizer.save_pretrained(folder)
     minutes = (time.monotonic() - start) / 60
     for file in folder.iterdir():

@@ -54,6 +54,11 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
         reward=config.reward,
         seed=config.seed,
     )
+    if reward is None and task.reward.startswith("<function "):
+        raise InputError(
+            f"--reward: this run was given the Python {task.reward.strip('<>')}, expected it again, "
+            "by evolora.resume(run, reward=...), or another reward for 'evaluate'"
+        )
     function = reward if reward is not None else load_reward(task.reward)
     check_signature(function, task.columns)
     scorer = RewardScorer(
@@ -82,7 +87,6 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
             "device": device,
             "threads": threads,
             "max_new_tokens": max_new_tokens,
-            "refine": config.refine_count,
             "accept": config.accept_rule,
         }
     )

@@ -145,11 +145,8 @@ def _metavar(field: FieldInfo) -> str:
 
 
 def _values(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
-    """The options that were given; `none` is no value, for those that can do without and are not free text."""
-    given = {name: options[name] for name in names if name in options}
-    optional = {name for name in given if type(None) in get_args(RunConfig.model_fields[name].annotation)}
-    optional -= {"prompt", "target"}
-    return {name: None if name in optional and value == "none" else value for name, value in given.items()}
+    """The options that were given."""
+    return {name: options[name] for name in names if name in options}
 
 
 def _train(options: dict[str, Any]) -> int:
@@ -158,6 +155,11 @@ def _train(options: dict[str, Any]) -> int:
         folder = options["resume"] or given.get("out")
         if not folder:
             raise InputError("--resume: found no run folder, expected --resume RUN or --out RUN beside it")
+        if fixed := [name for name in given if name not in (*_RESUME_OPTIONS, "out")]:
+            raise InputError(
+                f"{option_name(fixed[0])} with --resume: a resumed run keeps its options, expected only "
+                f"{', '.join(map(option_name, _RESUME_OPTIONS))}"
+            )
         return _continue(Path(folder), {name: given[name] for name in _RESUME_OPTIONS if name in given})
     from_file = read_config(Path(options["config"])) if options["config"] else {}
     result = start(make_config({**from_file, **given}), view=choose_view())

@@ -90,13 +90,11 @@ class RunConfig(BaseModel):
     )
 
     refiner: Literal["ppo", "none"] = _option("ppo", "how RL improves the best individuals", _REFINER)
-    refine: int | None = _option(
-        None, "how many of the best are refined; default as many as the elites", _REFINER, ge=1
-    )
+    refine: int = _option(1, "how many of the best are refined, side by side", _REFINER, ge=1)
     lr: float = _option(1e-3, "learning rate of the refiner", _REFINER, gt=0)
     critic_lr: float = _option(1e-2, "learning rate of the value head", _REFINER, gt=0)
     critic_epochs: int = _option(8, "optimiser steps of the value head on each rollout", _REFINER, ge=1)
-    rl_steps: int = _option(1, "rollouts a refinement", _REFINER, ge=1)
+    rl_steps: int = _option(3, "rollouts a refinement", _REFINER, ge=1)
     rollout_prompts: int = _option(64, "prompts a rollout, for each refined individual", _REFINER, ge=1)
     rollout_samples: int = _option(1, "sampled completions a prompt", _REFINER, ge=1)
     epochs: int = _option(2, "passes over each rollout", _REFINER, ge=1)
@@ -142,7 +140,7 @@ class RunConfig(BaseModel):
     def _fits_together(self) -> Self:
         if self.strategy != "none" and self.elites >= self.pop:
             raise ValueError(f"--elites {self.elites}: expected fewer than --pop {self.pop}")
-        if self.strategy != "none" and self.refine is not None and self.refine > self.pop:
+        if self.strategy != "none" and self.refine > self.pop:
             raise ValueError(f"--refine {self.refine}: expected at most --pop {self.pop}")
         if self.strategy == "none" and self.refiner == "none":
             raise ValueError("--strategy none with --refiner none: expected at least one of them to change something")
@@ -152,13 +150,6 @@ class RunConfig(BaseModel):
         if len(chosen) > 1:
             raise ValueError(f"--{chosen[0]} with --{chosen[1]}: expected one of them")
         return self
-
-    @property
-    def refine_count(self) -> int:
-        """How many individuals are refined in a generation."""
-        if self.strategy == "none":
-            return 1
-        return self.elites if self.refine is None else self.refine
 
     @property
     def accept_rule(self) -> str:

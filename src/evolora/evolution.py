@@ -33,7 +33,7 @@ class LoopConfig:
     seed: int = 0
     eval_prompts: int = 32
     rollout_prompts: int = 64
-    refine: int = 2
+    refine: int = 1
     accept: str = "better"
     inheritance: str = "lamarckian"
     validation_prompts: int = 64

@@ -3,7 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+import torch
+from peft import LoraConfig, get_peft_model
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
@@ -11,7 +12,7 @@ from torch import Tensor
 from evolora.checkpoint import temporary_folder, write_folder
 from evolora.errors import InputError
 from evolora.genome import GenomeLayout
-from evolora.model import BaseModel, as_peft_model, load_base
+from evolora.model import BaseModel, as_peft_model, load_base, set_state
 
 
 def save_adapter(folder: Path, base: BaseModel, config: LoraConfig, layout: GenomeLayout, genome: Tensor) -> None:
@@ -26,9 +27,18 @@ def export_adapter(
     """Write the adapter, the tokenizer and the model card, whole or not at all."""
     temporary = temporary_folder(folder)
     save_adapter(temporary, base, config, layout, genome)
-    base.tokenizer.save_pretrained(temporary)
+    save_tokenizer(temporary, base)
     (temporary / "README.md").write_text(card, encoding="utf-8")
     write_folder(folder, temporary)
+
+
+def save_tokenizer(folder: Path, base: BaseModel) -> None:
+    """Write the tokenizer as it was loaded: a fast one would keep the padding of its last call."""
+    backend = getattr(base.tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_padding()
+        backend.no_truncation()
+    base.tokenizer.save_pretrained(folder)
 
 
 def export_merged(folder: Path, base: BaseModel, config: LoraConfig, state: dict[str, Tensor]) -> None:
@@ -38,10 +48,11 @@ def export_merged(folder: Path, base: BaseModel, config: LoraConfig, state: dict
     """
     temporary = temporary_folder(folder)
     fresh = load_base(base.path, dtype=base.model.dtype)
-    peft_model = get_peft_model(fresh.model, config)
-    set_peft_model_state_dict(peft_model, state)
+    with torch.random.fork_rng(devices=[]):  # PEFT draws an A that `state` replaces
+        peft_model = get_peft_model(fresh.model, config)
+    set_state(peft_model, state)
     peft_model.merge_and_unload().save_pretrained(temporary)
-    base.tokenizer.save_pretrained(temporary)
+    save_tokenizer(temporary, base)
     write_folder(folder, temporary)
 
 

@@ -14,7 +14,10 @@ from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
 from transformers.pytorch_utils import Conv1D
 
 from evolora.errors import InputError
@@ -103,7 +106,10 @@ def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.floa
 
 def _refuse_other_kinds(name: str, config: Any) -> None:
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    architectures = config.architectures or [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, "unknown")]
+    architectures = config.architectures or [f"no architecture for {config.model_type}"]
+    if not config.architectures and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        # A kind that is only ever a causal LM needs no saying so.
+        architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, architectures[0])]
     if config.is_encoder_decoder or not causal.intersection(architectures):
         raise InputError(f"--model {name}: found {architectures[0]}, expected a causal language model")
     if (quantisation := getattr(config, "quantization_config", None)) is not None:
@@ -217,16 +223,21 @@ def as_peft_model(
         raise
     try:
         if state is not None:
-            expected = get_peft_model_state_dict(peft_model)
-            if unmatched := sorted(expected.keys() ^ state.keys()):
-                raise ValueError(f"the adapter does not fit the model: {unmatched[0]} is on one side only")
-            set_peft_model_state_dict(peft_model, state)
+            set_state(peft_model, state)
         yield peft_model.eval()
     finally:
         peft_model.unload()
         model.requires_grad_(False)
         if hasattr(model, "peft_config"):
             del model.peft_config
+
+
+def set_state(peft_model: PeftModel, state: dict[str, Tensor]) -> None:
+    """Give the adapter its weights. Raises ValueError when `state` lacks a tensor or has one too many, which PEFT would
+    pass over in silence."""
+    if unmatched := sorted(get_peft_model_state_dict(peft_model).keys() ^ state.keys()):
+        raise ValueError(f"the adapter does not fit the model: {unmatched[0]} is on one side only")
+    set_peft_model_state_dict(peft_model, state)
 
 
 def _unwrap(model: PreTrainedModel) -> None:

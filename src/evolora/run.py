@@ -90,7 +90,8 @@ def evolve(
     ['genome_sha256', 'id', 'operator', 'test', 'validation']
     """
     function = reward if callable(reward) else None
-    named = reward_name(function) if function is not None else reward
+    # In brackets, so that a resumed run can take it for no built-in of the same name.
+    named = f"<function {reward_name(function)}>" if function is not None else reward
     rows = None if data is None or isinstance(data, (str, os.PathLike)) else [dict(row) for row in data]
     if data is not None:
         options["data"] = str(data) if rows is None else "data.jsonl"
@@ -161,11 +162,13 @@ def resume(
     finished = folder / "summary.json"
     if finished.exists():
         summary = json.loads(finished.read_text(encoding="utf-8"))
-        if summary["generations"] >= config.gens or _spent(config, sum(summary["tokens"].values())):
+        history = MetricsLog(folder / "metrics.jsonl").read()
+        tokens = history[-1]["tokens.evaluation"] + history[-1]["tokens.rollout"]
+        if summary["generations"] >= config.gens or _spent(config, tokens):
             if config.merge and not (folder / "merged").is_dir():
                 base = load_base(config.model, dtype=getattr(torch, config.dtype))
                 export_merged(folder / "merged", base, *load_adapter(folder / "best"))
-            return Result(folder, summary, MetricsLog(folder / "metrics.jsonl").read())
+            return Result(folder, summary, history)
     return _run(folder, assemble(config, reward, view or Silence()))
 
 

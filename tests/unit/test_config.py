@@ -44,7 +44,7 @@ def test_bad_options_are_refused_by_name_in_one_sentence(options: dict[str, Any]
             "lr": st.floats(1e-6, 1, exclude_min=True),
             "target_kl": st.none() | st.floats(1e-6, 1),
             "target_modules": st.none() | st.lists(st.sampled_from(["c_attn", "c_proj"]), min_size=1),
-            "refine": st.none() | st.integers(1, 8),
+            "refine": st.integers(1, 8),
             "prompt": st.none() | st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=5),
             "merge": st.booleans(),
         },

@@ -89,9 +89,11 @@ def test_elites_refined_together_come_out_as_alone(base: BaseModel, founder: tup
     layout, _ = founder
     genomes = population(founder, 3)
     keys = [(1, 5), (1, 6), (1, 7)]
-    together = make_refiner(base, layout, lr=1e-4).refine(genomes, EXAMPLES, key=keys)
+    together = make_refiner(base, layout, lr=1e-4, rl_steps=1).refine(genomes, EXAMPLES, key=keys)
     for row in range(3):
-        alone = make_refiner(base, layout, lr=1e-4).refine(genomes[row : row + 1], EXAMPLES, key=keys[row : row + 1])
+        alone = make_refiner(base, layout, lr=1e-4, rl_steps=1).refine(
+            genomes[row : row + 1], EXAMPLES, key=keys[row : row + 1]
+        )
         moved = (together.genomes[row] - genomes[row]).norm()
         apart = (together.genomes[row] - alone.genomes[0]).norm()
         assert apart < 0.02 * moved
@@ -131,8 +133,12 @@ def test_refining_improves_greedy_fitness(base: BaseModel, founder: tuple[Genome
 
 def test_a_tiny_target_kl_stops_the_updates(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
     layout, genome = founder
-    free = make_refiner(base, layout, epochs=6, target_kl=None, lr=3e-3).refine(genome[None], EXAMPLES, key=[(1, 0)])
-    held = make_refiner(base, layout, epochs=6, target_kl=1e-5, lr=3e-3).refine(genome[None], EXAMPLES, key=[(1, 0)])
+    free = make_refiner(base, layout, rl_steps=1, epochs=6, target_kl=None, lr=3e-3).refine(
+        genome[None], EXAMPLES, key=[(1, 0)]
+    )
+    held = make_refiner(base, layout, rl_steps=1, epochs=6, target_kl=1e-5, lr=3e-3).refine(
+        genome[None], EXAMPLES, key=[(1, 0)]
+    )
     assert (free.stats[0]["updates"], free.stats[0]["stopped"]) == (6, 0)
     assert held.stats[0]["updates"] < 6
     assert held.stats[0]["stopped"] == 1
@@ -151,7 +157,7 @@ def test_the_kl_weight_holds_the_policy_near_the_base(base: BaseModel, founder: 
 
 def test_equal_rewards_teach_nothing_but_the_kl(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
     layout, genome = founder
-    refiner = make_refiner(base, layout, reward=lambda completions: [1.0] * len(completions), kl_weight=0.0)
+    refiner = make_refiner(base, layout, reward=lambda completions: [1.0] * len(completions), kl_weight=0.0, rl_steps=1)
     refiner.critic.shared[-1] = 1.0  # a critic that knows the answer leaves no advantage
     refined = refiner.refine(genome[None], EXAMPLES, key=[(1, 0)])
     assert refined.stats[0]["grad_norm"] < 1e-3

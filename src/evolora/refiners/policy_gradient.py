@@ -37,7 +37,7 @@ class PPOConfig:
     lr: float = 1e-3
     critic_lr: float = 1e-2
     critic_epochs: int = 8
-    rl_steps: int = 1
+    rl_steps: int = 3
     rollout_samples: int = 1
     epochs: int = 2
     minibatches: int = 1
