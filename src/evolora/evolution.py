@@ -130,7 +130,8 @@ class Evolution:
         accepted = (
             ~np.isnan(refined_fitness)
             if self.config.accept == "always"
-            else np.greater(refined_fitness, fitness[rows])  # false for NaN
+            # A tie goes to the refined, which more prompts have shaped; NaN loses.
+            else np.greater_equal(refined_fitness, fitness[rows])
         )
         genomes, individuals, fitness = population.genomes.clone(), list(population.individuals), fitness.copy()
         for index, row in enumerate(rows):

@@ -173,9 +173,9 @@ def finished(toy: Toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def translated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A short run of the bundled model on its default task."""
+    """The main job: the command that `make demo` runs."""
     folder = tmp_path_factory.mktemp("translated") / "run"
-    run_command(TRAINER, "--gens", "4", "--pop", "4", "--out", folder)
+    run_command(TRAINER, "--gens", "20", "--pop", "8", "--out", folder)
     return folder
 
 

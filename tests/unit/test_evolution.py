@@ -67,7 +67,7 @@ def make_evolution(step: float | None = 0.5, **options: Any) -> Evolution:
         evaluator=Hill(),
         task=TASK,
         lineage=Lineage(),
-        config=LoopConfig(**{"eval_prompts": 8, "rollout_prompts": 16, **options}),
+        config=LoopConfig(**{"eval_prompts": 8, "rollout_prompts": 16, "refine": 2, **options}),
     )
 
 
