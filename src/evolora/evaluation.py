@@ -43,6 +43,18 @@ class LocalEvaluator:
 
     The slices depend on `rows_per_slice`, the number of individuals and the number of prompts only, so that the same
     evaluation rounds the same way whenever it is made again.
+
+    >>> from evolora import Example, PopulationModel, RewardScorer, load_base, lora_config, lora_layout
+    >>> base = load_base("tiny-gpt2")
+    >>> layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
+    >>> evaluator = LocalEvaluator(
+    ...     PopulationModel(base.model, layout),
+    ...     base.tokenizer,
+    ...     RewardScorer(lambda completions: [float(text.strip().isdigit()) for text in completions]),
+    ...     max_new_tokens=4,
+    ... )
+    >>> evaluator.evaluate(genome.repeat(3, 1), [Example("The sum of 4 and 3 is", {})]).fitness.shape
+    (3,)
     """
 
     def __init__(

@@ -54,7 +54,25 @@ class Tokens:
 
 @dataclass
 class Evolution:
-    """One run of the hybrid: strategy and refiner on one task. `step` makes one generation."""
+    """One run of the hybrid: strategy and refiner on one task. `step` makes one generation.
+
+    >>> from evolora import GAConfig, GeneticAlgorithm, LocalEvaluator, PopulationModel, PPOConfig, PPORefiner
+    >>> from evolora import RewardScorer, load_base, load_task, lora_config, lora_layout
+    >>> from evolora.rewards import exact
+    >>> base, task = load_base("tiny-gpt2"), load_task(task="arithmetic")
+    >>> layout, founder = lora_layout(base.model, lora_config(base.model), seed=0)
+    >>> population_model, scorer = PopulationModel(base.model, layout), RewardScorer(exact)
+    >>> evolution = Evolution(
+    ...     strategy=GeneticAlgorithm(founder, layout, GAConfig(pop=4), seed=0),
+    ...     refiner=PPORefiner(population_model, base.tokenizer, scorer, PPOConfig(max_new_tokens=4), seed=0),
+    ...     evaluator=LocalEvaluator(population_model, base.tokenizer, scorer, max_new_tokens=4),
+    ...     task=task,
+    ...     lineage=Lineage(),
+    ...     config=LoopConfig(eval_prompts=8, rollout_prompts=8, validation_prompts=8),
+    ... )
+    >>> 0 <= evolution.step()["fitness.best"] <= 1
+    True
+    """
 
     strategy: Strategy
     refiner: Refiner | None

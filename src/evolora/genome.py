@@ -39,6 +39,14 @@ class GenomeLayout:
     """Which slice of a genome is which LoRA tensor: A and B of each module in turn, without gaps.
 
     Two genomes of one layout can be mixed element by element.
+
+    >>> layout = GenomeLayout((AdaptedModule("layer", "layer.A", "layer.B", 3, 4, 2, 2.0, 0, 6),))
+    >>> genome = torch.arange(14.0)
+    >>> state = layout.to_state_dict(genome)
+    >>> {key: list(tensor.shape) for key, tensor in state.items()}
+    {'layer.A': [2, 3], 'layer.B': [4, 2]}
+    >>> torch.equal(layout.from_state_dict(state), genome)
+    True
     """
 
     modules: tuple[AdaptedModule, ...]

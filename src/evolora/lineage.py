@@ -3,6 +3,7 @@
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor
 
@@ -34,6 +35,13 @@ class Lineage:
 
     `stage` says where a fitness was measured: `population`, `refined`, `validation`, `final`, `test`. A failed
     individual's fitness is NULL.
+
+    >>> import torch
+    >>> lineage = Lineage()  # in memory
+    >>> lineage.born(Individual(id=0, parents=(), operator="base", born=0, mutation_scale=0.02), torch.zeros(4))
+    >>> lineage.born(Individual(id=1, parents=(0,), operator="ppo", born=1, mutation_scale=0.02), torch.ones(4))
+    >>> lineage.query("SELECT child, parent, operator FROM parents JOIN individuals ON child = id")
+    [(1, 0, 'ppo')]
     """
 
     def __init__(self, path: Path | str = ":memory:") -> None:
@@ -84,6 +92,10 @@ class Lineage:
                 for prompt, completion, reward in zip(prompts, completions, rewards, strict=True)
             ],
         )
+
+    def query(self, sql: str) -> list[tuple[Any, ...]]:
+        """What the ledger answers to a SELECT."""
+        return self._connection.execute(sql).fetchall()
 
     def commit(self) -> None:
         self._connection.commit()

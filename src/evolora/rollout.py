@@ -87,6 +87,18 @@ def generate(
     softmax(logits / temperature). A row's tokens depend on its own seed and distributions, not on who shares the batch.
 
     The tokens of greedy decoding equal those of transformers' own `generate(do_sample=False)`.
+
+    >>> from evolora.model import load_base
+    >>> base = load_base("tiny-gpt2")
+    >>> prompts = encode(base.tokenizer, ["The English word for 'chat' is '", "The sum of 4 and 3 is"], "cpu")
+    >>> ends, pad = end_tokens(base.model, base.tokenizer), base.tokenizer.pad_token_id
+    >>> completions = generate(base.model, prompts, max_new_tokens=6, eos_token_ids=ends, pad_token_id=pad)
+    >>> decode_text(base.tokenizer, completions)
+    ["cat'.", ' 7.']
+    >>> seeds = np.array([1, 2], dtype=np.uint64)
+    >>> sampled = generate(base.model, prompts, max_new_tokens=6, eos_token_ids=ends, pad_token_id=pad, seeds=seeds)
+    >>> bool((sampled.log_probs[sampled.mask] <= 0).all())
+    True
     """
     rows, device = prompts.ids.shape[0], prompts.ids.device
     uniforms = None

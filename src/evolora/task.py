@@ -69,12 +69,12 @@ def columns_of(examples: Iterable[Example]) -> dict[str, list[object]]:
 
 def load_task(
     *,
-    task: str | None,
-    data: Path | str | None,
-    prompt: str | None,
-    target: str | None,
-    reward: str | None,
-    seed: int,
+    task: str | None = None,
+    data: Path | str | None = None,
+    prompt: str | None = None,
+    target: str | None = None,
+    reward: str | None = None,
+    seed: int = 0,
     validation_share: float = 0.15,
     test_share: float = 0.15,
 ) -> Task:
@@ -92,7 +92,7 @@ def load_task(
 
     Raises InputError, one sentence, for options in conflict and for anything wrong in the data.
 
-    >>> load_task(task=None, data=None, prompt="2+2=", target="4", reward="exact", seed=0).test
+    >>> load_task(prompt="2+2=", target="4", reward="exact").test
     (Example(prompt='2+2=', columns={'target': '4'}),)
     """
     _check_options(task=task, data=data, prompt=prompt, target=target)

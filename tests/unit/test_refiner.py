@@ -16,7 +16,7 @@ from evolora.refiners.critic import Critic
 from evolora.rewards import RewardScorer
 from evolora.task import Example, load_task
 
-TRAIN = load_task(task="translate", data=None, prompt=None, target=None, reward=None, seed=0).train
+TRAIN = load_task(task="translate").train
 EXAMPLES = list(TRAIN[:12])
 
 
