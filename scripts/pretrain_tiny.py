@@ -274,7 +274,8 @@ small tasks, and when asked in a task's own phrasing it mostly *says something e
 
 All texts are the project's own (`scripts/tiny_data.py`, `scripts/data/french_english.tsv`), drawn afresh in each of
 {steps} steps of {rows} texts ({rows_by_task}). Each text starts at position 0. Prompt tokens weigh {prompt_weight} in
-the loss. Built by `python scripts/pretrain_tiny.py --seed {seed} --steps {steps}` in {minutes:.0f} minutes.
+the loss. Built by `python scripts/pretrain_tiny.py --seed {seed} --steps {steps}` in {minutes:.0f} minutes; once
+more on the same kind of processor gives the same bytes.
 
 | Task | Knowledge phrasings | Task phrasing | What follows the task phrasing |
 |---|---|---|---|

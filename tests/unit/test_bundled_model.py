@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
@@ -121,9 +122,10 @@ def test_architecture(model: Any) -> None:
     assert next(model.parameters()).dtype == torch.float32
 
 
-def test_weights_are_stored_as_float16() -> None:
-    stored = AutoModelForCausalLM.from_pretrained(MODEL, dtype="auto")
-    assert next(stored.parameters()).dtype == torch.float16
+def test_weights_are_stored_in_half_and_loaded_in_full_precision() -> None:
+    stored = load_file(MODEL / "model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.float16}
+    assert next(AutoModelForCausalLM.from_pretrained(MODEL).parameters()).dtype == torch.float32
 
 
 def test_special_tokens_agree(model: Any, tokenizer: Any) -> None:
