@@ -130,11 +130,11 @@ class RunConfig(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _none_is_no_value(cls, values: Any) -> Any:
-        """TOML has no null: `none` switches off what is on by default."""
+        """Neither the command line nor TOML has a null: the word `none` is no value, but for free text."""
         if not isinstance(values, dict):
             return values
-        switches = {name for name, field in cls.model_fields.items() if _can_be_switched_off(field)}
-        return {name: None if name in switches and value == "none" else value for name, value in values.items()}
+        words = {name for name, field in cls.model_fields.items() if _can_do_without(field)} - {"prompt", "target"}
+        return {name: None if name in words and value == "none" else value for name, value in values.items()}
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
@@ -199,10 +199,10 @@ def config_toml(config: RunConfig) -> str:
     """Every option as TOML; options without a value are left out where that is their default, else `none`."""
     values = config.model_dump()
     for name, field in RunConfig.model_fields.items():
-        if values[name] is None and _can_be_switched_off(field):
+        if values[name] is None and field.default is not None:
             values[name] = "none"
     return tomli_w.dumps({name: value for name, value in values.items() if value is not None})
 
 
-def _can_be_switched_off(field: FieldInfo) -> bool:
-    return field.default is not None and type(None) in get_args(field.annotation)
+def _can_do_without(field: FieldInfo) -> bool:
+    return type(None) in get_args(field.annotation)

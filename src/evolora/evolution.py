@@ -1,5 +1,6 @@
 """The loop: propose, evaluate, refine the best by RL, evaluate the refined, accept, tell."""
 
+import itertools
 import math
 import time
 from collections.abc import Mapping, Sequence
@@ -132,6 +133,8 @@ class Evolution:
         # Acceptance is judged on `prompts`, so training keeps off them as far as there are others.
         others = [example for example in self.task.train if example not in prompts] or self.task.train
         training = self._draw("rollout", others, self.config.rollout_prompts)
+        # Few prompts come up several times: each is sampled anew.
+        training = list(itertools.islice(itertools.cycle(training), self.config.rollout_prompts))
         refinement = self.refiner.refine(
             parents.genomes, training, key=[(self.generation, parent.id) for parent in parents.individuals]
         )

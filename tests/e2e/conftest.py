@@ -55,6 +55,7 @@ class Toy:
         return [
             "--model", str(self.model), "--data", str(self.data), "--reward", reward or self.reward,
             "--gens", str(gens), "--pop", "4", "--save-every", "2", "--mutation-scale", "0.1", "--merge",
+            "--refine", "2", "--rl-steps", "1",
             "--out", str(out), *more,
         ]  # fmt: skip
 

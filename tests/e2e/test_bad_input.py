@@ -55,7 +55,7 @@ def refused(result: tuple[int, str, str], *fragments: str) -> None:
         (["--reward", "json:nonsense"], ["--reward json:nonsense", "nonsense"]),
         (["--reward", "json:__name__"], ["--reward json:__name__", "str"]),
         (["--max-new-tokens", "200"], ["--max-new-tokens", "200", "128"]),
-        (["--resume", "nowhere"], ["nowhere"]),
+        (["--resume", "nowhere"], ["--model", "--resume"]),  # a resumed run keeps its options
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else None,
 )
@@ -78,6 +78,7 @@ def test_options(options: list[str], fragments: list[str], toy: Any, evolora: An
         (["--data", "."], ["--data", "train.jsonl"]),
         (["--config", "nowhere.toml"], ["nowhere.toml"]),
         (["--resume"], ["--resume"]),
+        (["--resume", "nowhere"], ["nowhere"]),
         (["--model", "nowhere/at-all", "--task", "translate"], ["--model nowhere/at-all"]),
         (["--model", "./nowhere", "--task", "translate"], ["--model ./nowhere"]),
     ],

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -117,6 +118,16 @@ def test_the_refined_are_judged_on_their_parents_prompts_which_training_did_not_
     assert [generation for generation, _ in key] == [1, 1]
     evolution.step()
     assert evolution.evaluator.seen[4] != population, "prompts change from generation to generation"
+
+
+def test_few_prompts_come_up_several_times_in_a_rollout() -> None:
+    evolution = make_evolution()
+    evolution.task = replace(TASK, train=TASK.train[:1])
+    evolution.step()
+    assert isinstance(evolution.evaluator, Hill)
+    assert isinstance(evolution.refiner, Step)
+    assert evolution.refiner.calls[0][0] == ["train 0"] * 16
+    assert evolution.evaluator.seen[1] == ["train 0"], "greedy completions of a prompt are all the same"
 
 
 def test_the_test_split_is_never_seen_by_the_loop() -> None:
