@@ -156,8 +156,8 @@ def _device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        torch.zeros(1, device=name)
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=name, dtype=torch.float64)  # which sampling needs
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
         raise InputError(f"--device {name}: cannot be used: {str(error).splitlines()[0]}") from None
     return name
 

@@ -181,7 +181,7 @@ def _report(result: Result) -> None:
     base, winner = summary["base"]["test"], summary["winner"]["test"]
     tokens = summary["tokens"]
     print(
-        f"\n{summary['task']}, {summary['test_prompts']} {'held-out ' if summary['held_out'] else ''}test prompts:\n"
+        f"\n{summary['task']}, {'held-out ' if summary['held_out'] else ''}test prompts: {summary['test_prompts']}\n"
         f"  base model  {base['reward']:.3f}  (95% {base['ci95'][0]:.3f} to {base['ci95'][1]:.3f})\n"
         f"  winner      {winner['reward']:.3f}  (95% {winner['ci95'][0]:.3f} to {winner['ci95'][1]:.3f})  "
         f"individual {summary['winner']['id']}, by {summary['winner']['operator']}\n"

@@ -29,7 +29,7 @@ class RunConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     model: str = _option("tiny-gpt2", "base model: tiny-gpt2 (bundled), a folder or a hub name", _MODEL)
-    device: str = _option("auto", "where to compute: auto, cpu, cuda, cuda:1, mps", _MODEL)
+    device: str = _option("auto", "where to compute: auto (cuda where there is one), cpu, cuda, cuda:1", _MODEL)
     dtype: Literal["float32", "bfloat16", "float16"] = _option("float32", "precision of the base model", _MODEL)
     threads: int = _option(0, "CPU threads; 0 chooses by the model's size", _MODEL, ge=0)
     lora_r: int = _option(8, "rank of the LoRA adapters", _MODEL, ge=1)

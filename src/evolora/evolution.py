@@ -131,7 +131,8 @@ class Evolution:
         rows = elites(torch.from_numpy(fitness), self.config.refine).tolist()
         parents = population.select(rows)
         # Acceptance is judged on `prompts`, so training keeps off them as far as there are others.
-        others = [example for example in self.task.train if example not in prompts] or self.task.train
+        seen = {example.prompt for example in prompts}
+        others = [example for example in self.task.train if example.prompt not in seen] or self.task.train
         training = self._draw("rollout", others, self.config.rollout_prompts)
         # Few prompts come up several times: each is sampled anew.
         training = list(itertools.islice(itertools.cycle(training), self.config.rollout_prompts))

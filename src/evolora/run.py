@@ -3,6 +3,7 @@
 import hashlib
 import importlib.metadata
 import json
+import math
 import os
 import signal
 import threading
@@ -28,7 +29,7 @@ from evolora.checkpoint import (
     write_text,
 )
 from evolora.config import RunConfig, config_toml, make_config, read_config
-from evolora.errors import InputError
+from evolora.errors import InputError, RewardError
 from evolora.evaluation import Evaluation, bootstrap_interval
 from evolora.evolution import Evolution, LoopConfig
 from evolora.export import export_adapter, export_merged, load_adapter, model_card, save_adapter
@@ -329,6 +330,8 @@ def _finish(
 
 
 def _test_figures(evaluation: Evaluation, seed: int) -> dict[str, Any]:
+    if math.isnan(evaluation.fitness[0]):
+        raise RewardError("the reward scored no completion of the test split")
     low, high = bootstrap_interval(evaluation.rewards[0], seed=keyed_seed(seed, "bootstrap"))
     return {"reward": float(evaluation.fitness[0]), "ci95": [low, high]}
 
