@@ -18,8 +18,8 @@ from evolora import evolve
 
 METHODS: dict[str, dict[str, Any]] = {
     "hybrid": {},
-    "GA alone (--refiner none)": {"refiner": "none"},
-    "PPO alone (--strategy none)": {"strategy": "none"},
+    "GA alone": {"refiner": "none"},
+    "PPO alone": {"strategy": "none"},
 }
 
 
@@ -47,11 +47,12 @@ def main() -> None:
     parser.add_argument("--task", default="translate")
     parser.add_argument("--budget-tokens", type=int, default=100_000)
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "hybrid_and_parts.jsonl")
     options = parser.parse_args()
     rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
     for seed in options.seeds:
-        for method in METHODS:
+        for method in options.methods:
             key = (options.task, method, seed, options.budget_tokens)
             if any((row["task"], row["method"], row["seed"], row["budget_tokens"]) == key for row in rows):
                 continue
@@ -59,7 +60,7 @@ def main() -> None:
             with options.out.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
     print("| method | test reward, by seed | mean | tokens | seconds |\n|---|---|---|---|---|")
-    for method in METHODS:
+    for method in options.methods:
         runs = [
             row
             for row in rows

@@ -88,6 +88,7 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
             "threads": threads,
             "max_new_tokens": max_new_tokens,
             "accept": config.accept_rule,
+            "refined_scale": config.refined_scale_rule,
         }
     )
     population_model = PopulationModel(base.model, layout, dropout=config.lora_dropout)

@@ -76,6 +76,12 @@ class RunConfig(BaseModel):
     mutation_rate: float = _option(
         1.0, "share of the children of two parents that are mutated too", _EVOLUTION, ge=0, le=1
     )
+    refined_scale: Literal["step", "keep"] | None = _option(
+        None,
+        "mutation scale of the refined: step, at most the size of their refinement, or keep, their parent's; "
+        "default step, and keep with --mutation relative",
+        _EVOLUTION,
+    )
     crossover: Literal["uniform", "module", "rank", "blend"] = _option(
         "uniform", "how two parents are mixed", _EVOLUTION
     )
@@ -142,6 +148,8 @@ class RunConfig(BaseModel):
             raise ValueError(f"--elites {self.elites}: expected fewer than --pop {self.pop}")
         if self.strategy != "none" and self.refine > self.pop:
             raise ValueError(f"--refine {self.refine}: expected at most --pop {self.pop}")
+        if self.refined_scale == "step" and self.mutation == "relative":
+            raise ValueError("--refined-scale step with --mutation relative: expected --mutation gaussian")
         if self.strategy == "none" and self.refiner == "none":
             raise ValueError("--strategy none with --refiner none: expected at least one of them to change something")
         if self.target is not None and self.prompt is None:
@@ -150,6 +158,11 @@ class RunConfig(BaseModel):
         if len(chosen) > 1:
             raise ValueError(f"--{chosen[0]} with --{chosen[1]}: expected one of them")
         return self
+
+    @property
+    def refined_scale_rule(self) -> str:
+        """Which mutation scale the refined have: a step in weights says nothing about a relative scale."""
+        return self.refined_scale or ("step" if self.mutation == "gaussian" else "keep")
 
     @property
     def accept_rule(self) -> str:

@@ -36,6 +36,7 @@ class LoopConfig:
     rollout_prompts: int = 64
     refine: int = 1
     accept: str = "better"
+    refined_scale: str = "step"
     inheritance: str = "lamarckian"
     validation_prompts: int = 64
     finalists: int = 4
@@ -144,8 +145,15 @@ class Evolution:
         refined = Population(
             refinement.genomes,
             tuple(
-                replace(parent, id=self.strategy.new_id(), parents=(parent.id,), operator="ppo", born=self.generation)
-                for parent in parents.individuals
+                replace(
+                    parent,
+                    id=self.strategy.new_id(),
+                    parents=(parent.id,),
+                    operator="ppo",
+                    born=self.generation,
+                    mutation_scale=scale,
+                )
+                for parent, scale in zip(parents.individuals, self._scales(parents, refinement), strict=True)
             ),
         )
         refined, refined_fitness, _ = self._measure(refined, prompts, "refined")
@@ -163,6 +171,15 @@ class Evolution:
                     genomes[row], individuals[row] = refined.genomes[index], refined.individuals[index]
         gains = refined_fitness - np.array([history_fitness(parent) for parent in parents.individuals])
         return Population(genomes, tuple(individuals)), fitness, _refine_metrics(refinement, gains, accepted)
+
+    def _scales(self, parents: Population, refinement: Refinement) -> list[float]:
+        """The refined individuals' mutation scales. A child must not undo what RL has found: with `step` the noise on a
+        weight is at most what refinement changed a weight by, in the root mean square."""
+        scales = [parent.mutation_scale for parent in parents.individuals]
+        if self.config.refined_scale == "keep":
+            return scales
+        steps = (refinement.genomes - parents.genomes).square().mean(dim=1).sqrt().tolist()
+        return [min(scale, step) if step > 0 else scale for scale, step in zip(scales, steps, strict=True)]
 
     def finalists(self) -> Population:
         """The candidates for the winner: the best on validation so far, and the best of the last generation."""

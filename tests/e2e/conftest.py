@@ -121,7 +121,7 @@ def run_command(*arguments: str | Path, code: int = 0, cwd: Path | None = None) 
     """The command in a process of its own, with the exit code that it should have."""
     done = subprocess.run(
         [sys.executable, *map(str, arguments)],
-        env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=180, check=False,
+        env=ENVIRONMENT, cwd=cwd, capture_output=True, text=True, timeout=900, check=False,
     )  # fmt: skip
     assert done.returncode == code, f"exit code {done.returncode}\n{done.stdout}\n{done.stderr}"
     return done

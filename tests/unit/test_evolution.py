@@ -15,8 +15,9 @@ from evolora.evaluation import Evaluation
 from evolora.evolution import Evolution, LoopConfig
 from evolora.genome import AdaptedModule, GenomeLayout
 from evolora.lineage import Lineage
+from evolora.population import Individual, Population
 from evolora.refiners import Refinement
-from evolora.strategies import GAConfig, GeneticAlgorithm
+from evolora.strategies import GAConfig, GeneticAlgorithm, RefinerAlone
 from evolora.task import Example, Task
 
 LAYOUT = GenomeLayout((AdaptedModule("m", "a", "b", 3, 4, 2, 2.0, 0, 6),))
@@ -83,6 +84,24 @@ def test_the_refined_take_their_parents_place_in_the_next_population() -> None:
         parent = [individual.id for individual in before.individuals].index(after.individuals[row].parents[0])
         assert torch.equal(after.genomes[row], before.genomes[parent] + 0.5 * (1 - before.genomes[parent]))
     assert metrics["ppo.gain"] > 0
+
+
+def test_children_of_the_refined_do_not_undo_what_rl_has_found() -> None:
+    """With a step smaller than the mutation scale, the scale comes down to it; a larger one leaves it; so does keep."""
+    founder = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=0.02)
+    for step, rule, expected in (
+        (0.001, "step", 0.001),
+        (0.5, "step", 0.02),
+        (0.001, "keep", 0.02),
+        (0.0, "step", 0.02),
+    ):
+        evolution = make_evolution(step=step, refined_scale=rule, accept="always", refine=1)
+        evolution.strategy = RefinerAlone(torch.zeros(14))
+        evolution.strategy.population = Population(torch.zeros(1, 14), (founder,))
+        evolution.step()
+        (refined,) = evolution.strategy.ask().individuals
+        assert refined.operator == "ppo"
+        assert refined.mutation_scale == pytest.approx(expected)
 
 
 def test_the_worse_are_turned_away_unless_always_accepted() -> None:
