@@ -175,6 +175,7 @@ def _sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor
     before = torch.where(block > 0, edges.gather(1, (block - 1).clamp(min=0)), 0.0)
     left = (point - before).clamp(min=0).minimum(inside[:, -1:] * (1 - 1e-12))
     token = block * size + torch.searchsorted(inside, left, right=True)
+    token = token.clamp(max=logits.shape[-1] - 1)  # only ever past it when the logits are NaN
     return token[:, 0], log_probs.gather(-1, token)[:, 0]
 
 

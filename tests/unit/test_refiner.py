@@ -163,6 +163,22 @@ def test_equal_rewards_teach_nothing_but_the_kl(base: BaseModel, founder: tuple[
     assert refined.stats[0]["grad_norm"] < 1e-3
 
 
+def test_an_individual_that_diverges_harms_nobody(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    """Adam at an absurd rate drives logits to infinity; the genome and the critic must come out finite all the same."""
+    layout, genome = founder
+    refiner = make_refiner(base, layout, lr=1e12, rl_steps=3, target_kl=None)
+    refined = refiner.refine(genome[None], EXAMPLES, key=[(1, 0)])
+    assert torch.isfinite(refined.genomes).all()
+    assert torch.isfinite(refiner.critic.shared).all()
+    broken = genome[None] * float("nan")
+    both = make_refiner(base, layout, lr=1e-4, rl_steps=1)
+    together = both.refine(torch.cat([genome[None], broken]), EXAMPLES, key=[(1, 0), (1, 1)])
+    alone = make_refiner(base, layout, lr=1e-4, rl_steps=1).refine(genome[None], EXAMPLES, key=[(1, 0)])
+    moved = (alone.genomes[0] - genome).norm()
+    assert (together.genomes[0] - alone.genomes[0]).norm() < 0.02 * moved
+    assert torch.isfinite(both.critic.shared).all()
+
+
 def test_completions_without_a_score_do_not_count(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
     layout, genome = founder
     seen: list[int] = []

@@ -51,8 +51,10 @@ class Critic:
         return trained.detach(), loss.detach()
 
     def keep(self, heads: Tensor) -> None:
-        """Share the mean of `heads` [k, hidden + 1] with the next refinement."""
-        self.shared = heads.mean(0).cpu()
+        """Share the mean of `heads` [k, hidden + 1] with the next refinement, but for those that have diverged."""
+        finite = heads[heads.isfinite().all(dim=1)]
+        if len(finite):
+            self.shared = finite.mean(0).cpu()
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"critic": self.shared}

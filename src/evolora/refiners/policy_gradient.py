@@ -243,12 +243,12 @@ class PPORefiner:
                 before = rows.detach().clone()
                 optimiser.step()
                 with torch.no_grad():
-                    # Adam's momentum would carry a stopped row on.
+                    # A diverged row stops too. Adam's momentum would carry a stopped row on.
+                    stopped |= ~rows.isfinite().all(dim=1)
                     rows[stopped] = before[stopped]
-                counted = (~stopped).float()
-                updates += counted
+                updates += ~stopped
                 for name, value in losses.items():
-                    sums[name] = sums.get(name, torch.zeros_like(updates)) + value.detach() * counted
+                    sums[name] = sums.get(name, torch.zeros_like(updates)) + value.detach().where(~stopped, 0.0)
             if stopped.all():
                 break
         means = {name: value / updates.clamp(min=1) for name, value in sums.items()}
