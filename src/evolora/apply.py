@@ -13,11 +13,10 @@ from evolora.assembly import Parts, assemble, check_prompts
 from evolora.checkpoint import temporary_folder, write_folder
 from evolora.config import make_config, read_config
 from evolora.errors import InputError
-from evolora.evaluation import bootstrap_interval, pad_token
+from evolora.evaluation import bootstrap_interval
 from evolora.export import export_merged, load_adapter
-from evolora.model import load_base
 from evolora.rng import keyed_seed
-from evolora.rollout import decode_text, encode, end_tokens, generate
+from evolora.rollout import decode_text, encode, end_tokens, generate, pad_token
 from evolora.tracking import Silence
 
 
@@ -101,7 +100,7 @@ def export(path: Path, to: Path, *, merge: bool = False, checkpoint: str | None 
     except OSError as error:
         raise InputError(f"--to {to}: cannot be made ({error.strerror}), expected a new folder") from None
     if merge:
-        export_merged(to, load_base(str(lora.base_model_name_or_path)), lora, state)
+        export_merged(to, str(lora.base_model_name_or_path), torch.float32, lora, state)
         return to
     temporary = temporary_folder(to)
     for file in folder.iterdir():

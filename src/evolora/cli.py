@@ -77,31 +77,22 @@ def _parser() -> argparse.ArgumentParser:
     _add_options(resumed, _RESUME_OPTIONS)
 
     evaluated = _command(commands, "evaluate", "score an adapter on a task", _evaluate)
-    evaluated.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
+    _add_adapter(evaluated)
     evaluated.add_argument("--split", choices=["train", "validation", "test"], default="test", help="default: test")
-    evaluated.add_argument(
-        "--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner"
-    )
     evaluated.add_argument("--show", type=int, default=5, metavar="N", help="completions to print (default 5)")
     _add_options(evaluated, _APPLY_OPTIONS)
 
     generated = _command(commands, "generate", "let an adapter complete a prompt", _generate)
-    generated.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
+    _add_adapter(generated)
     generated.add_argument("text", metavar="PROMPT", help="the prompt")
     generated.add_argument(
         "--samples", type=int, default=0, metavar="N", help="sample N completions instead of the greedy one"
     )
-    generated.add_argument(
-        "--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner"
-    )
     _add_options(generated, ["model", "device", "dtype", "threads", "max_new_tokens", "temperature", "seed"])
 
     exported = _command(commands, "export", "write an adapter, or the merged model, to a folder", _export)
-    exported.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
+    _add_adapter(exported)
     exported.add_argument("--to", metavar="DIR", required=True, help="a new folder")
-    exported.add_argument(
-        "--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner"
-    )
     exported.add_argument("--merge", action="store_true", help="merge the adapter into the base model")
     return parser
 
@@ -114,6 +105,11 @@ def _command(commands: Any, name: str, help_text: str, function: Any) -> argpars
     return parser
 
 
+def _add_adapter(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
+    parser.add_argument("--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner")
+
+
 def _add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
     """One option for each field, in the field's group. Values stay text: RunConfig validates them."""
     groups: dict[str, Any] = {}
@@ -121,7 +117,9 @@ def _add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
         field = RunConfig.model_fields[name]
         assert isinstance(field.json_schema_extra, dict)
         title = str(field.json_schema_extra["group"])
-        group = groups.setdefault(title, parser.add_argument_group(title)) if title not in groups else groups[title]
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        group = groups[title]
         keywords: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(field)}
         if field.annotation is bool:
             group.add_argument(option_name(name), action=argparse.BooleanOptionalAction, **keywords)
@@ -160,7 +158,7 @@ def _train(options: dict[str, Any]) -> int:
                 f"{option_name(fixed[0])} with --resume: a resumed run keeps its options, expected only "
                 f"{', '.join(map(option_name, _RESUME_OPTIONS))}"
             )
-        return _continue(Path(folder), {name: given[name] for name in _RESUME_OPTIONS if name in given})
+        return _continue(Path(folder), _values(given, _RESUME_OPTIONS))
     from_file = read_config(Path(options["config"])) if options["config"] else {}
     result = start(make_config({**from_file, **given}), view=choose_view())
     _report(result)

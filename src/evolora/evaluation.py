@@ -13,7 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evolora.population_model import PopulationModel
 from evolora.rewards import RewardScorer
-from evolora.rollout import decode_text, encode, end_tokens, generate
+from evolora.rollout import decode_text, encode, end_tokens, generate, pad_token
 from evolora.task import Example, columns_of
 
 
@@ -109,13 +109,7 @@ class LocalEvaluator:
                 eos_token_ids=end_tokens(model, self.tokenizer),
                 pad_token_id=pad_token(self.tokenizer),
             )
-        kept = [row[keep].tolist() for row, keep in zip(completions.ids.cpu(), completions.mask.cpu(), strict=True)]
-        return decode_text(self.tokenizer, completions), kept, completions.tokens
-
-
-def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that fills finished rows."""
-    return int(tokenizer.pad_token_id)
+        return decode_text(self.tokenizer, completions), completions.rows(), completions.tokens
 
 
 def mean_fitness(rewards: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

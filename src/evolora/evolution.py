@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from evolora.errors import RewardError
-from evolora.evaluation import Evaluation, Evaluator
+from evolora.evaluation import Evaluator
 from evolora.lineage import Lineage
 from evolora.operators import elites
 from evolora.population import Individual, Population
@@ -97,7 +97,7 @@ class Evolution:
             self._validate(self.strategy.ask().select([0]))
         population = self.strategy.ask()
         prompts = self._draw("evaluation", self.task.train, self.config.eval_prompts)
-        population, fitness, _ = self._measure(population, prompts, "population")
+        population, fitness = self._measure(population, prompts, "population")
         proposed = population
         metrics: dict[str, Any] = {"generation": self.generation, "failed": int(np.isnan(fitness).sum())}
         if self.refiner is not None:
@@ -156,20 +156,20 @@ class Evolution:
                 for parent, scale in zip(parents.individuals, self._scales(parents, refinement), strict=True)
             ),
         )
-        refined, refined_fitness, _ = self._measure(refined, prompts, "refined")
+        refined, refined_fitness = self._measure(refined, prompts, "refined")
         accepted = (
             ~np.isnan(refined_fitness)
             if self.config.accept == "always"
             # A tie goes to the refined, which more prompts have shaped; NaN loses.
             else np.greater_equal(refined_fitness, fitness[rows])
         )
+        gains = refined_fitness - fitness[rows]
         genomes, individuals, fitness = population.genomes.clone(), list(population.individuals), fitness.copy()
         for index, row in enumerate(rows):
             if accepted[index]:
                 fitness[row] = refined_fitness[index]
                 if self.config.inheritance == "lamarckian":
                     genomes[row], individuals[row] = refined.genomes[index], refined.individuals[index]
-        gains = refined_fitness - np.array([history_fitness(parent) for parent in parents.individuals])
         return Population(genomes, tuple(individuals)), fitness, _refine_metrics(refinement, gains, accepted)
 
     def _scales(self, parents: Population, refinement: Refinement) -> list[float]:
@@ -195,14 +195,12 @@ class Evolution:
 
     def choose_winner(self) -> tuple[Population, float]:
         """The best finalist on the whole validation split, as a population of one, and its fitness there."""
-        candidates, fitness, _ = self._measure(self.finalists(), self.task.validation, "final")
+        candidates, fitness = self._measure(self.finalists(), self.task.validation, "final")
         best = int(elites(torch.from_numpy(fitness), 1)[0])
         return candidates.select([best]), float(fitness[best])
 
-    def _measure(
-        self, population: Population, examples: Sequence[Example], stage: str
-    ) -> tuple[Population, Floats, Evaluation]:
-        """Evaluate and record: the population with its history, its fitness, and the evaluation.
+    def _measure(self, population: Population, examples: Sequence[Example], stage: str) -> tuple[Population, Floats]:
+        """Evaluate and record: the population with its history, and its fitness.
 
         Raises RewardError when nobody in a population could be scored.
         """
@@ -232,13 +230,13 @@ class Evolution:
                 evaluation.completions[0][:SAMPLES],
                 evaluation.rewards[0][:SAMPLES],
             )
-        return population, fitness, evaluation
+        return population, fitness
 
     def _validate(self, one: Population) -> float:
         """Fitness of one individual on the fixed validation prompts; it enters the hall of fame if it is among the
         best there."""
         examples = self.task.validation[: self.config.validation_prompts]
-        one, fitness, _ = self._measure(one, examples, "validation")
+        one, fitness = self._measure(one, examples, "validation")
         value = float(fitness[0])
         if self.hall_of_fame is None:
             self.hall_of_fame, self.hall_fitness = one, [value]

@@ -41,18 +41,18 @@ def save_tokenizer(folder: Path, base: BaseModel) -> None:
     base.tokenizer.save_pretrained(folder)
 
 
-def export_merged(folder: Path, base: BaseModel, config: LoraConfig, state: dict[str, Tensor]) -> None:
-    """Write a fresh copy of the base model with the adapter merged in by `merge_and_unload`, and the tokenizer.
+def export_merged(folder: Path, model: str, dtype: torch.dtype, config: LoraConfig, state: dict[str, Tensor]) -> None:
+    """Write the base `model` with the adapter merged in by `merge_and_unload`, and the tokenizer.
 
     The base is loaded anew: merging changes the weights that it merges into.
     """
+    fresh = load_base(model, dtype=dtype)
     temporary = temporary_folder(folder)
-    fresh = load_base(base.path, dtype=base.model.dtype)
     with torch.random.fork_rng(devices=[]):  # PEFT draws an A that `state` replaces
         peft_model = get_peft_model(fresh.model, config)
     set_state(peft_model, state)
     peft_model.merge_and_unload().save_pretrained(temporary)
-    save_tokenizer(temporary, base)
+    save_tokenizer(temporary, fresh)
     write_folder(folder, temporary)
 
 

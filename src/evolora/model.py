@@ -1,8 +1,9 @@
 """The base model, its tokenizer, and the LoRA layout that PEFT gives it."""
 
 import copy
+import functools
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -218,18 +219,11 @@ def as_peft_model(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             peft_model = get_peft_model(model, copy.deepcopy(config))
-    except Exception:
-        _unwrap(model)
-        raise
-    try:
         if state is not None:
             set_state(peft_model, state)
         yield peft_model.eval()
     finally:
-        peft_model.unload()
-        model.requires_grad_(False)
-        if hasattr(model, "peft_config"):
-            del model.peft_config
+        _unwrap(model)
 
 
 def set_state(peft_model: PeftModel, state: dict[str, Tensor]) -> None:
@@ -241,7 +235,7 @@ def set_state(peft_model: PeftModel, state: dict[str, Tensor]) -> None:
 
 
 def _unwrap(model: PreTrainedModel) -> None:
-    """Give back the layers that PEFT wrapped before it gave up."""
+    """Give back the layers that PEFT wrapped: all of them, or those that it got to before it gave up."""
     for path, layer in list(model.named_modules()):
         if isinstance(layer, LoraLayer):
             model.set_submodule(path, layer.get_base_layer())
@@ -252,4 +246,9 @@ def _unwrap(model: PreTrainedModel) -> None:
 
 def accepts(model: PreTrainedModel, argument: str) -> bool:
     """Whether the model's forward takes `argument`: architectures without absolute positions take no position_ids."""
-    return argument in inspect.signature(model.forward).parameters
+    return argument in _arguments(type(model).forward)
+
+
+@functools.cache  # asked for every token
+def _arguments(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

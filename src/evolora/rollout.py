@@ -47,6 +47,10 @@ class Completions:
         """How many tokens were written, end-of-sequence tokens included."""
         return int(self.mask.sum())
 
+    def rows(self) -> list[list[int]]:
+        """The token ids that were written in each row."""
+        return [ids[kept].tolist() for ids, kept in zip(self.ids.cpu(), self.mask.cpu(), strict=True)]
+
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], device: torch.device | str) -> PromptBatch:
     """Tokenise prompts, padded on the left."""
@@ -56,8 +60,7 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], device: t
 
 def decode_text(tokenizer: PreTrainedTokenizerBase, completions: Completions) -> list[str]:
     """The completions as text, without special tokens."""
-    rows = [row[keep].tolist() for row, keep in zip(completions.ids.cpu(), completions.mask.cpu(), strict=True)]
-    return [str(text) for text in tokenizer.batch_decode(rows, skip_special_tokens=True)]
+    return [str(text) for text in tokenizer.batch_decode(completions.rows(), skip_special_tokens=True)]
 
 
 def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
@@ -66,6 +69,11 @@ def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> li
     if found is None:
         found = tokenizer.eos_token_id
     return list(found) if isinstance(found, list) else [int(found)]
+
+
+def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id that fills finished rows."""
+    return int(tokenizer.pad_token_id)
 
 
 @torch.no_grad()

@@ -34,7 +34,7 @@ from evolora.evaluation import Evaluation, bootstrap_interval
 from evolora.evolution import Evolution, LoopConfig
 from evolora.export import export_adapter, export_merged, load_adapter, model_card, save_adapter
 from evolora.lineage import Lineage
-from evolora.model import BUNDLED_MODEL, load_base
+from evolora.model import BUNDLED_MODEL
 from evolora.population import genome_sha256
 from evolora.refiners import PPOConfig, PPORefiner
 from evolora.rewards import Reward, reward_name
@@ -167,8 +167,7 @@ def resume(
         tokens = history[-1]["tokens.evaluation"] + history[-1]["tokens.rollout"]
         if summary["generations"] >= config.gens or _spent(config, tokens):
             if config.merge and not (folder / "merged").is_dir():
-                base = load_base(config.model, dtype=getattr(torch, config.dtype))
-                export_merged(folder / "merged", base, *load_adapter(folder / "best"))
+                _merge(folder, config)
             return Result(folder, summary, history)
     return _run(folder, assemble(config, reward, view or Silence()))
 
@@ -323,10 +322,15 @@ def _finish(
     )
     export_adapter(folder / "best", parts.base, parts.lora, parts.layout, genome, card)
     if config.merge:
-        export_merged(folder / "merged", parts.base, parts.lora, parts.layout.to_state_dict(genome))
+        _merge(folder, config)
     summary["seconds"] = seconds()
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
+
+
+def _merge(folder: Path, config: RunConfig) -> None:
+    lora, state = load_adapter(folder / "best")
+    export_merged(folder / "merged", config.model, getattr(torch, config.dtype), lora, state)
 
 
 def _test_figures(evaluation: Evaluation, seed: int) -> dict[str, Any]:

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from evolora.evaluation import pad_token
 from evolora.population_model import PopulationModel
 from evolora.refiners.advantages import generalized_advantages, whiten
 from evolora.refiners.base import Refinement
@@ -25,6 +24,7 @@ from evolora.rollout import (
     encode,
     end_tokens,
     generate,
+    pad_token,
     select_rows,
 )
 from evolora.task import Example, columns_of
@@ -198,9 +198,7 @@ class PPORefiner:
             prompts=[example.prompt for example in examples] * k,
             completions=decode_text(self.tokenizer, completions),
             columns=columns_of(list(examples) * k),
-            completion_ids=[
-                row[keep].tolist() for row, keep in zip(completions.ids.cpu(), completions.mask.cpu(), strict=True)
-            ],
+            completion_ids=completions.rows(),
         )
         found = (
             torch.from_numpy(scores.rewards).to(self.critic.shared.dtype).to(self.model.device).unflatten(0, (k, -1))
