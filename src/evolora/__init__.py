@@ -14,7 +14,16 @@ from evolora.lineage import Lineage
 from evolora.model import BaseModel, load_base, lora_config, lora_layout
 from evolora.population import Individual, Population
 from evolora.population_model import PopulationModel
-from evolora.refiners import PPOConfig, PPORefiner, Refinement, Refiner
+from evolora.refiners import (
+    GRPOConfig,
+    GRPORefiner,
+    PPOConfig,
+    PPORefiner,
+    Refinement,
+    Refiner,
+    RLOOConfig,
+    RLOORefiner,
+)
 from evolora.rewards import Reward, RewardScorer, register_reward
 from evolora.run import Interrupted, Result, evolve, resume
 from evolora.strategies import GAConfig, GeneticAlgorithm, RefinerAlone, Strategy
@@ -30,6 +39,8 @@ __all__ = [
     "Evolution",
     "Example",
     "GAConfig",
+    "GRPOConfig",
+    "GRPORefiner",
     "GeneticAlgorithm",
     "GenomeLayout",
     "Individual",
@@ -42,6 +53,8 @@ __all__ = [
     "PPORefiner",
     "Population",
     "PopulationModel",
+    "RLOOConfig",
+    "RLOORefiner",
     "Refinement",
     "Refiner",
     "RefinerAlone",

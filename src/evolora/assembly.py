@@ -11,12 +11,14 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from torch import Tensor
 
+from evolora.calibration import choose_rows, choose_threads, parameters_of
 from evolora.config import RunConfig
 from evolora.errors import InputError
 from evolora.evaluation import LocalEvaluator
 from evolora.export import load_adapter
 from evolora.genome import GenomeLayout
-from evolora.model import BaseModel, choose_threads, load_base, lora_config, lora_layout
+from evolora.kernels import Products, fastest_products, onednn_works, use_kernels
+from evolora.model import BaseModel, load_base, lora_config, lora_layout
 from evolora.population_model import PopulationModel
 from evolora.rewards import Reward, RewardScorer, check_signature, load_reward
 from evolora.rng import keyed_seed
@@ -68,17 +70,19 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     )
     device = _device(config.device)
     base = _base(config, device)
-    parameters = sum(parameter.numel() for parameter in base.model.parameters())
     asked = config.threads
-    threads = asked or choose_threads(parameters, os.cpu_count() or 1)
+    threads = asked or choose_threads(base.model, os.cpu_count() or 1)
     torch.set_num_threads(threads)
+    products = _products(config.products)
+    use_kernels(base.model, products)
     if adapter is not None:
         lora, layout, founder = _loaded(base, adapter, config)
     else:
         lora = _lora(base, config)
         layout, founder = _layout(base, lora, config)
     max_new_tokens = config.max_new_tokens or _longest_target(base, task)
-    _check_lengths(base, task, max_new_tokens)
+    longest_prompt = _check_lengths(base, task, max_new_tokens)
+    rows_per_slice = config.rows_per_slice or choose_rows(base.model, longest_prompt + max_new_tokens)
     # What was resolved is written down, so that a resumed run cannot resolve it otherwise.
     config = config.model_copy(
         update={
@@ -86,18 +90,22 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
             "reward": config.reward or task.reward,
             "device": device,
             "threads": threads,
+            "products": products,
+            "rows_per_slice": rows_per_slice,
             "max_new_tokens": max_new_tokens,
             "accept": config.accept_rule,
             "refined_scale": config.refined_scale_rule,
+            "rollout_samples": config.samples_a_prompt,
+            "rollout_prompts": config.prompts_a_rollout,
         }
     )
     population_model = PopulationModel(base.model, layout, dropout=config.lora_dropout)
     evaluator = LocalEvaluator(
-        population_model, base.tokenizer, scorer, max_new_tokens=max_new_tokens, rows_per_slice=config.rows_per_slice
+        population_model, base.tokenizer, scorer, max_new_tokens=max_new_tokens, rows_per_slice=rows_per_slice
     )
     view.say(
-        f"{config.model}: {parameters / 1e6:.1f}M parameters on {device}, {threads} thread{'s' * (threads > 1)} "
-        f"({'as asked' if asked else 'chosen by its size'}); "
+        f"{config.model}: {parameters_of(base.model) / 1e6:.1f}M parameters on {device}, "
+        f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {products} products; "
         f"LoRA r={config.lora_r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
     )
     view.say(
@@ -118,6 +126,12 @@ def _base(config: RunConfig, device: str) -> BaseModel:
     if len(base.tokenizer) <= len(base.tokenizer.all_special_ids):
         raise InputError(f"--model {config.model}: found no tokenizer with the model, expected one")
     return base
+
+
+def _products(asked: str) -> Products:
+    if asked == "onednn" and not onednn_works():
+        raise InputError("--products onednn: this torch has no such product, expected torch or auto")
+    return fastest_products() if asked == "auto" else "onednn" if asked == "onednn" else "torch"
 
 
 def _loaded(base: BaseModel, adapter: Path, config: RunConfig) -> tuple[LoraConfig, GenomeLayout, Tensor]:
@@ -172,14 +186,18 @@ def _longest_target(base: BaseModel, task: Task) -> int:
     return math.ceil(1.25 * longest) + 2
 
 
-def _check_lengths(base: BaseModel, task: Task, max_new_tokens: int) -> None:
-    for split in (task.train, task.validation, task.test):
-        check_prompts(base, [example.prompt for example in split], max_new_tokens)
+def _check_lengths(base: BaseModel, task: Task, max_new_tokens: int) -> int:
+    splits = (task.train, task.validation, task.test)
+    return max(check_prompts(base, [example.prompt for example in split], max_new_tokens) for split in splits)
 
 
-def check_prompts(base: BaseModel, prompts: Sequence[str], max_new_tokens: int) -> None:
-    """Raise InputError for a prompt that has no tokens, or more than the model has room for."""
+def check_prompts(base: BaseModel, prompts: Sequence[str], max_new_tokens: int) -> int:
+    """The length of the longest prompt, in tokens.
+
+    Raises InputError for a prompt that has no tokens, or more than the model has room for.
+    """
     room = getattr(base.model.config, "max_position_embeddings", None)
+    longest = 0
     for prompt, ids in zip(prompts, base.tokenizer(list(prompts))["input_ids"], strict=True):
         if not ids:
             raise InputError(f"prompt {prompt!r}: has no tokens, expected at least one")
@@ -188,3 +206,5 @@ def check_prompts(base: BaseModel, prompts: Sequence[str], max_new_tokens: int) 
                 f"prompt {prompt[:60]!r}: {len(ids)} tokens and {max_new_tokens} new ones "
                 f"(--max-new-tokens), expected at most the model's {room} in all"
             )
+        longest = max(longest, len(ids))
+    return longest

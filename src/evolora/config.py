@@ -15,6 +15,9 @@ def _option(default: Any, help_text: str, group: str, **limits: Any) -> Any:
     return Field(default=default, description=help_text, json_schema_extra={"group": group}, **limits)
 
 
+# They credit a completion against the others of its prompt.
+GROUP_REFINERS = ("grpo", "rloo")
+
 _MODEL, _TASK, _EVOLUTION, _REFINER, _RUN = "base model and LoRA", "task and reward", "evolution", "refiner", "run"
 
 
@@ -31,7 +34,12 @@ class RunConfig(BaseModel):
     model: str = _option("tiny-gpt2", "base model: tiny-gpt2 (bundled), a folder or a hub name", _MODEL)
     device: str = _option("auto", "where to compute: auto (cuda where there is one), cpu, cuda, cuda:1", _MODEL)
     dtype: Literal["float32", "bfloat16", "float16"] = _option("float32", "precision of the base model", _MODEL)
-    threads: int = _option(0, "CPU threads; 0 chooses by the model's size", _MODEL, ge=0)
+    threads: int = _option(0, "CPU threads; 0 chooses by the model's size and a measurement", _MODEL, ge=0)
+    products: Literal["auto", "torch", "onednn"] = _option(
+        "auto",
+        "what multiplies float32 matrices on a CPU: torch's own library, onednn, or the one measured faster",
+        _MODEL,
+    )
     lora_r: int = _option(8, "rank of the LoRA adapters", _MODEL, ge=1)
     lora_alpha: int = _option(16, "LoRA alpha: the adapter's output is scaled by alpha / r", _MODEL, ge=1)
     lora_dropout: float = _option(0.05, "dropout on the adapters' input during refinement", _MODEL, ge=0, lt=1)
@@ -95,28 +103,62 @@ class RunConfig(BaseModel):
         "lamarckian", "what enters: the refined genome, or only its fitness", _EVOLUTION
     )
 
-    refiner: Literal["ppo", "none"] = _option("ppo", "how RL improves the best individuals", _REFINER)
+    refiner: Literal["ppo", "grpo", "rloo", "none"] = _option(
+        "ppo", "how RL improves the best: ppo, grpo, rloo, none; an option marked with some is for them alone", _REFINER
+    )
     refine: int = _option(1, "how many of the best are refined, side by side", _REFINER, ge=1)
     lr: float = _option(1e-3, "learning rate of the refiner", _REFINER, gt=0)
-    critic_lr: float = _option(1e-2, "learning rate of the value head", _REFINER, gt=0)
-    critic_epochs: int = _option(8, "optimiser steps of the value head on each rollout", _REFINER, ge=1)
+    critic_lr: float = _option(1e-2, "learning rate of the value head (ppo)", _REFINER, gt=0)
+    critic_epochs: int = _option(8, "optimiser steps of the value head on each rollout (ppo)", _REFINER, ge=1)
     rl_steps: int = _option(3, "rollouts a refinement", _REFINER, ge=1)
-    rollout_prompts: int = _option(64, "prompts a rollout, for each refined individual", _REFINER, ge=1)
-    rollout_samples: int = _option(1, "sampled completions a prompt", _REFINER, ge=1)
+    rollout_prompts: int | None = _option(
+        None,
+        "prompts a rollout, for each refined individual; default 64 for ppo, 64 / --rollout-samples for grpo and rloo",
+        _REFINER,
+        ge=1,
+    )
+    rollout_samples: int | None = _option(
+        None, "sampled completions a prompt; default 1 for ppo, 8 for grpo and rloo, which need a group", _REFINER, ge=1
+    )
     epochs: int = _option(2, "passes over each rollout", _REFINER, ge=1)
     minibatches: int = _option(1, "optimiser steps a pass", _REFINER, ge=1)
     clip_range: float = _option(0.2, "clipping of the policy ratio", _REFINER, gt=0)
-    value_clip_range: float = _option(0.2, "clipping of the value's change", _REFINER, gt=0)
-    kl_weight: float = _option(0.02, "weight of the KL penalty against the base model, a token", _REFINER, ge=0)
-    kl_estimator: Literal["k1", "k3"] = _option("k1", "estimator of the KL penalty", _REFINER)
+    clip_range_high: float | None = _option(
+        None, "clipping of the policy ratio above 1; default --clip-range (grpo, rloo)", _REFINER, gt=0
+    )
+    value_clip_range: float = _option(0.2, "clipping of the value's change (ppo)", _REFINER, gt=0)
+    loss_type: Literal["grpo", "bnpo", "dr_grpo", "dapo"] = _option(
+        "dapo",
+        "what the sum over tokens is divided by: each completion's length, grpo; the minibatch's tokens, bnpo; a "
+        "constant, dr_grpo; the rollout's tokens, dapo (grpo)",
+        _REFINER,
+    )
+    scale_rewards: Literal["group", "batch", "none"] = _option(
+        "group",
+        "whose standard deviation advantages are divided by: a prompt's group, the rollout, nobody (grpo)",
+        _REFINER,
+    )
+    normalize_advantages: bool = _option(
+        False, "bring a rollout's advantages to mean 0 and standard deviation 1 (rloo)", _REFINER
+    )
+    kl_weight: float = _option(
+        0.02,
+        "weight of the KL penalty against the base model: on each token's reward (ppo), on each token's loss (grpo), "
+        "on each completion's reward (rloo)",
+        _REFINER,
+        ge=0,
+    )
+    kl_estimator: Literal["k1", "k3"] = _option(
+        "k1", "estimator of the KL penalty; grpo has k3, rloo k1 (ppo)", _REFINER
+    )
     target_kl: float | None = _option(
         0.1,
         "stop an individual's refinement when its policy has moved this far from its rollout's; none never",
         _REFINER,
         gt=0,
     )
-    discount: float = _option(1.0, "discount of rewards, a token", _REFINER, gt=0, le=1)
-    trace_decay: float = _option(0.95, "lambda of generalised advantage estimation", _REFINER, ge=0, le=1)
+    discount: float = _option(1.0, "discount of rewards, a token (ppo)", _REFINER, gt=0, le=1)
+    trace_decay: float = _option(0.95, "lambda of generalised advantage estimation (ppo)", _REFINER, ge=0, le=1)
     entropy_weight: float = _option(0.0, "weight of an entropy bonus", _REFINER, ge=0)
     max_grad_norm: float = _option(1.0, "gradient clipping, for each individual", _REFINER, gt=0)
 
@@ -130,7 +172,9 @@ class RunConfig(BaseModel):
     budget_tokens: int | None = _option(
         None, "stop after the generation that has generated this many tokens", _RUN, ge=1
     )
-    rows_per_slice: int = _option(512, "rows that go through the model together; less needs less memory", _RUN, ge=1)
+    rows_per_slice: int | None = _option(
+        None, "rows that go through the model together; default: what fits into memory, at most 512", _RUN, ge=1
+    )
     merge: bool = _option(False, "also write the winner merged into the base model", _RUN)
 
     @model_validator(mode="before")
@@ -152,6 +196,10 @@ class RunConfig(BaseModel):
             raise ValueError("--refined-scale step with --mutation relative: expected --mutation gaussian")
         if self.strategy == "none" and self.refiner == "none":
             raise ValueError("--strategy none with --refiner none: expected at least one of them to change something")
+        if self.refiner in GROUP_REFINERS and self.rollout_samples == 1:
+            raise ValueError(
+                f"--rollout-samples 1 with --refiner {self.refiner}: expected at least 2, a group to compare within"
+            )
         if self.target is not None and self.prompt is None:
             raise ValueError("--target: expected --prompt beside it")
         chosen = [name for name in ("task", "data", "prompt") if getattr(self, name) is not None]
@@ -163,6 +211,16 @@ class RunConfig(BaseModel):
     def refined_scale_rule(self) -> str:
         """Which mutation scale the refined have: a step in weights says nothing about a relative scale."""
         return self.refined_scale or ("step" if self.mutation == "gaussian" else "keep")
+
+    @property
+    def samples_a_prompt(self) -> int:
+        """How many completions of a prompt a rollout samples."""
+        return self.rollout_samples or (8 if self.refiner in GROUP_REFINERS else 1)
+
+    @property
+    def prompts_a_rollout(self) -> int:
+        """How many prompts a rollout has: 64 completions in all, unless told otherwise."""
+        return self.rollout_prompts or (max(1, 64 // self.samples_a_prompt) if self.refiner in GROUP_REFINERS else 64)
 
     @property
     def accept_rule(self) -> str:

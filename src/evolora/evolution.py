@@ -149,7 +149,7 @@ class Evolution:
                     parent,
                     id=self.strategy.new_id(),
                     parents=(parent.id,),
-                    operator="ppo",
+                    operator=self.refiner.name,
                     born=self.generation,
                     mutation_scale=scale,
                 )
@@ -170,7 +170,11 @@ class Evolution:
                 fitness[row] = refined_fitness[index]
                 if self.config.inheritance == "lamarckian":
                     genomes[row], individuals[row] = refined.genomes[index], refined.individuals[index]
-        return Population(genomes, tuple(individuals)), fitness, _refine_metrics(refinement, gains, accepted)
+        return (
+            Population(genomes, tuple(individuals)),
+            fitness,
+            _refine_metrics(self.refiner.name, refinement, gains, accepted),
+        )
 
     def _scales(self, parents: Population, refinement: Refinement) -> list[float]:
         """The refined individuals' mutation scales. A child must not undo what RL has found: with `step` the noise on a
@@ -311,12 +315,14 @@ def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
 
 
-def _refine_metrics(refinement: Refinement, gains: Floats, accepted: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _refine_metrics(
+    refiner: str, refinement: Refinement, gains: Floats, accepted: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
     names = refinement.stats[0]
-    means = {f"ppo.{name}": float(np.mean([stats[name] for stats in refinement.stats])) for name in names}
-    return {
-        "ppo.gain": float(np.nanmean(gains)) if not np.isnan(gains).all() else math.nan,
-        "ppo.accepted": int(accepted.sum()),
-        "ppo.refined": len(accepted),
-        **means,
+    metrics = {
+        "gain": float(np.nanmean(gains)) if not np.isnan(gains).all() else math.nan,
+        "accepted": int(accepted.sum()),
+        "refined": len(accepted),
+        **{name: float(np.mean([stats[name] for stats in refinement.stats])) for name in names},
     }
+    return {f"{refiner}.{name}": value for name, value in metrics.items()}

@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from evolora.errors import InputError
 from evolora.genome import AdaptedModule, GenomeLayout
+from evolora.kernels import fastest_products, use_kernels
 
 BUNDLED_MODEL = "tiny-gpt2"
 _ASSETS = Path(__file__).parent / "assets"
@@ -63,15 +64,6 @@ class BaseModel:
     path: str
 
 
-def choose_threads(parameters: int, available: int) -> int:
-    """Threads for torch on the CPU: one below 20 million parameters, else all.
-
-    The matrix products of a small model are too short to share: on 2 threads a 2M-parameter model was up to 40 times
-    slower than on one as soon as anything else ran.
-    """
-    return 1 if parameters < 20_000_000 else available
-
-
 def model_path(name: str) -> str:
     """Where a model is loaded from: the bundled one's folder, or `name` itself (a local folder or hub name)."""
     return str(_ASSETS / BUNDLED_MODEL) if name == BUNDLED_MODEL else name
@@ -79,6 +71,8 @@ def model_path(name: str) -> str:
 
 def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> BaseModel:
     """Load a causal LM that transformers knows, frozen and in evaluation mode, and its tokenizer.
+
+    Its layers compute by `evolora.kernels`, its products by the fastest.
 
     Raises InputError when there is no such model, when it is no causal LM, or when its weights are quantised.
     """
@@ -102,6 +96,7 @@ def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.floa
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False).eval().to(device)
+    use_kernels(model, fastest_products())
     return BaseModel(model, tokenizer, path)
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -10,6 +12,31 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evolora.genome import AdaptedModule, GenomeLayout
+
+# Who runs on a base model now: generation tells it which rows of the batch are left.
+_ADAPTED: "WeakKeyDictionary[nn.Module, PopulationModel]" = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class Routing:
+    """Which individual each row of a batch belongs to, when the groups are no longer equal.
+
+    `individuals` [live] are those with rows left; row i of the batch is row `slots[i]` of their groups, each padded to
+    `group` rows.
+    """
+
+    individuals: Tensor
+    slots: Tensor
+    group: int
+
+    @classmethod
+    def of(cls, owners: Tensor) -> "Routing":
+        """From the individual of each row, [rows], ascending."""
+        individuals, places, counts = owners.unique_consecutive(return_inverse=True, return_counts=True)
+        group = int(counts.max())
+        first = counts.cumsum(0) - counts
+        within = torch.arange(len(owners), device=owners.device) - first[places]
+        return cls(individuals, places * group + within, group)
 
 
 class PopulationModel:
@@ -38,7 +65,9 @@ class PopulationModel:
         self.model = model
         self.layout = layout
         self.dropout = dropout
+        self.individuals = 0
         self._factors: dict[str, tuple[Tensor, Tensor]] | None = None
+        self._routing: Routing | None = None
         self._dropout = 0.0
         self._hooks = [
             model.get_submodule(module.name).register_forward_hook(self._population_layer(module))
@@ -51,15 +80,26 @@ class PopulationModel:
 
         With `dropout`, the adapters' input dropout is on, as in PEFT's training mode.
         """
-        before = self._factors, self._dropout
+        before = self.individuals, self._factors, self._routing, self._dropout, _ADAPTED.get(self.model)
+        self.individuals = len(genomes)
         self._factors = {
             module.name: (a.transpose(1, 2), b.transpose(1, 2)) for module, a, b in self.layout.factors(genomes)
         }
+        self._routing = None
         self._dropout = self.dropout if dropout else 0.0
+        _ADAPTED[self.model] = self
         try:
             yield
         finally:
-            self._factors, self._dropout = before
+            self.individuals, self._factors, self._routing, self._dropout, outer = before
+            _ADAPTED.pop(self.model)
+            if outer is not None:
+                _ADAPTED[self.model] = outer
+
+    def route(self, owners: Tensor | None) -> None:
+        """Within `adapted`: say which individual each row of the next batches belongs to, [rows], ascending. None means
+        equal groups again."""
+        self._routing = None if owners is None else Routing.of(owners)
 
     def detach(self) -> None:
         """Take the population layers off the base model for good."""
@@ -73,14 +113,17 @@ class PopulationModel:
                 return None
             a, b = self._factors[module.name]
             x = inputs[0]
-            if x.shape[0] % a.shape[0] or x.ndim < 3:
+            if x.ndim < 3 or (self._routing is None and x.shape[0] % a.shape[0]):
                 raise ValueError(
                     f"{module.name}: a batch of shape {list(x.shape)} cannot be split into {a.shape[0]} individuals"
                 )
             if self._dropout:
-                x = F.dropout(x, self._dropout)
+                x = _dropped(x, self._dropout)
             # As in PEFT, the adapter computes in its own precision, whatever the base model's.
-            low_rank = torch.bmm(x.reshape(a.shape[0], -1, module.in_features).to(a.dtype), a)
+            x = x.to(a.dtype)
+            if self._routing is not None:
+                return _add_routed(output, x, a, b, module.scaling, self._routing)
+            low_rank = _low_rank(x.reshape(a.shape[0], -1, module.in_features), a)
             grouped = output.reshape(a.shape[0], -1, module.out_features)
             if torch.is_grad_enabled() or output.dtype != a.dtype:
                 added = torch.baddbmm(grouped.to(a.dtype), low_rank, b, alpha=module.scaling)
@@ -88,3 +131,41 @@ class PopulationModel:
             return grouped.baddbmm_(low_rank, b, alpha=module.scaling).view_as(output)
 
         return layer
+
+
+def _dropped(x: Tensor, share: float) -> Tensor:
+    """Dropout: `share` of x set to zero, to 1 in 65,536, and the rest scaled up.
+
+    On a CPU torch's own takes as long as all products of a small model: it draws a number for each entry, where 16 bits
+    of one will do.
+    """
+    if x.device.type != "cpu":
+        return F.dropout(x, share)
+    limit = max(1, round(share * 2**16))
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    kept = bits[: x.numel()].view(x.shape) >= limit - 2**15
+    return x * kept.to(x.dtype).mul_(2**16 / (2**16 - limit))
+
+
+def _low_rank(x: Tensor, a: Tensor) -> Tensor:
+    """x [n, rows, in] times a [n, in, rank]. Of many rows the transposed product is up to twice as fast, but its
+    gradient comes transposed, which slows down all that follows."""
+    if x.shape[1] < 32 or torch.is_grad_enabled():
+        return torch.bmm(x, a)
+    return torch.bmm(a.transpose(1, 2), x.transpose(1, 2)).transpose(1, 2)
+
+
+def _add_routed(output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float, routing: Routing) -> Tensor:
+    """The adapters' part for rows in groups of different sizes: gathered into equal groups, and back."""
+    if len(routing.individuals) < len(a):
+        a, b = a[routing.individuals], b[routing.individuals]
+    groups = x.new_zeros(len(a) * routing.group, *x.shape[1:])
+    groups[routing.slots] = x
+    low_rank = _low_rank(groups.reshape(len(a), -1, x.shape[-1]), a)
+    added = torch.bmm(low_rank, b).view(-1, *output.shape[1:])[routing.slots]
+    return torch.add(output, added.to(output.dtype), alpha=scaling)
+
+
+def population_on(model: nn.Module) -> PopulationModel | None:
+    """The population that `model` runs with now, if it runs with one."""
+    return _ADAPTED.get(model)

@@ -1,19 +1,24 @@
 """Completions of many prompts: greedy decoding, keyed sampling, and their log-probabilities."""
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
-from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from evolora.decoding import DecodingBatch, positions_of
 from evolora.model import accepts
+from evolora.packed_pass import PackedPass, can_pack
+from evolora.population_model import population_on
 from evolora.rng import keyed_uniforms
+
+# Finished rows leave the batch when they are this share of it: leaving costs a copy of the cache of those who stay.
+_LEAST_FINISHED_SHARE = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -22,6 +27,10 @@ class PromptBatch:
 
     ids: Tensor
     mask: Tensor
+
+    def rows(self) -> list[list[int]]:
+        """The token ids of each prompt, without padding."""
+        return [ids[kept].tolist() for ids, kept in zip(self.ids.cpu(), self.mask.bool().cpu(), strict=True)]
 
     def repeat(self, times: int) -> "PromptBatch":
         """The whole batch `times` times over, one after another: a group for each individual."""
@@ -87,6 +96,7 @@ def generate(
     seeds: npt.NDArray[np.uint64] | None = None,
     temperature: float = 1.0,
     keep_features: bool = False,
+    drafts: Sequence[Sequence[int]] | None = None,
     use_cache: bool = True,
 ) -> Completions:
     """Complete each prompt: greedily, or by sampling when `seeds` [rows] are given.
@@ -94,7 +104,12 @@ def generate(
     Sampling is pure (no top-k, no top-p): one keyed uniform number a token, looked up in the cumulative distribution of
     softmax(logits / temperature). A row's tokens depend on its own seed and distributions, not on who shares the batch.
 
-    The tokens of greedy decoding equal those of transformers' own `generate(do_sample=False)`.
+    `drafts`, token ids for each row (an empty list for none), are guesses at the completions, all checked in the first
+    pass: what agrees is kept, the rest decoded. That is speculative decoding (Leviathan et al., 2023, arXiv 2211.17192)
+    with a given draft; each token is chosen as it would be without, so the result is the same.
+
+    Rows that have finished leave the batch. The tokens of greedy decoding equal those of transformers' own
+    `generate(do_sample=False)`.
 
     >>> from evolora.model import load_base
     >>> base = load_base("tiny-gpt2")
@@ -108,61 +123,107 @@ def generate(
     >>> bool((sampled.log_probs[sampled.mask] <= 0).all())
     True
     """
-    rows, device = prompts.ids.shape[0], prompts.ids.device
+    n_rows, device = prompts.ids.shape[0], prompts.ids.device
+    guesses = _padded(drafts, n_rows, max_new_tokens, device)
     uniforms = None
     if seeds is not None:
         uniforms = torch.from_numpy(keyed_uniforms(seeds, max_new_tokens)).to(device)
     ends = torch.tensor(list(eos_token_ids), device=device)
-    cache = DynamicCache(config=model.config) if use_cache else None
-    mask, alive = prompts.mask, torch.ones(rows, dtype=torch.bool, device=device)
-    ids = prompts.ids
-    chosen: list[Tensor] = []
-    masks: list[Tensor] = []
-    log_probs: list[Tensor] = []
-    features: list[Tensor] = []
-    with _last_hidden_states(model) as hidden:
-        for step in range(max_new_tokens):
-            logits = _next_logits(model, ids, mask, cache)
-            if keep_features:
-                features.append(hidden[-1][:, -1].clone())
-            hidden.clear()
+    page = _Page(n_rows, max_new_tokens, pad_token_id, device)
+    rows = torch.arange(n_rows, device=device)  # where on the page each row of the batch is written
+    written = torch.zeros_like(rows)  # and how many tokens of it
+    alive = torch.ones_like(rows, dtype=torch.bool)
+    room = max_new_tokens + (0 if guesses is None else guesses.shape[1])
+    with DecodingBatch(
+        model, prompts.ids, prompts.mask, room=room, keep_features=keep_features, use_cache=use_cache
+    ) as batch:
+        logits = batch.start(guesses)
+        while True:
+            places = written[:, None] + torch.arange(logits.shape[1], device=device)
             if uniforms is None:
-                token = logits.argmax(-1)
+                tokens, log_probs = logits.argmax(-1), None
             else:
-                token, log_prob = _sample(logits, uniforms[:, step], temperature)
-                log_probs.append(log_prob)
-            token = torch.where(alive, token, pad_token_id)
-            chosen.append(token)
-            masks.append(alive)
-            alive = alive & ~torch.isin(token, ends)
-            if not alive.any():
+                uniform = uniforms[rows[:, None], places.clamp(max=max_new_tokens - 1)]
+                tokens, log_probs = (
+                    x.view_as(uniform) for x in _sample(logits.flatten(0, 1), uniform.flatten(), temperature)
+                )
+            ended = torch.isin(tokens, ends)
+            good = alive[:, None]
+            if guesses is not None:
+                # A token stands when all before it are those of the draft that it was computed from, and none ended.
+                agreed = ((tokens[:, :-1] == guesses) & ~ended[:, :-1]).cumprod(1).bool()
+                good = good & torch.cat([torch.ones_like(good), agreed], 1) & (places < max_new_tokens)
+            page.write(rows, places, good, tokens, log_probs, batch.features)
+            taken = good.sum(1)
+            written = written + taken
+            last = (taken - 1).clamp(min=0)[:, None]
+            token = tokens.gather(1, last)[:, 0]
+            alive = alive & ~ended.gather(1, last)[:, 0] & (written < max_new_tokens)
+            if not (left := int(alive.sum())):
                 break
-            ids = token[:, None] if use_cache else torch.cat([ids, token[:, None]], 1)
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], 1)
-    return Completions(
-        torch.stack(chosen, 1),
-        torch.stack(masks, 1),
-        torch.stack(log_probs, 1) if log_probs else None,
-        torch.stack(features, 1) if features else None,
-    )
+            if guesses is not None:
+                batch.accept(good[:, 1:])
+                guesses = None
+            if left <= len(rows) * (1 - _LEAST_FINISHED_SHARE):
+                kept = alive.nonzero()[:, 0]
+                batch.keep(kept)
+                rows, written, token, alive = rows[kept], written[kept], token[kept], alive[kept]
+            logits = batch.step(token, alive)
+    return page.completions()
 
 
-def _next_logits(model: PreTrainedModel, ids: Tensor, mask: Tensor, cache: DynamicCache | None) -> Tensor:
-    """Logits of the token after the last, [rows, vocabulary], in float32."""
-    arguments: dict[str, object] = {"input_ids": ids, "attention_mask": mask, "use_cache": cache is not None}
-    if cache is not None:
-        arguments["past_key_values"] = cache
-    if accepts(model, "position_ids"):
-        # Without explicit positions a left-padded row would count its padding.
-        arguments["position_ids"] = _positions(mask)[:, -ids.shape[1] :]
-    if accepts(model, "logits_to_keep"):
-        arguments["logits_to_keep"] = 1
-    logits: Tensor = model(**arguments).logits
-    return logits[:, -1].float()
+def _padded(drafts: Sequence[Sequence[int]] | None, n_rows: int, longest: int, device: torch.device) -> Tensor | None:
+    """Drafts as one tensor [rows, drafted], -1 where a row's draft is over; None when there is no draft at all."""
+    if drafts is None or not any(drafts):
+        return None
+    if len(drafts) != n_rows:
+        raise ValueError(f"{n_rows} prompts with {len(drafts)} drafts")
+    # The token after a draft is chosen in the same pass, so one less than the longest completion will do.
+    width = min(max(map(len, drafts)), longest - 1)
+    cut = [list(draft[:width]) for draft in drafts]
+    return torch.tensor([draft + [-1] * (width - len(draft)) for draft in cut], device=device) if width else None
 
 
-def _positions(mask: Tensor) -> Tensor:
-    return (mask.cumsum(1) - 1).clamp(min=0)
+class _Page:
+    """The completions as they are written, a row each."""
+
+    def __init__(self, n_rows: int, length: int, pad_token_id: int, device: torch.device) -> None:
+        self.ids = torch.full((n_rows, length), pad_token_id, device=device)
+        self.mask = torch.zeros_like(self.ids, dtype=torch.bool)
+        self.log_probs: Tensor | None = None
+        self.features: Tensor | None = None
+
+    def write(
+        self,
+        rows: Tensor,
+        places: Tensor,
+        good: Tensor,
+        tokens: Tensor,
+        log_probs: Tensor | None,
+        features: Tensor | None,
+    ) -> None:
+        """Write the `good` of `tokens` [rows, steps], their log-probabilities and features at their `places`."""
+        at = rows[:, None].expand_as(places)[good], places[good]
+        self.ids[at] = tokens[good]
+        self.mask[at] = True
+        if log_probs is not None:
+            if self.log_probs is None:
+                self.log_probs = log_probs.new_zeros(self.ids.shape)
+            self.log_probs[at] = log_probs[good]
+        if features is not None:
+            if self.features is None:
+                self.features = features.new_zeros(*self.ids.shape, features.shape[-1])
+            self.features[at] = features[good]
+
+    def completions(self) -> Completions:
+        """As wide as the longest."""
+        width = int(self.mask.any(0).sum())
+        return Completions(
+            self.ids[:, :width],
+            self.mask[:, :width],
+            None if self.log_probs is None else self.log_probs[:, :width],
+            None if self.features is None else self.features[:, :width],
+        )
 
 
 def _sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -187,38 +248,47 @@ def _sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor
     return token[:, 0], log_probs.gather(-1, token)[:, 0]
 
 
-@contextmanager
-def _last_hidden_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """The inputs of the output embedding, one tensor [rows, kept, hidden] a forward pass."""
-    seen: list[Tensor] = []
-
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        seen.append(inputs[0])
-
-    hook = model.get_output_embeddings().register_forward_pre_hook(keep)
-    try:
-        yield seen
-    finally:
-        hook.remove()
-
-
 def completion_log_probs(
     model: PreTrainedModel, prompts: PromptBatch, completions: Completions, *, temperature: float = 1.0
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each completion token and the entropy of the distribution that it came from, both
-    [rows, length], by one forward pass; differentiable. Values beyond the completions' mask mean nothing."""
+    [rows, length] and 0 beyond the completions' mask, by one forward pass; differentiable.
+
+    Where the model allows it the texts are packed: nothing is computed for padding, and what an individual's texts
+    begin with in common, such as the prompt of several completions, is computed once (dropout included).
+    """
+    logits = (_packed_logits if can_pack(model) else _padded_logits)(model, prompts, completions)
+    log_probs = torch.log_softmax((logits if logits.dtype == torch.float64 else logits.float()) / temperature, -1)
+    chosen = log_probs.gather(-1, completions.ids[completions.mask][:, None])[:, 0]
+    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    blank = chosen.new_zeros(completions.ids.shape)
+    return blank.masked_scatter(completions.mask, chosen), blank.masked_scatter(completions.mask, entropy)
+
+
+def _padded_logits(model: PreTrainedModel, prompts: PromptBatch, completions: Completions) -> Tensor:
+    """The logits that each masked-in token was chosen from, [tokens, vocabulary]."""
     length = completions.ids.shape[1]
     ids = torch.cat([prompts.ids, completions.ids[:, :-1]], 1)
     mask = torch.cat([prompts.mask, completions.mask[:, :-1].to(prompts.mask.dtype)], 1)
     arguments: dict[str, object] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
     if accepts(model, "position_ids"):
-        arguments["position_ids"] = _positions(mask)
+        arguments["position_ids"] = positions_of(mask)
     if accepts(model, "logits_to_keep"):
         arguments["logits_to_keep"] = length
-    logits = model(**arguments).logits[:, -length:]
-    log_probs = torch.log_softmax((logits if logits.dtype == torch.float64 else logits.float()) / temperature, -1)
-    entropy = -(log_probs.exp() * log_probs).sum(-1)
-    return log_probs.gather(-1, completions.ids.unsqueeze(-1)).squeeze(-1), entropy
+    logits: Tensor = model(**arguments).logits[:, -length:]
+    return logits[completions.mask]
+
+
+def _packed_logits(model: PreTrainedModel, prompts: PromptBatch, completions: Completions) -> Tensor:
+    # The last token of a completion is chosen, and never read. A row without a token is its prompt.
+    texts = [prompt + row[:-1] for prompt, row in zip(prompts.rows(), completions.rows(), strict=True)]
+    population = population_on(model)
+    groups = 1 if population is None else population.individuals
+    packed = PackedPass(model, texts, groups=groups, device=prompts.ids.device)
+    # A token is chosen from what is computed for the one before it.
+    row, place = completions.mask.nonzero(as_tuple=True)
+    before = prompts.mask.sum(1)[row] + place - 1
+    return packed.run(packed.places[row, before])[0]
 
 
 def select_rows(completions: Completions, rows: Tensor) -> Completions:

@@ -36,7 +36,7 @@ from evolora.export import export_adapter, export_merged, load_adapter, model_ca
 from evolora.lineage import Lineage
 from evolora.model import BUNDLED_MODEL
 from evolora.population import genome_sha256
-from evolora.refiners import PPOConfig, PPORefiner
+from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, Refiner, RLOOConfig, RLOORefiner
 from evolora.rewards import Reward, reward_name
 from evolora.rng import keyed_seed
 from evolora.strategies import GAConfig, GeneticAlgorithm, RefinerAlone, Strategy
@@ -215,14 +215,9 @@ def _evolution(parts: Parts, lineage: Lineage) -> Evolution:
         strategy = RefinerAlone(parts.founder)
     else:
         strategy = GeneticAlgorithm(parts.founder, parts.layout, _part(GAConfig, config), seed=config.seed)
-    refiner = None
-    if config.refiner == "ppo":
-        refiner = PPORefiner(
-            parts.population_model, parts.base.tokenizer, parts.scorer, _part(PPOConfig, config), seed=config.seed
-        )
     return Evolution(
         strategy=strategy,
-        refiner=refiner,
+        refiner=_refiner(parts),
         evaluator=parts.evaluator,
         task=parts.task,
         lineage=lineage,
@@ -230,7 +225,18 @@ def _evolution(parts: Parts, lineage: Lineage) -> Evolution:
     )
 
 
-Part = TypeVar("Part", GAConfig, PPOConfig, LoopConfig)
+def _refiner(parts: Parts) -> Refiner | None:
+    config, model, tokenizer, scorer = parts.config, parts.population_model, parts.base.tokenizer, parts.scorer
+    if config.refiner == "ppo":
+        return PPORefiner(model, tokenizer, scorer, _part(PPOConfig, config), seed=config.seed)
+    if config.refiner == "grpo":
+        return GRPORefiner(model, tokenizer, scorer, _part(GRPOConfig, config), seed=config.seed)
+    if config.refiner == "rloo":
+        return RLOORefiner(model, tokenizer, scorer, _part(RLOOConfig, config), seed=config.seed)
+    return None
+
+
+Part = TypeVar("Part", GAConfig, PPOConfig, GRPOConfig, RLOOConfig, LoopConfig)
 
 
 def _part(kind: type[Part], config: RunConfig) -> Part:

@@ -153,9 +153,12 @@ def _cells(metrics: dict[str, Any], gens: int) -> dict[str, str]:
         "mean": f"{metrics['fitness.mean']:.3f}",
         "validation": f"{metrics['validation']:.3f}",
     }
-    if "ppo.gain" in metrics:
-        cells["ppo"] = f"{metrics['ppo.gain']:+.3f} ({metrics['ppo.accepted']}/{metrics['ppo.refined']} in)"
-        cells["kl"] = f"{metrics['ppo.kl']:.2f}"
+    refiner = next((name.removesuffix(".gain") for name in metrics if name.endswith(".gain")), None)
+    if refiner is not None:
+        gain, accepted, refined = (metrics[f"{refiner}.{name}"] for name in ("gain", "accepted", "refined"))
+        kl = metrics.get(f"{refiner}.kl")  # not measured without a penalty
+        cells[refiner] = f"{gain:+.3f} ({accepted}/{refined} in)"
+        cells["kl"] = "" if kl is None else f"{kl:.2f}"
     cells["by"] = metrics["best.operator"]
     cells["tok/s"] = f"{metrics['time.tokens_per_second']:,.0f}"
     return cells

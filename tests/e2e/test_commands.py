@@ -191,6 +191,8 @@ def test_another_seed_is_another_run(toy: Any, finished: Path, evolora: Any, fac
     [
         ["--refiner", "none"],
         ["--strategy", "none", "--refiner", "ppo"],
+        ["--refiner", "grpo", "--loss-type", "dr_grpo", "--scale-rewards", "none", "--clip-range-high", "0.28"],
+        ["--refiner", "rloo", "--normalize-advantages", "--rollout-samples", "4", "--minibatches", "2"],
         ["--inheritance", "baldwinian"],
         ["--selection", "rank", "--mutation", "relative", "--crossover", "blend", "--crossover-rate", "1"],
         ["--pop", "2", "--elites", "1", "--no-merge", "--rows-per-slice", "8", "--rl-steps", "2"],

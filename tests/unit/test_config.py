@@ -23,6 +23,8 @@ from evolora.errors import InputError
         ({"lr": -1}, ["--lr", "-1"]),
         ({"strategy": "foo"}, ["--strategy", "foo", "'ga'"]),
         ({"strategy": "none", "refiner": "none"}, ["--strategy none", "--refiner none"]),
+        ({"refiner": "grpo", "rollout_samples": 1}, ["--rollout-samples 1", "--refiner grpo", "at least 2"]),
+        ({"refiner": "rloo", "rollout_samples": 0}, ["--rollout-samples 0"]),
         ({"target": "x"}, ["--target", "--prompt"]),
         ({"task": "translate", "data": "x.jsonl"}, ["--task", "--data"]),
         ({"population": 8}, ["--population", "unknown"]),
@@ -53,6 +55,30 @@ def test_bad_options_are_refused_by_name_in_one_sentence(options: dict[str, Any]
 def test_a_written_configuration_reads_back_the_same(options: dict[str, Any]) -> None:
     config = make_config(options)
     assert make_config(tomllib.loads(config_toml(config))) == config
+
+
+@pytest.mark.parametrize(
+    ("options", "samples", "prompts"),
+    [
+        ({}, 1, 64),
+        ({"refiner": "none"}, 1, 64),
+        ({"rollout_samples": 4}, 4, 64),
+        ({"refiner": "grpo"}, 8, 8),
+        ({"refiner": "rloo", "rollout_samples": 4}, 4, 16),
+        ({"refiner": "grpo", "rollout_samples": 100}, 100, 1),
+        ({"refiner": "grpo", "rollout_samples": 4, "rollout_prompts": 5}, 4, 5),
+    ],
+)
+def test_a_rollout_has_64_completions_unless_told_otherwise(
+    options: dict[str, Any], samples: int, prompts: int
+) -> None:
+    config = make_config(options)
+    assert (config.samples_a_prompt, config.prompts_a_rollout) == (samples, prompts)
+
+
+def test_scaling_by_nobody_is_a_value() -> None:
+    """The word `none` means no value for options that can do without one; this is not such an option."""
+    assert make_config({"scale_rewards": "none"}).scale_rewards == "none"
 
 
 def test_options_as_text_mean_the_same() -> None:

@@ -48,8 +48,9 @@ class Hill:
 class Step:
     """A refiner that goes a fixed way towards (or away from) the top."""
 
-    def __init__(self, size: float) -> None:
+    def __init__(self, size: float, name: str = "ppo") -> None:
         self.size = size
+        self.name = name
         self.calls: list[tuple[list[str], list[tuple[int, int]]]] = []
 
     def refine(self, genomes: Tensor, examples: Sequence[Example], *, key: Sequence[tuple[int, int]]) -> Refinement:
@@ -71,6 +72,14 @@ def make_evolution(step: float | None = 0.5, **options: Any) -> Evolution:
         lineage=Lineage(),
         config=LoopConfig(**{"eval_prompts": 8, "rollout_prompts": 16, "refine": 2, **options}),
     )
+
+
+def test_the_refiners_name_marks_its_metrics_and_its_individuals() -> None:
+    evolution = make_evolution()
+    evolution.refiner = Step(0.5, name="rloo")
+    metrics = evolution.step()
+    assert (metrics["rloo.refined"], metrics["rloo.accepted"], metrics["best.operator"]) == (2, 2, "rloo")
+    assert not [name for name in metrics if name.startswith("ppo")]
 
 
 def test_the_refined_take_their_parents_place_in_the_next_population() -> None:

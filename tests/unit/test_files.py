@@ -22,7 +22,7 @@ from evolora.checkpoint import (
 from evolora.errors import CheckpointError
 from evolora.lineage import Lineage
 from evolora.population import Individual
-from evolora.tracking import MetricsLog
+from evolora.tracking import MetricsLog, PlainView
 
 
 def make_checkpoint(run: Path, generation: int, value: float = 0.1) -> Path:
@@ -105,6 +105,13 @@ def test_metrics_rewind_and_survive_a_line_cut_short(tmp_path: Path) -> None:
     log.rewind(2)
     lines = [json.loads(line, parse_constant=pytest.fail) for line in log.path.read_text().splitlines()]
     assert lines == [{"generation": 1, "ppo.gain": None}, {"generation": 2, "ppo.gain": None}]
+
+
+def test_the_progress_line_names_the_refiner(capsys: pytest.CaptureFixture[str]) -> None:
+    metrics = {"generation": 1, "fitness.best": 0.5, "fitness.mean": 0.25, "validation": 0.4, "best.operator": "grpo"}
+    metrics |= {"grpo.gain": 0.1, "grpo.accepted": 1, "grpo.refined": 2, "grpo.kl": 0.3, "time.tokens_per_second": 9.0}
+    PlainView().generation(metrics, 2)
+    assert "  grpo +0.100 (1/2 in)  kl 0.30  by grpo  " in capsys.readouterr().out
 
 
 def person(number: int, born: int, parents: tuple[int, ...] = ()) -> Individual:

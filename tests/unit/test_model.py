@@ -17,7 +17,7 @@ from torch import nn
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from evolora.errors import InputError
-from evolora.model import as_peft_model, check_lora, choose_threads, load_base, lora_config, lora_layout
+from evolora.model import as_peft_model, check_lora, load_base, lora_config, lora_layout
 from evolora.population_model import PopulationModel
 
 Folder = Callable[[str], Path]
@@ -221,9 +221,3 @@ def test_wrapping_leaves_torchs_random_state_alone(model_folder: Folder) -> None
     with as_peft_model(model, lora_config(model), seed=5):
         assert torch.equal(torch.get_rng_state(), before)
     assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_small_models_get_one_thread() -> None:
-    assert choose_threads(2_000_000, 8) == 1
-    assert choose_threads(124_000_000, 8) == 8
-    assert choose_threads(124_000_000, 1) == 1

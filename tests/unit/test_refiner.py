@@ -1,7 +1,9 @@
-"""PPO on the individuals' own rows: what it moves, what it must not move, and that it improves."""
+"""Refinement on the individuals' own rows: what it moves, what it must not move, and that it improves."""
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -11,13 +13,23 @@ from evolora.evaluation import LocalEvaluator
 from evolora.genome import GenomeLayout
 from evolora.model import BaseModel, load_base, lora_config, lora_layout
 from evolora.population_model import PopulationModel
-from evolora.refiners import PPOConfig, PPORefiner
+from evolora.refiners import (
+    GRPOConfig,
+    GRPORefiner,
+    PolicyGradientRefiner,
+    PPOConfig,
+    PPORefiner,
+    RLOOConfig,
+    RLOORefiner,
+)
 from evolora.refiners.critic import Critic
 from evolora.rewards import RewardScorer
 from evolora.task import Example, load_task
 
 TRAIN = load_task(task="translate").train
 EXAMPLES = list(TRAIN[:12])
+KINDS = {"ppo": (PPORefiner, PPOConfig), "grpo": (GRPORefiner, GRPOConfig), "rloo": (RLOORefiner, RLOOConfig)}
+kinds = pytest.mark.parametrize("kind", KINDS)
 
 
 def short(completions: Sequence[str], **_: object) -> list[float]:
@@ -35,23 +47,32 @@ def founder(base: BaseModel) -> tuple[GenomeLayout, Tensor]:
     return lora_layout(base.model, lora_config(base.model), seed=0)
 
 
-def make_refiner(
+def make(
+    kind: str,
     base: BaseModel,
     layout: GenomeLayout,
     *,
     dropout: float = 0.0,
     reward: object = short,
     seed: int = 0,
-    **options: object,
-) -> PPORefiner:
-    config = PPOConfig(max_new_tokens=8, **options)  # type: ignore[arg-type]
-    return PPORefiner(
+    **options: Any,
+) -> PolicyGradientRefiner[Any]:
+    refiner, config = KINDS[kind]
+    if kind != "ppo":
+        options = {"rollout_samples": 3, **options}
+    return refiner(
         PopulationModel(base.model, layout, dropout=dropout),
         base.tokenizer,
         RewardScorer(reward),  # type: ignore[arg-type]
-        config,
+        config(max_new_tokens=8, **options),  # type: ignore[arg-type]
         seed=seed,
     )
+
+
+def make_refiner(base: BaseModel, layout: GenomeLayout, **options: Any) -> PPORefiner:
+    refiner = make("ppo", base, layout, **options)
+    assert isinstance(refiner, PPORefiner)
+    return refiner
 
 
 def population(founder: tuple[GenomeLayout, Tensor], count: int) -> Tensor:
@@ -60,14 +81,15 @@ def population(founder: tuple[GenomeLayout, Tensor], count: int) -> Tensor:
     return genome + 0.005 * noise
 
 
+@kinds
 def test_refining_moves_the_elites_nobody_else_and_never_the_base(
-    base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
 ) -> None:
     layout, _ = founder
     genomes = population(founder, 4)
     before = genomes.clone()
     weights = {name: value.clone() for name, value in base.model.state_dict().items()}
-    refiner = make_refiner(base, layout, dropout=0.05)
+    refiner = make(kind, base, layout, dropout=0.05)
     refined = refiner.refine(genomes[[1, 3]], EXAMPLES, key=[(1, 1), (1, 3)])
     assert torch.equal(genomes, before), "the population itself is untouched"
     for row, parent in enumerate((1, 3)):
@@ -83,15 +105,18 @@ def test_refining_moves_the_elites_nobody_else_and_never_the_base(
     assert not refined.genomes.requires_grad
 
 
-def test_elites_refined_together_come_out_as_alone(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+@kinds
+def test_elites_refined_together_come_out_as_alone(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
     """Rows share a batch and nothing else. Not to the bit: products of other shapes round otherwise, and Adam's first
     step divides by the gradient's own size."""
     layout, _ = founder
     genomes = population(founder, 3)
     keys = [(1, 5), (1, 6), (1, 7)]
-    together = make_refiner(base, layout, lr=1e-4, rl_steps=1).refine(genomes, EXAMPLES, key=keys)
+    together = make(kind, base, layout, lr=1e-4, rl_steps=1).refine(genomes, EXAMPLES, key=keys)
     for row in range(3):
-        alone = make_refiner(base, layout, lr=1e-4, rl_steps=1).refine(
+        alone = make(kind, base, layout, lr=1e-4, rl_steps=1).refine(
             genomes[row : row + 1], EXAMPLES, key=keys[row : row + 1]
         )
         moved = (together.genomes[row] - genomes[row]).norm()
@@ -117,15 +142,12 @@ def test_refining_is_repeatable_and_keyed(base: BaseModel, founder: tuple[Genome
         assert not torch.equal(first, other)
 
 
-def test_refining_improves_greedy_fitness(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+@kinds
+def test_refining_improves_greedy_fitness(kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
     layout, genome = founder
-    population_model = PopulationModel(base.model, layout)
-    scorer = RewardScorer(short)
-    evaluator = LocalEvaluator(population_model, base.tokenizer, scorer, max_new_tokens=8)
-    refiner = PPORefiner(
-        population_model, base.tokenizer, scorer, PPOConfig(max_new_tokens=8, rl_steps=8, target_kl=None), seed=0
-    )
-    refined = refiner.refine(genome[None], list(TRAIN[:48]), key=[(1, 0)])
+    refiner = make(kind, base, layout, rl_steps=8, target_kl=None)
+    evaluator = LocalEvaluator(refiner.population_model, base.tokenizer, refiner.scorer, max_new_tokens=8)
+    refined = refiner.refine(genome[None], list(TRAIN[: 48 // refiner.config.rollout_samples]), key=[(1, 0)])
     held_out = list(TRAIN[48:80])
     before, after = evaluator.evaluate(torch.stack([genome, refined.genomes[0]]), held_out).fitness
     assert after > 1.3 * before
@@ -145,14 +167,30 @@ def test_a_tiny_target_kl_stops_the_updates(base: BaseModel, founder: tuple[Geno
     assert (held.genomes - genome).norm() < (free.genomes - genome).norm()
 
 
-def test_the_kl_weight_holds_the_policy_near_the_base(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+@kinds
+def test_the_kl_weight_holds_the_policy_near_the_base(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
     layout, genome = founder
 
     def kl(weight: float) -> float:
-        refiner = make_refiner(base, layout, kl_weight=weight, rl_steps=10, target_kl=None, lr=2e-3)
-        return refiner.refine(genome[None], list(TRAIN[:32]), key=[(1, 0)]).stats[0]["kl_k3"]
+        refiner = make(kind, base, layout, kl_weight=weight, rl_steps=10, target_kl=None, lr=2e-3)
+        examples = list(TRAIN[: 32 // refiner.config.rollout_samples])
+        return refiner.refine(genome[None], examples, key=[(1, 0)]).stats[0]["kl_k3"]
 
-    assert kl(1.0) < 0.5 * kl(0.0)
+    assert kl(1.0) < 0.5 * kl(1e-6)
+
+
+@kinds
+def test_without_a_penalty_the_reference_is_not_asked(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, genome = founder
+    without, tiny = (make(kind, base, layout, kl_weight=weight, rl_steps=2) for weight in (0.0, 1e-12))
+    examples = list(TRAIN[: 32 // without.config.rollout_samples])
+    free, held = (refiner.refine(genome[None], examples, key=[(1, 0)]) for refiner in (without, tiny))
+    assert held.stats[0].keys() - free.stats[0].keys() == {"kl", "kl_k3"}
+    torch.testing.assert_close(free.genomes, held.genomes, atol=1e-5, rtol=0)
 
 
 def test_equal_rewards_teach_nothing_but_the_kl(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
@@ -161,6 +199,86 @@ def test_equal_rewards_teach_nothing_but_the_kl(base: BaseModel, founder: tuple[
     refiner.critic.shared[-1] = 1.0  # a critic that knows the answer leaves no advantage
     refined = refiner.refine(genome[None], EXAMPLES, key=[(1, 0)])
     assert refined.stats[0]["grad_norm"] < 1e-3
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_groups_of_equal_rewards_teach_nothing_and_are_counted(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, genome = founder
+
+    def refine(reward: object) -> dict[str, float]:
+        refiner = make(kind, base, layout, reward=reward, kl_weight=0.0, rl_steps=1, rollout_samples=2)
+        return refiner.refine(genome[None], EXAMPLES, key=[(1, 0)]).stats[0]
+
+    nothing = refine(lambda completions: [0.1] * len(completions))
+    assert (nothing["equal_groups"], nothing["grad_norm"]) == (1, pytest.approx(0, abs=1e-4))
+    # Of twelve prompts every third has a better and a worse completion.
+    some = refine(lambda completions: [float(row % 6 == 0) for row in range(len(completions))])
+    assert some["equal_groups"] == pytest.approx(2 / 3)
+    assert some["grad_norm"] > 0.01
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_completions_without_a_score_are_in_no_group(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    """The credit, loss and gradient are those of a rollout that never had them: here the third of each group."""
+    layout, genome = founder
+
+    def two_of_three(completions: list[str]) -> list[float | None]:
+        return [None if row % 3 == 2 else float(len(text)) for row, text in enumerate(completions)]
+
+    refiner = make(kind, base, layout, reward=two_of_three)
+    rollout = refiner.collect(genome[None] + 0.01, EXAMPLES, [(1, 0, 0)])
+    kept = torch.arange(3 * len(EXAMPLES)).reshape(-1, 3)[:, :2].flatten()
+    smaller = make(kind, base, layout, rollout_samples=2)
+    tensors = {name: getattr(rollout, name)[:, kept] for name in ("scores", "mask", "log_probs", "reference_log_probs")}
+    advantages, stats = refiner.credit(rollout)
+    expected, expected_stats = smaller.credit(replace(rollout, **tensors))
+    assert (advantages[:, 2::3] == 0).all()
+    torch.testing.assert_close(advantages[:, kept], expected)
+    assert torch.equal(stats["equal_groups"], expected_stats["equal_groups"])
+    rows = (genome[None] + 0.012).requires_grad_()
+    gradients = []
+    for part in (torch.arange(3 * len(EXAMPLES)), kept):
+        losses = refiner.losses(rows, rollout, advantages, part, seed=0)
+        gradients.append(torch.autograd.grad(losses["loss"].sum(), rows)[0])
+    if kind == "grpo":  # by the rollout's tokens, of which the part is as many as of its rows
+        gradients[1] *= 2 / 3
+    assert gradients[0].isfinite().all() and gradients[0].norm() > 0
+    assert (gradients[0] - gradients[1]).norm() < 1e-3 * gradients[0].norm()
+
+
+def test_a_group_has_at_least_two_completions() -> None:
+    for config in (GRPOConfig, RLOOConfig):
+        with pytest.raises(ValueError, match="rollout_samples 1"):
+            config(rollout_samples=1)
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_groups_need_neither_features_nor_state(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, genome = founder
+    refiner = make(kind, base, layout)
+    assert refiner.collect(genome[None], EXAMPLES[:2], [(1, 0, 0)]).features is None
+    assert refiner.state_dict() == {}
+    assert refiner.name == kind
+
+
+@pytest.mark.parametrize("kind", ["grpo", "rloo"])
+def test_a_group_individual_that_diverges_harms_nobody(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, genome = founder
+    wild = make(kind, base, layout, lr=1e12, rl_steps=3, target_kl=None).refine(genome[None], EXAMPLES, key=[(1, 0)])
+    assert torch.isfinite(wild.genomes).all()
+    both = torch.cat([genome[None], genome[None] * float("nan")])
+    together = make(kind, base, layout, lr=1e-4, rl_steps=1).refine(both, EXAMPLES, key=[(1, 0), (1, 1)])
+    alone = make(kind, base, layout, lr=1e-4, rl_steps=1).refine(genome[None], EXAMPLES, key=[(1, 0)])
+    moved = (alone.genomes[0] - genome).norm()
+    assert (together.genomes[0] - alone.genomes[0]).norm() < 0.02 * moved
 
 
 def test_an_individual_that_diverges_harms_nobody(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:

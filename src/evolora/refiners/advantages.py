@@ -1,9 +1,20 @@
-"""Credit assignment: what each token of a completion was worth. Shapes and masks as in `evolora.refiners.losses`."""
+"""Credit assignment: what each token of a completion was worth. Shapes and masks as in `evolora.refiners.losses`.
+
+The group refiners' functions take `scores` and `scored` [k, rows]: a completion's score, and whether it has one. The
+`group_size` completions of one prompt are consecutive rows. A completion without a score is in no statistic and has
+advantage 0, whatever its entry in `scores`, NaN included.
+"""
+
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from evolora.refiners.losses import masked_mean, masked_variance
+
+RewardScale = Literal["group", "batch", "none"]
+# What TRL's group trainers add to a standard deviation that they divide by.
+SCALE_FLOOR = 1e-4
 
 
 def generalized_advantages(
@@ -46,3 +57,63 @@ def whiten(x: Tensor, mask: Tensor, *, shift_mean: bool = True) -> Tensor:
     scale = torch.rsqrt(masked_variance(x, mask)[..., None, None] + 1e-8)
     whitened = (x - mean) * scale
     return torch.where(mask.bool(), whitened if shift_mean else whitened + mean, 0.0)
+
+
+def group_advantages(scores: Tensor, scored: Tensor, *, group_size: int, scale: RewardScale) -> Tensor:
+    """GRPO's advantages (Shao et al., 2024, arXiv 2402.03300): [k, rows], each score minus the mean of its group.
+
+    `scale` divides by a standard deviation (unbiased, plus 1e-4): that of the "group", that of all the individual's
+    scores ("batch"; Liu et al., 2025, arXiv 2508.08221), or by "none" (Dr. GRPO: Liu et al., 2025, arXiv 2503.20783).
+
+    >>> group_advantages(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), torch.ones(1, 4), group_size=2, scale="none")
+    tensor([[-1.,  1.,  0.,  0.]])
+    """
+    grouped, inside = _groups(scores, group_size), _groups(scored.bool(), group_size)
+    # A group as an individual of one row, for the masked statistics.
+    alone, mask = grouped[..., None, :], inside[..., None, :]
+    advantages = torch.where(inside, grouped - masked_mean(alone, mask)[..., None], 0.0)
+    if scale == "group":
+        advantages = advantages / (masked_variance(alone, mask).sqrt()[..., None] + SCALE_FLOOR)
+    elif scale == "batch":
+        advantages = advantages / (masked_variance(grouped, inside).sqrt()[..., None, None] + SCALE_FLOOR)
+    return advantages.flatten(-2)
+
+
+def leave_one_out_advantages(scores: Tensor, scored: Tensor, *, group_size: int, normalize: bool) -> Tensor:
+    """RLOO's advantages (Ahmadian et al., 2024, arXiv 2402.14740; Kool et al., 2019): [k, rows], each score minus the
+    mean of the others of its group. The only score of a group has advantage 0.
+
+    With `normalize` the individual's advantages are brought to mean 0 and divided by their standard deviation
+    (unbiased, plus 1e-4), as TRL's `normalize_advantages` does.
+
+    >>> leave_one_out_advantages(torch.tensor([[1.0, 3.0, 8.0]]), torch.ones(1, 3), group_size=3, normalize=False)
+    tensor([[-4.5000, -1.5000,  6.0000]])
+    """
+    grouped, inside = _groups(scores, group_size), _groups(scored.bool(), group_size)
+    total = torch.where(inside, grouped, 0.0).sum(-1, keepdim=True)
+    others = inside.sum(-1, keepdim=True) - 1
+    inside = inside & (others > 0)
+    advantages = torch.where(inside, grouped - (total - grouped) / others.clamp(min=1), 0.0)
+    if normalize:
+        mean, variance = masked_mean(advantages, inside), masked_variance(advantages, inside)
+        scaled = (advantages - mean[..., None, None]) / (variance.sqrt()[..., None, None] + SCALE_FLOOR)
+        advantages = torch.where(inside, scaled, 0.0)
+    return advantages.flatten(-2)
+
+
+def equal_groups(scores: Tensor, scored: Tensor, *, group_size: int) -> Tensor:
+    """The share of each individual's groups whose scores are all equal, or fewer than two: they teach nothing. [k].
+
+    >>> equal_groups(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), torch.ones(1, 4), group_size=2)
+    tensor([0.5000])
+    """
+    grouped, inside = _groups(scores, group_size), _groups(scored.bool(), group_size)
+    highest = torch.where(inside, grouped, -torch.inf).amax(-1)
+    lowest = torch.where(inside, grouped, torch.inf).amin(-1)
+    return (highest <= lowest).to(scores.dtype).mean(-1)
+
+
+def _groups(rows: Tensor, group_size: int) -> Tensor:
+    """[k, rows] -> [k, groups, group_size]."""
+    grouped: Tensor = rows.unflatten(-1, (-1, group_size))
+    return grouped

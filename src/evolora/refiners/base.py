@@ -22,7 +22,9 @@ class Refinement:
 
 
 class Refiner(Protocol):
-    """Improves individuals by reinforcement learning."""
+    """Improves individuals by reinforcement learning. `name` marks what it made, in metrics and lineage."""
+
+    name: str
 
     def refine(self, genomes: Tensor, examples: Sequence[Example], *, key: Sequence[tuple[int, int]]) -> Refinement:
         """Refine `genomes` [k, genome_length], which stay as they are, on the prompts of `examples`.

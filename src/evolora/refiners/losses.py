@@ -1,4 +1,4 @@
-"""PPO's formulas for k individuals refined side by side.
+"""The losses of the refiners, for k individuals refined side by side.
 
 Tensors are [k, rows, time], any float dtype. `mask` [k, rows, time], boolean or 0/1, marks the completion's tokens, up
 to and including the first EOS; whatever stands elsewhere, NaN included, changes neither a result nor a gradient. Every
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 KLEstimator = Literal["k1", "k3"]
+LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
@@ -101,16 +102,109 @@ def clipped_policy_loss(
     (tensor([-1.2000]), tensor([1.]))
     """
     log_ratio = _inside(logp - old_logp, mask)  # masked before exp: an overflow there would leave a NaN gradient
+    terms, clipped = _clipped_terms(log_ratio, advantages, clip_range, clip_range)
+    return masked_mean(terms, mask), _update_stats(clipped, mask, log_ratio, mask)
+
+
+def grpo_loss(
+    logp: Tensor,
+    old_logp: Tensor,
+    ref_logp: Tensor,
+    advantages: Tensor,
+    mask: Tensor,
+    *,
+    loss_type: LossType,
+    clip_range: float,
+    clip_range_high: float,
+    kl_weight: float,
+    max_length: int,
+    batch_tokens: Tensor,
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """GRPO's loss, to be minimised: [k], and its statistics as in `clipped_policy_loss`.
+
+    Each token costs -min(A r, A clip(r, 1 - clip_range, 1 + clip_range_high)) + kl_weight * r * k3 (Shao et al., 2024,
+    arXiv 2402.03300, equation 3; the factor r of the KL makes its gradient unbiased, DeepSeek-AI, 2025, arXiv
+    2512.02556). `advantages` A is [k, rows], one for all tokens of a completion. `loss_type` says what the sum over
+    tokens is divided by:
+
+    - "grpo": the completion's length, then the number of completions (the same paper);
+    - "bnpo": the number of tokens here;
+    - "dr_grpo": the number of completions times `max_length`, a constant (Liu et al., 2025, arXiv 2503.20783);
+    - "dapo": `batch_tokens` [k], positive, the tokens of the whole rollout times the share of its rows that are here,
+      so that every token of a rollout weighs the same in whichever minibatch (Yu et al., 2025, arXiv 2503.14476).
+
+    The names are those of TRL's GRPOTrainer, and so are the formulas. A row outside the mask is no completion: it is in
+    no divisor (TRL keeps completions without a reward in its divisors, at advantage 0).
+
+    >>> one, keep = torch.ones(1, 2, 2), torch.tensor([[[1, 1], [1, 0]]])
+    >>> options = {"clip_range": 0.2, "clip_range_high": 0.2, "kl_weight": 0.0, "max_length": 4}
+    >>> for kind in ("grpo", "bnpo", "dr_grpo", "dapo"):
+    ...     loss, _ = grpo_loss(
+    ...         one, one, one, torch.tensor([[1.0, -2.0]]), keep,
+    ...         loss_type=kind, batch_tokens=torch.tensor([6.0]), **options,
+    ...     )
+    ...     print(kind, loss)
+    grpo tensor([0.5000])
+    bnpo tensor([0.])
+    dr_grpo tensor([0.])
+    dapo tensor([0.])
+    """
+    log_ratio = _inside(logp - old_logp, mask)
+    terms, clipped = _clipped_terms(log_ratio, advantages[..., None], clip_range, clip_range_high)
+    if kl_weight:
+        terms = terms + kl_weight * log_ratio.exp() * k3_kl(_inside(logp, mask), _inside(ref_logp, mask))
+    sums, lengths = _inside(terms, mask).sum(-1), mask.bool().sum(-1)
+    completions = (lengths > 0).sum(-1).clamp(min=1)
+    if loss_type == "grpo":
+        loss = (sums / lengths.clamp(min=1)).sum(-1) / completions
+    elif loss_type == "bnpo":
+        loss = sums.sum(-1) / lengths.sum(-1).clamp(min=1)
+    elif loss_type == "dr_grpo":
+        loss = sums.sum(-1) / (completions * max_length)
+    else:
+        loss = sums.sum(-1) / batch_tokens
+    return loss, _update_stats(clipped, mask, log_ratio, mask)
+
+
+def sequence_policy_loss(
+    logp: Tensor, old_logp: Tensor, advantages: Tensor, mask: Tensor, *, clip_range: float, clip_range_high: float
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """RLOO's loss, to be minimised: [k], and its statistics as in `clipped_policy_loss`, but that `clip_fraction` is a
+    share of the completions.
+
+    The mean over completions of -min(A r, A clip(r, 1 - clip_range, 1 + clip_range_high)), where r is the ratio of the
+    probabilities of the whole completion and `advantages` A is [k, rows]: a completion is one action (Ahmadian et al.,
+    2024, arXiv 2402.14740). On the policy that sampled, its gradient is REINFORCE's. As TRL's RLOOTrainer has it.
+
+    >>> logp = torch.tensor([[[-1.0, -1.0], [-1.0, 0.0]]])
+    >>> loss, stats = sequence_policy_loss(
+    ...     logp, logp - 0.1, torch.tensor([[1.0, 1.0]]), torch.tensor([[[1, 1], [1, 0]]]),
+    ...     clip_range=0.2, clip_range_high=0.2,
+    ... )
+    >>> loss, stats["clip_fraction"]  # exp(0.2) is clipped to 1.2, exp(0.1) is not
+    (tensor([-1.1526]), tensor([0.5000]))
+    """
+    log_ratio = _inside(logp - old_logp, mask)
+    terms, clipped = _clipped_terms(log_ratio.sum(-1), advantages, clip_range, clip_range_high)
+    completions = mask.bool().any(-1)[..., None]
+    loss = masked_mean(terms[..., None], completions)
+    return loss, _update_stats(clipped[..., None], completions, log_ratio, mask)
+
+
+def _clipped_terms(log_ratio: Tensor, advantages: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
+    """max(-A r, -A clip(r, 1 - low, 1 + high)), and where the clipped term is the larger."""
     ratio = log_ratio.exp()
     plain = -advantages * ratio
-    clipped = -advantages * ratio.clamp(1 - clip_range, 1 + clip_range)
-    loss = masked_mean(torch.maximum(plain, clipped), mask)
-    with torch.no_grad():
-        stats = {
-            "clip_fraction": masked_mean((clipped > plain).to(logp.dtype), mask),
-            "approx_kl": masked_mean(log_ratio.square() / 2, mask),
-        }
-    return loss, stats
+    clipped = -advantages * ratio.clamp(1 - low, 1 + high)
+    return torch.maximum(plain, clipped), clipped > plain
+
+
+@torch.no_grad()
+def _update_stats(clipped: Tensor, clip_mask: Tensor, log_ratio: Tensor, mask: Tensor) -> dict[str, Tensor]:
+    return {
+        "clip_fraction": masked_mean(clipped.to(log_ratio.dtype), clip_mask),
+        "approx_kl": masked_mean(log_ratio.square() / 2, mask),
+    }
 
 
 def clipped_value_loss(

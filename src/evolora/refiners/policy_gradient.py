@@ -1,8 +1,12 @@
-"""Policy-gradient refinement of k individuals side by side: rollouts, advantages, clipped updates on their own rows."""
+"""Policy-gradient refinement of k individuals side by side: rollouts, credit, clipped updates on their own rows.
 
+The loop is one; the algorithms (`ppo`, `grpo`, `rloo`) differ in what a token is credited with and in the loss.
+"""
+
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -10,10 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from evolora.population_model import PopulationModel
-from evolora.refiners.advantages import generalized_advantages, whiten
 from evolora.refiners.base import Refinement
-from evolora.refiners.critic import Critic
-from evolora.refiners.losses import clipped_policy_loss, k1_kl, k3_kl, masked_mean, masked_variance, per_token_reward
+from evolora.refiners.losses import k1_kl, k3_kl, masked_mean
 from evolora.rewards import RewardScorer
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.rollout import (
@@ -31,35 +33,52 @@ from evolora.task import Example, columns_of
 
 
 @dataclass(frozen=True, kw_only=True)
-class PPOConfig:
-    """Options of PPO; names and defaults are those of `RunConfig`, where each is described."""
+class PolicyGradientConfig:
+    """The options that all algorithms share; names and defaults are those of `RunConfig`, where each is described."""
 
     lr: float = 1e-3
-    critic_lr: float = 1e-2
-    critic_epochs: int = 8
     rl_steps: int = 3
     rollout_samples: int = 1
     epochs: int = 2
     minibatches: int = 1
     clip_range: float = 0.2
-    value_clip_range: float = 0.2
     kl_weight: float = 0.02
-    kl_estimator: Literal["k1", "k3"] = "k1"
     target_kl: float | None = 0.1
-    discount: float = 1.0
-    trace_decay: float = 0.95
     entropy_weight: float = 0.0
     max_grad_norm: float = 1.0
     temperature: float = 1.0
     max_new_tokens: int = 20
 
 
+@dataclass(frozen=True, kw_only=True)
+class GroupConfig(PolicyGradientConfig):
+    """The further options of algorithms that compare the completions of one prompt with each other."""
+
+    rollout_samples: int = 8
+    clip_range_high: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.rollout_samples < 2:
+            raise ValueError(f"rollout_samples {self.rollout_samples}: expected at least 2, a group to compare within")
+
+    @property
+    def upper_clip_range(self) -> float:
+        """How far above 1 a ratio is clipped: as far as below, unless told otherwise."""
+        return self.clip_range if self.clip_range_high is None else self.clip_range_high
+
+
+Config = TypeVar("Config", bound=PolicyGradientConfig)
+
+
 @dataclass(frozen=True)
 class Rollout:
-    """Sampled completions of k individuals, all tensors [k, rows, time] but `scores` [k, rows].
+    """Sampled completions of k individuals, all tensors [k, rows, time] but `scores` [k, rows] and `features` [k, rows,
+    time, hidden], which are there if the algorithm asks for them.
 
     `prompts` and `completions` are flat, [k * rows, ...]. `mask` is true on the tokens that count: those up to the
-    first end of sequence, in rows that have a score.
+    first end of sequence, in rows that have a score. The completions of one prompt are consecutive rows.
+
+    Without a KL penalty nobody asks the reference: its log-probabilities are the policy's, and `kl_measured` is false.
     """
 
     prompts: PromptBatch
@@ -68,43 +87,51 @@ class Rollout:
     mask: Tensor
     log_probs: Tensor
     reference_log_probs: Tensor
-    features: Tensor
+    features: Tensor | None
     failed: int
+    kl_measured: bool = True
+
+    @property
+    def scored(self) -> Tensor:
+        """Which rows have a score, [k, rows]."""
+        return self.mask.any(-1)
 
 
-class PPORefiner:
-    """Proximal policy optimisation (Schulman et al., 2017, arXiv 1707.06347) of LoRA genomes against a Python reward,
-    for k individuals in one batch: in the manner of Ziegler et al., 2019 (arXiv 1909.08593) and of TRL's PPOTrainer.
+@dataclass(frozen=True)
+class Minibatch:
+    """Some rows of a rollout under the present policy: tensors [k, rows, time], but `advantages` as `credit` gave them.
 
-    Each step samples completions from every individual, penalises their per-token KL against the base model (the
-    adapters off), estimates advantages with a value head and GAE, whitens them, and makes clipped updates of the
-    individuals' rows by Adam. Individuals share the batch and nothing else: losses, whitening, gradient clipping and
+    `batch_tokens` [k] is the number of the rollout's masked-in tokens times the share of its rows that are here.
+    """
+
+    log_probs: Tensor
+    old_log_probs: Tensor
+    reference_log_probs: Tensor
+    advantages: Tensor
+    mask: Tensor
+    batch_tokens: Tensor
+
+
+class PolicyGradientRefiner(ABC, Generic[Config]):
+    """Policy-gradient refinement of LoRA genomes against a Python reward, for k individuals in one batch.
+
+    Each step samples completions from every individual, credits their tokens, and makes clipped updates of the
+    individuals' rows by Adam. Individuals share the batch and nothing else: advantages, losses, gradient clipping and
     early stopping are each individual's own.
 
-    Used alone, on one adapter with a Python reward:
-
-    >>> from evolora import PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, lora_config, lora_layout
-    >>> from evolora.task import Example
-    >>> base = load_base("tiny-gpt2")
-    >>> layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
-    >>> refiner = PPORefiner(
-    ...     PopulationModel(base.model, layout),
-    ...     base.tokenizer,
-    ...     RewardScorer(lambda completions: [float(len(text) < 8) for text in completions]),
-    ...     PPOConfig(max_new_tokens=8),
-    ...     seed=0,
-    ... )
-    >>> refined = refiner.refine(genome[None], [Example("4 + 3 =", {})] * 4, key=[(0, 0)])
-    >>> bool((refined.genomes != genome).any())
-    True
+    An algorithm is a subclass with a `name`, `credit` and `policy_loss`; it sets `keep_features` if its rollouts must
+    hold the policy's last hidden states.
     """
+
+    name: str
+    keep_features = False
 
     def __init__(
         self,
         population_model: PopulationModel,
         tokenizer: PreTrainedTokenizerBase,
         scorer: RewardScorer,
-        config: PPOConfig,
+        config: Config,
         *,
         seed: int,
     ) -> None:
@@ -114,13 +141,25 @@ class PPORefiner:
         self.scorer = scorer
         self.config = config
         self.seed = seed
-        self.critic = Critic(
-            self.model.get_output_embeddings().weight.shape[1],
-            lr=config.critic_lr,
-            epochs=config.critic_epochs,
-            clip_range=config.value_clip_range,
-            dtype=torch.float64 if self.model.dtype == torch.float64 else torch.float32,
-        )
+        # Of scores, advantages and losses: half precision would lose them.
+        self.dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
+
+    @abstractmethod
+    def credit(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        """The advantages of a rollout, [k, rows] or [k, rows, time], and their statistics, each [k]."""
+
+    @abstractmethod
+    def policy_loss(self, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        """The loss to be minimised, [k], and its statistics, each [k] and without gradient.
+
+        Among them is `approx_kl`, half the mean squared log-ratio over tokens, which the early stop reads.
+        """
+
+    def begin(self, count: int) -> None:
+        """Called before `count` individuals are refined."""
+
+    def end(self) -> None:
+        """Called after."""
 
     def refine(self, genomes: Tensor, examples: Sequence[Example], *, key: Sequence[tuple[int, int]]) -> Refinement:
         """Refine `genomes` [k, genome_length] on the prompts of `examples`; see `Refiner.refine`.
@@ -131,39 +170,21 @@ class PPORefiner:
             raise ValueError(f"{genomes.shape[0]} genomes with {len(key)} keys")
         rows = genomes.detach().to(self.model.device).clone().requires_grad_()
         optimiser = torch.optim.Adam([rows], lr=self.config.lr)
-        heads = self.critic.heads(rows.shape[0], self.model.device)
         stopped = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
         stats: list[dict[str, float]] = [{} for _ in key]
         tokens = failed = 0
+        self.begin(rows.shape[0])
         for step in range(self.config.rl_steps):
             rollout = self.collect(rows.detach(), examples, [(*each, step) for each in key])
             tokens += rollout.completions.tokens
             failed += rollout.failed
-            rewards = per_token_reward(
-                rollout.scores,
-                rollout.log_probs,
-                rollout.reference_log_probs,
-                rollout.mask,
-                kl_weight=self.config.kl_weight,
-                estimator=self.config.kl_estimator,
-            )
-            values = self.critic.values(heads, rollout.features)
-            advantages, returns = generalized_advantages(
-                rewards, values, rollout.mask, discount=self.config.discount, trace_decay=self.config.trace_decay
-            )
-            advantages = whiten(advantages, rollout.mask)
+            advantages, credit_stats = self.credit(rollout)
             # An early stop ends the updates on one rollout: the next rollout starts from a policy that is on target.
             stopped.zero_()
             update_stats = self._update(rows, optimiser, rollout, advantages, stopped, (key[0][0], step))
-            heads, value_loss = self.critic.fit(heads, rollout.features, returns, rollout.mask)
-            measured = {
-                **_rollout_stats(rollout),
-                **update_stats,
-                "value_loss": value_loss,
-                "explained_variance": _explained_variance(values, returns, rollout.mask),
-            }
+            measured = {**_rollout_stats(rollout), **update_stats, **credit_stats}
             stats = [{name: float(value[row]) for name, value in measured.items()} for row in range(len(key))]
-        self.critic.keep(heads)
+        self.end()
         return Refinement(rows.detach().to(genomes.device), stats, tokens, failed)
 
     def collect(self, genomes: Tensor, examples: Sequence[Example], key: Sequence[tuple[int, int, int]]) -> Rollout:
@@ -188,21 +209,20 @@ class PPORefiner:
                 pad_token_id=pad_token(self.tokenizer),
                 seeds=seeds,
                 temperature=config.temperature,
-                keep_features=True,
+                keep_features=self.keep_features,
             )
-        with torch.no_grad():
-            reference, _ = completion_log_probs(self.model, prompts, completions, temperature=config.temperature)
         assert completions.log_probs is not None
-        assert completions.features is not None
+        reference = completions.log_probs
+        if config.kl_weight:
+            with torch.no_grad():
+                reference, _ = completion_log_probs(self.model, prompts, completions, temperature=config.temperature)
         scores = self.scorer.score(
             prompts=[example.prompt for example in examples] * k,
             completions=decode_text(self.tokenizer, completions),
             columns=columns_of(list(examples) * k),
             completion_ids=completions.rows(),
         )
-        found = (
-            torch.from_numpy(scores.rewards).to(self.critic.shared.dtype).to(self.model.device).unflatten(0, (k, -1))
-        )
+        found = torch.from_numpy(scores.rewards).to(self.dtype).to(self.model.device).unflatten(0, (k, -1))
         mask = completions.mask.unflatten(0, (k, -1)) & ~found.isnan()[..., None]
         return Rollout(
             prompts=prompts,
@@ -211,8 +231,9 @@ class PPORefiner:
             mask=mask,
             log_probs=completions.log_probs.unflatten(0, (k, -1)),
             reference_log_probs=reference.unflatten(0, (k, -1)),
-            features=completions.features.unflatten(0, (k, -1)),
+            features=None if completions.features is None else completions.features.unflatten(0, (k, -1)),
             failed=int(scores.failed.sum()),
+            kl_measured=config.kl_weight > 0,
         )
 
     def _update(
@@ -232,7 +253,7 @@ class PPORefiner:
             order = torch.randperm(n_rows, generator=keyed_generator(self.seed, "minibatch", *key, epoch))
             for index, part in enumerate(order.chunk(self.config.minibatches)):
                 seed = keyed_seed(self.seed, "dropout", *key, epoch, index)
-                losses = self._losses(rows, rollout, advantages, part.to(rows.device), seed)
+                losses = self.losses(rows, rollout, advantages, part.to(rows.device), seed)
                 over = losses["approx_kl"] > (self.config.target_kl or torch.inf)
                 stopped |= over
                 optimiser.zero_grad()
@@ -252,8 +273,9 @@ class PPORefiner:
         means = {name: value / updates.clamp(min=1) for name, value in sums.items()}
         return {**means, "updates": updates, "stopped": stopped.float()}
 
-    def _losses(self, rows: Tensor, rollout: Rollout, advantages: Tensor, part: Tensor, seed: int) -> dict[str, Tensor]:
-        """The loss and its statistics on some rows of the rollout, each [k]."""
+    def losses(self, rows: Tensor, rollout: Rollout, advantages: Tensor, part: Tensor, seed: int) -> dict[str, Tensor]:
+        """The loss and its statistics, each [k], of genomes `rows` [k, genome_length] on the rows `part` of a rollout;
+        differentiable. `seed` is that of the dropout."""
         k, n_rows = rollout.scores.shape
         flat = (torch.arange(k, device=part.device)[:, None] * n_rows + part).flatten()
         prompts = PromptBatch(rollout.prompts.ids[flat], rollout.prompts.mask[flat])
@@ -265,8 +287,15 @@ class PPORefiner:
                 self.model, prompts, completions, temperature=self.config.temperature
             )
         log_probs, entropy = log_probs.unflatten(0, (k, -1)), entropy.unflatten(0, (k, -1))
-        policy_loss, policy_stats = clipped_policy_loss(
-            log_probs, rollout.log_probs[:, part], advantages[:, part], mask, clip_range=self.config.clip_range
+        policy_loss, policy_stats = self.policy_loss(
+            Minibatch(
+                log_probs=log_probs,
+                old_log_probs=rollout.log_probs[:, part],
+                reference_log_probs=rollout.reference_log_probs[:, part],
+                advantages=advantages[:, part],
+                mask=mask,
+                batch_tokens=rollout.mask.sum((-1, -2)).clamp(min=1) * (len(part) / n_rows),
+            )
         )
         mean_entropy = masked_mean(entropy, mask)
         loss = policy_loss - self.config.entropy_weight * mean_entropy
@@ -280,24 +309,20 @@ class PPORefiner:
         return norms
 
     def state_dict(self) -> dict[str, Tensor]:
-        return self.critic.state_dict()
+        return {}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        self.critic.load_state_dict(state)
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
 
 
 def _rollout_stats(rollout: Rollout) -> dict[str, Tensor]:
     scored = rollout.mask.any(-1)
-    kl = k1_kl(rollout.log_probs, rollout.reference_log_probs)
-    k3 = k3_kl(rollout.log_probs, rollout.reference_log_probs)
     rows = scored.sum(-1).clamp(min=1)
-    return {
+    stats = {
         "reward": (rollout.scores * scored).sum(-1) / rows,
-        "kl": (kl * rollout.mask).sum((-1, -2)) / rows,
-        "kl_k3": (k3 * rollout.mask).sum((-1, -2)) / rows,
         "length": rollout.mask.sum((-1, -2)) / rows,
     }
-
-
-def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
-    return 1 - masked_variance(returns - values, mask) / (masked_variance(returns, mask) + 1e-8)
+    if rollout.kl_measured:
+        for name, estimator in (("kl", k1_kl), ("kl_k3", k3_kl)):
+            kl = estimator(rollout.log_probs, rollout.reference_log_probs)
+            stats[name] = (kl * rollout.mask).sum((-1, -2)) / rows
+    return stats

@@ -1,0 +1,74 @@
+"""The keys and values of a batch, in memory with room to grow, whose finished rows can leave."""
+
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.cache_utils import Cache, DynamicLayer
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[misc]
+    """One layer's keys and values, [rows, heads, length, size], with room for `capacity` positions.
+
+    transformers' own DynamicLayer copies everything for each new token.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.length = 0
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        self.dtype, self.device = key_states.dtype, key_states.device
+        self.keys, self.values = self._room(key_states), self._room(value_states)
+        self.is_initialized = True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
+        """Append these, and return all so far, as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+        start, self.length = self.length, self.length + key_states.shape[-2]
+        self.keys[:, :, start : self.length] = key_states
+        self.values[:, :, start : self.length] = value_states
+        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+
+    def get_seq_length(self) -> int:
+        return self.length
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order; a row may come several times."""
+        for name in ("keys", "values"):
+            kept = getattr(self, name)[:, :, : self.length].index_select(0, indices)
+            room = self._room(kept)
+            room[:, :, : self.length] = kept
+            setattr(self, name, room)
+
+    def _room(self, states: Tensor) -> Tensor:
+        return states.new_empty(*states.shape[:2], self.capacity, states.shape[-1])
+
+
+def make_cache(model: PreTrainedModel, capacity: int) -> Cache:
+    """A cache for `model` with room for `capacity` positions where every layer attends to every position; else (sliding
+    windows, recurrent layers) the one that transformers makes for it."""
+    cache = DynamicCache(config=model.config)
+    if all(type(layer) is DynamicLayer for layer in cache.layers):
+        return Cache(layers=[RoomyLayer(capacity) for _ in cache.layers])
+    return cache
+
+
+def keeps_all(cache: Cache) -> bool:
+    """Whether every layer keeps every position where it was put, so that positions may be masked anywhere."""
+    return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
+
+
+def unpacked(cache: Cache, index: Tensor, *, capacity: int) -> Cache:
+    """A cache of rows, from one of packs: position p of row r is what stands at `index` [rows, length] in the flattened
+    packs [packs * width]."""
+    layers = []
+    for packed in cache.layers:
+        layer = RoomyLayer(capacity)
+        keys, values = (
+            states[:, :, : packed.length].transpose(1, 2).flatten(0, 1)[index].transpose(1, 2)
+            for states in (packed.keys, packed.values)
+        )
+        layer.update(keys, values)
+        layers.append(layer)
+    return Cache(layers=layers)

@@ -1,0 +1,80 @@
+"""What a run chooses by measuring the machine once: CPU threads and the size of a batch."""
+
+import os
+import time
+from collections.abc import Callable
+
+import torch
+from transformers import PreTrainedModel
+
+# The matrix products of a smaller model are too short to share: on 2 threads a 2M-parameter model was up to 40 times
+# slower than on one as soon as anything else ran, which no measurement at the start can foresee.
+SMALL_MODEL = 20_000_000
+# More rows than these make no token cheaper (docs/performance.md).
+MOST_ROWS = 512
+_LEAST_ROWS = 8
+
+
+def choose_threads(
+    model: PreTrainedModel, available: int, *, measure: Callable[[PreTrainedModel, int], float] | None = None
+) -> int:
+    """Threads for torch on the CPU: one for a small model; else all cores or half of them (two hardware threads may
+    share a core), whichever passes a batch of 64 tokens faster: all, unless half is faster by a tenth."""
+    if parameters_of(model) < SMALL_MODEL or available < 4 or model.device.type != "cpu":
+        return 1 if parameters_of(model) < SMALL_MODEL else available
+    measure = measure or _seconds_a_pass
+    all_cores, half = measure(model, available), measure(model, available // 2)
+    return available // 2 if half * 1.1 < all_cores else available
+
+
+def _seconds_a_pass(model: PreTrainedModel, threads: int, repeats: int = 3) -> float:
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    ids = torch.zeros(64, 1, dtype=torch.int64)
+    seconds = []
+    try:
+        with torch.no_grad():
+            for _ in range(1 + repeats):
+                start = time.perf_counter()
+                model(input_ids=ids, use_cache=False)
+                seconds.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return min(seconds[1:])  # the first one warms up
+
+
+def choose_rows(model: PreTrainedModel, length: int) -> int:
+    """Rows of up to `length` tokens that go through the model together: as many as fit into half of the free memory, a
+    power of two, at most `MOST_ROWS`."""
+    fit = free_memory(model.device) // 2 // bytes_a_row(model, length)
+    return max(_LEAST_ROWS, min(MOST_ROWS, 1 << max(fit, 1).bit_length() - 1))
+
+
+def bytes_a_row(model: PreTrainedModel, length: int) -> int:
+    """Memory that a row of `length` tokens takes while it is completed: keys and values, one layer's activations over
+    the prompt, the logits of one token and their float32 copies. An estimate, on the safe side."""
+    config = model.config.get_text_config(decoder=True)
+    size = model.dtype.itemsize
+    hidden, layers = config.hidden_size, config.num_hidden_layers
+    heads = config.num_attention_heads
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    head_size = getattr(config, "head_dim", None) or hidden // heads
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
+    cache = 2 * layers * key_heads * head_size * length * size
+    activations = (8 * hidden + 3 * inner) * length * size + heads * length * length * 4
+    return int(2 * cache + activations + 4 * config.vocab_size * 4)  # rows leave by a copy of the cache
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on `device`; where the system does not say, 4 GB."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return 4 * 2**30
+
+
+def parameters_of(model: PreTrainedModel) -> int:
+    """How many weights the model has."""
+    return sum(parameter.numel() for parameter in model.parameters())

@@ -1,0 +1,149 @@
+"""A batch of rows under decoding: the first pass over the prompts, one token more for each row, rows that leave."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from evolora.cache import keeps_all, make_cache, unpacked
+from evolora.model import accepts
+from evolora.packed_pass import PackedPass, can_pack
+from evolora.population_model import population_on
+
+
+class DecodingBatch:
+    """Rows that a model, with or without a population on it, continues token by token.
+
+    `ids` and `mask` are left-padded prompts [rows, width]. `start` makes the first pass, `step` each later one; `keep`
+    drops rows. Where the model allows it the prompts are read packed (`evolora.packed_pass`). Without `use_cache` every
+    pass reads the whole text again: slow, and the oracle of the rest.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, ids: Tensor, mask: Tensor, *, room: int, keep_features: bool, use_cache: bool
+    ) -> None:
+        rows, width = ids.shape
+        self.model = model
+        self.features: Tensor | None = None  # [rows, kept, hidden], what the last logits were computed from
+        self._keep_features = keep_features
+        self._ids = ids
+        self._mask = torch.cat([mask, mask.new_zeros(rows, room)], 1)
+        self._length = width
+        self._positions = mask.sum(1)
+        self._cache = make_cache(model, width + room) if use_cache else None
+        self._population = population_on(model)
+        groups = 1 if self._population is None else self._population.individuals
+        self._owners = torch.arange(groups, device=ids.device).repeat_interleave(rows // groups)
+        self._groups = groups
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._population is not None:
+            self._population.route(None)
+
+    def start(self, drafts: Tensor | None) -> Tensor:
+        """The logits after each prompt and after each token of its draft: [rows, 1 + drafted, vocabulary].
+
+        `drafts` is [rows, drafted] with -1 where a row's draft is over.
+        """
+        if drafts is not None:
+            return self._start_with(drafts)
+        if self._cache is not None and can_pack(self.model):
+            return self._start_packed()
+        return self._forward(self._ids, self._mask[:, : self._length], 1)
+
+    def _start_with(self, drafts: Tensor) -> Tensor:
+        if self._cache is None or not keeps_all(self._cache):
+            raise ValueError("drafts need a model whose layers all attend to all positions, and its cache")
+        width, drafted = self._length, drafts.shape[1]
+        self._length = width + drafted
+        self._mask[:, width : self._length] = drafts >= 0
+        ids = torch.cat([self._ids, drafts.clamp(min=0)], 1)
+        return self._forward(ids, self._mask[:, : self._length], 1 + drafted)
+
+    def accept(self, agreed: Tensor) -> None:
+        """Keep those tokens of the drafts that `agreed` [rows, drafted] marks, the first ones of each row; the others
+        stay in the cache, masked."""
+        self._mask[:, self._length - agreed.shape[1] : self._length] = agreed.to(self._mask.dtype)
+        self._positions = self._positions + agreed.sum(1)
+
+    def step(self, tokens: Tensor, alive: Tensor) -> Tensor:
+        """Append `tokens` [rows] and give the logits after them, [rows, 1, vocabulary]. Rows that are not `alive` are
+        carried along; what they write means nothing."""
+        self._mask[:, self._length] = 1
+        self._length += 1
+        ids = tokens[:, None]
+        if self._cache is None:
+            ids = self._ids = torch.cat([self._ids, ids], 1)
+        logits = self._forward(ids, self._mask[:, : self._length], 1, self._positions[:, None])
+        self._positions = self._positions + alive
+        return logits
+
+    def keep(self, rows: Tensor) -> None:
+        """Let all rows but these, ascending, leave the batch."""
+        self._ids, self._mask, self._positions = self._ids[rows], self._mask[rows], self._positions[rows]
+        self._owners = self._owners[rows]
+        if self._cache is not None:
+            self._cache.batch_select_indices(rows)
+        if self._population is not None:
+            self._population.route(self._owners)
+
+    def _forward(self, ids: Tensor, mask: Tensor, kept: int, positions: Tensor | None = None) -> Tensor:
+        arguments: dict[str, object] = {"input_ids": ids, "attention_mask": mask, "use_cache": self._cache is not None}
+        if self._cache is not None:
+            arguments["past_key_values"] = self._cache
+        if accepts(self.model, "position_ids"):
+            # Without explicit positions a left-padded row would count its padding.
+            whole = positions is None or self._cache is None
+            arguments["position_ids"] = positions_of(mask)[:, -ids.shape[1] :] if whole else positions
+        if accepts(self.model, "logits_to_keep"):
+            arguments["logits_to_keep"] = kept
+        if not self._keep_features:
+            logits: Tensor = self.model(**arguments).logits
+            return logits[:, -kept:].float()
+        with _last_hidden_states(self.model) as hidden:
+            logits = self.model(**arguments).logits
+        self.features = hidden[0][:, -kept:].clone()
+        return logits[:, -kept:].float()
+
+    def _start_packed(self) -> Tensor:
+        """The first pass over packed prompts, [rows, 1, vocabulary]: each individual's different prompts once, without
+        padding; then the cache is laid out row by row."""
+        assert self._cache is not None
+        width, device = self._length, self._ids.device
+        texts = [ids[-length:].tolist() for ids, length in zip(self._ids.cpu(), self._positions.tolist(), strict=True)]
+        packed = PackedPass(self.model, texts, groups=self._groups, device=device)
+        last = packed.places.gather(1, self._positions[:, None] - 1)
+        cache = make_cache(self.model, packed.width)
+        logits, features = packed.run(last, cache=cache, keep_features=self._keep_features)
+        self.features = features
+        # Right-aligned, as left-padded prompts are; what stands in the padding is masked.
+        columns = torch.arange(width, device=device) - (width - self._positions[:, None])
+        index = packed.places.gather(1, columns.clamp(min=0))
+        self._cache = unpacked(cache, index, capacity=self._mask.shape[1])
+        return logits.float()
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """The position of each token in its row, [rows, length], counting what is masked in."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+@contextmanager
+def _last_hidden_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """The inputs of the output embedding, one tensor [rows, kept, hidden] a forward pass."""
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        yield seen
+    finally:
+        hook.remove()

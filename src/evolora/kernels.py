@@ -1,0 +1,169 @@
+"""Faster equivalents of a base model's own layers on a CPU: products with frozen weights, attention, GELU.
+
+Each computes what the layer itself computes, in float32, rounded a little differently.
+"""
+
+import functools
+import time
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.activations import NewGELUActivation
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.pytorch_utils import Conv1D
+
+Products = Literal["torch", "onednn"]
+
+_ATTENTION = "evolora"
+# Up to so many scores a head, plain products beat torch's fused attention on a CPU.
+_PLAIN_ATTENTION_SCORES = 1024
+
+
+def fastest_products(*, rows: int = 256, width: int = 512, repeats: int = 5) -> Products:
+    """Which library multiplies float32 matrices faster here: torch's own choice (MKL, on most builds) or oneDNN.
+
+    Both are IEEE float32. MKL leaves AVX-512 unused on processors that are not Intel's, where oneDNN is over twice as
+    fast; elsewhere they are close, and `torch` is kept unless oneDNN is faster by a quarter. A measurement of
+    some milliseconds, with the present number of threads.
+    """
+    if not onednn_works():
+        return "torch"
+    x, weight = torch.ones(rows, width), torch.ones(width, width)
+    seconds = {name: _median_seconds(functools.partial(f, x, weight), repeats) for name, f in _PRODUCTS.items()}
+    return "onednn" if seconds["onednn"] * 1.25 < seconds["torch"] else "torch"
+
+
+@functools.cache
+def onednn_works() -> bool:
+    """Whether this torch has oneDNN's product of plain tensors, and it is right: the operator is not a public one."""
+    try:
+        x, weight, bias = torch.arange(24.0).view(3, 8), torch.arange(40.0).view(5, 8), torch.arange(5.0)
+        expected = F.linear(x, weight, bias)
+        return all(torch.equal(_onednn(x, w, bias), expected) for w in (weight, weight.t().contiguous().t()))
+    except (AttributeError, RuntimeError, NotImplementedError):
+        return False
+
+
+def use_kernels(model: PreTrainedModel, products: Products) -> None:
+    """Let the layers of `model` compute by the kernels below, from now on; a later call changes `products`.
+
+    Frozen float32 Linear and Conv1D layers on a CPU multiply by `products`, forwards and backwards; attention over few
+    positions is made of plain products; GELU's tanh form is one pass over memory instead of eight. All other layers,
+    and these where they do not fit, stay as they are.
+    """
+    for module in model.modules():
+        vars(module).pop("forward", None)
+        kernel: Callable[..., Tensor] | None = None
+        if type(module) in (nn.Linear, Conv1D) and products == "onednn":
+            kernel = _linear
+        elif type(module) is NewGELUActivation:
+            kernel = _gelu
+        if kernel is not None:
+            # Hides the class's own. A partial, not a closure: a deep copy of the model then calls its own layers.
+            module.forward = functools.partial(kernel, module)
+    if model.config._attn_implementation == "sdpa" and model.device.type == "cpu":
+        model.config._attn_implementation = _ATTENTION
+
+
+def _linear(module: Any, x: Tensor) -> Tensor:
+    weight = module.weight
+    fits = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
+    if not fits or (weight.requires_grad and torch.is_grad_enabled()):
+        result: Tensor = type(module).forward(module, x)
+        return result
+    # Conv1D keeps its weight transposed.
+    weight = weight.t() if isinstance(module, Conv1D) else weight
+    if torch.is_grad_enabled() and x.requires_grad:
+        differentiable: Tensor = _FrozenProduct.apply(x, weight, module.bias)  # type: ignore[no-untyped-call]
+        return differentiable
+    return _onednn(x, weight, module.bias)
+
+
+class _FrozenProduct(torch.autograd.Function):
+    """x @ weight.T + bias, differentiable in x alone."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        return _onednn(x, weight, bias)
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        return _onednn(gradient, ctx.weight.t(), None), None, None
+
+
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return result
+
+
+def _gelu(_: nn.Module, x: Tensor) -> Tensor:
+    return F.gelu(x, approximate="tanh")
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:
+    """Attention of `query` [rows, heads, asked, size] over `key` and `value` [rows, key heads, positions, size]:
+    [rows, asked, heads, size]. The same as transformers' sdpa attention, which does all that is not small."""
+    rows, heads, asked, size = query.shape
+    positions = key.shape[2]
+    # Without a mask sdpa makes a causal one, but for a single query.
+    unmasked = attention_mask is None and asked > 1
+    special = any(options.get(name) is not None for name in ("position_bias", "cache", "softcap"))
+    if asked * positions > _PLAIN_ATTENTION_SCORES or dropout or unmasked or special:
+        result: tuple[Tensor, None] = sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
+        )
+        return result
+    # Several query heads may share one key head: they are so many more queries of it.
+    grouped = (query * (size**-0.5 if scaling is None else scaling)).reshape(rows, key.shape[1], -1, size)
+    scores = torch.matmul(grouped, key.transpose(2, 3)).view(rows, heads, asked, positions)
+    if attention_mask is not None:
+        scores = scores + attention_mask[..., :positions]
+    weights = scores.softmax(-1).view(*grouped.shape[:3], positions)
+    mixed = torch.matmul(weights, value).view(rows, heads, asked, value.shape[-1])
+    return mixed.transpose(1, 2), None
+
+
+def _attention_mask(*arguments: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Tensor | None:
+    """sdpa's mask, made additive once for all layers where plain products will add it. Finite, so that padding, which
+    may look nowhere, computes nonsense and not NaN."""
+    mask: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*arguments, dtype=dtype, **options)
+    if mask is None or mask.dtype != torch.bool or mask.shape[-1] * mask.shape[-2] > _PLAIN_ATTENTION_SCORES:
+        return mask
+    return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
+
+
+ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION, _attention_mask)
+
+
+_PRODUCTS: dict[Products, Callable[[Tensor, Tensor], Tensor]] = {
+    "torch": torch.mm,
+    "onednn": lambda x, weight: _onednn(x, weight.t(), None),
+}
+
+
+def _median_seconds(function: Callable[[], object], repeats: int) -> float:
+    function()
+    seconds = []
+    for _ in range(repeats):
+        start = time.perf_counter()
+        function()
+        seconds.append(time.perf_counter() - start)
+    return sorted(seconds)[repeats // 2]

@@ -1,0 +1,118 @@
+"""Proximal policy optimisation: Schulman et al., 2017, arXiv 1707.06347. On text: Ziegler et al., 2019, arXiv
+1909.08593.
+
+Credit is per token, by generalised advantage estimation over a value head; the KL penalty is part of the reward.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+from transformers import PreTrainedTokenizerBase
+
+from evolora.population_model import PopulationModel
+from evolora.refiners.advantages import generalized_advantages, whiten
+from evolora.refiners.critic import Critic
+from evolora.refiners.losses import KLEstimator, clipped_policy_loss, masked_variance, per_token_reward
+from evolora.refiners.policy_gradient import Minibatch, PolicyGradientConfig, PolicyGradientRefiner, Rollout
+from evolora.rewards import RewardScorer
+
+
+@dataclass(frozen=True, kw_only=True)
+class PPOConfig(PolicyGradientConfig):
+    """Options of PPO; names and defaults are those of `RunConfig`, where each is described."""
+
+    critic_lr: float = 1e-2
+    critic_epochs: int = 8
+    value_clip_range: float = 0.2
+    kl_estimator: KLEstimator = "k1"
+    discount: float = 1.0
+    trace_decay: float = 0.95
+
+
+class PPORefiner(PolicyGradientRefiner[PPOConfig]):
+    """PPO of LoRA genomes against a Python reward, for k individuals in one batch, in the manner of TRL's PPOTrainer.
+
+    Each rollout's per-token KL against the base model is penalised, advantages come from a value head and GAE and are
+    whitened, each individual's for itself.
+
+    Used alone, on one adapter with a Python reward:
+
+    >>> from evolora import PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, lora_config, lora_layout
+    >>> from evolora.task import Example
+    >>> base = load_base("tiny-gpt2")
+    >>> layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
+    >>> refiner = PPORefiner(
+    ...     PopulationModel(base.model, layout),
+    ...     base.tokenizer,
+    ...     RewardScorer(lambda completions: [float(len(text) < 8) for text in completions]),
+    ...     PPOConfig(max_new_tokens=8),
+    ...     seed=0,
+    ... )
+    >>> refined = refiner.refine(genome[None], [Example("4 + 3 =", {})] * 4, key=[(0, 0)])
+    >>> bool((refined.genomes != genome).any())
+    True
+    """
+
+    name = "ppo"
+    keep_features = True
+
+    def __init__(
+        self,
+        population_model: PopulationModel,
+        tokenizer: PreTrainedTokenizerBase,
+        scorer: RewardScorer,
+        config: PPOConfig,
+        *,
+        seed: int,
+    ) -> None:
+        super().__init__(population_model, tokenizer, scorer, config, seed=seed)
+        self.critic = Critic(
+            self.model.get_output_embeddings().weight.shape[1],
+            lr=config.critic_lr,
+            epochs=config.critic_epochs,
+            clip_range=config.value_clip_range,
+            dtype=self.dtype,
+        )
+        self._heads = self.critic.heads(0, self.model.device)
+
+    def begin(self, count: int) -> None:
+        self._heads = self.critic.heads(count, self.model.device)
+
+    def credit(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
+        assert rollout.features is not None
+        rewards = per_token_reward(
+            rollout.scores,
+            rollout.log_probs,
+            rollout.reference_log_probs,
+            rollout.mask,
+            kl_weight=self.config.kl_weight,
+            estimator=self.config.kl_estimator,
+        )
+        values = self.critic.values(self._heads, rollout.features)
+        advantages, returns = generalized_advantages(
+            rewards, values, rollout.mask, discount=self.config.discount, trace_decay=self.config.trace_decay
+        )
+        self._heads, value_loss = self.critic.fit(self._heads, rollout.features, returns, rollout.mask)
+        return whiten(advantages, rollout.mask), {
+            "value_loss": value_loss,
+            "explained_variance": _explained_variance(values, returns, rollout.mask),
+        }
+
+    def policy_loss(self, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
+        return clipped_policy_loss(
+            batch.log_probs, batch.old_log_probs, batch.advantages, batch.mask, clip_range=self.config.clip_range
+        )
+
+    def end(self) -> None:
+        self.critic.keep(self._heads)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return self.critic.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        self.critic.load_state_dict(state)
+
+
+def _explained_variance(values: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+    return 1 - masked_variance(returns - values, mask) / (masked_variance(returns, mask) + 1e-8)

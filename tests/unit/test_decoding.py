@@ -1,0 +1,221 @@
+"""Every fast path of decoding gives the tokens of PEFT, one adapter at a time and without a cache: rows that leave the
+batch, prompts that are shared, drafts, and all at once."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+from transformers import DynamicCache
+
+from evolora.cache import RoomyLayer, keeps_all, make_cache
+from evolora.decoding import DecodingBatch
+from evolora.genome import GenomeLayout
+from evolora.model import BaseModel, as_peft_model, load_base, lora_config, lora_layout
+from evolora.population_model import PopulationModel, Routing
+from evolora.rng import keyed_seed
+from evolora.rollout import Completions, PromptBatch, encode, generate
+
+Folder = Callable[[str], Path]
+
+LENGTH = 14
+SHARED = "the cat sat on the mat and "
+PROMPTS = {
+    "mixed": ["the cat", "a dog ran to", "4 + 3 =", "one two three four", "red", "on the mat"],
+    "shared": [SHARED + end for end in ("the dog", "red", "one two three", "4 + 3 =", "a cat ran", "on")] * 8,
+    "repeated": ["the cat", "the cat", "red", "4 + 3 =", "red", "the cat"],
+    "one": ["the cat"] * 6,
+}
+
+
+def genomes_for(layout: GenomeLayout, n: int) -> Tensor:
+    return torch.randn(n, layout.genome_length, generator=torch.Generator().manual_seed(1)) * 0.3
+
+
+def seeds_for(rows: int) -> np.ndarray:
+    return np.array([keyed_seed(0, "sampling", row) for row in range(rows)], dtype=np.uint64)
+
+
+def complete(
+    base: BaseModel, prompts: PromptBatch, ends: list[int], seeds: np.ndarray | None = None, **options: object
+) -> Completions:
+    return generate(
+        base.model,
+        prompts,
+        max_new_tokens=LENGTH,
+        eos_token_ids=ends,
+        pad_token_id=0,
+        seeds=seeds,
+        keep_features=True,
+        **options,
+    )
+
+
+def assert_same(found: Completions, expected: Completions) -> None:
+    assert torch.equal(found.ids, expected.ids)
+    assert torch.equal(found.mask, expected.mask)
+    for one, other in ((found.log_probs, expected.log_probs), (found.features, expected.features)):
+        assert (one is None) == (other is None)
+        if one is not None and other is not None:
+            torch.testing.assert_close(one[found.mask], other[found.mask], atol=1e-4, rtol=1e-4)
+
+
+def joined(parts: list[Completions]) -> Completions:
+    """One after another, as wide as the widest."""
+    width = max(part.ids.shape[1] for part in parts)
+
+    def wide(name: str) -> Tensor | None:
+        values = [getattr(part, name) for part in parts]
+        if values[0] is None:
+            return None
+        return torch.cat([torch.cat([v, v.new_zeros(len(v), width - v.shape[1], *v.shape[2:])], 1) for v in values])
+
+    return Completions(wide("ids"), wide("mask"), wide("log_probs"), wide("features"))  # type: ignore[arg-type]
+
+
+def ends_of(ids: Tensor) -> list[int]:
+    """Tokens that end rows at many different places."""
+    return [int(token) for token in ids.unique() if token][::5]
+
+
+def drafts_for(kind: str, expected: Completions, other: Completions) -> list[list[int]] | None:
+    rows = expected.rows()
+    return {
+        "none": lambda: None,
+        "right": lambda: rows,
+        "half right": lambda: [row[: len(row) // 2] + [1] * (LENGTH - len(row) // 2) for row in rows],
+        "wrong": lambda: [[token // 2 + 1 for token in row] for row in rows],
+        "another's": lambda: other.rows(),
+        "some": lambda: [row if place % 3 else [] for place, row in enumerate(rows)],
+        "past the end": lambda: [row + [1] * LENGTH for row in rows],
+    }[kind]()
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("prompts", PROMPTS)
+@pytest.mark.parametrize("population", [False, True])
+def test_every_fast_path_gives_the_plain_tokens(
+    architecture: str, population: bool, prompts: str, sampled: bool, model_folder: Folder
+) -> None:
+    base = load_base(str(model_folder(architecture)))
+    layout, _ = lora_layout(base.model, lora_config(base.model), seed=0)
+    genomes = genomes_for(layout, 3)
+    single = encode(base.tokenizer, PROMPTS[prompts], "cpu")
+    batch = single.repeat(3) if population else single
+    rows = len(batch.ids)
+    seeds = seeds_for(rows) if sampled else None
+    population_model = PopulationModel(base.model, layout)
+
+    def run(ends: list[int], other: bool = False, **options: object) -> Completions:
+        if not population:
+            return complete(base, batch, ends, seeds[::-1] if other and seeds is not None else seeds, **options)
+        with population_model.adapted(genomes * (0.9 if other else 1.0)):
+            return complete(base, batch, ends, seeds, **options)
+
+    def by_peft(ends: list[int]) -> Completions:
+        parts = []
+        for place, genome in enumerate(genomes):
+            state = layout.to_state_dict(genome)
+            own = None if seeds is None else seeds[place * len(single.ids) : (place + 1) * len(single.ids)]
+            with as_peft_model(base.model, lora_config(base.model), state=state):
+                parts.append(complete(base, single, ends, own, use_cache=False))
+        return joined(parts)
+
+    ends = ends_of(run([-1]).ids)
+    plain = by_peft(ends) if population else run(ends, use_cache=False)
+    if population or sampled:
+        assert len(plain.mask.sum(1).unique()) > 1
+    others = run(ends, other=True)
+    for drafts in ("none", "right", "half right", "wrong", "another's", "some", "past the end"):
+        assert_same(run(ends, drafts=drafts_for(drafts, plain, others)), plain)
+    assert population_model._routing is None
+
+
+def test_finished_rows_cost_nothing(model_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_base(str(model_folder("gpt2")))
+    batch = encode(base.tokenizer, PROMPTS["shared"], "cpu")
+    ends = ends_of(complete(base, batch, [-1], seeds_for(48)).ids)
+    widths: list[int] = []
+    step = DecodingBatch.step
+
+    def counted(self: DecodingBatch, tokens: Tensor, alive: Tensor) -> Tensor:
+        widths.append(len(tokens))
+        return step(self, tokens, alive)
+
+    monkeypatch.setattr(DecodingBatch, "step", counted)
+    found = complete(base, batch, ends, seeds_for(48))
+    needed = [int((found.mask.sum(1) > place).sum()) for place in range(1, LENGTH)]
+    assert needed[-1] < 24  # most are done before the last step
+    assert all(width * 7 / 8 <= max(need, 1) <= width for width, need in zip(widths, needed, strict=False))
+
+
+def test_a_shared_beginning_and_repeated_prompts_are_computed_once(model_folder: Folder) -> None:
+    base = load_base(str(model_folder("gpt2")))
+    layout, _ = lora_layout(base.model, lora_config(base.model), seed=0)
+    batch = encode(base.tokenizer, PROMPTS["shared"], "cpu").repeat(8)
+    passes: list[tuple[int, int]] = []
+    base.model.register_forward_pre_hook(
+        lambda _, __, options: passes.append(tuple(options["input_ids"].shape)), with_kwargs=True
+    )
+    with PopulationModel(base.model, layout).adapted(genomes_for(layout, 8)):
+        complete(base, batch, [-1])
+    shared = len(base.tokenizer(SHARED.strip())["input_ids"])
+    rests = sum(len(base.tokenizer(prompt)["input_ids"]) - shared for prompt in PROMPTS["shared"][:6])
+    assert passes[0][0] % 8 == 0 and 8 * (shared + rests) <= passes[0][0] * passes[0][1] < 8 * 2 * (shared + rests)
+    assert set(passes[1:]) == {(8 * 48, 1)}
+
+
+def test_drafts_that_are_right_take_one_pass(model_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = load_base(str(model_folder("gpt2")))
+    batch = encode(base.tokenizer, PROMPTS["mixed"], "cpu")
+    plain = complete(base, batch, [-1])
+    monkeypatch.setattr(DecodingBatch, "step", lambda *_: pytest.fail("a second pass"))
+    assert_same(complete(base, batch, [-1], drafts=plain.rows()), plain)
+    with pytest.raises(ValueError, match="6 prompts with 1 drafts"):
+        complete(base, batch, [-1], drafts=[[1]])
+    with pytest.raises(ValueError, match="drafts need"):
+        complete(base, batch, [-1], drafts=plain.rows(), use_cache=False)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.integers(0, 4), min_size=1, max_size=6).filter(any))
+def test_routing_puts_each_row_into_its_own_group(counts: list[int]) -> None:
+    owners = torch.arange(len(counts)).repeat_interleave(torch.tensor(counts))
+    routing = Routing.of(owners)
+    assert routing.individuals.tolist() == [i for i, count in enumerate(counts) if count]
+    assert routing.group == max(counts)
+    assert torch.equal(routing.individuals[routing.slots // routing.group], owners)
+    assert len(routing.slots.unique()) == len(owners)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    lengths=st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    picks=st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=4), max_size=3),
+)
+def test_the_cache_holds_what_transformers_own_holds(lengths: list[int], picks: list[list[int]]) -> None:
+    ours, theirs = RoomyLayer(sum(lengths)), DynamicCache().layer_class_to_replicate()
+    rows = 3
+    for step, length in enumerate(lengths):
+        keys, values = (torch.randn(rows, 2, length, 4) for _ in range(2))
+        found, expected = ours.update(keys, values), theirs.update(keys, values)
+        assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+        assert ours.get_seq_length() == theirs.get_seq_length() and ours.get_mask_sizes(1) == theirs.get_mask_sizes(1)
+        if step < len(picks):
+            index = torch.tensor([pick % rows for pick in picks[step]])
+            ours.batch_select_indices(index)
+            theirs.batch_select_indices(index)
+            rows = len(index)
+
+
+def test_sliding_windows_keep_transformers_own_cache(model_folder: Folder) -> None:
+    base = load_base(str(model_folder("qwen2")))
+    assert keeps_all(make_cache(base.model, 8))
+    base.model.config.layer_types = ["sliding_attention"] * base.model.config.num_hidden_layers
+    base.model.config.sliding_window = 4
+    cache = make_cache(base.model, 8)
+    assert not keeps_all(cache) and isinstance(cache, DynamicCache)

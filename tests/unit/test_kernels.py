@@ -1,0 +1,162 @@
+"""The kernels: each computes what the layer that it stands in for computes, with its gradients."""
+
+import copy
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers.activations import NewGELUActivation
+from transformers.pytorch_utils import Conv1D
+
+from evolora.kernels import _attention, _attention_mask, _gelu, _linear, fastest_products, onednn_works, use_kernels
+
+Folder = Callable[[str], Path]
+
+needs_onednn = pytest.mark.skipif(not onednn_works(), reason="this torch has no oneDNN product of plain tensors")
+
+
+def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@needs_onednn
+@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
+@pytest.mark.parametrize("shape", [(3, 24), (2, 5, 24), (1, 1, 24), (40, 7, 24)])
+def test_products_and_their_gradients(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
+    layer = nn.Linear(24, 17) if kind is nn.Linear else Conv1D(17, 24)
+    layer.requires_grad_(False)
+    layer.weight.copy_(drawn(*layer.weight.shape))
+    layer.bias.copy_(drawn(17, seed=1))
+    x = drawn(*shape, seed=2)
+    expected_x, found_x = x.clone().requires_grad_(), x.clone().requires_grad_()
+    expected, found = layer(expected_x), _linear(layer, found_x)
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    with torch.no_grad():
+        torch.testing.assert_close(_linear(layer, x), expected, atol=1e-5, rtol=1e-5)
+    gradient = drawn(*shape[:-1], 17, seed=3)
+    expected.backward(gradient)
+    found.backward(gradient)
+    assert found_x.grad is not None
+    torch.testing.assert_close(found_x.grad, expected_x.grad, atol=1e-5, rtol=1e-5)
+
+
+@needs_onednn
+def test_a_weight_that_is_trained_keeps_its_gradient() -> None:
+    layer = nn.Linear(8, 8)
+    x = drawn(4, 8)
+    expected = torch.autograd.grad(layer(x).square().sum(), layer.weight)[0]
+    found = torch.autograd.grad(_linear(layer, x).square().sum(), layer.weight)[0]
+    torch.testing.assert_close(found, expected)
+
+
+@needs_onednn
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_precisions_are_left_alone(dtype: torch.dtype) -> None:
+    layer = nn.Linear(8, 8).requires_grad_(False).to(dtype)
+    x = drawn(4, 8).to(dtype)
+    assert torch.equal(_linear(layer, x), layer(x))
+
+
+def test_gelu() -> None:
+    x = torch.linspace(-12, 12, 4001, requires_grad=True)
+    module = NewGELUActivation()
+    torch.testing.assert_close(_gelu(module, x), module(x), atol=1e-6, rtol=1e-6)
+    expected = torch.autograd.grad(module(x).sum(), x)[0]
+    torch.testing.assert_close(torch.autograd.grad(_gelu(module, x).sum(), x)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("key_heads", [6, 2, 1])
+@pytest.mark.parametrize(("asked", "positions"), [(1, 9), (4, 9), (9, 9), (40, 40)])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+def test_attention(key_heads: int, asked: int, positions: int, scaling: float | None) -> None:
+    rows, heads, size = 3, 6, 8
+    module = nn.Module()
+    module.num_key_value_groups = heads // key_heads
+    query = drawn(rows, heads, asked, size).requires_grad_()
+    key = drawn(rows, key_heads, positions, size, seed=1).requires_grad_()
+    value = drawn(rows, key_heads, positions, size + 2, seed=2).requires_grad_()
+    mask = torch.ones(asked, positions).tril(positions - asked).bool().repeat(rows, 1, 1, 1)
+    mask[1, :, :, :2] = False  # padding on the left
+    scores = query @ key.repeat_interleave(heads // key_heads, 1).mT * (size**-0.5 if scaling is None else scaling)
+    weights = scores.masked_fill(~mask, -1e30).softmax(-1)
+    expected = (weights @ value.repeat_interleave(heads // key_heads, 1)).transpose(1, 2)
+    additive = torch.zeros(mask.shape).masked_fill(~mask, torch.finfo(torch.float32).min)
+    real = mask.any(-1)[:, 0]  # queries that may look somewhere; the others are padding
+    for given in (mask, additive):
+        if given.dtype == torch.bool and asked * positions <= 1024:
+            continue  # small masks come additive
+        found, _ = _attention(module, query, key, value, given, scaling=scaling)
+        assert found.isfinite().all()
+        torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=1e-5)
+        for one, other in zip(
+            torch.autograd.grad(found[real].square().sum(), (query, key, value)),
+            torch.autograd.grad(expected[real].square().sum(), (query, key, value), retain_graph=True),
+            strict=True,
+        ):
+            torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
+
+
+def test_without_a_mask_one_query_sees_all_and_several_are_causal() -> None:
+    query, key, value = (drawn(2, 3, 5, 4, seed=seed) for seed in range(3))
+    causal = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+    torch.testing.assert_close(_attention(nn.Module(), query, key, value, None)[0], causal.transpose(1, 2))
+    last = query[:, :, -1:]
+    torch.testing.assert_close(_attention(nn.Module(), last, key, value, None)[0], causal.transpose(1, 2)[:, -1:])
+
+
+def test_masks_are_additive_where_products_add_them() -> None:
+    padding = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]).bool()
+    options = {"batch_size": 2, "q_length": 1, "kv_length": 4, "q_offset": 3, "attention_mask": padding}
+    small = _attention_mask(**options)
+    assert small is not None and small.dtype == torch.float32
+    assert (small.squeeze() == 0).tolist() == padding.tolist() and small.isfinite().all()
+    assert _attention_mask(**{**options, "attention_mask": padding[1:].expand(2, -1)}) is None
+    large = _attention_mask(batch_size=1, q_length=40, kv_length=40, attention_mask=torch.arange(40)[None] > 3)
+    assert large is not None and large.dtype == torch.bool
+
+
+def logits_of(model: PreTrainedModel) -> torch.Tensor:
+    ids = torch.arange(1, 13).view(2, 6)
+    mask = torch.tensor([[0, 0, 1, 1, 1, 1], [1, 1, 1, 1, 1, 1]])
+    with torch.no_grad():
+        logits: torch.Tensor = model(input_ids=ids, attention_mask=mask).logits
+    return logits[mask.bool()]
+
+
+@pytest.mark.parametrize("products", ["torch", "onednn"])
+def test_a_model_computes_the_same(architecture: str, products: str, model_folder: Folder, tmp_path: Path) -> None:
+    if products == "onednn" and not onednn_works():
+        pytest.skip("this torch has no oneDNN product of plain tensors")
+    folder = model_folder(architecture)
+    plain = AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
+    model = AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
+    use_kernels(model, products)  # type: ignore[arg-type]
+    expected = logits_of(plain)
+    torch.testing.assert_close(logits_of(model), expected, atol=1e-5, rtol=1e-5)
+    # A copy has kernels of its own: those of its own weights.
+    other = copy.deepcopy(model)
+    for parameter in other.parameters():
+        parameter.mul_(1.1)
+    torch.testing.assert_close(logits_of(model), expected, atol=1e-5, rtol=1e-5)
+    assert (logits_of(other) - expected).abs().max() > 0.01
+    # Nothing of them is saved.
+    model.save_pretrained(tmp_path / "saved")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "saved").eval()
+    assert "evolora" not in (tmp_path / "saved" / "config.json").read_text()
+    assert torch.equal(logits_of(again), expected)
+
+
+def test_the_fastest_is_one_of_those_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    state = torch.random.get_rng_state()
+    assert fastest_products() in ("torch", "onednn")
+    assert torch.equal(torch.random.get_rng_state(), state)
+    monkeypatch.setattr("evolora.kernels.onednn_works", lambda: False)
+    assert fastest_products() == "torch"
+    monkeypatch.setattr("evolora.kernels.onednn_works", lambda: True)
+    for seconds, expected in (({"torch": 1.0, "onednn": 0.7}, "onednn"), ({"torch": 1.0, "onednn": 0.9}, "torch")):
+        times = iter(seconds.values())
+        monkeypatch.setattr("evolora.kernels._median_seconds", lambda *_, times=times: next(times))
+        assert fastest_products() == expected
