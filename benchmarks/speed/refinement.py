@@ -1,0 +1,203 @@
+"""Refinement: a GRPO update against TRL's, and k elites together against one after another."""
+
+import copy
+import gc
+import time
+from collections.abc import Callable
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+from datasets import Dataset
+from transformers import PrinterCallback, TrainerCallback, TrainerControl, TrainerState, TrainingArguments
+from trl import GRPOConfig as TRLConfig
+from trl import GRPOTrainer
+
+from evolora import Example, PopulationModel, PPOConfig, PPORefiner, RewardScorer
+from evolora.refiners import GRPOConfig, GRPORefiner
+from speed import machine
+from speed.subjects import PROMPTS, Subject
+from speed.timing import alternate, median, seconds_of
+
+GROUP = 8
+COMPLETION = 20
+LEARNING_RATE = 1e-5
+WARM_UP = 2
+ELITES = 4
+
+
+def even_words(completions: list[str], **_: object) -> list[float]:
+    """A reward that costs nothing and differs within a group: the share of words with an even number."""
+    return [sum(word[-1] in "02468" for word in text.split()) / COMPLETION for text in completions]
+
+
+def grpo_update(subject: Subject, repeats: int) -> dict[str, Any]:
+    """One update: a rollout of 8 prompts x 8 completions of full length, and one optimiser step on it.
+
+    TRL trains; after each of its steps, while its clock stands, evolora makes one update.
+    """
+    ours = _evolora_update(subject)
+    clock = _Clock(ours)
+    with TemporaryDirectory() as folder:
+        trainer = _trl_trainer(subject, folder, WARM_UP + repeats, clock)
+        trainer.remove_callback(PrinterCallback)
+        torch.set_num_threads(subject.threads)
+        trainer.train()
+    tokens = PROMPTS * GROUP * COMPLETION
+    if clock.ours_tokens != [tokens] * (WARM_UP + repeats):
+        raise RuntimeError(f"evolora's completions are not of full length: {clock.ours_tokens}, expected {tokens}")
+    if clock.trl_tokens(trainer) != COMPLETION:
+        raise RuntimeError(f"TRL's completions are not of full length: {clock.trl_tokens(trainer)} tokens on average")
+    if torch.get_num_threads() != subject.threads:
+        raise RuntimeError(f"the number of threads was changed to {torch.get_num_threads()}")
+    return {
+        "part": "refinement",
+        "model": subject.name,
+        "prompts": PROMPTS,
+        "group": GROUP,
+        "completion": COMPLETION,
+        "lengths": "all completions are of full length, on both sides: their end cannot be written",
+        "epochs": 1,
+        "repeats": repeats,
+        "sides": {
+            name: {"median": median(times[WARM_UP:]), "seconds": times[WARM_UP:], "warm_up": times[:WARM_UP]}
+            for name, times in (("evolora", clock.ours), ("TRL", clock.trl))
+        },
+        "machine": machine.describe(),
+    }
+
+
+def _evolora_update(subject: Subject) -> Callable[[], int]:
+    """A function that makes one update of the founder, and returns the number of tokens it wrote."""
+    refiner = GRPORefiner(
+        PopulationModel(subject.own(), subject.layout),
+        subject.tokenizer,
+        RewardScorer(even_words),
+        GRPOConfig(
+            lr=LEARNING_RATE,
+            rl_steps=1,
+            rollout_samples=GROUP,
+            epochs=1,
+            minibatches=1,
+            kl_weight=0.0,
+            target_kl=None,
+            max_new_tokens=COMPLETION,
+        ),
+        seed=0,
+    )
+    examples = [Example(text, {}) for text in subject.prompt_texts()]
+    genomes = subject.founder[None]
+    updates = 0
+
+    def update() -> int:
+        nonlocal genomes, updates
+        refinement = refiner.refine(genomes, examples, key=[(updates, 0)])
+        if torch.equal(refinement.genomes, genomes):
+            raise RuntimeError("the update changed nothing")
+        genomes, updates = refinement.genomes, updates + 1
+        return refinement.tokens
+
+    return update
+
+
+class _Clock(TrainerCallback):  # type: ignore[misc]
+    """Stamps TRL's steps, and makes an evolora update between them."""
+
+    def __init__(self, ours: Callable[[], int]) -> None:
+        self.update = ours
+        self.ours: list[float] = []
+        self.ours_tokens: list[int] = []
+        self.trl: list[float] = []
+        self._started = 0.0
+
+    def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        del args, state, control
+        gc.collect()
+        self._started = time.perf_counter()
+
+    def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
+        del args, state, control
+        self.trl.append(time.perf_counter() - self._started)
+        self.ours.append(seconds_of(lambda: self.ours_tokens.append(self.update())))
+
+    def trl_tokens(self, trainer: GRPOTrainer) -> float:
+        """TRL's own figure of the completions' mean length, over all steps."""
+        return float(trainer.state.log_history[-1]["completions/mean_length"])
+
+
+def _trl_trainer(subject: Subject, folder: str, steps: int, clock: TrainerCallback) -> GRPOTrainer:
+    lora = copy.deepcopy(subject.lora)
+    lora.lora_dropout = 0.0
+    config = TRLConfig(
+        output_dir=folder,
+        per_device_train_batch_size=PROMPTS * GROUP,
+        num_generations=GROUP,
+        max_completion_length=COMPLETION,
+        max_steps=steps,
+        num_iterations=1,
+        beta=0.0,
+        learning_rate=LEARNING_RATE,
+        lr_scheduler_type="constant",
+        temperature=1.0,
+        top_p=1.0,
+        top_k=0,
+        # Everything that is no part of an update is off, and so is what trades time for memory.
+        disable_dropout=True,
+        gradient_checkpointing=False,
+        use_cpu=True,
+        bf16=False,
+        report_to="none",
+        logging_strategy="no",
+        save_strategy="no",
+        eval_strategy="no",
+        disable_tqdm=True,
+        dataloader_pin_memory=False,
+        seed=0,
+    )
+    return GRPOTrainer(
+        model=subject.stock(),
+        reward_funcs=even_words,
+        args=config,
+        train_dataset=Dataset.from_dict({"prompt": subject.prompt_texts()}),
+        processing_class=subject.tokenizer,
+        peft_config=lora,
+        callbacks=[clock],
+    )
+
+
+def elites_together(subject: Subject, repeats: int) -> dict[str, Any]:
+    """PPO on four elites in one batch against four refinements of one."""
+    refiner = PPORefiner(
+        PopulationModel(subject.own(), subject.layout),
+        subject.tokenizer,
+        RewardScorer(even_words),
+        # No early stop: both sides make all their updates.
+        PPOConfig(max_new_tokens=COMPLETION, target_kl=None),
+        seed=0,
+    )
+    examples = [Example(text, {}) for text in subject.prompt_texts()]
+    genomes = subject.genomes(ELITES)
+
+    def together() -> None:
+        refiner.refine(genomes, examples, key=[(0, index) for index in range(ELITES)])
+
+    def one_after_another() -> None:
+        for index in range(ELITES):
+            refiner.refine(genomes[index : index + 1], examples, key=[(0, index)])
+
+    sides = {"together": together, "one after another": one_after_another}
+    for side in sides.values():
+        side()
+    seconds = alternate(sides, repeats)
+    return {
+        "part": "elites",
+        "model": subject.name,
+        "elites": ELITES,
+        "prompts": PROMPTS,
+        "completion": COMPLETION,
+        "rl_steps": refiner.config.rl_steps,
+        "epochs": refiner.config.epochs,
+        "repeats": repeats,
+        "sides": {name: {"median": median(times), "seconds": times} for name, times in seconds.items()},
+        "machine": machine.describe(),
+    }

@@ -1,0 +1,44 @@
+"""Timing that is fair to every side: in one process, in turn, and the median."""
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Mapping
+
+from torch import Tensor
+
+Side = Callable[[], Tensor | None]
+
+
+def seconds_of(run: Callable[[], object]) -> float:
+    """How long one call takes."""
+    gc.collect()  # garbage of one side must not be collected on the next one's time
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
+def alternate(
+    sides: Mapping[str, Callable[[], object]],
+    repeats: int,
+    *,
+    between: Callable[[], object] | None = None,
+) -> dict[str, list[float]]:
+    """Time every side `repeats` times, in turn, so that a slow minute of the machine meets all of them.
+
+    Each round starts with another side, so that no side always follows the same neighbour. `between` runs once a
+    round, untimed. The callers have run each side before: that is the warm-up.
+    """
+    names = list(sides)
+    seconds: dict[str, list[float]] = {name: [] for name in names}
+    for turn in range(repeats):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            seconds[name].append(seconds_of(sides[name]))
+        if between is not None:
+            between()
+    return seconds
+
+
+def median(values: list[float]) -> float:
+    return statistics.median(values)
