@@ -13,8 +13,9 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
 
-from evolora import Example, PopulationModel, PPOConfig, PPORefiner, RewardScorer
+from evolora import Example, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_task
 from evolora.refiners import GRPOConfig, GRPORefiner
+from evolora.rewards import load_reward
 from speed import machine
 from speed.subjects import PROMPTS, Subject
 from speed.timing import alternate, median, seconds_of
@@ -24,6 +25,7 @@ COMPLETION = 20
 LEARNING_RATE = 1e-5
 WARM_UP = 2
 ELITES = 4
+TRANSLATION = 11  # new tokens that evolora allows on the bundled translation task
 
 
 def even_words(completions: list[str], **_: object) -> list[float]:
@@ -166,16 +168,18 @@ def _trl_trainer(subject: Subject, folder: str, steps: int, clock: TrainerCallba
 
 
 def elites_together(subject: Subject, repeats: int) -> dict[str, Any]:
-    """PPO on four elites in one batch against four refinements of one."""
+    """PPO on four elites in one batch against four refinements of one: the bundled translation task as a run has it,
+    with its reward and completions that end by themselves, but 8 prompts a rollout."""
+    task = load_task(task="translate")
     refiner = PPORefiner(
-        PopulationModel(subject.own(), subject.layout),
+        PopulationModel(subject.own(), subject.layout, dropout=0.05),
         subject.tokenizer,
-        RewardScorer(even_words),
+        RewardScorer(load_reward(task.reward)),
         # No early stop: both sides make all their updates.
-        PPOConfig(max_new_tokens=COMPLETION, target_kl=None),
+        PPOConfig(max_new_tokens=TRANSLATION, target_kl=None),
         seed=0,
     )
-    examples = [Example(text, {}) for text in subject.prompt_texts()]
+    examples = task.train[:PROMPTS]
     genomes = subject.genomes(ELITES)
 
     def together() -> None:
@@ -194,7 +198,8 @@ def elites_together(subject: Subject, repeats: int) -> dict[str, Any]:
         "model": subject.name,
         "elites": ELITES,
         "prompts": PROMPTS,
-        "completion": COMPLETION,
+        "completion": TRANSLATION,
+        "lengths": "completions end by themselves",
         "rl_steps": refiner.config.rl_steps,
         "epochs": refiner.config.epochs,
         "repeats": repeats,

@@ -101,7 +101,12 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     )
     population_model = PopulationModel(base.model, layout, dropout=config.lora_dropout)
     evaluator = LocalEvaluator(
-        population_model, base.tokenizer, scorer, max_new_tokens=max_new_tokens, rows_per_slice=rows_per_slice
+        population_model,
+        base.tokenizer,
+        scorer,
+        max_new_tokens=max_new_tokens,
+        rows_per_slice=rows_per_slice,
+        draft_rows=config.draft_rows,
     )
     view.say(
         f"{config.model}: {parameters_of(base.model) / 1e6:.1f}M parameters on {device}, "

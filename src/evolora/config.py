@@ -96,6 +96,20 @@ class RunConfig(BaseModel):
     crossover_rate: float = _option(0.5, "share of the children that have two parents", _EVOLUTION, ge=0, le=1)
     selection: Literal["truncation", "tournament", "rank"] = _option("tournament", "how parents are chosen", _EVOLUTION)
     eval_prompts: int = _option(32, "training prompts that measure the fitness of a generation", _EVOLUTION, ge=1)
+    racing: float | None = _option(
+        None,
+        "let individuals race: after each --racing-block prompts those leave that lose at this error level; none: all "
+        "meet all prompts",
+        _EVOLUTION,
+        gt=0,
+        lt=1,
+    )
+    racing_block: int = _option(8, "prompts between two looks at a race", _EVOLUTION, ge=1)
+    remember: bool = _option(
+        True,
+        "do not ask an unchanged individual again on an unchanged prompt (--no-remember: for rewards that vary)",
+        _EVOLUTION,
+    )
     accept: Literal["better", "always"] | None = _option(
         None, "which refined individuals enter; default better, and always with --strategy none", _EVOLUTION
     )
@@ -174,6 +188,9 @@ class RunConfig(BaseModel):
     )
     rows_per_slice: int | None = _option(
         None, "rows that go through the model together; default: what fits into memory, at most 512", _RUN, ge=1
+    )
+    draft_rows: int = _option(
+        8, "most rows whose completions are drafted by their parent's and checked in one pass; 0 never", _RUN, ge=0
     )
     merge: bool = _option(False, "also write the winner merged into the base model", _RUN)
 

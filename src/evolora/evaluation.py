@@ -1,9 +1,9 @@
 """Fitness: the mean reward of an individual's greedy completions over a batch of prompts."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -16,29 +16,46 @@ from evolora.rewards import RewardScorer
 from evolora.rollout import decode_text, encode, end_tokens, generate, pad_token
 from evolora.task import Example, columns_of
 
+# For each individual and each example, token ids that its completion may begin with.
+Drafts = Sequence[Sequence[Sequence[int]]]
+
 
 @dataclass(frozen=True)
 class Evaluation:
     """`fitness` [n], NaN for a failed individual; `rewards` [n, prompts], NaN where a completion has no score;
-    `completions`, a list of texts for each individual; the number of `tokens` generated; and on how many completions
-    the reward `failed`."""
+    `completions`, a list of texts for each individual; the number of `tokens` generated; on how many completions the
+    reward `failed`; and the completions' token ids."""
 
     fitness: npt.NDArray[np.float64]
     rewards: npt.NDArray[np.float64]
     completions: list[list[str]]
     tokens: int
     failed: int
+    completion_ids: list[list[list[int]]]
 
 
 class Evaluator(Protocol):
     """What turns genomes into fitness: here, or on other machines."""
 
-    def evaluate(self, genomes: Tensor, examples: Sequence[Example]) -> Evaluation:
-        """Fitness of `genomes` [n, genome_length] on `examples`; maximised."""
+    def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
+        """Fitness of `genomes` [n, genome_length] on `examples`; maximised. `drafts` may speed it up and change
+        nothing."""
         ...
 
+    def keep(self, genomes: Tensor) -> None:
+        """Only these genomes may be evaluated again."""
+        del genomes
 
-class LocalEvaluator:
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, as JSON can hold it."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
+        del state
+
+
+class LocalEvaluator(Evaluator):
     """Evaluates the whole population in one `generate`, in slices of a fixed number of rows.
 
     The slices depend on `rows_per_slice`, the number of individuals and the number of prompts only, so that the same
@@ -65,26 +82,37 @@ class LocalEvaluator:
         *,
         max_new_tokens: int,
         rows_per_slice: int = 512,
+        draft_rows: int = 8,
     ) -> None:
         self.population_model = population_model
         self.tokenizer = tokenizer
         self.scorer = scorer
         self.max_new_tokens = max_new_tokens
         self.rows_per_slice = rows_per_slice
+        self.draft_rows = draft_rows
 
-    def evaluate(self, genomes: Tensor, examples: Sequence[Example]) -> Evaluation:
+    def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
         """Fitness of `genomes` [n, genome_length] on `examples`: each individual's mean reward over its scored
-        completions, greedily decoded; NaN when none has a score."""
+        completions, greedily decoded; NaN when none has a score.
+
+        `drafts` are checked instead of decoding token by token where at most `draft_rows` rows are completed: of more
+        rows, the tokens that are computed in vain cost more than the passes that are saved.
+        """
         n = genomes.shape[0]
         texts: list[list[str]] = [[] for _ in range(n)]
         token_ids: list[list[list[int]]] = [[] for _ in range(n)]
         tokens = 0
+        if drafts is not None and n * len(examples) > self.draft_rows:
+            drafts = None
         for first in range(0, len(examples), self.rows_per_slice):
             part = examples[first : first + self.rows_per_slice]
             size = max(1, self.rows_per_slice // len(part))
             for start in range(0, n, size):
                 rows = range(start, min(start + size, n))
-                written, ids, count = self._complete(genomes[rows.start : rows.stop], part)
+                guesses = None
+                if drafts is not None:
+                    guesses = [draft for row in rows for draft in drafts[row][first : first + len(part)]]
+                written, ids, count = self._complete(genomes[rows.start : rows.stop], part, guesses)
                 tokens += count
                 for index, row in enumerate(rows):
                     texts[row] += written[index * len(part) : (index + 1) * len(part)]
@@ -96,9 +124,11 @@ class LocalEvaluator:
             completion_ids=[ids for row in token_ids for ids in row],
         )
         rewards = scores.rewards.reshape(n, len(examples))
-        return Evaluation(mean_fitness(rewards), rewards, texts, tokens, int(scores.failed.sum()))
+        return Evaluation(mean_fitness(rewards), rewards, texts, tokens, int(scores.failed.sum()), token_ids)
 
-    def _complete(self, genomes: Tensor, examples: Sequence[Example]) -> tuple[list[str], list[list[int]], int]:
+    def _complete(
+        self, genomes: Tensor, examples: Sequence[Example], drafts: Sequence[Sequence[int]] | None
+    ) -> tuple[list[str], list[list[int]], int]:
         model: PreTrainedModel = self.population_model.model
         prompts = encode(self.tokenizer, [example.prompt for example in examples], model.device)
         with torch.no_grad(), self.population_model.adapted(genomes.to(model.device)):
@@ -108,6 +138,7 @@ class LocalEvaluator:
                 max_new_tokens=self.max_new_tokens,
                 eos_token_ids=end_tokens(model, self.tokenizer),
                 pad_token_id=pad_token(self.tokenizer),
+                drafts=drafts,
             )
         return decode_text(self.tokenizer, completions), completions.rows(), completions.tokens
 

@@ -12,12 +12,13 @@ import numpy.typing as npt
 import torch
 
 from evolora.errors import RewardError
-from evolora.evaluation import Evaluator
+from evolora.evaluation import Drafts, Evaluation, Evaluator
 from evolora.lineage import Lineage
 from evolora.operators import elites
 from evolora.population import Individual, Population
+from evolora.racing import Race, race
 from evolora.refiners import Refinement, Refiner
-from evolora.rng import keyed_generator
+from evolora.rng import keyed_generator, keyed_seed
 from evolora.strategies import Strategy
 from evolora.task import Example, Task
 
@@ -35,6 +36,9 @@ class LoopConfig:
     eval_prompts: int = 32
     rollout_prompts: int = 64
     refine: int = 1
+    elites: int = 2
+    racing: float | None = None
+    racing_block: int = 8
     accept: str = "better"
     refined_scale: str = "step"
     inheritance: str = "lamarckian"
@@ -88,6 +92,8 @@ class Evolution:
     # The best on validation so far, the base among them: the finalists.
     hall_of_fame: Population | None = None
     hall_fitness: list[float] = field(default_factory=list)
+    # This generation's, if individuals race.
+    race: Race | None = None
 
     def step(self) -> dict[str, Any]:
         """One generation. Returns its metrics, as docs/metrics.md defines them."""
@@ -97,18 +103,20 @@ class Evolution:
             self._validate(self.strategy.ask().select([0]))
         population = self.strategy.ask()
         prompts = self._draw("evaluation", self.task.train, self.config.eval_prompts)
-        population, fitness = self._measure(population, prompts, "population")
-        proposed = population
+        population, evaluation = self._measure(population, prompts, "population")
+        proposed, fitness = population, evaluation.fitness
         metrics: dict[str, Any] = {"generation": self.generation, "failed": int(np.isnan(fitness).sum())}
         if self.refiner is not None:
-            population, fitness, refined = self._refine(population, fitness, prompts)
+            population, fitness, refined = self._refine(population, evaluation, prompts)
             metrics.update(refined)
         best = int(elites(torch.from_numpy(fitness), 1)[0])
         validation = self._validate(population.select([best]))
         self.strategy.tell(population, fitness)
+        self.evaluator.keep(self.strategy.ask().join(self._hall()).genomes)
         seconds = time.perf_counter() - start
         scales = [individual.mutation_scale for individual in proposed.individuals]
         return metrics | {
+            **self._race_metrics(),
             "failed_completions": self.failed_completions,
             "fitness.best": float(fitness[best]),
             "fitness.mean": float(np.nanmean(fitness)),
@@ -125,10 +133,11 @@ class Evolution:
         }
 
     def _refine(
-        self, population: Population, fitness: Floats, prompts: Sequence[Example]
+        self, population: Population, evaluation: Evaluation, prompts: Sequence[Example]
     ) -> tuple[Population, Floats, dict[str, Any]]:
         """Refine the best by RL and let in those that earn it: the population, its fitness and metrics."""
         assert self.refiner is not None
+        fitness = evaluation.fitness
         rows = elites(torch.from_numpy(fitness), self.config.refine).tolist()
         parents = population.select(rows)
         # Acceptance is judged on `prompts`, so training keeps off them as far as there are others.
@@ -156,7 +165,10 @@ class Evolution:
                 for parent, scale in zip(parents.individuals, self._scales(parents, refinement), strict=True)
             ),
         )
-        refined, refined_fitness = self._measure(refined, prompts, "refined")
+        # The refined are still much like their parents, whose completions are their drafts.
+        drafts = [evaluation.completion_ids[row] for row in rows]
+        refined, refined_evaluation = self._measure(refined, prompts, "refined", drafts)
+        refined_fitness = refined_evaluation.fitness
         accepted = (
             ~np.isnan(refined_fitness)
             if self.config.accept == "always"
@@ -199,16 +211,30 @@ class Evolution:
 
     def choose_winner(self) -> tuple[Population, float]:
         """The best finalist on the whole validation split, as a population of one, and its fitness there."""
-        candidates, fitness = self._measure(self.finalists(), self.task.validation, "final")
-        best = int(elites(torch.from_numpy(fitness), 1)[0])
-        return candidates.select([best]), float(fitness[best])
+        candidates, evaluation = self._measure(self.finalists(), self.task.validation, "final")
+        best = int(elites(torch.from_numpy(evaluation.fitness), 1)[0])
+        return candidates.select([best]), float(evaluation.fitness[best])
 
-    def _measure(self, population: Population, examples: Sequence[Example], stage: str) -> tuple[Population, Floats]:
-        """Evaluate and record: the population with its history, and its fitness.
+    def _measure(
+        self, population: Population, examples: Sequence[Example], stage: str, drafts: Drafts | None = None
+    ) -> tuple[Population, Evaluation]:
+        """Evaluate and record: the population with its history, and what was measured.
 
         Raises RewardError when nobody in a population could be scored.
         """
-        evaluation = self.evaluator.evaluate(population.genomes, examples)
+        if stage == "population" and self.config.racing is not None:
+            self.race = race(
+                self.evaluator,
+                population.genomes,
+                examples,
+                keep=max(self.config.elites, self.config.refine),
+                block=self.config.racing_block,
+                level=self.config.racing,
+                seed=keyed_seed(self.config.seed, "racing", self.generation),
+            )
+            evaluation = self.race.evaluation
+        else:
+            evaluation = self.evaluator.evaluate(population.genomes, examples, drafts=drafts)
         self.tokens.evaluation += evaluation.tokens
         self.failed_completions += evaluation.failed
         fitness = evaluation.fitness
@@ -234,14 +260,23 @@ class Evolution:
                 evaluation.completions[0][:SAMPLES],
                 evaluation.rewards[0][:SAMPLES],
             )
-        return population, fitness
+        return population, evaluation
+
+    def _race_metrics(self) -> dict[str, Any]:
+        if self.race is None:
+            return {}
+        return {"racing.dropped": self.race.dropped, "racing.saved_completions": self.race.saved}
+
+    def _hall(self) -> Population:
+        assert self.hall_of_fame is not None
+        return self.hall_of_fame
 
     def _validate(self, one: Population) -> float:
         """Fitness of one individual on the fixed validation prompts; it enters the hall of fame if it is among the
         best there."""
         examples = self.task.validation[: self.config.validation_prompts]
-        one, fitness = self._measure(one, examples, "validation")
-        value = float(fitness[0])
+        one, evaluation = self._measure(one, examples, "validation")
+        value = float(evaluation.fitness[0])
         if self.hall_of_fame is None:
             self.hall_of_fame, self.hall_fitness = one, [value]
         elif not math.isnan(value) and one.individuals[0].id not in _ids(self.hall_of_fame):
@@ -281,6 +316,7 @@ class Evolution:
         }
         state |= {f"hall.{name}": value for name, value in self.hall_of_fame.state_dict().items()}
         state |= {f"strategy.{name}": value for name, value in self.strategy.state_dict().items()}
+        state |= {f"evaluator.{name}": value for name, value in self.evaluator.state_dict().items()}
         if self.refiner is not None:
             state |= {f"refiner.{name}": value for name, value in self.refiner.state_dict().items()}
         return state
@@ -293,6 +329,7 @@ class Evolution:
         hall = _under("hall.", state)
         self.hall_of_fame, self.hall_fitness = Population.from_state_dict(hall), list(hall["fitness"])
         self.strategy.load_state_dict(_under("strategy.", state))
+        self.evaluator.load_state_dict(_under("evaluator.", state))
         if self.refiner is not None:
             self.refiner.load_state_dict(_under("refiner.", state))
 

@@ -249,10 +249,16 @@ def _sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor
 
 
 def completion_log_probs(
-    model: PreTrainedModel, prompts: PromptBatch, completions: Completions, *, temperature: float = 1.0
+    model: PreTrainedModel,
+    prompts: PromptBatch,
+    completions: Completions,
+    *,
+    temperature: float = 1.0,
+    entropy_gradient: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Log-probability of each completion token and the entropy of the distribution that it came from, both
-    [rows, length] and 0 beyond the completions' mask, by one forward pass; differentiable.
+    [rows, length] and 0 beyond the completions' mask, by one forward pass; differentiable, the entropy only with
+    `entropy_gradient`.
 
     Where the model allows it the texts are packed: nothing is computed for padding, and what an individual's texts
     begin with in common, such as the prompt of several completions, is computed once (dropout included).
@@ -260,7 +266,8 @@ def completion_log_probs(
     logits = (_packed_logits if can_pack(model) else _padded_logits)(model, prompts, completions)
     log_probs = torch.log_softmax((logits if logits.dtype == torch.float64 else logits.float()) / temperature, -1)
     chosen = log_probs.gather(-1, completions.ids[completions.mask][:, None])[:, 0]
-    entropy = -(log_probs.exp() * log_probs).sum(-1)
+    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
+        entropy = -(log_probs.exp() * log_probs).sum(-1)
     blank = chosen.new_zeros(completions.ids.shape)
     return blank.masked_scatter(completions.mask, chosen), blank.masked_scatter(completions.mask, entropy)
 

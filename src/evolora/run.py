@@ -30,10 +30,11 @@ from evolora.checkpoint import (
 )
 from evolora.config import RunConfig, config_toml, make_config, read_config
 from evolora.errors import InputError, RewardError
-from evolora.evaluation import Evaluation, bootstrap_interval
+from evolora.evaluation import Evaluation, Evaluator, bootstrap_interval
 from evolora.evolution import Evolution, LoopConfig
 from evolora.export import export_adapter, export_merged, load_adapter, model_card, save_adapter
 from evolora.lineage import Lineage
+from evolora.memory import RememberingEvaluator
 from evolora.model import BUNDLED_MODEL
 from evolora.population import genome_sha256
 from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, Refiner, RLOOConfig, RLOORefiner
@@ -218,7 +219,7 @@ def _evolution(parts: Parts, lineage: Lineage) -> Evolution:
     return Evolution(
         strategy=strategy,
         refiner=_refiner(parts),
-        evaluator=parts.evaluator,
+        evaluator=_evaluator(parts),
         task=parts.task,
         lineage=lineage,
         config=_part(LoopConfig, config),
@@ -234,6 +235,14 @@ def _refiner(parts: Parts) -> Refiner | None:
     if config.refiner == "rloo":
         return RLOORefiner(model, tokenizer, scorer, _part(RLOOConfig, config), seed=config.seed)
     return None
+
+
+def _evaluator(parts: Parts) -> Evaluator:
+    """With a memory of the prompts that come up again: those of validation, and of training if there are so few."""
+    if not parts.config.remember:
+        return parts.evaluator
+    few = len(parts.task.train) <= parts.config.eval_prompts
+    return RememberingEvaluator(parts.evaluator, [*parts.task.validation, *(parts.task.train if few else [])])
 
 
 Part = TypeVar("Part", GAConfig, PPOConfig, GRPOConfig, RLOOConfig, LoopConfig)

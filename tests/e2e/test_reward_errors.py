@@ -72,7 +72,7 @@ def test_its_traceback_and_prompt_are_shown_and_the_run_can_be_mended(
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("count", "returned 55 values for 56 completions"),
+        ("count", "returned 127 values for 128 completions"),
         ("nan", "returned nan"),
         ("string", "returned 'good'"),
         ("nothing", "returned None"),

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from evolora.errors import RewardError
-from evolora.evaluation import Evaluation
+from evolora.evaluation import Drafts, Evaluation, Evaluator
 from evolora.evolution import Evolution, LoopConfig
 from evolora.genome import AdaptedModule, GenomeLayout
 from evolora.lineage import Lineage
@@ -32,17 +32,18 @@ TASK = Task(
 )
 
 
-class Hill:
+class Hill(Evaluator):
     """Fitness is minus the distance from 1: what the genome is, not who shares the batch."""
 
     def __init__(self) -> None:
         self.seen: list[list[str]] = []
 
-    def evaluate(self, genomes: Tensor, examples: Sequence[Example]) -> Evaluation:
+    def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
         self.seen.append([example.prompt for example in examples])
         fitness = -(genomes - 1).norm(dim=1).double().numpy()
         rewards = np.repeat(fitness[:, None], len(examples), axis=1)
-        return Evaluation(fitness, rewards, [["text"] * len(examples) for _ in fitness], len(fitness), 0)
+        texts, ids = ([[each] * len(examples) for _ in fitness] for each in ("text", [1]))
+        return Evaluation(fitness, rewards, texts, len(fitness), 0, ids)
 
 
 class Step:
@@ -203,10 +204,10 @@ def test_nobody_scored_is_an_error_not_a_population_of_nan() -> None:
     evolution = make_evolution()
 
     class Silent(Hill):
-        def evaluate(self, genomes: Tensor, examples: Sequence[Example]) -> Evaluation:
+        def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
             fitness = np.full(len(genomes), math.nan)
             rewards = np.full((len(genomes), len(examples)), math.nan)
-            return Evaluation(fitness, rewards, [["text"] * len(examples) for _ in fitness], 0, 0)
+            return Evaluation(fitness, rewards, [["text"] * len(examples) for _ in fitness], 0, 0, [])
 
     evolution.evaluator = Silent()
     with pytest.raises(RewardError, match="no individual has a fitness"):

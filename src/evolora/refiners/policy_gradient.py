@@ -284,7 +284,11 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         with torch.random.fork_rng(devices=[]), self.population_model.adapted(rows, dropout=True):
             torch.manual_seed(seed)
             log_probs, entropy = completion_log_probs(
-                self.model, prompts, completions, temperature=self.config.temperature
+                self.model,
+                prompts,
+                completions,
+                temperature=self.config.temperature,
+                entropy_gradient=self.config.entropy_weight != 0,
             )
         log_probs, entropy = log_probs.unflatten(0, (k, -1)), entropy.unflatten(0, (k, -1))
         policy_loss, policy_stats = self.policy_loss(

@@ -1,0 +1,100 @@
+"""What individuals wrote and earned, remembered: an unchanged individual on an unchanged prompt is not asked again."""
+
+import json
+import math
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from evolora.evaluation import Drafts, Evaluation, Evaluator, mean_fitness
+from evolora.population import genome_sha256
+from evolora.task import Example
+
+# What a completion left behind: its token ids, its text, and its reward (None where there is no score).
+_Entry = tuple[list[int], str, float | None]
+
+
+class RememberingEvaluator(Evaluator):
+    """An evaluator that asks another only for what it does not know.
+
+    Greedy decoding writes the same for the same genome and prompt, so a completion of one of the `recurring` examples
+    (those that can come up again) is remembered with its reward, by the genome's content and the example, until `keep`
+    forgets the genome. Rewards that failed are not remembered. A reward that varies is drawn once.
+    """
+
+    def __init__(self, evaluator: Evaluator, recurring: Collection[Example]) -> None:
+        self.evaluator = evaluator
+        self.recurring = {_key(example) for example in recurring}
+        self.memory: dict[str, dict[str, _Entry]] = {}
+
+    def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
+        """As the other evaluator would; `tokens` and `failed` count what was done now."""
+        names = [genome_sha256(genome) for genome in genomes]
+        keys = [_key(example) for example in examples]
+        found = {name: dict(self.memory.get(name, {})) for name in names}
+        tokens = failed = 0
+        for rows, columns in _missing(names, keys, found):
+            part = self.evaluator.evaluate(
+                genomes[rows],
+                [examples[column] for column in columns],
+                drafts=None if drafts is None else [[drafts[row][column] for column in columns] for row in rows],
+            )
+            tokens, failed = tokens + part.tokens, failed + part.failed
+            for index, row in enumerate(rows):
+                for place, column in enumerate(columns):
+                    reward = float(part.rewards[index, place])
+                    entry = (
+                        part.completion_ids[index][place],
+                        part.completions[index][place],
+                        None if math.isnan(reward) else reward,
+                    )
+                    found[names[row]][keys[column]] = entry
+                    if keys[column] in self.recurring and not part.failed:
+                        self.memory.setdefault(names[row], {})[keys[column]] = entry
+        entries = [[found[name][key] for key in keys] for name in names]
+        rewards = np.array([[math.nan if entry[2] is None else entry[2] for entry in row] for row in entries])
+        return Evaluation(
+            mean_fitness(rewards),
+            rewards,
+            [[entry[1] for entry in row] for row in entries],
+            tokens,
+            failed,
+            [[entry[0] for entry in row] for row in entries],
+        )
+
+    def keep(self, genomes: Tensor) -> None:
+        """Forget all but these genomes."""
+        names = {genome_sha256(genome) for genome in genomes}
+        self.memory = {name: entries for name, entries in self.memory.items() if name in names}
+        self.evaluator.keep(genomes)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**self.evaluator.state_dict(), "memory": self.memory}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.evaluator.load_state_dict(state)
+        self.memory = {
+            name: {key: (list(ids), text, reward) for key, (ids, text, reward) in entries.items()}
+            for name, entries in state["memory"].items()
+        }
+
+
+def _missing(
+    names: Sequence[str], keys: Sequence[str], found: Mapping[str, Mapping[str, _Entry]]
+) -> list[tuple[list[int], list[int]]]:
+    """What is not found as rectangles, (rows, columns): genomes that lack the same examples are asked together, and a
+    genome or an example that is there twice is asked once."""
+    rectangles: dict[tuple[int, ...], list[int]] = {}
+    for row in {name: row for row, name in reversed(list(enumerate(names)))}.values():
+        known = found[names[row]]
+        first = {key: column for column, key in reversed(list(enumerate(keys)))}
+        columns = tuple(sorted(column for key, column in first.items() if key not in known))
+        if columns:
+            rectangles.setdefault(columns, []).append(row)
+    return [(sorted(rows), list(columns)) for columns, rows in rectangles.items()]
+
+
+def _key(example: Example) -> str:
+    return json.dumps([example.prompt, example.columns], sort_keys=True, default=str)
