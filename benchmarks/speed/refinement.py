@@ -13,7 +13,8 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
 
-from evolora import Example, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_task
+from evolora import Example, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, load_task
+from evolora.model import BUNDLED_MODEL
 from evolora.refiners import GRPOConfig, GRPORefiner
 from evolora.rewards import load_reward
 from speed import machine
@@ -170,10 +171,10 @@ def _trl_trainer(subject: Subject, folder: str, steps: int, clock: TrainerCallba
 def elites_together(subject: Subject, repeats: int) -> dict[str, Any]:
     """PPO on four elites in one batch against four refinements of one: the bundled translation task as a run has it,
     with its reward and completions that end by themselves, but 8 prompts a rollout."""
-    task = load_task(task="translate")
+    base, task = load_base(BUNDLED_MODEL), load_task(task="translate")
     refiner = PPORefiner(
-        PopulationModel(subject.own(), subject.layout, dropout=0.05),
-        subject.tokenizer,
+        PopulationModel(base.model, subject.layout, dropout=0.05),
+        base.tokenizer,
         RewardScorer(load_reward(task.reward)),
         # No early stop: both sides make all their updates.
         PPOConfig(max_new_tokens=TRANSLATION, target_kl=None),

@@ -129,6 +129,12 @@ class DecodingBatch:
         return logits.float()
 
 
+def takes_drafts(model: PreTrainedModel) -> bool:
+    """Whether drafts can be checked on `model`: what is rejected stays in the cache, masked, so every layer must attend
+    to all positions."""
+    return keeps_all(make_cache(model, 1))
+
+
 def positions_of(mask: Tensor) -> Tensor:
     """The position of each token in its row, [rows, length], counting what is masked in."""
     return (mask.cumsum(1) - 1).clamp(min=0)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from evolora.decoding import takes_drafts
 from evolora.population_model import PopulationModel
 from evolora.rewards import RewardScorer
 from evolora.rollout import decode_text, encode, end_tokens, generate, pad_token
@@ -102,7 +103,7 @@ class LocalEvaluator(Evaluator):
         texts: list[list[str]] = [[] for _ in range(n)]
         token_ids: list[list[list[int]]] = [[] for _ in range(n)]
         tokens = 0
-        if drafts is not None and n * len(examples) > self.draft_rows:
+        if n * len(examples) > self.draft_rows or not takes_drafts(self.population_model.model):
             drafts = None
         for first in range(0, len(examples), self.rows_per_slice):
             part = examples[first : first + self.rows_per_slice]

@@ -247,3 +247,32 @@ def test_a_budget_of_tokens_stops_and_more_of_it_goes_on(
     assert facts(run).summary["generations"] == 2
     assert evolora("resume", run, "--budget-tokens", "none")[0] == 0
     equal(facts(run), facts(finished))
+
+
+def test_races_and_memories_resume_to_the_same(tmp_path: Path) -> None:
+    from evolora import evolve
+    from evolora.run import resume
+
+    words = {"chat": "cat", "chien": "dog", "pain": "bread", "eau": "water", "lait": "milk", "main": "hand"}
+    rows = [{"prompt": f"Translate '{word}' to English:", "target": target} for word, target in words.items()]
+    options: dict[str, Any] = {
+        "data": rows, "pop": 5, "racing": 0.3, "racing_block": 2, "rollout_prompts": 6, "rl_steps": 1,
+        "mutation_scale": 0.1, "save_every": 2, "lora_r": 2,
+    }  # fmt: skip
+    whole = evolve(out=tmp_path / "whole", gens=4, **options)
+    evolve(out=tmp_path / "parts", gens=2, **options)
+    parts = resume(tmp_path / "parts", options={"gens": 4})
+
+    def untimed(line: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in line.items() if not name.startswith("time.")}
+
+    assert [untimed(line) for line in parts.history] == [untimed(line) for line in whole.history]
+    assert parts.summary["winner"] == whole.summary["winner"]
+    assert parts.summary["tokens"] == whole.summary["tokens"]
+    assert sum(line["racing.dropped"] for line in whole.history) > 0
+    # All six prompts come up in each generation: elites that stay are not asked again.
+    forgetful = evolve(out=tmp_path / "forgetful", gens=4, remember=False, **options)
+    assert forgetful.history[-1]["tokens.evaluation"] > 1.2 * whole.history[-1]["tokens.evaluation"]
+    assert [line["fitness.best"] for line in forgetful.history] == pytest.approx(
+        [line["fitness.best"] for line in whole.history]
+    )

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache
 
+from evolora import Example, LocalEvaluator, RewardScorer
 from evolora.cache import RoomyLayer, keeps_all, make_cache
 from evolora.decoding import DecodingBatch
 from evolora.genome import GenomeLayout
@@ -219,3 +220,12 @@ def test_sliding_windows_keep_transformers_own_cache(model_folder: Folder) -> No
     base.model.config.sliding_window = 4
     cache = make_cache(base.model, 8)
     assert not keeps_all(cache) and isinstance(cache, DynamicCache)
+    # Such a model is neither packed nor given drafts, and its finished rows leave all the same.
+    layout, _ = lora_layout(base.model, lora_config(base.model), seed=0)
+    scorer = RewardScorer(lambda completions: [float(len(text)) for text in completions])
+    evaluator = LocalEvaluator(PopulationModel(base.model, layout), base.tokenizer, scorer, max_new_tokens=LENGTH)
+    examples, genomes = [Example(prompt, {}) for prompt in PROMPTS["mixed"][:3]], genomes_for(layout, 2)
+    together = evaluator.evaluate(genomes, examples, drafts=[[[1, 2]] * 3] * 2)
+    for index in range(2):
+        alone = evaluator.evaluate(genomes[index : index + 1], examples)
+        assert alone.completions[0] == together.completions[index]

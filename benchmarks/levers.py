@@ -1,0 +1,180 @@
+"""What each lever of speed is worth: the same work with all of them, and with one taken away.
+
+    python benchmarks/levers.py [--repeats 5] [--only tiny]
+
+Three kinds of work: GPT-2 124M (random weights), 8 individuals x 8 prompts x 20 tokens; the fitness of 8 individuals on
+32 prompts of the bundled translation task; one PPO refinement on 64 of its prompts. In one process, in turn, medians.
+Writes benchmarks/results/levers.json.
+"""
+
+import argparse
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from speed import machine
+from speed.subjects import PROMPTS, Subject, load_subject, subjects_folder
+from speed.timing import alternate, median
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.activations import NewGELUActivation
+
+from evolora import LocalEvaluator, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, load_task
+from evolora.kernels import fastest_products, use_kernels
+from evolora.model import BUNDLED_MODEL
+from evolora.rewards import load_reward
+from evolora.rollout import generate
+
+Off = Callable[[PreTrainedModel], Any]
+
+
+@contextmanager
+def products_off(model: PreTrainedModel) -> Iterator[None]:
+    use_kernels(model, "torch")
+    yield
+    use_kernels(model, fastest_products())
+
+
+@contextmanager
+def gelu_off(model: PreTrainedModel) -> Iterator[None]:
+    modules = [module for module in model.modules() if type(module) is NewGELUActivation]
+    kernels = [vars(module).pop("forward") for module in modules]
+    yield
+    for module, kernel in zip(modules, kernels, strict=True):
+        module.forward = kernel
+
+
+@contextmanager
+def attention_off(model: PreTrainedModel) -> Iterator[None]:
+    before = model.config._attn_implementation
+    model.config._attn_implementation = "sdpa"
+    yield
+    model.config._attn_implementation = before
+
+
+@contextmanager
+def packing_off(_: PreTrainedModel) -> Iterator[None]:
+    with patch("evolora.decoding.can_pack", lambda _: False), patch("evolora.rollout.can_pack", lambda _: False):
+        yield
+
+
+def leaving_off(_: PreTrainedModel) -> Any:
+    return patch("evolora.rollout._LEAST_FINISHED_SHARE", 2)
+
+
+def dropout_off(_: PreTrainedModel) -> Any:
+    return patch("evolora.population_model._dropped", lambda x, share: F.dropout(x, share))
+
+
+def layout_off(_: PreTrainedModel) -> Any:
+    """The transposed product, which is faster by itself, in training too."""
+
+    def transposed(x: Tensor, a: Tensor) -> Tensor:
+        return torch.bmm(a.transpose(1, 2), x.transpose(1, 2)).transpose(1, 2)
+
+    return patch("evolora.population_model._low_rank", transposed)
+
+
+GENERATION: dict[str, Off] = {
+    "products by the faster library": products_off,
+    "GELU in one pass": gelu_off,
+    "attention by plain products": attention_off,
+    "packed prompts": packing_off,
+    "finished rows leave": leaving_off,
+}
+REFINEMENT: dict[str, Off] = {
+    **GENERATION,
+    "dropout from 16 bits": dropout_off,
+    "gradients in memory order": layout_off,
+}
+
+
+def generation(subject: Subject) -> tuple[PreTrainedModel, Callable[[], object]]:
+    model, n = subject.own(), 8
+    population_model, genomes = PopulationModel(model, subject.layout), subject.genomes(n)
+    prompts = subject.prompts().repeat(n)
+
+    def run() -> None:
+        with torch.no_grad(), population_model.adapted(genomes):
+            generate(model, prompts, max_new_tokens=20, eos_token_ids=[subject.never], pad_token_id=0)
+
+    return model, run
+
+
+def evaluation(subject: Subject) -> tuple[PreTrainedModel, Callable[[], object]]:
+    base, task = load_base(BUNDLED_MODEL), load_task(task="translate")
+    model = base.model
+    scorer = RewardScorer(load_reward(task.reward))
+    evaluator = LocalEvaluator(PopulationModel(model, subject.layout), base.tokenizer, scorer, max_new_tokens=11)
+    genomes = subject.founder + 0.1 * subject.genomes(8)
+    return model, lambda: evaluator.evaluate(genomes, task.train[:32])
+
+
+def refinement(subject: Subject) -> tuple[PreTrainedModel, Callable[[], object]]:
+    base, task = load_base(BUNDLED_MODEL), load_task(task="translate")
+    model = base.model
+    scorer = RewardScorer(load_reward(task.reward))
+    config = PPOConfig(max_new_tokens=11, target_kl=None)
+    population_model = PopulationModel(model, subject.layout, dropout=0.05)
+    refiner = PPORefiner(population_model, base.tokenizer, scorer, config, seed=0)
+    return model, lambda: refiner.refine(subject.founder[None], task.train[:64], key=[(0, 0)])
+
+
+def measure(model: PreTrainedModel, run: Callable[[], object], levers: dict[str, Off], repeats: int) -> dict[str, Any]:
+    """Median seconds with everything, without each lever, and without any."""
+
+    def without(names: list[str]) -> Callable[[], None]:
+        def once() -> None:
+            if not names:
+                run()
+                return
+            with levers[names[0]](model):
+                without(names[1:])()
+
+        return once
+
+    # What is off in "none" is what an evolora without levers would do; the layout of gradients is a mistake, not that.
+    plain = [name for name in levers if name != "gradients in memory order"]
+    sides = {"all": without([]), **{name: without([name]) for name in levers}, "none": without(plain)}
+    for side in sides.values():
+        side()
+    return {name: median(times) for name, times in alternate(sides, repeats).items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--only", choices=["tiny", "124M"])
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "levers.json")
+    options = parser.parse_args()
+    results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
+    results["machine"] = machine.describe()
+    work: list[tuple[str, str, Callable[[Subject], Any], dict[str, Off]]] = [
+        (f"generation, 124M, 8 x {PROMPTS} x 20", "124M", generation, GENERATION),
+        ("fitness, tiny, 8 x 32 prompts of translate", "tiny", evaluation, GENERATION),
+        ("PPO, tiny, 64 prompts of translate", "tiny", refinement, REFINEMENT),
+    ]
+    for title, name, make, levers in work:
+        if options.only not in (None, name):
+            continue
+        with subjects_folder() as folder:
+            subject = load_subject(name, folder)
+            torch.set_num_threads(subject.threads)
+            results[title] = measure(*make(subject), levers, options.repeats)
+        options.out.write_text(json.dumps(results, indent=1) + "\n")
+    for title, seconds in results.items():
+        if title == "machine":
+            continue
+        print(f"\n{title}: {seconds['all']:.3f} s\n\n| without | seconds | times |\n|---|---|---|")
+        for lever, value in seconds.items():
+            if lever != "all":
+                print(f"| {'any of them' if lever == 'none' else lever} | {value:.3f} | {value / seconds['all']:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
