@@ -1,6 +1,6 @@
 """What each lever of speed is worth: the same work with all of them, and with one taken away.
 
-    python benchmarks/levers.py [--repeats 5] [--only tiny]
+    python benchmarks/levers.py [--repeats 5] [--only tiny] [--profile]
 
 Three kinds of work: GPT-2 124M (random weights), 8 individuals x 8 prompts x 20 tokens; the fitness of 8 individuals on
 32 prompts of the bundled translation task; one PPO refinement on 64 of its prompts. In one process, in turn, medians.
@@ -21,6 +21,7 @@ from speed import machine
 from speed.subjects import PROMPTS, Subject, load_subject, subjects_folder
 from speed.timing import alternate, median
 from torch import Tensor
+from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 
@@ -146,10 +147,22 @@ def measure(model: PreTrainedModel, run: Callable[[], object], levers: dict[str,
     return {name: median(times) for name, times in alternate(sides, repeats).items()}
 
 
+def profile_of(run: Callable[[], object], rows: int = 8) -> dict[str, float]:
+    """The share of the time that each of torch's operations takes by itself; the rest is Python and small ones."""
+    run()
+    with profile(activities=[ProfilerActivity.CPU]) as found:
+        run()
+    events = found.key_averages()
+    total = sum(event.self_cpu_time_total for event in events)
+    largest = sorted(events, key=lambda event: -event.self_cpu_time_total)[:rows]
+    return {event.key: round(event.self_cpu_time_total / total, 3) for event in largest}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", choices=["tiny", "124M"])
+    parser.add_argument("--profile", action="store_true", help="only show where the time goes, with all levers")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "levers.json")
     options = parser.parse_args()
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
@@ -165,10 +178,14 @@ def main() -> None:
         with subjects_folder() as folder:
             subject = load_subject(name, folder)
             torch.set_num_threads(subject.threads)
-            results[title] = measure(*make(subject), levers, options.repeats)
+            model, run = make(subject)
+            if options.profile:
+                print(title, json.dumps(profile_of(run), indent=1))
+                continue
+            results[title] = measure(model, run, levers, options.repeats)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
     for title, seconds in results.items():
-        if title == "machine":
+        if title == "machine" or options.profile:
             continue
         print(f"\n{title}: {seconds['all']:.3f} s\n\n| without | seconds | times |\n|---|---|---|")
         for lever, value in seconds.items():

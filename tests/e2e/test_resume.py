@@ -259,8 +259,8 @@ def test_races_and_memories_resume_to_the_same(tmp_path: Path) -> None:
         "data": rows, "pop": 5, "racing": 0.3, "racing_block": 2, "rollout_prompts": 6, "rl_steps": 1,
         "mutation_scale": 0.1, "save_every": 2, "lora_r": 2,
     }  # fmt: skip
-    whole = evolve(out=tmp_path / "whole", gens=4, **options)
-    evolve(out=tmp_path / "parts", gens=2, **options)
+    whole = evolve(out=str(tmp_path / "whole"), gens=4, **options)
+    evolve(out=str(tmp_path / "parts"), gens=2, **options)
     parts = resume(tmp_path / "parts", options={"gens": 4})
 
     def untimed(line: dict[str, Any]) -> dict[str, Any]:
@@ -271,7 +271,7 @@ def test_races_and_memories_resume_to_the_same(tmp_path: Path) -> None:
     assert parts.summary["tokens"] == whole.summary["tokens"]
     assert sum(line["racing.dropped"] for line in whole.history) > 0
     # All six prompts come up in each generation: elites that stay are not asked again.
-    forgetful = evolve(out=tmp_path / "forgetful", gens=4, remember=False, **options)
+    forgetful = evolve(out=str(tmp_path / "forgetful"), gens=4, remember=False, **options)
     assert forgetful.history[-1]["tokens.evaluation"] > 1.2 * whole.history[-1]["tokens.evaluation"]
     assert [line["fitness.best"] for line in forgetful.history] == pytest.approx(
         [line["fitness.best"] for line in whole.history]

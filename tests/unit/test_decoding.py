@@ -1,7 +1,9 @@
 """Every fast path of decoding gives the tokens of PEFT, one adapter at a time and without a cache: rows that leave the
 batch, prompts that are shared, drafts, and all at once."""
 
+import copy
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -216,8 +218,11 @@ def test_the_cache_holds_what_transformers_own_holds(lengths: list[int], picks: 
 def test_sliding_windows_keep_transformers_own_cache(model_folder: Folder) -> None:
     base = load_base(str(model_folder("qwen2")))
     assert keeps_all(make_cache(base.model, 8))
-    base.model.config.layer_types = ["sliding_attention"] * base.model.config.num_hidden_layers
-    base.model.config.sliding_window = 4
+    config = copy.deepcopy(base.model.config)
+    config.layer_types = ["sliding_attention"] * config.num_hidden_layers
+    config.use_sliding_window, config.sliding_window = True, 4
+    torch.manual_seed(0)
+    base = replace(base, model=type(base.model)(config).eval().requires_grad_(False))
     cache = make_cache(base.model, 8)
     assert not keeps_all(cache) and isinstance(cache, DynamicCache)
     # Such a model is neither packed nor given drafts, and its finished rows leave all the same.
