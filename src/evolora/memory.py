@@ -1,8 +1,9 @@
 """What individuals wrote and earned, remembered: an unchanged individual on an unchanged prompt is not asked again."""
 
+import hashlib
 import json
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,14 +20,14 @@ _Entry = tuple[list[int], str, float | None]
 class RememberingEvaluator(Evaluator):
     """An evaluator that asks another only for what it does not know.
 
-    Greedy decoding writes the same for the same genome and prompt, so a completion of one of the `recurring` examples
-    (those that can come up again) is remembered with its reward, by the genome's content and the example, until `keep`
-    forgets the genome. Rewards that failed are not remembered. A reward that varies is drawn once.
+    Greedy decoding writes the same for the same genome and prompt, so a completion is remembered with its reward, by
+    the genome's content and the example, until `keep` forgets the genome: what is kept is bounded by the genomes that
+    live and the examples that they have met. Rewards that failed are not remembered. A reward that varies is drawn
+    once.
     """
 
-    def __init__(self, evaluator: Evaluator, recurring: Collection[Example]) -> None:
+    def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-        self.recurring = {_key(example) for example in recurring}
         self.memory: dict[str, dict[str, _Entry]] = {}
 
     def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
@@ -51,7 +52,7 @@ class RememberingEvaluator(Evaluator):
                         None if math.isnan(reward) else reward,
                     )
                     found[names[row]][keys[column]] = entry
-                    if keys[column] in self.recurring and not part.failed:
+                    if not part.failed:
                         self.memory.setdefault(names[row], {})[keys[column]] = entry
         entries = [[found[name][key] for key in keys] for name in names]
         rewards = np.array([[math.nan if entry[2] is None else entry[2] for entry in row] for row in entries])
@@ -97,4 +98,7 @@ def _missing(
 
 
 def _key(example: Example) -> str:
-    return json.dumps([example.prompt, example.columns], sort_keys=True, default=str)
+    """The checksum that names an example: its text would be in every checkpoint once for each genome."""
+    return hashlib.sha256(
+        json.dumps([example.prompt, example.columns], sort_keys=True, default=str).encode()
+    ).hexdigest()

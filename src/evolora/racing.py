@@ -2,8 +2,9 @@
 
 After Hoeffding races (Maron and Moore, 1994, "Hoeffding races: accelerating model selection search") and F-Race
 (Birattari et al., 2002, "A racing algorithm for configuring metaheuristics"), which stop candidates that a statistical
-test tells from the best; here the test is Fisher's randomisation test on paired rewards: all individuals meet the same
-prompts, so what makes a prompt easy or hard cancels out.
+test tells from the best; Heidrich-Meisner and Igel (2009, "Hoeffding and Bernstein races for selecting policies in
+evolutionary direct policy search") race the individuals of an evolution. Here the test is Fisher's randomisation test
+on paired rewards: all individuals meet the same prompts, so what makes a prompt easy or hard cancels out.
 """
 
 from collections.abc import Sequence
@@ -100,7 +101,9 @@ def losers(rewards: Floats, *, keep: int, level: float, seed: int) -> set[int]:
         if gap <= 0:
             continue
         flipped = signs[:, paired] @ gaps[paired]
+        # A sum of the same numbers in another order is a tie, at any scale of the rewards.
+        rounding = 1e-12 * np.abs(gaps[paired]).sum()
         # The observed signs count as one of the flips (Phipson and Smyth, 2010): the level is never exceeded.
-        if (1 + (flipped >= gap - 1e-12).sum()) / (1 + _FLIPS) < level:
+        if (1 + (flipped >= gap - rounding).sum()) / (1 + _FLIPS) < level:
             found.add(row)
     return found

@@ -238,11 +238,7 @@ def _refiner(parts: Parts) -> Refiner | None:
 
 
 def _evaluator(parts: Parts) -> Evaluator:
-    """With a memory of the prompts that come up again: those of validation, and of training if there are so few."""
-    if not parts.config.remember:
-        return parts.evaluator
-    few = len(parts.task.train) <= parts.config.eval_prompts
-    return RememberingEvaluator(parts.evaluator, [*parts.task.validation, *(parts.task.train if few else [])])
+    return RememberingEvaluator(parts.evaluator) if parts.config.remember else parts.evaluator
 
 
 Part = TypeVar("Part", GAConfig, PPOConfig, GRPOConfig, RLOOConfig, LoopConfig)

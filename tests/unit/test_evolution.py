@@ -15,7 +15,9 @@ from evolora.evaluation import Drafts, Evaluation, Evaluator
 from evolora.evolution import Evolution, LoopConfig
 from evolora.genome import AdaptedModule, GenomeLayout
 from evolora.lineage import Lineage
-from evolora.population import Individual, Population
+from evolora.memory import RememberingEvaluator
+from evolora.population import Individual, Population, genome_sha256
+from evolora.racing import Race, race
 from evolora.refiners import Refinement
 from evolora.strategies import GAConfig, GeneticAlgorithm, RefinerAlone
 from evolora.task import Example, Task
@@ -212,3 +214,54 @@ def test_nobody_scored_is_an_error_not_a_population_of_nan() -> None:
     evolution.evaluator = Silent()
     with pytest.raises(RewardError, match="no individual has a fitness"):
         evolution.step()
+
+
+@pytest.mark.parametrize(("elites", "refine"), [(2, 1), (1, 3), (3, 3)])
+def test_a_race_keeps_as_many_as_are_needed_and_its_seed_is_the_generations(
+    elites: int, refine: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs: list[list[int]] = []
+    for _ in range(2):
+        seeds: list[int] = []
+
+        def spy(*args: Any, seen: list[int] = seeds, **options: Any) -> Race:
+            seen.append(options["seed"])
+            found = race(*args, **options)
+            stayed = ~np.isnan(found.evaluation.rewards).any(axis=1)
+            assert stayed.sum() == max(elites, refine), "all differ on every prompt: nobody stays who is not needed"
+            return found
+
+        monkeypatch.setattr("evolora.evolution.race", spy)
+        evolution = make_evolution(0.01, elites=elites, refine=refine, racing=0.4, racing_block=4)
+        dropped = [evolution.step()["racing.dropped"] for _ in range(3)]
+        assert dropped == [6 - max(elites, refine)] * 3
+        runs.append(seeds)
+    assert runs[0] == runs[1] and len(set(runs[0])) == 3
+
+
+class Ledger(Hill):
+    """A Hill that writes down each genome and prompt that it is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.asked: list[tuple[str, str]] = []
+
+    def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
+        self.asked += [(genome_sha256(genome), example.prompt) for genome in genomes for example in examples]
+        return super().evaluate(genomes, examples, drafts=drafts)
+
+
+# Steps of 0 leave the refined as their parents were; a few prompts of many come up again now and then.
+@pytest.mark.parametrize("racing", [None, 0.4])
+@pytest.mark.parametrize("step", [None, 0.0, 0.01])
+def test_nobody_is_asked_twice_and_only_the_living_are_remembered(step: float | None, racing: float | None) -> None:
+    evolution, ledger = make_evolution(step, racing=racing, racing_block=4), Ledger()
+    evolution.evaluator = memory = RememberingEvaluator(ledger)
+    for _ in range(8):
+        evolution.step()
+        assert evolution.hall_of_fame is not None
+        living = evolution.strategy.ask().join(evolution.hall_of_fame).genomes
+        assert set(memory.memory) <= {genome_sha256(genome) for genome in living}
+    evolution.choose_winner()
+    assert len(ledger.asked) == len(set(ledger.asked))
+    assert len(ledger.asked) > 8 * 4 * 4, "children are asked"
