@@ -26,7 +26,8 @@ from evolora.refiners import (
 )
 from evolora.rewards import Reward, RewardScorer, register_reward
 from evolora.run import Interrupted, Result, evolve, resume
-from evolora.strategies import GAConfig, GeneticAlgorithm, RefinerAlone, Strategy
+from evolora.sensitivity import OutputSensitivity
+from evolora.strategies import GAConfig, GeneticAlgorithm, Islands, RefinerAlone, Strategy
 from evolora.task import Example, Task, load_task
 
 __version__ = version("evolora")
@@ -46,9 +47,11 @@ __all__ = [
     "Individual",
     "InputError",
     "Interrupted",
+    "Islands",
     "Lineage",
     "LocalEvaluator",
     "LoopConfig",
+    "OutputSensitivity",
     "PPOConfig",
     "PPORefiner",
     "Population",

@@ -123,7 +123,7 @@ def _add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
         keywords: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(field)}
         if field.annotation is bool:
             group.add_argument(option_name(name), action=argparse.BooleanOptionalAction, **keywords)
-        elif list[str] in get_args(field.annotation):
+        elif any(get_origin(kind) is list for kind in get_args(field.annotation)):
             group.add_argument(option_name(name), nargs="+", metavar="NAME", **keywords)
         else:
             group.add_argument(option_name(name), metavar=_metavar(field), **keywords)

@@ -18,6 +18,11 @@ def _option(default: Any, help_text: str, group: str, **limits: Any) -> Any:
 # They credit a completion against the others of its prompt.
 GROUP_REFINERS = ("grpo", "rloo")
 
+MutationName = Literal["gaussian", "relative", "module", "masked", "svd", "safe"]
+CrossoverName = Literal["uniform", "module", "rank", "blend", "layer", "svd", "dare", "extrapolative"]
+# Whose scale is one of weights, such as a refinement's step can be compared with.
+ABSOLUTE_MUTATIONS = ("gaussian", "module", "masked")
+
 _MODEL, _TASK, _EVOLUTION, _REFINER, _RUN = "base model and LoRA", "task and reward", "evolution", "refiner", "run"
 
 
@@ -72,8 +77,21 @@ class RunConfig(BaseModel):
     strategy: Literal["ga", "none"] = _option(
         "ga", "how the next population is proposed; none is the refiner alone", _EVOLUTION
     )
-    mutation: Literal["gaussian", "relative"] = _option(
-        "gaussian", "mutation: absolute scale, or relative to each tensor's magnitude", _EVOLUTION
+    replacement: Literal["generational", "steady-state"] = _option(
+        "generational",
+        "who is replaced by children: all but the elites, or, steady-state, the worst --children",
+        _EVOLUTION,
+    )
+    children: int = _option(1, "children a generation (with --replacement steady-state)", _EVOLUTION, ge=1)
+    max_age: int | None = _option(
+        None, "generations after which nobody is carried over any more, however fit; none: never", _EVOLUTION, ge=1
+    )
+    mutation: MutationName = _option(
+        "gaussian",
+        "noise on the weights: of absolute scale, gaussian; relative to each tensor's magnitude; on a third of the "
+        "adapted layers, module; on a tenth of the weights, masked; on the singular values and directions of B A, svd; "
+        "scaled by how much the outputs depend on each weight, safe",
+        _EVOLUTION,
     )
     mutation_scale: float = _option(
         0.02, "standard deviation of the mutation (its start, when it adapts)", _EVOLUTION, gt=0
@@ -87,14 +105,43 @@ class RunConfig(BaseModel):
     refined_scale: Literal["step", "keep"] | None = _option(
         None,
         "mutation scale of the refined: step, at most the size of their refinement, or keep, their parent's; "
-        "default step, and keep with --mutation relative",
+        "default step, and keep with --mutation relative, svd or safe",
         _EVOLUTION,
     )
-    crossover: Literal["uniform", "module", "rank", "blend"] = _option(
-        "uniform", "how two parents are mixed", _EVOLUTION
+    safe_change: float = _option(
+        0.1,
+        "root mean square change of the next-token distributions by --mutation safe, the root of twice their KL in "
+        "nats (its start, when it adapts)",
+        _EVOLUTION,
+        gt=0,
     )
+    safe_prompts: int = _option(16, "training prompts that --mutation safe measures sensitivity on", _EVOLUTION, ge=1)
+    safe_projections: int = _option(
+        4, "random projections of the outputs that sensitivity is estimated by (--mutation safe)", _EVOLUTION, ge=1
+    )
+    crossover: CrossoverName = _option("uniform", "how two parents are mixed", _EVOLUTION)
     crossover_rate: float = _option(0.5, "share of the children that have two parents", _EVOLUTION, ge=0, le=1)
+    operator_choice: Literal["fixed", "adaptive"] = _option(
+        "fixed",
+        "which mutation and crossover make a child: --mutation and --crossover, or, adaptive, those of --mutations and "
+        "--crossovers whose children gained most",
+        _EVOLUTION,
+    )
+    mutations: list[MutationName] | None = _option(
+        None, "mutations to choose from (with --operator-choice adaptive); default all but safe", _EVOLUTION
+    )
+    crossovers: list[CrossoverName] | None = _option(
+        None, "crossovers to choose from (with --operator-choice adaptive); default all", _EVOLUTION
+    )
     selection: Literal["truncation", "tournament", "rank"] = _option("tournament", "how parents are chosen", _EVOLUTION)
+    diversity: Literal["none", "sharing"] = _option(
+        "none", "sharing: parents are chosen by fitness shared with those near them", _EVOLUTION
+    )
+    niche_radius: float = _option(
+        0.5, "how near, in units of the population's mean distance (with --diversity sharing)", _EVOLUTION, gt=0
+    )
+    islands: int = _option(1, "islands that the population is split into", _EVOLUTION, ge=1)
+    migrate_every: int = _option(5, "generations between two migrations from island to island", _EVOLUTION, ge=1)
     eval_prompts: int = _option(32, "training prompts that measure the fitness of a generation", _EVOLUTION, ge=1)
     racing: float | None = _option(
         None,
@@ -209,8 +256,12 @@ class RunConfig(BaseModel):
             raise ValueError(f"--elites {self.elites}: expected fewer than --pop {self.pop}")
         if self.strategy != "none" and self.refine > self.pop:
             raise ValueError(f"--refine {self.refine}: expected at most --pop {self.pop}")
-        if self.refined_scale == "step" and self.mutation == "relative":
-            raise ValueError("--refined-scale step with --mutation relative: expected --mutation gaussian")
+        if self.refined_scale == "step" and (other := self._scales_of_their_own):
+            raise ValueError(
+                f"--refined-scale step with --mutation {other[0]}: expected one of {', '.join(ABSOLUTE_MUTATIONS)}"
+            )
+        if self.strategy == "ga":
+            self._check_ga()
         if self.strategy == "none" and self.refiner == "none":
             raise ValueError("--strategy none with --refiner none: expected at least one of them to change something")
         if self.refiner in GROUP_REFINERS and self.rollout_samples == 1:
@@ -224,10 +275,40 @@ class RunConfig(BaseModel):
             raise ValueError(f"--{chosen[0]} with --{chosen[1]}: expected one of them")
         return self
 
+    def _check_ga(self) -> None:
+        if self.replacement == "steady-state" and self.children > self.pop - self.elites:
+            raise ValueError(
+                f"--children {self.children}: expected at most --pop {self.pop} less --elites {self.elites}"
+            )
+        if self.islands > 1:
+            smallest, kept = self.pop // self.islands, -(-self.elites // self.islands)
+            if kept >= smallest:
+                raise ValueError(
+                    f"--islands {self.islands}: found {smallest} individuals on the smallest, expected more than its "
+                    f"elites, {kept}"
+                )
+        for name in ("mutations", "crossovers"):
+            chosen = getattr(self, name)
+            if chosen is not None and self.operator_choice == "fixed":
+                raise ValueError(f"--{name} with --operator-choice fixed: expected --operator-choice adaptive")
+            if chosen is not None and (not chosen or len(set(chosen)) < len(chosen)):
+                raise ValueError(f"--{name} {' '.join(chosen)}: expected at least one name, each once")
+
+    @property
+    def used_mutations(self) -> list[str]:
+        """The mutations that a run may use."""
+        if self.operator_choice == "fixed":
+            return [self.mutation]
+        return list(self.mutations or (name for name in get_args(MutationName) if name != "safe"))
+
+    @property
+    def _scales_of_their_own(self) -> list[str]:
+        return [name for name in self.used_mutations if name not in ABSOLUTE_MUTATIONS]
+
     @property
     def refined_scale_rule(self) -> str:
-        """Which mutation scale the refined have: a step in weights says nothing about a relative scale."""
-        return self.refined_scale or ("step" if self.mutation == "gaussian" else "keep")
+        """Which mutation scale the refined have: a step in weights says nothing about a scale of another kind."""
+        return self.refined_scale or ("keep" if self._scales_of_their_own else "step")
 
     @property
     def samples_a_prompt(self) -> int:

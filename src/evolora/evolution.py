@@ -117,6 +117,7 @@ class Evolution:
         scales = [individual.mutation_scale for individual in proposed.individuals]
         return metrics | {
             **self._race_metrics(),
+            **{f"strategy.{name}": value for name, value in self.strategy.metrics().items()},
             "failed_completions": self.failed_completions,
             "fitness.best": float(fitness[best]),
             "fitness.mean": float(np.nanmean(fitness)),

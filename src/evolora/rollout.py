@@ -263,8 +263,8 @@ def completion_log_probs(
     Where the model allows it the texts are packed: nothing is computed for padding, and what an individual's texts
     begin with in common, such as the prompt of several completions, is computed once (dropout included).
     """
-    logits = (_packed_logits if can_pack(model) else _padded_logits)(model, prompts, completions)
-    log_probs = torch.log_softmax((logits if logits.dtype == torch.float64 else logits.float()) / temperature, -1)
+    logits = completion_logits(model, prompts, completions)
+    log_probs = torch.log_softmax(logits / temperature, -1)
     chosen = log_probs.gather(-1, completions.ids[completions.mask][:, None])[:, 0]
     with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
         entropy = -(log_probs.exp() * log_probs).sum(-1)
@@ -272,8 +272,14 @@ def completion_log_probs(
     return blank.masked_scatter(completions.mask, chosen), blank.masked_scatter(completions.mask, entropy)
 
 
+def completion_logits(model: PreTrainedModel, prompts: PromptBatch, completions: Completions) -> Tensor:
+    """The logits that each masked-in completion token was chosen from, [tokens, vocabulary], row by row, in float32 at
+    least; differentiable."""
+    logits = (_packed_logits if can_pack(model) else _padded_logits)(model, prompts, completions)
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def _padded_logits(model: PreTrainedModel, prompts: PromptBatch, completions: Completions) -> Tensor:
-    """The logits that each masked-in token was chosen from, [tokens, vocabulary]."""
     length = completions.ids.shape[1]
     ids = torch.cat([prompts.ids, completions.ids[:, :-1]], 1)
     mask = torch.cat([prompts.mask, completions.mask[:, :-1].to(prompts.mask.dtype)], 1)

@@ -39,8 +39,9 @@ from evolora.model import BUNDLED_MODEL
 from evolora.population import genome_sha256
 from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, Refiner, RLOOConfig, RLOORefiner
 from evolora.rewards import Reward, reward_name
-from evolora.rng import keyed_seed
-from evolora.strategies import GAConfig, GeneticAlgorithm, RefinerAlone, Strategy
+from evolora.rng import keyed_generator, keyed_seed
+from evolora.sensitivity import OutputSensitivity
+from evolora.strategies import GAConfig, GeneticAlgorithm, Islands, RefinerAlone, Strategy
 from evolora.task import Task
 from evolora.tracking import MetricsLog, Silence, View
 
@@ -215,7 +216,10 @@ def _evolution(parts: Parts, lineage: Lineage) -> Evolution:
     if config.strategy == "none":
         strategy = RefinerAlone(parts.founder)
     else:
-        strategy = GeneticAlgorithm(parts.founder, parts.layout, _part(GAConfig, config), seed=config.seed)
+        kind = Islands if config.islands > 1 else GeneticAlgorithm
+        strategy = kind(
+            parts.founder, parts.layout, _part(GAConfig, config), seed=config.seed, sensitivity=_sensitivity(parts)
+        )
     return Evolution(
         strategy=strategy,
         refiner=_refiner(parts),
@@ -223,6 +227,22 @@ def _evolution(parts: Parts, lineage: Lineage) -> Evolution:
         task=parts.task,
         lineage=lineage,
         config=_part(LoopConfig, config),
+    )
+
+
+def _sensitivity(parts: Parts) -> OutputSensitivity | None:
+    """What safe mutation measures on: the same training prompts throughout a run."""
+    config, train = parts.config, parts.task.train
+    if "safe" not in config.used_mutations:
+        return None
+    order = torch.randperm(len(train), generator=keyed_generator(config.seed, "sensitivity prompts"))
+    return OutputSensitivity(
+        parts.population_model,
+        parts.base.tokenizer,
+        [train[index] for index in order[: config.safe_prompts].tolist()],
+        max_new_tokens=parts.max_new_tokens,
+        seed=config.seed,
+        projections=config.safe_projections,
     )
 
 

@@ -1,5 +1,6 @@
 """The genetic operators: what each promises, on random layouts and random parents."""
 
+import dataclasses
 import inspect
 import math
 from collections.abc import Callable
@@ -11,9 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evolora.genome import AdaptedModule, GenomeLayout
-from evolora.operators import CROSSOVERS, MUTATIONS, SELECTIONS, elites, self_adapt
-from evolora.operators.crossover import blend, uniform
-from evolora.operators.mutation import gaussian, relative_gaussian
+from evolora.operators import CROSSOVERS, MUTATIONS, SELECTIONS, crossover, elites, mutation, self_adapt
+from evolora.operators.crossover import blend, dare, extrapolative, layer, uniform
+from evolora.operators.diversity import distances, mean_distance, shared_fitness
+from evolora.operators.low_rank import triplets
+from evolora.operators.mutation import gaussian, masked, relative_gaussian, safe
 from evolora.operators.selection import rank, tournament, truncation
 from evolora.rng import keyed_generator
 
@@ -116,6 +119,139 @@ def test_the_floor_is_what_peft_gives_a_fresh_a() -> None:
     assert fresh.square().mean().sqrt().item() == pytest.approx((3 * 300) ** -0.5, rel=0.02)
 
 
+def test_module_noise_falls_on_a_third_of_the_layers_and_on_all_of_each() -> None:
+    layout = make_layout(*[(40, 30, 2)] * 9)
+    parents = rows(20, layout, 0)
+    noise = MUTATIONS["module"](parents, layout, torch.full((20,), 0.5), generators(20)) - parents
+    moved = torch.stack([torch.cat((a.flatten(1), b.flatten(1)), 1).ne(0).all(1) for _, a, b in layout.factors(noise)])
+    still = torch.stack([torch.cat((a.flatten(1), b.flatten(1)), 1).eq(0).all(1) for _, a, b in layout.factors(noise)])
+    assert moved.sum(0).tolist() == [3] * 20 and still.sum(0).tolist() == [6] * 20
+    assert moved.any(1).all()  # no layer is out of reach
+    assert noise[noise != 0].std().item() == pytest.approx(0.5, rel=0.02)
+
+
+def test_masked_noise_falls_on_its_share_of_the_entries() -> None:
+    layout = make_layout((200, 100, 100))
+    parents = torch.zeros(1, layout.genome_length)
+    noise = masked(parents, layout, torch.tensor([0.5]), generators(1), share=0.2)
+    assert noise.ne(0).float().mean().item() == pytest.approx(0.2, abs=0.01)
+    assert noise.var().item() == pytest.approx(0.2 * 0.25, rel=0.05)
+
+
+def rebased(genome: Tensor, layout: GenomeLayout, seed: int) -> Tensor:
+    """The same products in another basis: A becomes M A, B becomes B M^-1."""
+    other = genome.clone()
+    for module, a, b in layout.factors(other[None]):
+        turn = torch.linalg.qr(torch.randn(module.rank, module.rank, generator=keyed_generator(seed)).double())[0]
+        turn = turn * torch.linspace(0.5, 2, module.rank).double()
+        a[0], b[0] = turn @ a[0], b[0] @ torch.linalg.inv(turn)
+    return other
+
+
+@always
+@given(seed=seeds)
+def test_svd_operators_see_the_products_and_not_their_basis(seed: int) -> None:
+    layout = make_layout((9, 7, 3), (6, 8, 2))
+    first, second = rows(2, layout, seed).double()
+    strange = rebased(first, layout, seed)
+    children = [
+        (
+            MUTATIONS["svd"](genome[None], layout, torch.tensor([0.3]), generators(1, seed))[0],
+            CROSSOVERS["svd"](genome, second, layout, keyed_generator(seed)),
+            CROSSOVERS["svd"](second, genome, layout, keyed_generator(seed)),
+        )
+        for genome in (first, strange)
+    ]
+    assert not torch.allclose(first, strange)
+    for mine, theirs in zip(*children, strict=True):
+        for product, other in zip(products(mine, layout), products(theirs, layout), strict=True):
+            torch.testing.assert_close(product, other, rtol=1e-6, atol=1e-6)
+
+
+@always
+@given(layout=layouts, seed=seeds)
+def test_triplets_are_the_singular_value_decomposition(layout: GenomeLayout, seed: int) -> None:
+    genome = rows(1, layout, seed).double()
+    for _, a, b in layout.factors(genome):
+        left, right, basis = triplets(a[0], b[0])
+        torch.testing.assert_close(left @ right, b[0] @ a[0])
+        torch.testing.assert_close(basis @ right, a[0])
+        torch.testing.assert_close(right @ right.T, torch.eye(len(right)).double())
+        values = torch.linalg.svdvals(b[0] @ a[0])
+        length = min(len(values), len(right))
+        torch.testing.assert_close(left.norm(dim=0)[:length], values[:length], rtol=1e-6, atol=1e-9)
+
+
+def test_svd_noise_has_the_stated_size() -> None:
+    layout = make_layout((60, 80, 3))
+    parent = torch.randn(1, layout.genome_length, generator=keyed_generator(7)).double()
+    ((_, a, b),) = layout.factors(parent)
+    left, right, _ = triplets(a[0], b[0])
+    sizes = left.norm(dim=0)
+    children = MUTATIONS["svd"](parent.repeat(400, 1), layout, torch.full((400,), 0.01), generators(400))
+    ((_, child_a, child_b),) = layout.factors(children)
+    change = child_b @ child_a - (b @ a)
+    # To first order, for each term: the singular value's share, and both directions' tilts.
+    expected = 0.01**2 * (sizes.square() + sizes.clamp(min=0.25 * math.sqrt(80 / 60) / 3).square() + sizes.square())
+    assert change.square().sum((1, 2)).mean().item() == pytest.approx(expected.sum().item(), rel=0.05)
+    along = (left / sizes).T @ change @ right.T
+    assert along.diagonal(dim1=1, dim2=2).std(0).div(sizes).tolist() == pytest.approx(
+        [0.01 * math.sqrt(1 + 1 / 80 + 1 / 60)] * 3, rel=0.15
+    )
+
+
+def test_svd_noise_moves_a_fresh_adapter() -> None:
+    layout = make_layout((64, 48, 4))
+    family = torch.zeros(1, layout.genome_length)
+    ((_, a, _),) = layout.factors(family)
+    a.uniform_(-(64**-0.5), 64**-0.5, generator=keyed_generator(0))
+    child = MUTATIONS["svd"](family, layout, torch.tensor([0.1]), generators(1))
+    ((_, child_a, child_b),) = layout.factors(child)
+    # B sets out at about the pace that `relative` gives it: a quarter of a fresh A's size.
+    assert _rms(child_b) == pytest.approx(0.1 * 0.25 / math.sqrt(3 * 64), rel=0.4)
+    assert _rms(child_a - a) < 0.3 * _rms(a)
+
+
+def _rms(values: Tensor) -> float:
+    return float(values.square().mean().sqrt())
+
+
+def test_safe_noise_makes_the_asked_change_of_a_linear_model() -> None:
+    layout = make_layout((30, 20, 3))
+    parents = rows(2, layout, 3)
+    jacobian = torch.randn(50, layout.genome_length, generator=keyed_generator(1)).double()
+    jacobian *= torch.logspace(-2, 1, layout.genome_length)
+    sensitivities = jacobian.square().sum(0).sqrt().repeat(2, 1)
+    draws = [
+        safe(parents, layout, torch.tensor([0.01, 0.04]), generators(2, draw), sensitivities=sensitivities) - parents
+        for draw in range(300)
+    ]
+    changes = (torch.stack(draws).double() @ jacobian.T).square().sum(-1).mean(0).sqrt()
+    assert changes.tolist() == pytest.approx([0.01, 0.04], rel=0.1)
+    spread = torch.stack(draws)[:, 0].std(0)
+    assert spread[:10].mean() > 3 * spread[-10:].mean()  # the sensitive move less
+
+
+def test_safe_noise_is_bounded_by_the_tensor_and_scale_zero_copies() -> None:
+    layout = make_layout((30, 20, 3))
+    parents = rows(2, layout, 3)
+    sensitivities = torch.ones_like(parents)
+    sensitivities[:, layout.modules[0].b_offset :] = 0
+    assert torch.equal(safe(parents, layout, torch.zeros(2), generators(2), sensitivities=sensitivities), parents)
+    noise = safe(parents, layout, torch.full((2,), 1e6), generators(2), sensitivities=sensitivities) - parents
+    for (_, *tensors), (_, *steps) in zip(layout.factors(parents), layout.factors(noise), strict=True):
+        for tensor, step in zip(tensors, steps, strict=True):
+            assert _rms(step) == pytest.approx(0.5 * _rms(tensor), rel=0.15)
+    alone = safe(parents[1:], layout, torch.ones(1), generators(2)[1:], sensitivities=sensitivities[1:])
+    assert torch.equal(safe(parents, layout, torch.ones(2), generators(2), sensitivities=sensitivities)[1], alone[0])
+
+
+@pytest.mark.parametrize("bad", [torch.zeros(1, 5), torch.full((1, 5), NAN), -torch.ones(1, 5), torch.ones(1, 4)])
+def test_safe_refuses_sensitivities_that_are_none(bad: Tensor) -> None:
+    with pytest.raises(ValueError, match="sensitivities must be"):
+        safe(torch.zeros(1, 5), make_layout((3, 2, 1)), torch.ones(1), generators(1), sensitivities=bad)
+
+
 def test_self_adaptation_is_log_normal_and_bounded() -> None:
     steps = torch.full((4000,), 0.01)
     adapted = self_adapt(steps, generators(4000), lower=1e-9, upper=1.0, learning_rate=0.3)
@@ -180,6 +316,134 @@ def test_rank_takes_whole_components(layout: GenomeLayout, seed: int) -> None:
     for (adapted, a, b), (_, pa, pb) in zip(layout.factors(child[None]), layout.factors(parents), strict=True):
         for i in range(adapted.rank):
             assert any(torch.equal(a[0, i], pa[p, i]) and torch.equal(b[0, :, i], pb[p, :, i]) for p in (0, 1))
+
+
+@pytest.mark.parametrize("name", [name for name in CROSSOVERS if name != "dare"])
+@always
+@given(layout=layouts, seed=seeds)
+def test_the_child_of_equal_parents_has_their_product(name: str, layout: GenomeLayout, seed: int) -> None:
+    genome = rows(1, layout, seed)[0]
+    child = CROSSOVERS[name](genome, genome, layout, keyed_generator(seed))
+    for mine, parents in zip(products(child, layout), products(genome, layout), strict=True):
+        torch.testing.assert_close(mine, parents, rtol=0, atol=1e-4)
+
+
+def test_layer_takes_whole_blocks() -> None:
+    names = [f"transformer.h.{block}.{part}" for block in range(30) for part in ("attn.c_attn", "mlp.c_proj")]
+    flat = make_layout(*[(3, 2, 1)] * 61)
+    layout = GenomeLayout(
+        tuple(
+            dataclasses.replace(module, name=name) for module, name in zip(flat.modules, [*names, "head"], strict=True)
+        )
+    )
+    first, second = torch.zeros(layout.genome_length), torch.ones(layout.genome_length)
+    child = layer(first, second, layout, keyed_generator(0))
+    of_module = [
+        float(torch.cat((a.flatten(), b.flatten())).unique().item()) for _, a, b in layout.factors(child[None])
+    ]
+    assert of_module[0:60:2] == of_module[1:60:2]
+    assert 5 < sum(of_module[0:60:2]) < 25
+
+
+def test_svd_crossover_takes_the_leading_directions_of_the_first() -> None:
+    layout = make_layout((12, 10, 4))
+    first, second = rows(2, layout, 1).double()
+    splits = set()
+    for seed in range(20):
+        child = CROSSOVERS["svd"](first, second, layout, keyed_generator(seed))
+        of_first, of_second = (
+            torch.linalg.svd(products(genome, layout)[0], full_matrices=False) for genome in (first, second)
+        )
+        errors = []
+        for n in range(1, 4):
+            u = torch.cat((of_first.U[:, :n], of_second.U[:, n:4]), 1)
+            s = torch.cat((of_first.S[:n], of_second.S[n:4]))
+            vh = torch.cat((of_first.Vh[:n], of_second.Vh[n:4]))
+            errors.append(((u * s) @ vh - products(child, layout)[0]).norm().item())
+        assert min(errors) < 1e-9
+        splits.add(errors.index(min(errors)))
+    assert splits == {0, 1, 2}
+
+
+def test_svd_crossover_of_fresh_parents_keeps_a_alive() -> None:
+    layout = make_layout((64, 48, 8), (6, 5, 4), (3, 5, 4))
+    family = torch.stack(relatives(layout))
+    for _, _, b in layout.factors(family):
+        b.zero_()
+    child = CROSSOVERS["svd"](family[0], family[1], layout, keyed_generator(0))
+    torch.testing.assert_close(child, family[0], rtol=0, atol=1e-6)
+
+
+@always
+@given(layout=layouts, seed=seeds, drop=st.sampled_from([0.0, 0.5, 0.9]))
+def test_dare_drops_and_rescales(layout: GenomeLayout, seed: int, drop: float) -> None:
+    first, second, ancestor = rows(3, layout, seed).double()
+    child = dare(first, second, layout, keyed_generator(seed), ancestor=ancestor, drop=drop)
+    steps = [torch.zeros_like(first), *(((p - ancestor) / (2 * (1 - drop))) for p in (first, second))]
+    possible = torch.stack([ancestor + steps[i] + steps[j] for i, j in ((0, 0), (1, 0), (0, 2), (1, 2))])
+    assert (possible - child).abs().min(0).values.max() < 1e-12
+    if drop == 0:
+        torch.testing.assert_close(child, (first + second) / 2)
+
+
+def test_dare_is_the_mean_in_expectation_and_has_the_stated_variance() -> None:
+    layout = make_layout((30, 20, 2))
+    first, second, ancestor = rows(3, layout, 0)
+    children = torch.stack(
+        [dare(first, second, layout, keyed_generator(draw), ancestor=ancestor, drop=0.7) for draw in range(2000)]
+    )
+    error = (children.mean(0) - (first + second) / 2) / (children.std(0) / math.sqrt(2000))
+    assert error.std().item() == pytest.approx(1, rel=0.2) and abs(error.mean().item()) < 0.4
+    variance = ((first - ancestor).square() + (second - ancestor).square()) / 4 * 0.7 / 0.3
+    assert (children.var(0) / variance).mean().item() == pytest.approx(1, rel=0.02)
+
+
+@always
+@given(layout=layouts, seed=seeds)
+def test_extrapolation_goes_beyond_the_first_parent(layout: GenomeLayout, seed: int) -> None:
+    first, second = rows(2, layout, seed).double()
+    child = extrapolative(first, second, layout, keyed_generator(seed), reach=0.5)
+    steps = (child - first) / (first - second)
+    assert steps.min() >= 0 and steps.max() < 0.5 and steps.max() - steps.min() < 1e-6
+
+
+def test_operators_refuse_bad_settings() -> None:
+    layout, genome, generator = make_layout((3, 2, 1)), torch.zeros(5), keyed_generator(0)
+    for bad in (
+        lambda: dare(genome, genome, layout, generator, drop=1.0),
+        lambda: dare(genome, genome, layout, generator, ancestor=torch.zeros(4)),
+        lambda: extrapolative(genome, genome, layout, generator, reach=0.0),
+        lambda: crossover.svd(genome, torch.zeros(4), layout, generator),
+        lambda: masked(genome[None], layout, torch.ones(1), generators(1), share=0.0),
+        lambda: mutation.module(genome[None], layout, torch.ones(1), generators(1), share=1.5),
+        lambda: shared_fitness(torch.ones(2), torch.zeros(2, 5), radius=0.0),
+    ):
+        with pytest.raises(ValueError, match="found"):
+            bad()
+
+
+@always
+@given(layout=layouts, seed=seeds)
+def test_distances_are_those_of_a_loop(layout: GenomeLayout, seed: int) -> None:
+    genomes = rows(4, layout, seed)
+    found = distances(genomes)
+    for i in range(4):
+        for j in range(4):
+            assert found[i, j].item() == pytest.approx(_rms((genomes[i] - genomes[j]).double()))
+    assert mean_distance(genomes) == pytest.approx(found.sum().item() / 12)
+    assert mean_distance(genomes[:1]) == 0
+
+
+def test_sharing_divides_among_neighbours_and_spares_the_failed() -> None:
+    genomes = torch.tensor([[0.0], [0.0], [0.0], [8.0], [8.0]])
+    fitness = torch.tensor([1.0, 1.0, 1.0, 0.9, NAN])
+    shared = shared_fitness(fitness - 5, genomes, radius=0.1)
+    assert shared.isnan().tolist() == [False, False, False, False, True]
+    assert shared[:3].tolist() == pytest.approx([0.1 / 3] * 3, rel=1e-5) and shared[3].item() == 0
+    alone = shared_fitness(torch.tensor([0.0, 1.0, 1.0, 0.9, NAN]), genomes, radius=0.1)
+    assert alone[3] > alone[1]  # the failed twin at 8 crowds nobody
+    assert shared_fitness(fitness, torch.zeros(5, 3), radius=0.5)[:4].tolist() == pytest.approx([0.025] * 3 + [0])
+    assert shared_fitness(torch.full((5,), NAN), genomes, radius=0.5).isnan().all()
 
 
 @pytest.mark.parametrize(("name", "draws"), [("uniform", 2400), ("module", 200), ("rank", 400)])
@@ -303,9 +567,9 @@ def test_blend_of_all_zeros_is_finite() -> None:
 
 def test_crossover_refuses_what_does_not_fit() -> None:
     layout = make_layout((3, 2, 1))
-    for crossover in CROSSOVERS.values():
+    for cross in CROSSOVERS.values():
         with pytest.raises(ValueError, match=r"a parent must be \[5\], found \[4\]"):
-            crossover(torch.zeros(5), torch.zeros(4), layout, keyed_generator(0))
+            cross(torch.zeros(5), torch.zeros(4), layout, keyed_generator(0))
     with pytest.raises(ValueError, match="weight"):
         blend(torch.zeros(5), torch.zeros(5), layout, keyed_generator(0), weight=1.5)
 

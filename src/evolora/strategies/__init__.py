@@ -2,6 +2,7 @@
 
 from evolora.strategies.base import State, Strategy
 from evolora.strategies.ga import GAConfig, GeneticAlgorithm
+from evolora.strategies.islands import Islands
 from evolora.strategies.none import RefinerAlone
 
-__all__ = ["GAConfig", "GeneticAlgorithm", "RefinerAlone", "State", "Strategy"]
+__all__ = ["GAConfig", "GeneticAlgorithm", "Islands", "RefinerAlone", "State", "Strategy"]

@@ -28,6 +28,10 @@ class Strategy(Protocol):
         """An id that no individual of the run has had, for one that was made outside the strategy."""
         ...
 
+    def metrics(self) -> dict[str, float]:
+        """What the strategy logs of itself, after `tell`; the log names it `strategy.<name>`."""
+        return {}
+
     def state_dict(self) -> State: ...
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None: ...

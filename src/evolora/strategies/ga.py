@@ -1,11 +1,12 @@
 """The genetic algorithm: elitism, selection, crossover and mutation of LoRA genomes.
 
 Generational, with elitism (De Jong, 1975) and self-adaptive mutation scales (Schwefel, 1981). Each operator names its
-own source in `evolora.operators`.
+own source in `evolora.operators`, the choice among them in `operator_choice`, fitness sharing in `operators.diversity`.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,9 +15,14 @@ import torch
 from torch import Tensor
 
 from evolora.genome import GenomeLayout
-from evolora.operators import CROSSOVERS, MUTATIONS, SELECTIONS, elites, self_adapt
+from evolora.operators import CROSSOVERS, FITTER_FIRST, MUTATIONS, SELECTIONS, Crossover, elites, safe, self_adapt
+from evolora.operators.crossover import dare
+from evolora.operators.diversity import mean_distance, shared_fitness
 from evolora.population import Individual, Population
 from evolora.rng import keyed_generator
+from evolora.sensitivity import Sensitivities
+from evolora.strategies.base import Strategy
+from evolora.strategies.operator_choice import OperatorChoice
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,25 +31,68 @@ class GAConfig:
 
     pop: int = 8
     elites: int = 2
+    replacement: str = "generational"
+    children: int = 1
+    max_age: int | None = None
     mutation: str = "gaussian"
     mutation_scale: float = 0.02
     mutation_adapt: float = 0.2
     mutation_rate: float = 1.0
+    safe_change: float = 0.1
     crossover: str = "uniform"
     crossover_rate: float = 0.5
+    operator_choice: str = "fixed"
+    mutations: Sequence[str] | None = None
+    crossovers: Sequence[str] | None = None
     selection: str = "tournament"
+    diversity: str = "none"
+    niche_radius: float = 0.5
+    islands: int = 1
+    migrate_every: int = 5
+
+    @property
+    def survivors(self) -> int:
+        """How many individuals are carried over unchanged."""
+        return self.pop - self.children if self.replacement == "steady-state" else self.elites
+
+    @property
+    def operators(self) -> dict[str, Sequence[str]]:
+        """The mutations and the crossovers to choose from: by default all that need nothing but the genomes."""
+        if self.operator_choice == "fixed":
+            return {"mutation": [self.mutation], "crossover": [self.crossover]}
+        return {"mutation": self.mutations or list(MUTATIONS), "crossover": self.crossovers or list(CROSSOVERS)}
 
 
 # How far self-adaptation may carry a mutation scale from its start: far enough to switch mutation off in practice or to
 # leave a plateau, not so far that a lucky drift of the scale alone destroys every child.
 _SCALE_RANGE = (1 / 50, 2.0)
 
+Sensitivity = Callable[[Tensor], Sensitivities]
+"""genomes [n, genome_length] -> how much the model's outputs depend on each weight, and what that cost."""
 
-class GeneticAlgorithm:
-    """Keeps `elites` individuals and replaces all others by children of selected parents.
+
+class Ids:
+    """The ids of a run: each once. 0 is the base's."""
+
+    def __init__(self) -> None:
+        self.next = 1
+
+    def new(self) -> int:
+        self.next += 1
+        return self.next - 1
+
+
+class GeneticAlgorithm(Strategy):
+    """Keeps some individuals and replaces all others by children of selected parents.
+
+    Generational, the `elites` are kept; steady-state (Syswerda, 1991), all but the worst `children`. With `max_age`
+    nobody is kept who was proposed first more than that many generations ago, however fit (aging evolution: Real et
+    al., 2019, arXiv 1802.01548).
 
     A child has two parents with probability `crossover_rate`; it is mutated with probability `mutation_rate`, and
     always when it has one parent. Individual 0 is the untouched base, the first generation its mutants.
+
+    The mutation `safe` needs `sensitivity`. Islands share `ids` and have but one base among them.
 
     >>> from evolora.genome import AdaptedModule
     >>> module = AdaptedModule("layer", "a", "b", 3, 4, 2, 2.0, 0, 6)
@@ -54,76 +103,156 @@ class GeneticAlgorithm:
     [1, 2, 4, 5]
     """
 
-    def __init__(self, founder: Tensor, layout: GenomeLayout, config: GAConfig, *, seed: int) -> None:
+    def __init__(
+        self,
+        founder: Tensor,
+        layout: GenomeLayout,
+        config: GAConfig,
+        *,
+        seed: int,
+        sensitivity: Sensitivity | None = None,
+        ids: Ids | None = None,
+        with_base: bool = True,
+    ) -> None:
+        self.founder = founder
         self.layout = layout
         self.config = config
         self.seed = seed
+        self.sensitivity = sensitivity
+        self.ids = ids or Ids()
+        self.choice = OperatorChoice(config.operators)
         self.generation = 1  # the one that is proposed, or next to be
-        self.next_id = 1
+        self.sensitivity_tokens = {"forward": 0, "backward": 0}
+        self._sensitivities: dict[bytes, Tensor] = {}  # of this generation's parents
         base = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=config.mutation_scale)
-        self.population = Population(founder[None].clone(), (base,))
-        children = [self._child(self.population, [0]) for _ in range(config.pop - 1)]
-        self.population = _join(self.population, children)
+        founding = Population(founder[None].clone(), (base,))
+        children = [self._child(founding, [0], None) for _ in range(config.pop - with_base)]
+        self.population = _join([founding, *children] if with_base else children)
 
     def ask(self) -> Population:
         return self.population
 
     def new_id(self) -> int:
-        self.next_id += 1
-        return self.next_id - 1
+        return self.ids.new()
 
     def tell(self, population: Population, fitness: npt.NDArray[np.float64]) -> None:
         """Propose the next population. Raises ValueError when every individual has failed."""
+        self.choice.learn(population, fitness, self.generation)
+        self.breed(population, fitness, keep=True)
+
+    def breed(self, population: Population, fitness: npt.NDArray[np.float64], *, keep: bool) -> None:
+        """Propose a population bred from this one, with its survivors if `keep`."""
         self.generation += 1
         scores = torch.from_numpy(fitness)
-        survivors = population.select(elites(scores, self.config.elites).tolist())
+        survivors = population.select(self._survivors(population, scores) if keep else [])
+        chances = scores
+        if self.config.diversity == "sharing":
+            chances = shared_fitness(scores, population.genomes, radius=self.config.niche_radius)
+        self._sensitivities = {}
         children = []
         for _ in range(self.config.pop - len(survivors)):
-            generator = keyed_generator(self.seed, "selection", self.generation, self.next_id)
+            generator = keyed_generator(self.seed, "selection", self.generation, self.ids.next)
             crossed = bool(torch.rand((), generator=generator) < self.config.crossover_rate)
-            parents = SELECTIONS[self.config.selection](scores, 2 if crossed else 1, generator).tolist()
-            children.append(self._child(population, sorted(set(parents), key=parents.index)))
-        self.population = _join(survivors, children)
+            parents = SELECTIONS[self.config.selection](chances, 2 if crossed else 1, generator).tolist()
+            children.append(self._child(population, sorted(set(parents), key=parents.index), scores))
+        self.population = _join([survivors, *children])
 
-    def _child(self, population: Population, parents: Sequence[int]) -> Population:
-        """A child of one or two rows of `population`, as a population of one."""
-        config, individuals = self.config, [population.individuals[row] for row in parents]
-        key = (self.generation, self.next_id)
-        genome, operators = population.genomes[parents[0]], []
+    def replace_last(self, genome: Tensor, individual: Individual) -> None:
+        """Let an individual from elsewhere take the place of the last child that is proposed."""
+        one = Population(genome[None], (individual,))
+        self.population = self.population.select(range(len(self.population) - 1)).join(one)
+
+    def _survivors(self, population: Population, scores: Tensor) -> list[int]:
+        rows: list[int] = elites(scores, len(scores)).tolist()
+        oldest = self.generation - (self.config.max_age or self.generation)
+        return [row for row in rows if population.individuals[row].born >= oldest][: self.config.survivors]
+
+    def _child(self, population: Population, parents: Sequence[int], scores: Tensor | None) -> Population:
+        """A child of one or two rows of `population`, whose fitness is `scores`, as a population of one."""
+        config, key = self.config, (self.generation, self.ids.next)
+        operators = keyed_generator(self.seed, "operators", *key)
+        used: dict[str, str] = {}
         if len(parents) == 2:
-            crossover = CROSSOVERS[config.crossover]
-            genome = crossover(
-                genome, population.genomes[parents[1]], self.layout, keyed_generator(self.seed, "crossover", *key)
-            )
-            operators.append(config.crossover)
+            used["crossover"] = self.choice.draw("crossover", operators)
+            if used["crossover"] in FITTER_FIRST and scores is not None:
+                parents = sorted(parents, key=lambda row: -float(scores[row]))
+        individuals = [population.individuals[row] for row in parents]
+        genome = population.genomes[parents[0]]
+        if len(parents) == 2:
+            generator = keyed_generator(self.seed, "crossover", *key)
+            other = population.genomes[parents[1]]
+            genome = self._crossover(used["crossover"])(genome, other, self.layout, generator)
         mutation = keyed_generator(self.seed, "mutation", *key)
         scale = float(np.exp(np.mean([np.log(individual.mutation_scale) for individual in individuals])))
         if len(parents) == 1 or bool(torch.rand((), generator=mutation) < config.mutation_rate):
+            used["mutation"] = self.choice.draw("mutation", operators)
             scales = torch.tensor([scale], dtype=torch.float64)
             if config.mutation_adapt:
                 lower, upper = (config.mutation_scale * factor for factor in _SCALE_RANGE)
                 scales = self_adapt(scales, [mutation], lower=lower, upper=upper, learning_rate=config.mutation_adapt)
-            genome = MUTATIONS[config.mutation](genome[None], self.layout, scales, [mutation])[0]
+            genome = self._mutated(used["mutation"], genome, scales, mutation)
             scale = float(scales[0])
-            operators.append(config.mutation)
         child = Individual(
             id=self.new_id(),
             parents=tuple(individual.id for individual in individuals),
-            operator="+".join(operators),
+            operator="+".join(used.values()),
             born=self.generation,
             mutation_scale=scale,
         )
+        if scores is not None:
+            self.choice.made(child.id, max(float(scores[row]) for row in parents), used)
         return Population(genome[None], (child,))
 
+    def _crossover(self, name: str) -> Crossover:
+        return partial(dare, ancestor=self.founder) if name == "dare" else CROSSOVERS[name]
+
+    def _mutated(self, name: str, genome: Tensor, scales: Tensor, generator: torch.Generator) -> Tensor:
+        if name != "safe":
+            return MUTATIONS[name](genome[None], self.layout, scales, [generator])[0]
+        # An individual's scale is one of weights; here it counts by how far it has come from its start.
+        changes = self.config.safe_change * scales / self.config.mutation_scale
+        sensitivities = self._sensitivity_of(genome)[None]
+        return safe(genome[None], self.layout, changes, [generator], sensitivities=sensitivities)[0]
+
+    def _sensitivity_of(self, genome: Tensor) -> Tensor:
+        """Measured once for all children of a generation that have it."""
+        if self.sensitivity is None:
+            raise ValueError("the mutation safe needs the model's sensitivity, found none")
+        name = genome.cpu().numpy().tobytes()
+        if name not in self._sensitivities:
+            found = self.sensitivity(genome[None])
+            self._sensitivities[name] = found.values[0]
+            self.sensitivity_tokens["forward"] += found.forward_tokens
+            self.sensitivity_tokens["backward"] += found.backward_tokens
+        return self._sensitivities[name]
+
+    def metrics(self) -> dict[str, float]:
+        """What is told of the population that is proposed next, and of the operators' choice."""
+        cost = {f"sensitivity_{way}_tokens": tokens for way, tokens in self.sensitivity_tokens.items()}
+        return {
+            "distance": mean_distance(self.population.genomes),
+            **self.choice.metrics(),
+            **(cost if "safe" in self.config.operators["mutation"] else {}),
+        }
+
     def state_dict(self) -> dict[str, Any]:
-        return {"generation": self.generation, "next_id": self.next_id, **self.population.state_dict()}
+        return {
+            "generation": self.generation,
+            "next_id": self.ids.next,
+            "choice": self.choice.state_dict(),
+            "sensitivity_tokens": dict(self.sensitivity_tokens),
+            **self.population.state_dict(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        self.generation, self.next_id = state["generation"], state["next_id"]
+        self.generation, self.ids.next = state["generation"], state["next_id"]
+        self.choice.load_state_dict(state["choice"])
+        self.sensitivity_tokens = dict(state["sensitivity_tokens"])
         self.population = Population.from_state_dict(state)
 
 
-def _join(first: Population, others: Sequence[Population]) -> Population:
-    for other in others:
-        first = first.join(other)
-    return first
+def _join(parts: Sequence[Population]) -> Population:
+    joined = parts[0]
+    for part in parts[1:]:
+        joined = joined.join(part)
+    return joined

@@ -8,9 +8,10 @@ import numpy.typing as npt
 from torch import Tensor
 
 from evolora.population import Individual, Population
+from evolora.strategies.base import Strategy
 
 
-class RefinerAlone:
+class RefinerAlone(Strategy):
     """Keeps the newest individual: the untouched base, then what the refiner made of it.
 
     >>> import torch

@@ -1,0 +1,359 @@
+"""The genetic algorithm's options: replacement, age, operators by their gain, sharing, islands, safe mutation."""
+
+import dataclasses
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from evolora import Example, OutputSensitivity, PopulationModel, load_base, lora_config, lora_layout
+from evolora.genome import AdaptedModule, GenomeLayout
+from evolora.operators import CROSSOVERS, MUTATIONS, safe
+from evolora.population import Individual, Population
+from evolora.rng import keyed_generator
+from evolora.rollout import completion_logits
+from evolora.sensitivity import Sensitivities
+from evolora.strategies import GAConfig, GeneticAlgorithm, Islands, Strategy
+from evolora.strategies.operator_choice import AdaptivePursuit, OperatorChoice
+
+torch.set_num_threads(1)
+NAN = math.nan
+
+
+def small_layout() -> GenomeLayout:
+    modules, offset = [], 0
+    for index in range(3):
+        modules.append(AdaptedModule(f"h.{index}", f"a{index}", f"b{index}", 5, 4, 2, 2.0, offset, offset + 10))
+        offset += 18
+    return GenomeLayout(tuple(modules))
+
+
+LAYOUT = small_layout()
+
+
+def sensitivity(genomes: Tensor) -> Sensitivities:
+    return Sensitivities(genomes.abs() + 0.1, 10 * len(genomes), 40 * len(genomes))
+
+
+def make(seed: int = 0, kind: type[GeneticAlgorithm | Islands] = GeneticAlgorithm, **options: object) -> Strategy:
+    founder = torch.randn(LAYOUT.genome_length, generator=torch.Generator().manual_seed(1))
+    config = GAConfig(**options)  # type: ignore[arg-type]
+    return kind(founder, LAYOUT, config, seed=seed, sensitivity=sensitivity)
+
+
+def ids(strategy: Strategy) -> list[int]:
+    return [individual.id for individual in strategy.ask().individuals]
+
+
+def measured(population: Population, fitness: np.ndarray, generation: int) -> Population:
+    """As the loop hands a population back: with its history."""
+    return Population(
+        population.genomes,
+        tuple(
+            dataclasses.replace(individual, history=(*individual.history, (generation, float(value))))
+            for individual, value in zip(population.individuals, fitness, strict=True)
+        ),
+    )
+
+
+TOP = torch.randn(LAYOUT.genome_length, generator=torch.Generator().manual_seed(5))
+
+
+def climb(strategy: Strategy, generations: int) -> float:
+    """Best height on a smooth hill after some generations."""
+    for generation in range(1, generations + 1):
+        population = strategy.ask()
+        fitness = -(population.genomes - TOP).norm(dim=1).double().numpy()
+        strategy.tell(measured(population, fitness, generation), fitness)
+    return float((-(strategy.ask().genomes - TOP).norm(dim=1)).max())
+
+
+VARIANTS: list[dict[str, object]] = [
+    {"replacement": "steady-state", "children": 3},
+    {"max_age": 3},
+    {"operator_choice": "adaptive"},
+    {"operator_choice": "adaptive", "mutations": ["gaussian", "safe"], "crossovers": ["dare", "extrapolative"]},
+    {"diversity": "sharing"},
+    {"mutation": "safe", "safe_change": 0.5},
+    {"islands": 3, "migrate_every": 2, "kind": Islands},
+    {"islands": 2, "migrate_every": 1, "kind": Islands, "operator_choice": "adaptive", "max_age": 2},
+]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_every_variant_climbs(options: dict[str, object]) -> None:
+    # At a fixed scale: what is tested is that the variant selects, not how fast a scale adapts.
+    start = climb(make(pop=12, mutation_scale=0.1, **options), 1)  # type: ignore[arg-type]
+    assert climb(make(pop=12, mutation_scale=0.1, **options), 60) > 0.8 * start  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("options", VARIANTS, ids=str)
+def test_every_variant_taken_up_again_goes_on_as_if_it_had_never_stopped(options: dict[str, object]) -> None:
+    whole, resumed = (make(pop=9, **options) for _ in range(2))  # type: ignore[arg-type]
+    climb(whole, 5)
+    state = whole.state_dict()
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    rest = json.loads(json.dumps({name: value for name, value in state.items() if name not in tensors}, sort_keys=True))
+    resumed.load_state_dict({**tensors, **rest})
+    for strategy in (whole, resumed):
+        for generation in (6, 7):
+            strategy.new_id()
+            values = np.random.default_rng(generation).random(9)
+            strategy.tell(measured(strategy.ask(), values, generation), values)
+    assert torch.equal(whole.ask().genomes, resumed.ask().genomes)
+    assert whole.ask().individuals == resumed.ask().individuals
+    assert whole.metrics() == resumed.metrics()
+
+
+@pytest.mark.parametrize("name", [*MUTATIONS, "safe"])
+def test_every_mutation_is_at_the_algorithms_command(name: str) -> None:
+    ga = make(pop=5, mutation=name, crossover_rate=0.0)
+    assert {individual.operator for individual in ga.ask().individuals[1:]} == {name}
+    assert len(ga.ask().genomes.unique(dim=0)) == 5
+
+
+@pytest.mark.parametrize("name", CROSSOVERS)
+def test_every_crossover_is_at_the_algorithms_command(name: str) -> None:
+    ga = make(pop=8, crossover=name, crossover_rate=1.0, mutation_rate=0.0)
+    ga.tell(ga.ask(), np.arange(8.0))
+    assert name in {individual.operator for individual in ga.ask().individuals}
+    assert climb(make(pop=16, crossover=name, mutation_scale=0.1), 60) > 0.8 * climb(make(pop=16), 1)
+
+
+def test_dare_drops_differences_from_the_base_and_not_from_zero() -> None:
+    ga = make(pop=12, crossover="dare", crossover_rate=1.0, mutation="masked", mutation_rate=0.0)
+    base = ga.ask().genomes[0].clone()
+    ga.tell(ga.ask(), np.arange(12.0))
+    children = [row for row, each in enumerate(ga.ask().individuals) if each.operator == "dare"]
+    assert children
+    for row in children:
+        assert (ga.ask().genomes[row] == base).float().mean() > 0.6  # where neither parent differs, nor does the child
+
+
+def test_extrapolation_sets_out_from_the_fitter_parent() -> None:
+    ga = make(pop=12, crossover="extrapolative", crossover_rate=1.0, mutation_rate=0.0)
+    before, fitness = ga.ask(), np.random.default_rng(0).random(12)
+    ga.tell(before, fitness)
+    row_of = {individual.id: row for row, individual in enumerate(before.individuals)}
+    crossed = [
+        (individual, genome)
+        for individual, genome in zip(ga.ask().individuals, ga.ask().genomes, strict=True)
+        if individual.operator == "extrapolative"
+    ]
+    assert len(crossed) > 3
+    for individual, genome in crossed:
+        better, worse = (row_of[parent] for parent in individual.parents)
+        assert fitness[better] > fitness[worse]
+        nearer, farther = ((genome - before.genomes[row]).norm() for row in (better, worse))
+        assert nearer < farther and farther > (before.genomes[better] - before.genomes[worse]).norm()
+
+
+def test_steady_state_replaces_the_worst() -> None:
+    ga = make(pop=8, replacement="steady-state", children=3)
+    ga.tell(ga.ask(), np.array([0.1, 0.9, 0.2, 0.8, 0.3, 0.7, 0.4, 0.5]))
+    assert ids(ga)[:5] == [1, 3, 5, 7, 6]
+    assert all(individual.born == 2 for individual in ga.ask().individuals[5:])
+    # The failed go too, and are replaced by further children.
+    values = np.full(8, NAN)
+    values[:2] = 0.5, 0.6
+    ga.tell(ga.ask(), values)
+    assert ids(ga)[:2] == [3, 1] and len(ids(ga)) == 8
+
+
+def test_nobody_is_carried_over_beyond_the_greatest_age() -> None:
+    ga = make(pop=6, elites=2, max_age=2)
+    champion = 3
+    for generation in range(1, 4):
+        population = ga.ask()
+        assert champion in ids(ga)
+        fitness = np.array([float(individual.id == champion) for individual in population.individuals])
+        ga.tell(population, fitness)
+        assert generation + 1 == ga.generation  # type: ignore[attr-defined]
+    assert champion not in ids(ga)
+    assert len(ids(ga)) == 6
+    # Its children live on.
+    assert any(champion in individual.parents for individual in ga.ask().individuals)
+
+
+def test_sharing_lets_a_niche_of_one_breed() -> None:
+    """Five twins a little fitter than one stranger: shared, the stranger is the likeliest parent."""
+    genomes = torch.zeros(7, LAYOUT.genome_length)
+    genomes[5] = 1.0
+    individuals = tuple(Individual(id=i, parents=(), operator="base", born=1, mutation_scale=0.1) for i in range(7))
+    fitness = np.array([1.0, 1.0, 1.0, 1.0, 1.0, 0.9, 0.0])
+    chosen = {}
+    for diversity in ("none", "sharing"):
+        ga = make(pop=200, elites=1, crossover_rate=0.0, diversity=diversity)
+        ga.tell(Population(genomes, individuals), fitness)
+        assert ids(ga)[0] == 0  # elites are by fitness itself
+        chosen[diversity] = np.mean([each.parents == (5,) for each in ga.ask().individuals[1:]])
+    assert chosen["sharing"] > 1.5 * chosen["none"]
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    arms=st.integers(2, 6),
+    uses=st.lists(st.tuples(st.integers(0, 5), st.floats(0, 2)), max_size=30),
+)
+def test_pursuit_keeps_probabilities_and_gives_nobody_up(arms: int, uses: list[tuple[int, float]]) -> None:
+    pursuit = AdaptivePursuit([str(arm) for arm in range(arms)])
+    for arm, reward in uses:
+        pursuit.learn(str(arm % arms), reward)
+    values = list(pursuit.probabilities.values())
+    assert sum(values) == pytest.approx(1) and min(values) >= pursuit.least - 1e-12
+
+
+def test_pursuit_finds_the_arm_that_gains() -> None:
+    pursuit = AdaptivePursuit(["a", "b", "c"])
+    for _ in range(20):
+        pursuit.learn("a", 0.0)
+    assert set(pursuit.probabilities.values()) == pytest.approx({1 / 3})  # nothing gained, nothing pursued
+    for draw in range(60):
+        arm = pursuit.draw(keyed_generator(0, draw))
+        pursuit.learn(arm, {"a": 0.0, "b": 0.1, "c": 0.3}[arm])
+    assert pursuit.probabilities["c"] == pytest.approx(1 - 2 / 6, abs=0.02)
+    drawn = [pursuit.draw(keyed_generator(1, draw)) for draw in range(2000)]
+    assert drawn.count("c") / 2000 == pytest.approx(pursuit.probabilities["c"], abs=0.04)
+
+
+def test_a_gain_is_over_the_parent_and_corrected_for_the_prompts() -> None:
+    choice = OperatorChoice({"mutation": ["good", "bad"], "crossover": ["only"]})
+    choice.made(7, 0.5, {"mutation": "good", "crossover": "only"})
+    choice.made(8, 0.5, {"mutation": "bad"})
+
+    def individual(id: int, *history: tuple[int, float], parents: tuple[int, ...] = ()) -> Individual:
+        return Individual(id, parents, "x", 2, 0.1, history)
+
+    population = Population(
+        torch.zeros(3, 4),
+        (
+            individual(1, (1, 0.5), (2, 0.7)),  # carried over: the new prompts are 0.2 easier
+            individual(9, (2, 0.8), (2, 1.0), parents=(7,)),  # child 7, refined: its own fitness was 0.8
+            individual(8, (2, 0.6)),
+        ),
+    )
+    choice.learn(population, np.array([0.7, 1.0, 0.6]), 2)
+    assert choice.pursuits["mutation"].qualities == pytest.approx({"good": 0.3 * 0.1, "bad": 0.0})
+    assert choice.children == {}
+    assert set(choice.metrics()) == {"mutation.good", "mutation.bad"}
+
+
+def test_the_better_operator_is_chosen_more_often() -> None:
+    """Noise on few weights finds gains where noise on all of them finds none."""
+    wild = make(pop=12, operator_choice="adaptive", mutations=["svd", "gaussian"], mutation_scale=1.5,
+                mutation_adapt=0.0, crossover_rate=0.0)  # fmt: skip
+
+    def fitness(genomes: Tensor) -> np.ndarray:
+        # Only the smallest of steps away from the founder are any good, and only B's count.
+        return -(genomes - wild.ask().genomes[0]).norm(dim=1).double().numpy()
+
+    climb(wild, 25)
+    metrics = wild.metrics()
+    total = metrics["mutation.svd"] + metrics["mutation.gaussian"]
+    assert total == pytest.approx(1) and metrics["mutation.svd"] > 0.6
+    del fitness
+
+
+def islands(**options: object) -> Islands:
+    made = make(kind=Islands, **options)
+    assert isinstance(made, Islands)
+    return made
+
+
+def test_islands_breed_apart_and_their_best_migrate_along_the_ring() -> None:
+    strategy = islands(pop=10, elites=3, islands=3, migrate_every=2)
+    assert [len(island.ask()) for island in strategy.islands] == [4, 3, 3]
+    assert ids(strategy) == list(range(10))
+    assert torch.equal(strategy.ask().genomes[4:7], strategy.islands[1].ask().genomes)
+    home = {each.id: place for place, island in enumerate(strategy.islands) for each in island.ask().individuals}
+    for generation in range(1, 5):
+        before = strategy.ask()
+        values = np.random.default_rng(generation).random(10)
+        strategy.tell(before, values)
+        bests = [int(values[rows].argmax()) + rows.start for rows in (slice(0, 4), slice(4, 7), slice(7, 10))]
+        for place, island in enumerate(strategy.islands):
+            for row, each in enumerate(island.ask().individuals):
+                if each.operator == "migration" and each.born == generation + 1:
+                    source = bests[place - 1]
+                    assert generation % 2 == 0 and row == len(island.ask()) - 1
+                    assert each.parents == (before.individuals[source].id,)
+                    assert torch.equal(island.ask().genomes[row], before.genomes[source])
+                elif each.id not in home:
+                    assert {home[parent] for parent in each.parents} == {place}
+                home.setdefault(each.id, place)
+        migrants = [each for each in strategy.ask().individuals if each.operator == "migration"]
+        assert len([each for each in migrants if each.born == generation + 1]) == (3 if generation % 2 == 0 else 0)
+        assert len(set(ids(strategy))) == 10
+
+
+def test_an_island_where_all_have_failed_is_settled_anew() -> None:
+    strategy = islands(pop=6, elites=2, islands=2, migrate_every=9)
+    strategy.tell(strategy.ask(), np.array([0.1, 0.2, 0.9, NAN, NAN, NAN]))
+    later = strategy.islands[1].ask().individuals
+    assert len(later) == 3 and all(set(each.parents) <= {0, 1, 2} and each.born == 2 for each in later)
+    with pytest.raises(ValueError, match="NaN"):
+        strategy.tell(strategy.ask(), np.full(6, NAN))
+
+
+def test_sensitivity_is_measured_once_for_a_genome_and_its_cost_is_told() -> None:
+    ga = make(pop=8, mutation="safe", crossover_rate=0.0)
+    assert ga.metrics()["sensitivity_forward_tokens"] == 10  # all are mutants of one base
+    ga.tell(ga.ask(), np.array([1.0, *[NAN] * 7]))
+    assert ga.metrics()["sensitivity_forward_tokens"] == 20
+    assert ga.metrics()["sensitivity_backward_tokens"] == 80
+    with pytest.raises(ValueError, match="sensitivity"):
+        GeneticAlgorithm(torch.zeros(LAYOUT.genome_length), LAYOUT, GAConfig(mutation="safe"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def tiny() -> tuple[PopulationModel, OutputSensitivity, Tensor]:
+    base = load_base("tiny-gpt2")
+    layout, founder = lora_layout(base.model, lora_config(base.model, r=2), seed=0)
+    examples = [Example("The English word for 'chat' is '", {}), Example("The sum of 4 and 3 is", {})]
+    model = PopulationModel(base.model, layout)
+    trained = founder + 0.05 * torch.randn(founder.shape, generator=keyed_generator(3))
+    sensitivity = OutputSensitivity(model, base.tokenizer, examples, max_new_tokens=4, seed=0, projections=64)
+    return model, sensitivity, trained
+
+
+def outputs(model: PopulationModel, sensitivity: OutputSensitivity, genome: Tensor) -> Tensor:
+    with torch.no_grad(), model.adapted(genome[None]):
+        logits = completion_logits(model.model, sensitivity.prompts, sensitivity.completions)
+    return torch.log_softmax(logits, -1)
+
+
+def test_sensitivity_agrees_with_finite_differences(tiny: tuple[PopulationModel, OutputSensitivity, Tensor]) -> None:
+    model, sensitivity, genome = tiny
+    found = sensitivity(genome[None]).values[0]
+    weights = found.argsort(descending=True)[[0, 5, 50, 500]]
+    for weight in weights.tolist():
+        ends = []
+        for step in (-0.01, 0.01):
+            moved = genome.clone()
+            moved[weight] += step
+            ends.append(2 * (outputs(model, sensitivity, moved) / 2).exp())
+        slope = ((ends[1] - ends[0]) / 0.02).square().sum(-1).mean().sqrt().item()
+        assert found[weight].item() == pytest.approx(slope, rel=0.3)  # 64 projections: 9% of standard error
+    assert torch.equal(sensitivity(torch.stack((genome, genome * 2))).values[0], found)
+
+
+def test_safe_mutation_changes_the_distributions_by_what_was_asked(
+    tiny: tuple[PopulationModel, OutputSensitivity, Tensor],
+) -> None:
+    model, sensitivity, genome = tiny
+    found = sensitivity(genome[None]).values
+    before = outputs(model, sensitivity, genome)
+    for change in (0.03, 0.1):
+        divergences = []
+        for draw in range(12):
+            generators = [keyed_generator(draw)]
+            child = safe(
+                genome[None], model.layout, torch.tensor([change]), generators, sensitivities=found, limit=10.0
+            )[0]
+            divergences.append((before.exp() * (before - outputs(model, sensitivity, child))).sum(-1).mean().item())
+        assert np.mean(divergences) == pytest.approx(change**2 / 2, rel=0.4)
