@@ -2,14 +2,15 @@
 
 import tomllib
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolora.config import RunConfig, config_toml, make_config, option_name, read_config
+from evolora.config import CrossoverName, MutationName, RunConfig, config_toml, make_config, option_name, read_config
 from evolora.errors import InputError
+from evolora.operators import CROSSOVERS, MUTATIONS
 
 
 @pytest.mark.parametrize(
@@ -25,6 +26,19 @@ from evolora.errors import InputError
         ({"strategy": "none", "refiner": "none"}, ["--strategy none", "--refiner none"]),
         ({"refiner": "grpo", "rollout_samples": 1}, ["--rollout-samples 1", "--refiner grpo", "at least 2"]),
         ({"refiner": "rloo", "rollout_samples": 0}, ["--rollout-samples 0"]),
+        ({"mutation": "other"}, ["--mutation", "other", "'svd'"]),
+        ({"replacement": "steady-state", "children": 7}, ["--children 7", "--pop 8", "--elites 2"]),
+        ({"islands": 5}, ["--islands 5", "found 1", "elites, 1"]),
+        ({"max_age": 0}, ["--max-age", "0"]),
+        ({"mutations": ["svd"]}, ["--mutations", "--operator-choice fixed", "adaptive"]),
+        ({"operator_choice": "adaptive", "crossovers": []}, ["--crossovers", "at least one"]),
+        ({"operator_choice": "adaptive", "mutations": ["svd", "svd"]}, ["--mutations svd svd", "each once"]),
+        ({"operator_choice": "adaptive", "mutations": ["sdv"]}, ["--mutations", "sdv", "'svd'"]),
+        ({"refined_scale": "step", "mutation": "svd"}, ["--refined-scale step", "--mutation svd", "gaussian"]),
+        (
+            {"refined_scale": "step", "operator_choice": "adaptive", "mutations": ["masked", "safe"]},
+            ["--refined-scale step", "--mutation safe"],
+        ),
         ({"target": "x"}, ["--target", "--prompt"]),
         ({"task": "translate", "data": "x.jsonl"}, ["--task", "--data"]),
         ({"population": 8}, ["--population", "unknown"]),
@@ -45,6 +59,8 @@ def test_bad_options_are_refused_by_name_in_one_sentence(options: dict[str, Any]
             "gens": st.integers(1, 99),
             "lr": st.floats(1e-6, 1, exclude_min=True),
             "target_kl": st.none() | st.floats(1e-6, 1),
+            "niche_radius": st.floats(0.01, 2),
+            "max_age": st.none() | st.integers(1, 9),
             "target_modules": st.none() | st.lists(st.sampled_from(["c_attn", "c_proj"]), min_size=1),
             "refine": st.integers(1, 8),
             "prompt": st.none() | st.text(st.characters(exclude_categories=["Cs", "Cc"]), min_size=5),
@@ -102,3 +118,16 @@ def test_every_option_has_a_help_text_and_a_group() -> None:
         assert isinstance(field.json_schema_extra, dict)
         assert field.json_schema_extra["group"], name
         assert option_name(name).startswith("--")
+
+
+def test_the_refined_keep_their_scale_where_a_step_in_weights_says_nothing_about_it() -> None:
+    assert [RunConfig(mutation=name).refined_scale_rule for name in ("gaussian", "module", "masked")] == ["step"] * 3
+    assert [RunConfig(mutation=name).refined_scale_rule for name in ("relative", "svd", "safe")] == ["keep"] * 3
+    mixed = RunConfig(operator_choice="adaptive")
+    assert mixed.refined_scale_rule == "keep" and "safe" not in mixed.used_mutations
+    assert RunConfig(operator_choice="adaptive", mutations=["gaussian", "masked"]).refined_scale_rule == "step"
+
+
+def test_the_names_of_operators_are_those_of_the_registries() -> None:
+    assert set(get_args(MutationName)) == {*MUTATIONS, "safe"}
+    assert list(get_args(CrossoverName)) == list(CROSSOVERS)

@@ -89,7 +89,8 @@ VARIANTS: list[dict[str, object]] = [
 def test_every_variant_climbs(options: dict[str, object]) -> None:
     # At a fixed scale: what is tested is that the variant selects, not how fast a scale adapts.
     start = climb(make(pop=12, mutation_scale=0.1, **options), 1)  # type: ignore[arg-type]
-    assert climb(make(pop=12, mutation_scale=0.1, **options), 60) > 0.8 * start  # type: ignore[arg-type]
+    generations = 150 if options.get("replacement") == "steady-state" else 60  # for about as many children
+    assert climb(make(pop=12, mutation_scale=0.1, **options), generations) > 0.8 * start  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("options", VARIANTS, ids=str)
@@ -212,7 +213,7 @@ def test_pursuit_finds_the_arm_that_gains() -> None:
     pursuit = AdaptivePursuit(["a", "b", "c"])
     for _ in range(20):
         pursuit.learn("a", 0.0)
-    assert set(pursuit.probabilities.values()) == pytest.approx({1 / 3})  # nothing gained, nothing pursued
+    assert list(pursuit.probabilities.values()) == pytest.approx([1 / 3] * 3)  # nothing gained, nothing pursued
     for draw in range(60):
         arm = pursuit.draw(keyed_generator(0, draw))
         pursuit.learn(arm, {"a": 0.0, "b": 0.1, "c": 0.3}[arm])
@@ -244,19 +245,16 @@ def test_a_gain_is_over_the_parent_and_corrected_for_the_prompts() -> None:
 
 
 def test_the_better_operator_is_chosen_more_often() -> None:
-    """Noise on few weights finds gains where noise on all of them finds none."""
-    wild = make(pop=12, operator_choice="adaptive", mutations=["svd", "gaussian"], mutation_scale=1.5,
-                mutation_adapt=0.0, crossover_rate=0.0)  # fmt: skip
-
-    def fitness(genomes: Tensor) -> np.ndarray:
-        # Only the smallest of steps away from the founder are any good, and only B's count.
-        return -(genomes - wild.ask().genomes[0]).norm(dim=1).double().numpy()
-
-    climb(wild, 25)
-    metrics = wild.metrics()
-    total = metrics["mutation.svd"] + metrics["mutation.gaussian"]
-    assert total == pytest.approx(1) and metrics["mutation.svd"] > 0.6
-    del fitness
+    """At a large scale noise on few weights still gains where noise on all of them has stopped to; and the other way
+    round where the names are given in the other order."""
+    for mutations in (["gaussian", "masked"], ["masked", "gaussian"]):
+        ga = make(pop=16, operator_choice="adaptive", mutations=mutations, mutation_scale=0.7, mutation_adapt=0.0,
+                  crossover_rate=0.0)  # fmt: skip
+        shares = []
+        for _ in range(4):
+            climb(ga, 15)
+            shares.append(ga.metrics()["mutation.masked"])
+        assert np.mean(shares) > 0.6
 
 
 def islands(**options: object) -> Islands:
