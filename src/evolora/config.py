@@ -128,7 +128,7 @@ class RunConfig(BaseModel):
         _EVOLUTION,
     )
     mutations: list[MutationName] | None = _option(
-        None, "mutations to choose from (with --operator-choice adaptive); default all but safe", _EVOLUTION
+        None, "mutations to choose from (with --operator-choice adaptive); default gaussian module masked", _EVOLUTION
     )
     crossovers: list[CrossoverName] | None = _option(
         None, "crossovers to choose from (with --operator-choice adaptive); default all", _EVOLUTION
@@ -299,7 +299,7 @@ class RunConfig(BaseModel):
         """The mutations that a run may use."""
         if self.operator_choice == "fixed":
             return [self.mutation]
-        return list(self.mutations or (name for name in get_args(MutationName) if name != "safe"))
+        return list(self.mutations or ABSOLUTE_MUTATIONS)
 
     @property
     def _scales_of_their_own(self) -> list[str]:

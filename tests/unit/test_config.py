@@ -8,9 +8,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolora.config import CrossoverName, MutationName, RunConfig, config_toml, make_config, option_name, read_config
+from evolora.config import (
+    ABSOLUTE_MUTATIONS,
+    CrossoverName,
+    MutationName,
+    RunConfig,
+    config_toml,
+    make_config,
+    option_name,
+    read_config,
+)
 from evolora.errors import InputError
 from evolora.operators import CROSSOVERS, MUTATIONS
+from evolora.strategies import GAConfig
 
 
 @pytest.mark.parametrize(
@@ -123,11 +133,17 @@ def test_every_option_has_a_help_text_and_a_group() -> None:
 def test_the_refined_keep_their_scale_where_a_step_in_weights_says_nothing_about_it() -> None:
     assert [RunConfig(mutation=name).refined_scale_rule for name in ("gaussian", "module", "masked")] == ["step"] * 3
     assert [RunConfig(mutation=name).refined_scale_rule for name in ("relative", "svd", "safe")] == ["keep"] * 3
-    mixed = RunConfig(operator_choice="adaptive")
-    assert mixed.refined_scale_rule == "keep" and "safe" not in mixed.used_mutations
-    assert RunConfig(operator_choice="adaptive", mutations=["gaussian", "masked"]).refined_scale_rule == "step"
+    assert RunConfig(operator_choice="adaptive").refined_scale_rule == "step"
+    mixed = RunConfig(operator_choice="adaptive", mutations=["gaussian", "svd"])
+    assert (mixed.used_mutations, mixed.refined_scale_rule) == (["gaussian", "svd"], "keep")
 
 
 def test_the_names_of_operators_are_those_of_the_registries() -> None:
     assert set(get_args(MutationName)) == {*MUTATIONS, "safe"}
+    assert set(ABSOLUTE_MUTATIONS) < set(MUTATIONS)
+    for strategy in (RunConfig(operator_choice="adaptive"), RunConfig(mutation="svd")):
+        chosen = GAConfig(
+            mutation=strategy.mutation, operator_choice=strategy.operator_choice, mutations=strategy.mutations
+        )
+        assert list(chosen.operators["mutation"]) == strategy.used_mutations
     assert list(get_args(CrossoverName)) == list(CROSSOVERS)

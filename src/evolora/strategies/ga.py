@@ -14,6 +14,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from evolora.config import ABSOLUTE_MUTATIONS
 from evolora.genome import GenomeLayout
 from evolora.operators import CROSSOVERS, FITTER_FIRST, MUTATIONS, SELECTIONS, Crossover, elites, safe, self_adapt
 from evolora.operators.crossover import dare
@@ -57,10 +58,11 @@ class GAConfig:
 
     @property
     def operators(self) -> dict[str, Sequence[str]]:
-        """The mutations and the crossovers to choose from: by default all that need nothing but the genomes."""
+        """The mutations and the crossovers to choose from. By default those mutations whose scales are comparable, which
+        an individual's one scale must be, and all crossovers."""
         if self.operator_choice == "fixed":
             return {"mutation": [self.mutation], "crossover": [self.crossover]}
-        return {"mutation": self.mutations or list(MUTATIONS), "crossover": self.crossovers or list(CROSSOVERS)}
+        return {"mutation": self.mutations or ABSOLUTE_MUTATIONS, "crossover": self.crossovers or list(CROSSOVERS)}
 
 
 # How far self-adaptation may carry a mutation scale from its start: far enough to switch mutation off in practice or to
