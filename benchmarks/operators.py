@@ -6,7 +6,8 @@ the same number of generated tokens.
 A mutation is run at several scales, for one scale means something else in each, with children of one parent only; a
 crossover with children of two parents only, mutated by the default. Everything else has its default. Validation counts
 into the budget, the final choice and test do not, being the same for all. What `safe` spends on sensitivities is in a
-column of its own: tokens forward and backward through the model, none of them generated.
+column of its own, with what `distill` spends on training: tokens forward and backward through the model, none of them
+generated.
 
 Writes one JSON line a run; runs that are already in the file are not made again. Prints a table of test rewards, best
 first, with the mean over tasks of the rank among all (1 is best).
@@ -40,7 +41,7 @@ def methods() -> dict[str, dict[str, Any]]:
         for scale in scales:
             option = "safe_change" if name == "safe" else "mutation_scale"
             found[f"mutation {name} {scale}"] = {"mutation": name, option: scale, "crossover_rate": 0.0}
-    for name in CROSSOVERS:
+    for name in (*CROSSOVERS, "distill"):
         found[f"crossover {name}"] = {"crossover": name, "crossover_rate": 1.0}
     found["adaptive"] = {"operator_choice": "adaptive"}
     found["default"] = {}
@@ -63,7 +64,11 @@ def measure(task: str, method: str, seed: int, budget: int) -> dict[str, Any]:
         "budget_tokens": budget,
         "generations": result.summary["generations"],
         "tokens": last["tokens.evaluation"],
-        "sensitivity_tokens": sum(last.get(f"strategy.sensitivity_{way}_tokens", 0) for way in ("forward", "backward")),
+        "model_tokens": sum(
+            last.get(f"strategy.{name}_{way}_tokens", 0)
+            for name in ("sensitivity", "distill")
+            for way in ("forward", "backward")
+        ),
         "seconds": round(result.summary["seconds"], 1),
         "base": result.summary["base"]["test"]["reward"],
         "validation": result.summary["winner"]["validation"],
@@ -89,7 +94,7 @@ def table(rows: list[dict[str, Any]], tasks: list[str]) -> str:
         for method in whole
     }
     lines = [
-        f"| method | rank | {' | '.join(tasks)} | generations | tokens | sensitivity tokens | seconds |",
+        f"| method | rank | {' | '.join(tasks)} | generations | tokens | further tokens | seconds |",
         "|---|---|" + "---|" * (len(tasks) + 4),
     ]
     for method in sorted(whole, key=lambda name: (ranks[name], name)):
@@ -98,8 +103,7 @@ def table(rows: list[dict[str, Any]], tasks: list[str]) -> str:
             f"{means[task][method]:.3f} ({min(run['test'] for run in whole[method][task]):.3f})" for task in tasks
         ]
         sums = [
-            statistics.mean(run[name] for run in runs)
-            for name in ("generations", "tokens", "sensitivity_tokens", "seconds")
+            statistics.mean(run[name] for run in runs) for name in ("generations", "tokens", "model_tokens", "seconds")
         ]
         figures = " | ".join(f"{value:,.0f}" for value in sums)
         lines.append(f"| {method} | {ranks[method]:.1f} | {' | '.join(rewards)} | {figures} |")

@@ -6,6 +6,7 @@ The names here are the public ones; docs/architecture.md says how they fit toget
 from importlib.metadata import version
 
 from evolora.config import RunConfig
+from evolora.distillation import Distiller
 from evolora.errors import CheckpointError, InputError, RewardError
 from evolora.evaluation import Evaluation, Evaluator, LocalEvaluator
 from evolora.evolution import Evolution, LoopConfig
@@ -35,6 +36,7 @@ __version__ = version("evolora")
 __all__ = [
     "BaseModel",
     "CheckpointError",
+    "Distiller",
     "Evaluation",
     "Evaluator",
     "Evolution",

@@ -19,7 +19,7 @@ def _option(default: Any, help_text: str, group: str, **limits: Any) -> Any:
 GROUP_REFINERS = ("grpo", "rloo")
 
 MutationName = Literal["gaussian", "relative", "module", "masked", "svd", "safe"]
-CrossoverName = Literal["uniform", "module", "rank", "blend", "layer", "svd", "dare", "extrapolative"]
+CrossoverName = Literal["uniform", "module", "rank", "blend", "layer", "svd", "dare", "extrapolative", "distill"]
 # Whose scale is one of weights, such as a refinement's step can be compared with.
 ABSOLUTE_MUTATIONS = ("gaussian", "module", "masked")
 
@@ -119,7 +119,16 @@ class RunConfig(BaseModel):
     safe_projections: int = _option(
         4, "random projections of the outputs that sensitivity is estimated by (--mutation safe)", _EVOLUTION, ge=1
     )
-    crossover: CrossoverName = _option("uniform", "how two parents are mixed", _EVOLUTION)
+    crossover: CrossoverName = _option(
+        "uniform",
+        "how two parents are mixed: by weights, uniform; by adapted layers, module; by transformer blocks, layer; by "
+        "rank components, rank; by singular directions, svd; as the mean of the products, blend, or of random parts of "
+        "the differences from the base, dare; beyond the better one, extrapolative; or the better one learns what the "
+        "other wrote better, distill",
+        _EVOLUTION,
+    )
+    distill_steps: int = _option(4, "optimiser steps of --crossover distill", _EVOLUTION, ge=1)
+    distill_lr: float = _option(1e-3, "learning rate of --crossover distill", _EVOLUTION, gt=0)
     crossover_rate: float = _option(0.5, "share of the children that have two parents", _EVOLUTION, ge=0, le=1)
     operator_choice: Literal["fixed", "adaptive"] = _option(
         "fixed",
@@ -131,7 +140,7 @@ class RunConfig(BaseModel):
         None, "mutations to choose from (with --operator-choice adaptive); default gaussian module masked", _EVOLUTION
     )
     crossovers: list[CrossoverName] | None = _option(
-        None, "crossovers to choose from (with --operator-choice adaptive); default all", _EVOLUTION
+        None, "crossovers to choose from (with --operator-choice adaptive); default all but distill", _EVOLUTION
     )
     selection: Literal["truncation", "tournament", "rank"] = _option("tournament", "how parents are chosen", _EVOLUTION)
     diversity: Literal["none", "sharing"] = _option(

@@ -29,6 +29,7 @@ from evolora.checkpoint import (
     write_text,
 )
 from evolora.config import RunConfig, config_toml, make_config, read_config
+from evolora.distillation import Distiller
 from evolora.errors import InputError, RewardError
 from evolora.evaluation import Evaluation, Evaluator, bootstrap_interval
 from evolora.evolution import Evolution, LoopConfig
@@ -218,7 +219,14 @@ def _evolution(parts: Parts, lineage: Lineage) -> Evolution:
     else:
         kind = Islands if config.islands > 1 else GeneticAlgorithm
         strategy = kind(
-            parts.founder, parts.layout, _part(GAConfig, config), seed=config.seed, sensitivity=_sensitivity(parts)
+            parts.founder,
+            parts.layout,
+            _part(GAConfig, config),
+            seed=config.seed,
+            sensitivity=_sensitivity(parts),
+            distill=Distiller(
+                parts.population_model, parts.base.tokenizer, steps=config.distill_steps, lr=config.distill_lr
+            ),
         )
     return Evolution(
         strategy=strategy,

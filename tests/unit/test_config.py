@@ -146,4 +146,4 @@ def test_the_names_of_operators_are_those_of_the_registries() -> None:
             mutation=strategy.mutation, operator_choice=strategy.operator_choice, mutations=strategy.mutations
         )
         assert list(chosen.operators["mutation"]) == strategy.used_mutations
-    assert list(get_args(CrossoverName)) == list(CROSSOVERS)
+    assert list(get_args(CrossoverName)) == [*CROSSOVERS, "distill"]

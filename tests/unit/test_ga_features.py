@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -11,7 +12,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora import Example, OutputSensitivity, PopulationModel, load_base, lora_config, lora_layout
+from evolora import (
+    Distiller,
+    Evaluation,
+    Example,
+    LocalEvaluator,
+    OutputSensitivity,
+    PopulationModel,
+    RewardScorer,
+    load_base,
+    lora_config,
+    lora_layout,
+)
+from evolora.distillation import Distilled, Written, better_of
 from evolora.genome import AdaptedModule, GenomeLayout
 from evolora.operators import CROSSOVERS, MUTATIONS, safe
 from evolora.population import Individual, Population
@@ -355,3 +368,79 @@ def test_safe_mutation_changes_the_distributions_by_what_was_asked(
             )[0]
             divergences.append((before.exp() * (before - outputs(model, sensitivity, child))).sum(-1).mean().item())
         assert np.mean(divergences) == pytest.approx(change**2 / 2, rel=0.4)
+
+
+def test_distillation_teaches_the_better_parent_the_better_completions() -> None:
+    examples = [Example(word, {}) for word in ("a", "b", "c")]
+    lessons = []
+
+    def learn(genome: Tensor, shown: Sequence[Example], ids: Sequence[Sequence[int]]) -> Distilled:
+        lessons.append((genome.clone(), [example.prompt for example in shown], ids))
+        return Distilled(genome + 1, 1.0, 0.5, 30, 20)
+
+    ga = GeneticAlgorithm(
+        torch.zeros(LAYOUT.genome_length),
+        LAYOUT,
+        GAConfig(pop=3, elites=2, crossover="distill", crossover_rate=1.0, mutation_rate=0.0),
+        seed=1,
+        distill=learn,
+    )
+    population = ga.ask()
+    rewards = np.array([[0.0, 0.0, NAN], [0.9, 0.1, NAN], [0.2, 0.6, NAN]])
+    written = [[[10 * row + place] for place in range(3)] for row in range(3)]
+    fitness = np.array([0.0, 0.5, 0.4])
+    for generation in range(12):  # until both of the fittest are drawn, which selection does at random
+        ga.generation = generation
+        ga.observe(
+            population.individuals,
+            examples,
+            Evaluation(fitness, rewards, [[""] * 3] * 3, 0, 0, written),
+        )
+        ga.tell(population, fitness)
+        (child,) = ga.ask().individuals[2:]
+        if child.parents == (1, 2):
+            break
+    assert (child.operator, child.parents) == ("distill", (1, 2))  # the fitter first
+    start, prompts, ids = lessons[-1]
+    assert torch.equal(start, population.genomes[1]) and torch.equal(ga.ask().genomes[2], start + 1)
+    assert (prompts, ids) == (["a", "b"], [[10], [21]])
+    assert ga.metrics()["distill_forward_tokens"] == 30 * len(lessons)
+    assert ga.metrics()["distill_backward_tokens"] == 20 * len(lessons)
+    with pytest.raises(ValueError, match="what the parents wrote"):
+        for _ in range(12):
+            ga.tell(population, fitness)
+
+
+def test_a_distilled_genome_writes_what_it_was_taught(tiny: tuple[PopulationModel, OutputSensitivity, Tensor]) -> None:
+    model, _, genome = tiny
+    tokenizer = load_base("tiny-gpt2").tokenizer
+    examples = [Example("The English word for 'chat' is '", {}), Example("The sum of 4 and 3 is", {})]
+    ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in ("dog'.", " 12")]
+    evaluator = LocalEvaluator(
+        model, tokenizer, RewardScorer(lambda completions: [0.0] * len(completions)), max_new_tokens=6
+    )
+    before = evaluator.evaluate(genome[None], examples).completions[0]
+    taught = Distiller(model, tokenizer, steps=60, lr=1e-2)(genome, examples, ids)
+    assert evaluator.evaluate(taught.genome[None], examples).completions[0] == ["dog'.", " 12"] != before
+    assert taught.loss_after < 0.1 * taught.loss_before
+    texts = [
+        prompt + row for prompt, row in zip(tokenizer([e.prompt for e in examples])["input_ids"], ids, strict=True)
+    ]
+    assert taught.backward_tokens == 60 * sum(len(text) - 1 for text in texts)
+    # One after the other is the mean over tokens of both: no row is weighed by its padding.
+    alone = [Distiller(model, tokenizer, steps=1)(genome, [e], [row]) for e, row in zip(examples, ids, strict=True)]
+    counts = [len(row) for row in ids]
+    mean = sum(n * each.loss_before for n, each in zip(counts, alone, strict=True)) / sum(counts)
+    assert taught.loss_before == pytest.approx(mean, rel=1e-4)
+    with pytest.raises(ValueError, match="found none"):
+        Distiller(model, tokenizer)(genome, [], [])
+
+
+def test_the_better_of_two_is_chosen_prompt_by_prompt() -> None:
+    first, second = Example("x", {}), Example("y", {})
+    with pytest.raises(ValueError, match="same examples"):
+        better_of(Written([first], [[1]], [1.0]), Written([second], [[1]], [1.0]))
+    chosen = better_of(
+        Written([first, second], [[1], [2]], [-3.0, NAN]), Written([first, second], [[3], [4]], [-2.0, -math.inf])
+    )
+    assert chosen == ([first], [[3]])

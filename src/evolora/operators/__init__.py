@@ -1,6 +1,7 @@
 """The genetic operators by name. Those of one kind share one signature, so that a strategy calls any of them alike.
 
-The mutation `safe` is apart: besides the rows it needs the model's sensitivities.
+The mutation `safe` and the crossover `distill` (`evolora.distillation`) are apart: besides the rows they need the
+model.
 """
 
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ CROSSOVERS: Mapping[str, Crossover] = {
     "extrapolative": crossover.extrapolative,
 }
 # Crossovers whose first parent must be the fitter one.
-FITTER_FIRST = frozenset({"extrapolative"})
+FITTER_FIRST = frozenset({"extrapolative", "distill"})
 SELECTIONS: Mapping[str, Selection] = {
     "truncation": selection.truncation,
     "tournament": selection.tournament,

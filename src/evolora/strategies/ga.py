@@ -15,6 +15,8 @@ import torch
 from torch import Tensor
 
 from evolora.config import ABSOLUTE_MUTATIONS
+from evolora.distillation import Distilled, Written, better_of
+from evolora.evaluation import Evaluation
 from evolora.genome import GenomeLayout
 from evolora.operators import CROSSOVERS, FITTER_FIRST, MUTATIONS, SELECTIONS, Crossover, elites, safe, self_adapt
 from evolora.operators.crossover import dare
@@ -24,6 +26,7 @@ from evolora.rng import keyed_generator
 from evolora.sensitivity import Sensitivities
 from evolora.strategies.base import Strategy
 from evolora.strategies.operator_choice import OperatorChoice
+from evolora.task import Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +61,8 @@ class GAConfig:
 
     @property
     def operators(self) -> dict[str, Sequence[str]]:
-        """The mutations and the crossovers to choose from. By default those mutations whose scales are comparable, which
-        an individual's one scale must be, and all crossovers."""
+        """The mutations and the crossovers to choose from. By default those mutations whose scales share a unit, as
+        an individual has but one, and all crossovers that need nothing but the genomes."""
         if self.operator_choice == "fixed":
             return {"mutation": [self.mutation], "crossover": [self.crossover]}
         return {"mutation": self.mutations or ABSOLUTE_MUTATIONS, "crossover": self.crossovers or list(CROSSOVERS)}
@@ -69,8 +72,13 @@ class GAConfig:
 # leave a plateau, not so far that a lucky drift of the scale alone destroys every child.
 _SCALE_RANGE = (1 / 50, 2.0)
 
+_WAYS = ("forward", "backward")
+
 Sensitivity = Callable[[Tensor], Sensitivities]
 """genomes [n, genome_length] -> how much the model's outputs depend on each weight, and what that cost."""
+
+Distill = Callable[[Tensor, Sequence[Example], Sequence[Sequence[int]]], Distilled]
+"""(genome [genome_length], examples, completions' token ids) -> the genome that learned them, and what that cost."""
 
 
 class Ids:
@@ -94,7 +102,8 @@ class GeneticAlgorithm(Strategy):
     A child has two parents with probability `crossover_rate`; it is mutated with probability `mutation_rate`, and
     always when it has one parent. Individual 0 is the untouched base, the first generation its mutants.
 
-    The mutation `safe` needs `sensitivity`. Islands share `ids` and have but one base among them.
+    The mutation `safe` needs `sensitivity`; the crossover `distill` needs `distill`, and to be told by `observe` what
+    the parents wrote. Islands share `ids` and have but one base among them.
 
     >>> from evolora.genome import AdaptedModule
     >>> module = AdaptedModule("layer", "a", "b", 3, 4, 2, 2.0, 0, 6)
@@ -113,6 +122,7 @@ class GeneticAlgorithm(Strategy):
         *,
         seed: int,
         sensitivity: Sensitivity | None = None,
+        distill: Distill | None = None,
         ids: Ids | None = None,
         with_base: bool = True,
     ) -> None:
@@ -121,21 +131,31 @@ class GeneticAlgorithm(Strategy):
         self.config = config
         self.seed = seed
         self.sensitivity = sensitivity
+        self.distill = distill
         self.ids = ids or Ids()
         self.choice = OperatorChoice(config.operators)
         self.generation = 1  # the one that is proposed, or next to be
-        self.sensitivity_tokens = {"forward": 0, "backward": 0}
+        # What operators that need the model have cost so far.
+        self.tokens = {f"{name}_{way}_tokens": 0 for name in ("sensitivity", "distill") for way in _WAYS}
         self._sensitivities: dict[bytes, Tensor] = {}  # of this generation's parents
+        self._written: dict[int, Written] = {}  # by individual, in this generation
         base = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=config.mutation_scale)
         founding = Population(founder[None].clone(), (base,))
         children = [self._child(founding, [0], None) for _ in range(config.pop - with_base)]
         self.population = _join([founding, *children] if with_base else children)
+        self._sensitivities = {}
 
     def ask(self) -> Population:
         return self.population
 
     def new_id(self) -> int:
         return self.ids.new()
+
+    def observe(self, individuals: Sequence[Individual], examples: Sequence[Example], evaluation: Evaluation) -> None:
+        if "distill" in self.config.operators["crossover"]:
+            for row, individual in enumerate(individuals):
+                rewards = evaluation.rewards[row].tolist()
+                self._written[individual.id] = Written(examples, evaluation.completion_ids[row], rewards)
 
     def tell(self, population: Population, fitness: npt.NDArray[np.float64]) -> None:
         """Propose the next population. Raises ValueError when every individual has failed."""
@@ -150,7 +170,6 @@ class GeneticAlgorithm(Strategy):
         chances = scores
         if self.config.diversity == "sharing":
             chances = shared_fitness(scores, population.genomes, radius=self.config.niche_radius)
-        self._sensitivities = {}
         children = []
         for _ in range(self.config.pop - len(survivors)):
             generator = keyed_generator(self.seed, "selection", self.generation, self.ids.next)
@@ -158,6 +177,7 @@ class GeneticAlgorithm(Strategy):
             parents = SELECTIONS[self.config.selection](chances, 2 if crossed else 1, generator).tolist()
             children.append(self._child(population, sorted(set(parents), key=parents.index), scores))
         self.population = _join([survivors, *children])
+        self._sensitivities, self._written = {}, {}
 
     def replace_last(self, genome: Tensor, individual: Individual) -> None:
         """Let an individual from elsewhere take the place of the last child that is proposed."""
@@ -182,8 +202,11 @@ class GeneticAlgorithm(Strategy):
         genome = population.genomes[parents[0]]
         if len(parents) == 2:
             generator = keyed_generator(self.seed, "crossover", *key)
-            other = population.genomes[parents[1]]
-            genome = self._crossover(used["crossover"])(genome, other, self.layout, generator)
+            if used["crossover"] == "distill":
+                genome = self._distilled(genome, *individuals)
+            else:
+                other = population.genomes[parents[1]]
+                genome = self._crossover(used["crossover"])(genome, other, self.layout, generator)
         mutation = keyed_generator(self.seed, "mutation", *key)
         scale = float(np.exp(np.mean([np.log(individual.mutation_scale) for individual in individuals])))
         if len(parents) == 1 or bool(torch.rand((), generator=mutation) < config.mutation_rate):
@@ -208,6 +231,15 @@ class GeneticAlgorithm(Strategy):
     def _crossover(self, name: str) -> Crossover:
         return partial(dare, ancestor=self.founder) if name == "dare" else CROSSOVERS[name]
 
+    def _distilled(self, genome: Tensor, first: Individual, second: Individual) -> Tensor:
+        """The first parent, which has learned the better of both parents' completions."""
+        if self.distill is None or not {first.id, second.id} <= self._written.keys():
+            raise ValueError("the crossover distill needs a distiller and what the parents wrote, found none")
+        found = self.distill(genome, *better_of(self._written[first.id], self._written[second.id]))
+        self.tokens["distill_forward_tokens"] += found.forward_tokens
+        self.tokens["distill_backward_tokens"] += found.backward_tokens
+        return found.genome
+
     def _mutated(self, name: str, genome: Tensor, scales: Tensor, generator: torch.Generator) -> Tensor:
         if name != "safe":
             return MUTATIONS[name](genome[None], self.layout, scales, [generator])[0]
@@ -224,17 +256,18 @@ class GeneticAlgorithm(Strategy):
         if name not in self._sensitivities:
             found = self.sensitivity(genome[None])
             self._sensitivities[name] = found.values[0]
-            self.sensitivity_tokens["forward"] += found.forward_tokens
-            self.sensitivity_tokens["backward"] += found.backward_tokens
+            self.tokens["sensitivity_forward_tokens"] += found.forward_tokens
+            self.tokens["sensitivity_backward_tokens"] += found.backward_tokens
         return self._sensitivities[name]
 
     def metrics(self) -> dict[str, float]:
         """What is told of the population that is proposed next, and of the operators' choice."""
-        cost = {f"sensitivity_{way}_tokens": tokens for way, tokens in self.sensitivity_tokens.items()}
+        operators = self.config.operators
+        used = {"sensitivity": "safe" in operators["mutation"], "distill": "distill" in operators["crossover"]}
         return {
             "distance": mean_distance(self.population.genomes),
             **self.choice.metrics(),
-            **(cost if "safe" in self.config.operators["mutation"] else {}),
+            **{name: tokens for name, tokens in self.tokens.items() if used[name.split("_")[0]]},
         }
 
     def state_dict(self) -> dict[str, Any]:
@@ -242,14 +275,14 @@ class GeneticAlgorithm(Strategy):
             "generation": self.generation,
             "next_id": self.ids.next,
             "choice": self.choice.state_dict(),
-            "sensitivity_tokens": dict(self.sensitivity_tokens),
+            "tokens": dict(self.tokens),
             **self.population.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generation, self.ids.next = state["generation"], state["next_id"]
         self.choice.load_state_dict(state["choice"])
-        self.sensitivity_tokens = dict(state["sensitivity_tokens"])
+        self.tokens = dict(state["tokens"])
         self.population = Population.from_state_dict(state)
 
 

@@ -1,6 +1,6 @@
 """Islands: several genetic algorithms side by side, whose best migrate along a ring."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -9,11 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from evolora.evaluation import Evaluation
 from evolora.genome import GenomeLayout
 from evolora.operators import elites
 from evolora.population import Individual, Population
 from evolora.strategies.base import Strategy
-from evolora.strategies.ga import GAConfig, GeneticAlgorithm, Ids, Sensitivity
+from evolora.strategies.ga import Distill, GAConfig, GeneticAlgorithm, Ids, Sensitivity
+from evolora.task import Example
 
 
 class Islands(Strategy):
@@ -40,6 +42,7 @@ class Islands(Strategy):
         *,
         seed: int,
         sensitivity: Sensitivity | None = None,
+        distill: Distill | None = None,
     ) -> None:
         self.migrate_every = config.migrate_every
         self.ids, count = Ids(), config.islands
@@ -55,6 +58,7 @@ class Islands(Strategy):
                 ),
                 seed=seed,
                 sensitivity=sensitivity,
+                distill=distill,
                 ids=self.ids,
                 with_base=place == 0,
             )
@@ -93,6 +97,10 @@ class Islands(Strategy):
             for place, (part, values) in enumerate(parts):
                 if not np.isnan(values).all():
                     self._migrate(part, values, self.islands[(place + 1) % len(self.islands)])
+
+    def observe(self, individuals: Sequence[Individual], examples: Sequence[Example], evaluation: Evaluation) -> None:
+        for island in self.islands:
+            island.observe(individuals, examples, evaluation)
 
     def _migrate(self, source: Population, fitness: npt.NDArray[np.float64], target: GeneticAlgorithm) -> None:
         best = int(elites(torch.from_numpy(fitness), 1)[0])
