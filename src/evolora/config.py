@@ -296,6 +296,11 @@ class RunConfig(BaseModel):
                     f"--islands {self.islands}: found {smallest} individuals on the smallest, expected more than its "
                     f"elites, {kept}"
                 )
+            if self.replacement == "steady-state" and -(-self.children // self.islands) > smallest - kept:
+                raise ValueError(
+                    f"--children {self.children}: expected at most {(smallest - kept) * self.islands} with "
+                    f"--islands {self.islands}"
+                )
         for name in ("mutations", "crossovers"):
             chosen = getattr(self, name)
             if chosen is not None and self.operator_choice == "fixed":

@@ -40,6 +40,10 @@ from evolora.strategies import GAConfig
         ({"replacement": "steady-state", "children": 7}, ["--children 7", "--pop 8", "--elites 2"]),
         ({"islands": 5}, ["--islands 5", "found 1", "elites, 1"]),
         ({"max_age": 0}, ["--max-age", "0"]),
+        (
+            {"replacement": "steady-state", "children": 6, "islands": 4},
+            ["--children 6", "at most 4", "--islands 4"],
+        ),
         ({"mutations": ["svd"]}, ["--mutations", "--operator-choice fixed", "adaptive"]),
         ({"operator_choice": "adaptive", "crossovers": []}, ["--crossovers", "at least one"]),
         ({"operator_choice": "adaptive", "mutations": ["svd", "svd"]}, ["--mutations svd svd", "each once"]),

@@ -14,7 +14,7 @@ from torch import Tensor
 from evolora.genome import AdaptedModule, GenomeLayout
 from evolora.operators import CROSSOVERS, MUTATIONS, SELECTIONS, crossover, elites, mutation, self_adapt
 from evolora.operators.crossover import blend, dare, extrapolative, layer, uniform
-from evolora.operators.diversity import distances, mean_distance, shared_fitness
+from evolora.operators.diversity import distances, shared_fitness, spread
 from evolora.operators.low_rank import triplets
 from evolora.operators.mutation import gaussian, masked, relative_gaussian, safe
 from evolora.operators.selection import rank, tournament, truncation
@@ -246,7 +246,15 @@ def test_safe_noise_is_bounded_by_the_tensor_and_scale_zero_copies() -> None:
     assert torch.equal(safe(parents, layout, torch.ones(2), generators(2), sensitivities=sensitivities)[1], alone[0])
 
 
-@pytest.mark.parametrize("bad", [torch.zeros(1, 5), torch.full((1, 5), NAN), -torch.ones(1, 5), torch.ones(1, 4)])
+def test_safe_noise_goes_as_far_as_it_may_where_nothing_depends_on_a_weight() -> None:
+    layout, genome = make_layout((300, 200, 3)), rows(1, make_layout((300, 200, 3)), 0)
+    nothing = torch.zeros_like(genome)
+    child = safe(genome, layout, torch.tensor([1e-9]), generators(1), sensitivities=nothing)
+    assert _rms(child - genome) == pytest.approx(0.5 * _rms(genome), rel=0.1)
+    assert torch.equal(safe(genome, layout, torch.zeros(1), generators(1), sensitivities=nothing), genome)
+
+
+@pytest.mark.parametrize("bad", [torch.full((1, 5), NAN), -torch.ones(1, 5), torch.ones(1, 4)])
 def test_safe_refuses_sensitivities_that_are_none(bad: Tensor) -> None:
     with pytest.raises(ValueError, match="sensitivities must be"):
         safe(torch.zeros(1, 5), make_layout((3, 2, 1)), torch.ones(1), generators(1), sensitivities=bad)
@@ -430,8 +438,9 @@ def test_distances_are_those_of_a_loop(layout: GenomeLayout, seed: int) -> None:
     for i in range(4):
         for j in range(4):
             assert found[i, j].item() == pytest.approx(_rms((genomes[i] - genomes[j]).double()))
-    assert mean_distance(genomes) == pytest.approx(found.sum().item() / 12)
-    assert mean_distance(genomes[:1]) == 0
+    assert spread(genomes) == pytest.approx(math.sqrt(found.square().sum().item() / 12), rel=1e-5)
+    assert spread(genomes[:1]) == 0
+    assert distances(genomes[[0, 0]]).max() == 0
 
 
 def test_sharing_divides_among_neighbours_and_spares_the_failed() -> None:

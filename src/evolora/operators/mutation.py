@@ -210,8 +210,8 @@ def safe(
     tensor, which is its root mean square, or that of a fresh A where it is less (see `relative_gaussian`). Where that
     bites, as in large changes of a fresh adapter, the outputs change less than by `scale`.
 
-    Shapes and errors as in `gaussian`; ValueError when the sensitivities have another shape, are negative, not finite
-    or all zero in a row, or unless damping and limit are positive.
+    Shapes and errors as in `gaussian`; ValueError when the sensitivities have another shape, are negative or not
+    finite, or unless damping and limit are positive.
 
     >>> from evolora.genome import AdaptedModule
     >>> layout = GenomeLayout((AdaptedModule("q", "q.A", "q.B", 1, 1, 1, 1.0, 0, 1),))
@@ -226,13 +226,14 @@ def safe(
         raise ValueError(f"sensitivities must be {list(genomes.shape)}, found {list(sensitivities.shape)}")
     if damping <= 0 or limit <= 0:
         raise ValueError(f"damping and limit must be positive, found {damping} and {limit}")
-    if not bool(((sensitivities >= 0) & sensitivities.isfinite()).all()) or not bool(sensitivities.any(dim=1).all()):
-        raise ValueError("sensitivities must be finite, not negative and not all zero in a row")
+    if not bool(((sensitivities >= 0) & sensitivities.isfinite()).all()):
+        raise ValueError("sensitivities must be finite and not negative")
     noise = _normal(genomes, generators)
     for row, scale in enumerate(scales.tolist()):
         squares = sensitivities[row].double().square()
         weights = (squares + damping * squares.mean()).rsqrt()
-        deviations = scale * weights[None] / (squares * weights.square()).sum().sqrt()
+        change = (squares * weights.square()).sum().sqrt()  # NaN where nothing depends on any weight
+        deviations = (scale * weights / change).nan_to_num(math.inf if scale else 0.0)[None]
         for (adapted, *steps), (_, *tensors) in zip(
             layout.factors(deviations), layout.factors(genomes[row : row + 1]), strict=True
         ):

@@ -20,7 +20,7 @@ from evolora.evaluation import Evaluation
 from evolora.genome import GenomeLayout
 from evolora.operators import CROSSOVERS, FITTER_FIRST, MUTATIONS, SELECTIONS, Crossover, elites, safe, self_adapt
 from evolora.operators.crossover import dare
-from evolora.operators.diversity import mean_distance, shared_fitness
+from evolora.operators.diversity import shared_fitness, spread
 from evolora.population import Individual, Population
 from evolora.rng import keyed_generator
 from evolora.sensitivity import Sensitivities
@@ -265,7 +265,7 @@ class GeneticAlgorithm(Strategy):
         operators = self.config.operators
         used = {"sensitivity": "safe" in operators["mutation"], "distill": "distill" in operators["crossover"]}
         return {
-            "distance": mean_distance(self.population.genomes),
+            "distance": spread(self.population.genomes),
             **self.choice.metrics(),
             **{name: tokens for name, tokens in self.tokens.items() if used[name.split("_")[0]]},
         }
