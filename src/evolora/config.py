@@ -122,6 +122,9 @@ class RunConfig(BaseModel):
     )
     refine: int = _option(1, "how many of the best are refined, side by side", _REFINER, ge=1)
     lr: float = _option(1e-3, "learning rate of the refiner", _REFINER, gt=0)
+    keep_optimiser: bool = _option(
+        False, "Adam's moments and step count travel with the individual and to its children", _REFINER
+    )
     critic_lr: float = _option(1e-2, "learning rate of the value head (ppo)", _REFINER, gt=0)
     critic_epochs: int = _option(8, "optimiser steps of the value head on each rollout (ppo)", _REFINER, ge=1)
     rl_steps: int = _option(3, "rollouts a refinement", _REFINER, ge=1)

@@ -16,7 +16,7 @@ from evolora.evolution import Evolution, LoopConfig
 from evolora.genome import AdaptedModule, GenomeLayout
 from evolora.lineage import Lineage
 from evolora.memory import RememberingEvaluator
-from evolora.population import Individual, Population, genome_sha256
+from evolora.population import Hyperparameters, Individual, Population, genome_sha256
 from evolora.racing import Race, race
 from evolora.refiners import Refinement
 from evolora.strategies import GAConfig, GeneticAlgorithm, RefinerAlone
@@ -55,10 +55,25 @@ class Step:
         self.size = size
         self.name = name
         self.calls: list[tuple[list[str], list[tuple[int, int]]]] = []
+        self.children: list[list[int]] = []
+        self.kept: set[int] = set()
 
-    def refine(self, genomes: Tensor, examples: Sequence[Example], *, key: Sequence[tuple[int, int]]) -> Refinement:
+    def refine(
+        self,
+        genomes: Tensor,
+        examples: Sequence[Example],
+        *,
+        key: Sequence[tuple[int, int]],
+        children: Sequence[int] | None = None,
+        hyperparameters: Sequence[Hyperparameters | None] | None = None,
+    ) -> Refinement:
+        assert children is not None
         self.calls.append(([example.prompt for example in examples], list(key)))
+        self.children.append(list(children))
         return Refinement(genomes + self.size * (1 - genomes), [{"kl": 0.0}] * len(key), 5, 0)
+
+    def keep(self, individuals: Sequence[Individual]) -> None:
+        self.kept = {individual.id for individual in individuals}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
@@ -96,6 +111,19 @@ def test_the_refined_take_their_parents_place_in_the_next_population() -> None:
         parent = [individual.id for individual in before.individuals].index(after.individuals[row].parents[0])
         assert torch.equal(after.genomes[row], before.genomes[parent] + 0.5 * (1 - before.genomes[parent]))
     assert metrics["ppo.gain"] > 0
+
+
+def test_the_refiner_knows_whom_it_makes_and_who_lives() -> None:
+    evolution = make_evolution()
+    refiner = evolution.refiner
+    assert isinstance(refiner, Step)
+    for _ in range(3):
+        evolution.step()
+        assert evolution.hall_of_fame is not None
+        living = evolution.strategy.ask().join(evolution.hall_of_fame)
+        assert refiner.kept == {individual.id for individual in living.individuals}
+        refined = [individual.id for individual in living.individuals if individual.operator == "ppo"]
+        assert set(refiner.children[-1]) <= set(refined), "all of them were let in"
 
 
 def test_children_of_the_refined_do_not_undo_what_rl_has_found() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from evolora.evaluation import LocalEvaluator
 from evolora.genome import GenomeLayout
 from evolora.model import BaseModel, load_base, lora_config, lora_layout
+from evolora.population import Hyperparameters, Individual
 from evolora.population_model import PopulationModel
 from evolora.refiners import (
     GRPOConfig,
@@ -23,6 +24,7 @@ from evolora.refiners import (
     RLOORefiner,
 )
 from evolora.refiners.critic import Critic
+from evolora.refiners.optimiser import RowAdam
 from evolora.rewards import RewardScorer
 from evolora.task import Example, load_task
 
@@ -360,3 +362,101 @@ def test_prompts_reach_the_reward_with_their_columns(base: BaseModel, founder: t
     examples = [Example(f"{n} + 1 =", {"answer": n + 1}) for n in range(3)]
     make_refiner(base, layout, reward=reward).collect(genome.repeat(2, 1), examples, [(1, 0, 0), (1, 1, 0)])
     assert calls == [(["0 + 1 =", "1 + 1 =", "2 + 1 ="] * 2, [1, 2, 3] * 2)]
+
+
+@kinds
+def test_the_trajectory_has_the_genomes_after_each_step(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, _ = founder
+    genomes = population(founder, 2)
+    refined = make(kind, base, layout, rl_steps=3).refine(genomes, EXAMPLES, key=[(1, 0), (1, 1)])
+    shorter = make(kind, base, layout, rl_steps=2).refine(genomes, EXAMPLES, key=[(1, 0), (1, 1)])
+    assert refined.trajectory is not None and shorter.trajectory is not None
+    assert refined.trajectory.shape == (3, *genomes.shape)
+    assert torch.equal(refined.trajectory[-1], refined.genomes)
+    assert torch.equal(refined.trajectory[:2], shorter.trajectory)
+    assert (shorter.trajectory[0] != shorter.trajectory[1]).any(dim=1).all()
+
+
+def people(*lines: tuple[int, ...]) -> list[Individual]:
+    """Individuals by (id, parents...)."""
+    return [
+        Individual(id=id, parents=tuple(parents), operator="x", born=1, mutation_scale=0.1) for id, *parents in lines
+    ]
+
+
+@kinds
+def test_the_optimiser_travels_with_the_individual_and_its_children(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    """Whose ancestors were refined steps as if their Adam had never stopped; after a checkpoint too."""
+    layout, genome = founder
+
+    def after(*, travels: bool, resumed: bool = False, lineage: Sequence[tuple[int, ...]] = ((1, 0),)) -> Tensor:
+        refiner = make(kind, base, layout, rl_steps=2, target_kl=None, keep_optimiser=travels)
+        first = refiner.refine(genome[None], EXAMPLES, key=[(1, 0)], children=[1])
+        refiner.keep(people(*lineage))
+        if resumed:
+            state = refiner.state_dict()
+            refiner = make(kind, base, layout, rl_steps=2, target_kl=None, keep_optimiser=travels)
+            refiner.load_state_dict(state)
+        youngest = lineage[-1][0]
+        return refiner.refine(first.genomes, EXAMPLES, key=[(2, youngest)], children=[99]).genomes
+
+    fresh, travelled = after(travels=False), after(travels=True)
+    assert not torch.equal(fresh, travelled)
+    assert torch.equal(travelled, after(travels=True, resumed=True))
+    # Draws are keyed by the id: a child has others, and so has a stranger.
+    child, stranger = ((1, 0), (7, 1)), ((1, 0), (7, 3))
+    assert torch.equal(after(travels=True, lineage=stranger), after(travels=False, lineage=stranger))
+    assert not torch.equal(after(travels=True, lineage=child), after(travels=False, lineage=child))
+
+
+def test_what_travels_is_torchs_own_optimiser(
+    base: BaseModel, founder: tuple[GenomeLayout, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradients of two refinements, put through one Adam of torch's, give the same genome."""
+    layout, genome = founder
+    gradients: list[Tensor] = []
+    step = RowAdam.step
+
+    def spy(self: RowAdam, gradient: Tensor, active: Tensor) -> Tensor:
+        assert active.all()
+        gradients.append(gradient.clone())
+        return step(self, gradient, active)
+
+    monkeypatch.setattr(RowAdam, "step", spy)
+    refiner = make_refiner(base, layout, rl_steps=2, target_kl=None, keep_optimiser=True)
+    refined = genome[None]
+    for generation in range(2):
+        refined = refiner.refine(refined, EXAMPLES, key=[(generation, generation)], children=[generation + 1]).genomes
+        refiner.keep(people((generation + 1, generation)))
+    expected = genome[None].clone().requires_grad_()
+    adam = torch.optim.Adam([expected], lr=refiner.config.lr)
+    assert len(gradients) == 2 * 2 * refiner.config.epochs
+    for gradient in gradients:
+        expected.grad = gradient
+        adam.step()
+    assert torch.equal(refined, expected.detach())
+
+
+def test_a_row_that_stopped_early_does_not_depend_on_its_company(
+    base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    """A stopped row's Adam waits: it gathers no moments while others go on."""
+    layout, genome = founder
+    options: dict[str, Any] = {"rl_steps": 1, "epochs": 4, "target_kl": 0.02, "keep_optimiser": True}
+    wild = Hyperparameters(lr=2e-2, kl_weight=0.02, entropy_weight=0.0)
+    tame = Hyperparameters(lr=1e-6, kl_weight=0.02, entropy_weight=0.0)
+    together = make_refiner(base, layout, **options)
+    both = together.refine(
+        genome.repeat(2, 1), EXAMPLES, key=[(1, 0), (1, 1)], children=[2, 3], hyperparameters=[wild, tame]
+    )
+    alone = make_refiner(base, layout, **options)
+    alone.refine(genome[None], EXAMPLES, key=[(1, 0)], children=[2], hyperparameters=[wild])
+    assert [stats["stopped"] for stats in both.stats] == [1, 0]
+    mine, expected = together.carried.of(2), alone.carried.of(2)
+    assert int(mine["adam.steps"]) == int(expected["adam.steps"]) < 4
+    for name in ("adam.first", "adam.second"):
+        assert (mine[name] - expected[name]).norm() < 0.02 * expected[name].norm()
