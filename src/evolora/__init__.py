@@ -12,7 +12,7 @@ from evolora.evolution import Evolution, LoopConfig
 from evolora.genome import GenomeLayout
 from evolora.lineage import Lineage
 from evolora.model import BaseModel, load_base, lora_config, lora_layout
-from evolora.population import Individual, Population
+from evolora.population import Hyperparameters, Individual, Population
 from evolora.population_model import PopulationModel
 from evolora.refiners import (
     GRPOConfig,
@@ -26,7 +26,14 @@ from evolora.refiners import (
 )
 from evolora.rewards import Reward, RewardScorer, register_reward
 from evolora.run import Interrupted, Result, evolve, resume
-from evolora.strategies import GAConfig, GeneticAlgorithm, RefinerAlone, Strategy
+from evolora.strategies import (
+    GAConfig,
+    GeneticAlgorithm,
+    PBTConfig,
+    PopulationBasedTraining,
+    RefinerAlone,
+    Strategy,
+)
 from evolora.task import Example, Task, load_task
 
 __version__ = version("evolora")
@@ -43,15 +50,18 @@ __all__ = [
     "GRPORefiner",
     "GeneticAlgorithm",
     "GenomeLayout",
+    "Hyperparameters",
     "Individual",
     "InputError",
     "Interrupted",
     "Lineage",
     "LocalEvaluator",
     "LoopConfig",
+    "PBTConfig",
     "PPOConfig",
     "PPORefiner",
     "Population",
+    "PopulationBasedTraining",
     "PopulationModel",
     "RLOOConfig",
     "RLOORefiner",

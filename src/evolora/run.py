@@ -40,7 +40,7 @@ from evolora.population import genome_sha256
 from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, Refiner, RLOOConfig, RLOORefiner
 from evolora.rewards import Reward, reward_name
 from evolora.rng import keyed_seed
-from evolora.strategies import GAConfig, GeneticAlgorithm, RefinerAlone, Strategy
+from evolora.strategies import GAConfig, GeneticAlgorithm, PBTConfig, PopulationBasedTraining, RefinerAlone, Strategy
 from evolora.task import Task
 from evolora.tracking import MetricsLog, Silence, View
 
@@ -214,6 +214,8 @@ def _evolution(parts: Parts, lineage: Lineage) -> Evolution:
     strategy: Strategy
     if config.strategy == "none":
         strategy = RefinerAlone(parts.founder)
+    elif config.strategy == "pbt":
+        strategy = PopulationBasedTraining(parts.founder, _part(PBTConfig, config), seed=config.seed)
     else:
         strategy = GeneticAlgorithm(parts.founder, parts.layout, _part(GAConfig, config), seed=config.seed)
     return Evolution(
@@ -241,7 +243,7 @@ def _evaluator(parts: Parts) -> Evaluator:
     return RememberingEvaluator(parts.evaluator) if parts.config.remember else parts.evaluator
 
 
-Part = TypeVar("Part", GAConfig, PPOConfig, GRPOConfig, RLOOConfig, LoopConfig)
+Part = TypeVar("Part", GAConfig, PBTConfig, PPOConfig, GRPOConfig, RLOOConfig, LoopConfig)
 
 
 def _part(kind: type[Part], config: RunConfig) -> Part:

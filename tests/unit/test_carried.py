@@ -60,7 +60,7 @@ def test_an_optimiser_goes_on_where_another_ended() -> None:
     for gradient in gradients:
         adam = RowAdam(rows, lr, states)
         adam.step(gradient, both)
-        states = adam.states()
+        states = [adam.state(row) for row in range(2)]
     for row in range(2):
         assert torch.equal(rows[row], torchs(start[row], [gradient[row] for gradient in gradients], float(lr[row])))
 
@@ -71,14 +71,14 @@ def test_a_row_that_diverges_keeps_its_place_and_its_moments(bad: float) -> None
     adam = RowAdam(rows, torch.tensor([0.1, 0.1]), [{}, {}])
     both = torch.ones(2, dtype=torch.bool)
     adam.step(drawn(2, LENGTH, seed=1), both)
-    before, states = rows.clone(), adam.states()
+    before, state = rows.clone(), adam.state(1)
     gradient = drawn(2, LENGTH, seed=2)
     gradient[1, 5] = bad
     assert adam.step(gradient, both).tolist() == [True, False]
     assert (rows[0] != before[0]).all()
     assert torch.equal(rows[1], before[1])
-    assert all(torch.equal(value, states[1][name]) for name, value in adam.states()[1].items())
-    assert [int(state["adam.steps"]) for state in adam.states()] == [2, 1]
+    assert all(torch.equal(value, state[name]) for name, value in adam.state(1).items())
+    assert [int(adam.state(row)["adam.steps"]) for row in range(2)] == [2, 1]
 
 
 def person(id: int, *parents: int) -> Individual:
@@ -120,7 +120,7 @@ def test_a_state_is_of_this_moment() -> None:
     rows, yes = drawn(1, LENGTH, seed=0), torch.ones(1, dtype=torch.bool)
     adam = RowAdam(rows, torch.tensor([0.1]), [{}])
     adam.step(drawn(1, LENGTH, seed=1), yes)
-    state: dict[str, Any] = adam.states()[0]
+    state: dict[str, Any] = adam.state(0)
     before = {name: value.clone() for name, value in state.items()}
     RowAdam(rows, torch.tensor([0.1]), [state]).step(drawn(1, LENGTH, seed=2), yes)
     adam.step(drawn(1, LENGTH, seed=2), yes)

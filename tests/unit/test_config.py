@@ -25,6 +25,13 @@ from evolora.errors import InputError
         ({"strategy": "none", "refiner": "none"}, ["--strategy none", "--refiner none"]),
         ({"refiner": "grpo", "rollout_samples": 1}, ["--rollout-samples 1", "--refiner grpo", "at least 2"]),
         ({"refiner": "rloo", "rollout_samples": 0}, ["--rollout-samples 0"]),
+        ({"strategy": "pbt", "refine": 2}, ["--refine 2", "--strategy pbt", "--pop, 8"]),
+        ({"strategy": "pbt", "refiner": "none"}, ["--refiner none", "--strategy pbt"]),
+        ({"strategy": "pbt", "inheritance": "baldwinian"}, ["--inheritance baldwinian", "--strategy pbt"]),
+        ({"strategy": "pbt", "kl_target": 2}, ["--kl-target 2", "--strategy pbt"]),
+        ({"pbt_share": 0.6}, ["--pbt-share", "0.6", "0.5"]),
+        ({"pbt_spread": 0.5}, ["--pbt-spread", "0.5", "1"]),
+        ({"kl_target": 2, "kl_weight": 0}, ["--kl-target 2", "--kl-weight 0", "positive"]),
         ({"target": "x"}, ["--target", "--prompt"]),
         ({"task": "translate", "data": "x.jsonl"}, ["--task", "--data"]),
         ({"population": 8}, ["--population", "unknown"]),
@@ -102,3 +109,18 @@ def test_every_option_has_a_help_text_and_a_group() -> None:
         assert isinstance(field.json_schema_extra, dict)
         assert field.json_schema_extra["group"], name
         assert option_name(name).startswith("--")
+
+
+@pytest.mark.parametrize(
+    ("options", "refined", "accept"),
+    [
+        ({}, 1, "better"),
+        ({"refine": 3}, 3, "better"),
+        ({"strategy": "none"}, 1, "always"),
+        ({"strategy": "pbt", "pop": 5}, 5, "always"),
+        ({"strategy": "pbt", "pop": 2, "refine": 2, "accept": "better"}, 2, "better"),
+    ],
+)
+def test_everybody_trains_under_pbt_and_is_let_in(options: dict[str, Any], refined: int, accept: str) -> None:
+    config = make_config(options)
+    assert (config.refined_individuals, config.accept_rule) == (refined, accept)

@@ -14,7 +14,7 @@ class RowAdam:
     A row's step is that of `torch.optim.Adam` on the row alone, to the last bit. A row may start with the moments and
     the step count of an earlier optimiser, and a row that does not step keeps its moments as they are.
 
-    `rows` [k, n] are changed in place; `lr` [k]; `states` has what `states()` gave for each row, or an empty mapping
+    `rows` [k, n] are changed in place; `lr` [k]; `states` has what `state` gave for each row, or an empty mapping
     for a row that begins.
 
     >>> rows = torch.tensor([[1.0, -1.0], [5.0, 5.0]])
@@ -69,9 +69,10 @@ class RowAdam:
         self.steps = [new if each else old for new, old, each in zip(steps, self.steps, stepping.tolist(), strict=True)]
         return sound | ~active
 
-    def states(self) -> list[dict[str, Tensor]]:
-        """What each row's next optimiser needs to go on: the moments and the number of steps."""
-        return [
-            {FIRST: first.clone(), SECOND: second.clone(), STEPS: torch.tensor(steps)}
-            for first, second, steps in zip(self.first, self.second, self.steps, strict=True)
-        ]
+    def state(self, row: int) -> dict[str, Tensor]:
+        """What a row's next optimiser needs to go on: the moments and the number of steps."""
+        return {
+            FIRST: self.first[row].clone(),
+            SECOND: self.second[row].clone(),
+            STEPS: torch.tensor(self.steps[row]),
+        }

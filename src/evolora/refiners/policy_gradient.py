@@ -17,6 +17,7 @@ from evolora.population import Hyperparameters, Individual
 from evolora.population_model import PopulationModel
 from evolora.refiners.base import Refinement
 from evolora.refiners.carried import Carried, CarriedStates
+from evolora.refiners.kl_control import adapted_kl_weight
 from evolora.refiners.losses import k1_kl, k3_kl, masked_mean
 from evolora.refiners.optimiser import RowAdam
 from evolora.rewards import RewardScorer
@@ -47,6 +48,8 @@ class PolicyGradientConfig:
     minibatches: int = 1
     clip_range: float = 0.2
     kl_weight: float = 0.02
+    kl_target: float | None = None
+    kl_horizon: float = 256
     target_kl: float | None = 0.1
     entropy_weight: float = 0.0
     max_grad_norm: float = 1.0
@@ -135,7 +138,8 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
     Each step samples completions from every individual, credits their tokens, and makes clipped updates of the
     individuals' rows by Adam. Individuals share the batch and nothing else: advantages, losses, gradient clipping and
     early stopping are each individual's own, and so may be the learning rate and the weights of KL and entropy. With
-    `keep_optimiser` an individual's Adam goes on where that of its ancestors ended.
+    `keep_optimiser` an individual's Adam goes on where that of its ancestors ended, and with `kl_target` so does its KL
+    weight, which follows that target (see `adapted_kl_weight`).
 
     An algorithm is a subclass with a `name`, `credit` and `policy_loss`; it sets `keep_features` if its rollouts must
     hold the policy's last hidden states.
@@ -200,16 +204,17 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         for name, given in (("keys", key), ("children", children), ("hyperparameters", hyperparameters)):
             if given is not None and len(given) != genomes.shape[0]:
                 raise ValueError(f"{genomes.shape[0]} genomes with {len(given)} {name}")
+        config = self.config
         rows = genomes.detach().to(self.model.device).clone().requires_grad_()
         carried = [self.carried.of(individual) for _, individual in key]
-        settings = self._settings(hyperparameters or [None] * len(key))
-        optimiser = RowAdam(rows, settings.lr, carried if self.config.keep_optimiser else [{}] * len(key))
+        settings = self._settings(hyperparameters or [None] * len(key), carried)
+        optimiser = RowAdam(rows, settings.lr, carried if config.keep_optimiser else [{}] * len(key))
         stopped = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
         stats: list[dict[str, float]] = [{} for _ in key]
         trajectory = []
         tokens = failed = 0
         self.begin(carried)
-        for step in range(self.config.rl_steps):
+        for step in range(config.rl_steps):
             rollout = self.collect(rows.detach(), examples, [(*each, step) for each in key], settings)
             tokens += rollout.completions.tokens
             failed += rollout.failed
@@ -217,13 +222,31 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             # An early stop ends the updates on one rollout: the next rollout starts from a policy that is on target.
             stopped.zero_()
             update_stats = self._update(rows, optimiser, rollout, advantages, stopped, (key[0][0], step))
-            measured = {**_rollout_stats(rollout), **update_stats, **credit_stats}
+            rollout_stats = _rollout_stats(rollout)
+            measured = {**rollout_stats, **update_stats, **credit_stats}
+            if hyperparameters is not None and any(own is not None for own in hyperparameters):
+                measured |= {name: getattr(settings, name) for name in ("lr", "kl_weight", "entropy_weight")}
+            elif config.kl_target is not None:
+                measured["kl_weight"] = settings.kl_weight
             stats = [{name: float(value[row]) for name, value in measured.items()} for row in range(len(key))]
             trajectory.append(rows.detach().to(genomes.device, copy=True))
+            if config.kl_target is not None:
+                weight = adapted_kl_weight(
+                    settings.kl_weight,
+                    rollout_stats["kl"],
+                    rollout.scored.sum(-1),
+                    target=config.kl_target,
+                    horizon=config.kl_horizon,
+                )
+                settings = replace(settings, kl_weight=weight)
         self.end()
-        states = optimiser.states() if self.config.keep_optimiser else [{} for _ in key]
         for row, child in enumerate(children or ()):
-            self.carried.give(child, {**self.handed_on(row), **states[row]})
+            state = self.handed_on(row)
+            if config.keep_optimiser:
+                state |= optimiser.state(row)
+            if config.kl_target is not None:
+                state["kl_weight"] = settings.kl_weight[row]
+            self.carried.give(child, state)
         return Refinement(rows.detach().to(genomes.device), stats, tokens, failed, torch.stack(trajectory))
 
     def keep(self, individuals: Sequence[Individual]) -> None:
@@ -231,9 +254,13 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
 
     def settings(self, rollout: Rollout) -> Settings:
         """What each individual of a rollout is refined with."""
-        return rollout.settings or self._settings([None] * len(rollout.scores))
+        return rollout.settings or self._default_settings(len(rollout.scores))
 
-    def _settings(self, hyperparameters: Sequence[Hyperparameters | None]) -> Settings:
+    def _default_settings(self, count: int) -> Settings:
+        return self._settings([None] * count, [{}] * count)
+
+    def _settings(self, hyperparameters: Sequence[Hyperparameters | None], carried: Sequence[Carried]) -> Settings:
+        """The individuals' own, else the options'; a KL weight that was adapted before goes on from there."""
         config = self.config
         default = Hyperparameters(config.lr, config.kl_weight, config.entropy_weight)
         each = [own or default for own in hyperparameters]
@@ -243,7 +270,12 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
 
         return Settings(
             lr=torch.tensor([own.lr for own in each], dtype=torch.float64),
-            kl_weight=weights([own.kl_weight for own in each]),
+            kl_weight=weights(
+                [
+                    float(state["kl_weight"]) if "kl_weight" in state else own.kl_weight
+                    for own, state in zip(each, carried, strict=True)
+                ]
+            ),
             entropy_weight=weights([own.entropy_weight for own in each]),
         )
 
@@ -279,7 +311,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             )
         assert completions.log_probs is not None
         reference = completions.log_probs
-        penalised = bool((settings or self._settings([None] * k)).kl_weight.any())
+        penalised = bool((settings or self._default_settings(k)).kl_weight.any())
         if penalised:
             with torch.no_grad():
                 reference, _ = completion_log_probs(self.model, prompts, completions, temperature=config.temperature)

@@ -6,8 +6,9 @@ Credit is per token, by generalised advantage estimation over a value head; the 
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
@@ -24,6 +25,7 @@ from evolora.rewards import RewardScorer
 class PPOConfig(PolicyGradientConfig):
     """Options of PPO; names and defaults are those of `RunConfig`, where each is described."""
 
+    critic: Literal["shared", "individual"] = "shared"
     critic_lr: float = 1e-2
     critic_epochs: int = 8
     value_clip_range: float = 0.2
@@ -79,7 +81,9 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
         self._heads = self.critic.heads(0, self.model.device)
 
     def begin(self, carried: Sequence[Carried]) -> None:
-        self._heads = self.critic.heads(len(carried), self.model.device)
+        heads = self.critic.heads(len(carried), self.model.device)
+        own = [state.get("critic", head) for state, head in zip(carried, heads, strict=True)]
+        self._heads = torch.stack([head.to(heads) for head in own])
 
     def credit(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
         assert rollout.features is not None
@@ -108,6 +112,12 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
 
     def end(self) -> None:
         self.critic.keep(self._heads)
+
+    def handed_on(self, row: int) -> dict[str, Tensor]:
+        if self.config.critic == "shared":
+            return {}
+        head = self._heads[row]
+        return {"critic": head.clone() if head.isfinite().all() else self.critic.shared.clone()}
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **self.critic.state_dict()}

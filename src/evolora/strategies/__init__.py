@@ -3,5 +3,14 @@
 from evolora.strategies.base import State, Strategy
 from evolora.strategies.ga import GAConfig, GeneticAlgorithm
 from evolora.strategies.none import RefinerAlone
+from evolora.strategies.pbt import PBTConfig, PopulationBasedTraining
 
-__all__ = ["GAConfig", "GeneticAlgorithm", "RefinerAlone", "State", "Strategy"]
+__all__ = [
+    "GAConfig",
+    "GeneticAlgorithm",
+    "PBTConfig",
+    "PopulationBasedTraining",
+    "RefinerAlone",
+    "State",
+    "Strategy",
+]
