@@ -23,7 +23,7 @@ class GRPOConfig(GroupConfig):
 
 class GRPORefiner(PolicyGradientRefiner[GRPOConfig]):
     """GRPO of LoRA genomes against a Python reward, for k individuals in one batch, with the formulas of TRL's
-    GRPOTrainer; the reference is the base model. There is no value head and no state."""
+    GRPOTrainer; the reference is the base model. There is no value head."""
 
     name = "grpo"
 

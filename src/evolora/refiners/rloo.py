@@ -22,7 +22,7 @@ class RLOOConfig(GroupConfig):
 
 class RLOORefiner(PolicyGradientRefiner[RLOOConfig]):
     """RLOO of LoRA genomes against a Python reward, for k individuals in one batch, with the formulas of TRL's
-    RLOOTrainer; the reference is the base model. There is no value head and no state."""
+    RLOOTrainer; the reference is the base model. There is no value head."""
 
     name = "rloo"
 
