@@ -13,7 +13,7 @@ from evolora.evolution import Evolution, LoopConfig
 from evolora.genome import GenomeLayout
 from evolora.lineage import Lineage
 from evolora.model import BaseModel, load_base, lora_config, lora_layout
-from evolora.population import Individual, Population
+from evolora.population import Hyperparameters, Individual, Population
 from evolora.population_model import PopulationModel
 from evolora.refiners import (
     GRPOConfig,
@@ -28,7 +28,15 @@ from evolora.refiners import (
 from evolora.rewards import Reward, RewardScorer, register_reward
 from evolora.run import Interrupted, Result, evolve, resume
 from evolora.sensitivity import OutputSensitivity
-from evolora.strategies import GAConfig, GeneticAlgorithm, Islands, RefinerAlone, Strategy
+from evolora.strategies import (
+    GAConfig,
+    GeneticAlgorithm,
+    Islands,
+    PBTConfig,
+    PopulationBasedTraining,
+    RefinerAlone,
+    Strategy,
+)
 from evolora.task import Example, Task, load_task
 
 __version__ = version("evolora")
@@ -46,6 +54,7 @@ __all__ = [
     "GRPORefiner",
     "GeneticAlgorithm",
     "GenomeLayout",
+    "Hyperparameters",
     "Individual",
     "InputError",
     "Interrupted",
@@ -54,9 +63,11 @@ __all__ = [
     "LocalEvaluator",
     "LoopConfig",
     "OutputSensitivity",
+    "PBTConfig",
     "PPOConfig",
     "PPORefiner",
     "Population",
+    "PopulationBasedTraining",
     "PopulationModel",
     "RLOOConfig",
     "RLOORefiner",

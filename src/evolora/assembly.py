@@ -94,6 +94,7 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
             "rows_per_slice": rows_per_slice,
             "max_new_tokens": max_new_tokens,
             "accept": config.accept_rule,
+            "refine": config.refined_individuals,
             "refined_scale": config.refined_scale_rule,
             "rollout_samples": config.samples_a_prompt,
             "rollout_prompts": config.prompts_a_rollout,

@@ -74,8 +74,23 @@ class RunConfig(BaseModel):
     gens: int = _option(20, "generations", _EVOLUTION, ge=1)
     pop: int = _option(8, "individuals in the population", _EVOLUTION, ge=2)
     elites: int = _option(2, "individuals carried over unchanged", _EVOLUTION, ge=1)
-    strategy: Literal["ga", "none"] = _option(
-        "ga", "how the next population is proposed; none is the refiner alone", _EVOLUTION
+    strategy: Literal["ga", "pbt", "none"] = _option(
+        "ga",
+        "how the next population is proposed: ga; pbt, which refines everybody and evolves the refiner's "
+        "hyperparameters; none, the refiner alone",
+        _EVOLUTION,
+    )
+    pbt_share: float = _option(
+        0.25, "share of the population that copies as many of the best (pbt)", _EVOLUTION, gt=0, le=0.5
+    )
+    pbt_resample: float = _option(
+        0.05, "probability that a copy's hyperparameter is drawn anew, not perturbed (pbt)", _EVOLUTION, ge=0, le=1
+    )
+    pbt_spread: float = _option(
+        3.0,
+        "factor around --lr, --kl-weight and --entropy-weight within which hyperparameters are drawn (pbt)",
+        _EVOLUTION,
+        ge=1,
     )
     replacement: Literal["generational", "steady-state"] = _option(
         "generational",
@@ -167,7 +182,7 @@ class RunConfig(BaseModel):
         _EVOLUTION,
     )
     accept: Literal["better", "always"] | None = _option(
-        None, "which refined individuals enter; default better, and always with --strategy none", _EVOLUTION
+        None, "which refined individuals enter; default better, and always with --strategy none or pbt", _EVOLUTION
     )
     inheritance: Literal["lamarckian", "baldwinian"] = _option(
         "lamarckian", "what enters: the refined genome, or only its fitness", _EVOLUTION
@@ -176,8 +191,19 @@ class RunConfig(BaseModel):
     refiner: Literal["ppo", "grpo", "rloo", "none"] = _option(
         "ppo", "how RL improves the best: ppo, grpo, rloo, none; an option marked with some is for them alone", _REFINER
     )
-    refine: int = _option(1, "how many of the best are refined, side by side", _REFINER, ge=1)
+    refine: int | None = _option(
+        None, "how many of the best are refined, side by side; default 1, and all with --strategy pbt", _REFINER, ge=1
+    )
     lr: float = _option(1e-3, "learning rate of the refiner", _REFINER, gt=0)
+    keep_optimiser: bool = _option(
+        False, "Adam's moments and step count travel with the individual and to its children", _REFINER
+    )
+    critic: Literal["shared", "individual"] = _option(
+        "shared",
+        "the value head that a refinement starts from: the mean of the last refinement's, or the individual's own, "
+        "which travels to its children (ppo)",
+        _REFINER,
+    )
     critic_lr: float = _option(1e-2, "learning rate of the value head (ppo)", _REFINER, gt=0)
     critic_epochs: int = _option(8, "optimiser steps of the value head on each rollout (ppo)", _REFINER, ge=1)
     rl_steps: int = _option(3, "rollouts a refinement", _REFINER, ge=1)
@@ -217,6 +243,16 @@ class RunConfig(BaseModel):
         "on each completion's reward (rloo)",
         _REFINER,
         ge=0,
+    )
+    kl_target: float | None = _option(
+        None,
+        "KL from the base model, in nats a completion, toward which each individual's KL weight is adapted from "
+        "--kl-weight on; none keeps the weight",
+        _REFINER,
+        gt=0,
+    )
+    kl_horizon: float = _option(
+        256, "completions over which --kl-target changes the KL weight by at most a fifth", _REFINER, gt=0
     )
     kl_estimator: Literal["k1", "k3"] = _option(
         "k1", "estimator of the KL penalty; grpo has k3, rloo k1 (ppo)", _REFINER
@@ -261,9 +297,24 @@ class RunConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.strategy != "none" and self.elites >= self.pop:
+        if self.strategy not in ("none", "pbt") and self.elites >= self.pop:
             raise ValueError(f"--elites {self.elites}: expected fewer than --pop {self.pop}")
-        if self.strategy != "none" and self.refine > self.pop:
+        if self.strategy == "pbt":
+            if self.refine not in (None, self.pop):
+                raise ValueError(f"--refine {self.refine} with --strategy pbt: expected --pop, {self.pop}: all train")
+            if self.refiner == "none":
+                raise ValueError("--refiner none with --strategy pbt: expected a refiner, which is what pbt tunes")
+            if self.inheritance == "baldwinian":
+                raise ValueError("--inheritance baldwinian with --strategy pbt: expected lamarckian")
+            if self.kl_target is not None:
+                raise ValueError(
+                    f"--kl-target {self.kl_target} with --strategy pbt: expected none, pbt sets the KL weight itself"
+                )
+        if self.kl_target is not None and self.kl_weight == 0:
+            raise ValueError(
+                f"--kl-target {self.kl_target} with --kl-weight 0: expected a positive weight to begin with"
+            )
+        if self.strategy != "none" and self.refined_individuals > self.pop:
             raise ValueError(f"--refine {self.refine}: expected at most --pop {self.pop}")
         if self.refined_scale == "step" and (other := self._scales_of_their_own):
             raise ValueError(
@@ -335,9 +386,14 @@ class RunConfig(BaseModel):
         return self.rollout_prompts or (max(1, 64 // self.samples_a_prompt) if self.refiner in GROUP_REFINERS else 64)
 
     @property
+    def refined_individuals(self) -> int:
+        """How many individuals are refined in a generation."""
+        return self.refine or (self.pop if self.strategy == "pbt" else 1)
+
+    @property
     def accept_rule(self) -> str:
         """Which refined individuals enter."""
-        return self.accept or ("always" if self.strategy == "none" else "better")
+        return self.accept or ("always" if self.strategy in ("none", "pbt") else "better")
 
 
 def make_config(options: dict[str, Any]) -> RunConfig:

@@ -112,7 +112,10 @@ class Evolution:
         best = int(elites(torch.from_numpy(fitness), 1)[0])
         validation = self._validate(population.select([best]))
         self.strategy.tell(population, fitness)
-        self.evaluator.keep(self.strategy.ask().join(self._hall()).genomes)
+        living = self.strategy.ask().join(self._hall())
+        self.evaluator.keep(living.genomes)
+        if self.refiner is not None:
+            self.refiner.keep(living.individuals)
         seconds = time.perf_counter() - start
         scales = [individual.mutation_scale for individual in proposed.individuals]
         return metrics | {
@@ -147,8 +150,13 @@ class Evolution:
         training = self._draw("rollout", others, self.config.rollout_prompts)
         # Few prompts come up several times: each is sampled anew.
         training = list(itertools.islice(itertools.cycle(training), self.config.rollout_prompts))
+        children = [self.strategy.new_id() for _ in rows]
         refinement = self.refiner.refine(
-            parents.genomes, training, key=[(self.generation, parent.id) for parent in parents.individuals]
+            parents.genomes,
+            training,
+            key=[(self.generation, parent.id) for parent in parents.individuals],
+            children=children,
+            hyperparameters=[parent.hyperparameters for parent in parents.individuals],
         )
         self.tokens.rollout += refinement.tokens
         self.failed_completions += refinement.failed
@@ -157,13 +165,15 @@ class Evolution:
             tuple(
                 replace(
                     parent,
-                    id=self.strategy.new_id(),
+                    id=child,
                     parents=(parent.id,),
                     operator=self.refiner.name,
                     born=self.generation,
                     mutation_scale=scale,
                 )
-                for parent, scale in zip(parents.individuals, self._scales(parents, refinement), strict=True)
+                for parent, child, scale in zip(
+                    parents.individuals, children, self._scales(parents, refinement), strict=True
+                )
             ),
         )
         # The refined are still much like their parents, whose completions are their drafts.

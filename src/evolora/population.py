@@ -10,9 +10,19 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
+class Hyperparameters:
+    """What an individual's own refinement is set to: the options `lr`, `kl_weight` and `entropy_weight`."""
+
+    lr: float
+    kl_weight: float
+    entropy_weight: float
+
+
+@dataclass(frozen=True)
 class Individual:
     """Who a genome is: its id, its parents' ids, the operator that made it, the generation it was born in, its own
-    mutation scale, and its fitness history as (generation, fitness) pairs."""
+    mutation scale, its fitness history as (generation, fitness) pairs, and the hyperparameters of its refinement, if
+    they are its own."""
 
     id: int
     parents: tuple[int, ...]
@@ -20,12 +30,16 @@ class Individual:
     born: int
     mutation_scale: float
     history: tuple[tuple[int, float], ...] = ()
+    hyperparameters: Hyperparameters | None = None
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "Individual":
         """An individual from `dataclasses.asdict`, also after a round trip through JSON."""
         history = tuple((int(generation), float(fitness)) for generation, fitness in values["history"])
-        return cls(**{**values, "parents": tuple(values["parents"]), "history": history})
+        own = values.get("hyperparameters")
+        hyperparameters = None if own is None else Hyperparameters(**own)
+        parents = tuple(values["parents"])
+        return cls(**{**values, "parents": parents, "history": history, "hyperparameters": hyperparameters})
 
 
 @dataclass(frozen=True)

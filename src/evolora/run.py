@@ -42,7 +42,15 @@ from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, Ref
 from evolora.rewards import Reward, reward_name
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.sensitivity import OutputSensitivity
-from evolora.strategies import GAConfig, GeneticAlgorithm, Islands, RefinerAlone, Strategy
+from evolora.strategies import (
+    GAConfig,
+    GeneticAlgorithm,
+    Islands,
+    PBTConfig,
+    PopulationBasedTraining,
+    RefinerAlone,
+    Strategy,
+)
 from evolora.task import Task
 from evolora.tracking import MetricsLog, Silence, View
 
@@ -216,6 +224,8 @@ def _evolution(parts: Parts, lineage: Lineage) -> Evolution:
     strategy: Strategy
     if config.strategy == "none":
         strategy = RefinerAlone(parts.founder)
+    elif config.strategy == "pbt":
+        strategy = PopulationBasedTraining(parts.founder, _part(PBTConfig, config), seed=config.seed)
     else:
         kind = Islands if config.islands > 1 else GeneticAlgorithm
         strategy = kind(
@@ -269,7 +279,7 @@ def _evaluator(parts: Parts) -> Evaluator:
     return RememberingEvaluator(parts.evaluator) if parts.config.remember else parts.evaluator
 
 
-Part = TypeVar("Part", GAConfig, PPOConfig, GRPOConfig, RLOOConfig, LoopConfig)
+Part = TypeVar("Part", GAConfig, PBTConfig, PPOConfig, GRPOConfig, RLOOConfig, LoopConfig)
 
 
 def _part(kind: type[Part], config: RunConfig) -> Part:

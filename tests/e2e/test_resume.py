@@ -276,3 +276,41 @@ def test_races_and_memories_resume_to_the_same(tmp_path: Path) -> None:
     assert [line["fitness.best"] for line in forgetful.history] == pytest.approx(
         [line["fitness.best"] for line in whole.history]
     )
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"keep_optimiser": True, "kl_target": 0.5, "kl_horizon": 6, "critic": "individual", "refine": 2},
+        {"keep_optimiser": True, "refiner": "grpo", "rollout_samples": 2},
+        {"keep_optimiser": True, "strategy": "pbt", "entropy_weight": 0.01, "kl_weight": 0.1},
+    ],
+    ids=["ppo", "grpo", "pbt"],
+)
+def test_what_individuals_carry_resumes_to_the_same(options: dict[str, Any], tmp_path: Path) -> None:
+    from evolora import evolve
+    from evolora.run import resume
+
+    words = {"chat": "cat", "chien": "dog", "pain": "bread", "eau": "water", "lait": "milk", "main": "hand"}
+    rows = [{"prompt": f"Translate '{word}' to English:", "target": target} for word, target in words.items()]
+    options = {
+        "data": rows, "pop": 4, "rollout_prompts": 6, "rl_steps": 1, "mutation_scale": 0.01, "save_every": 2,
+        "lora_r": 2, "lr": 1e-2, "accept": "always", **options,
+    }  # fmt: skip
+    whole = evolve(out=str(tmp_path / "whole"), gens=4, **options)
+    evolve(out=str(tmp_path / "parts"), gens=2, **options)
+    parts = resume(tmp_path / "parts", options={"gens": 4})
+
+    def untimed(line: dict[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in line.items() if not name.startswith("time.")}
+
+    assert [untimed(line) for line in parts.history] == [untimed(line) for line in whole.history]
+    assert parts.summary["winner"] == whole.summary["winner"]
+    forgetful = evolve(out=str(tmp_path / "forgetful"), gens=4, **{**options, "keep_optimiser": False})
+    assert untimed(forgetful.history[0]) == untimed(whole.history[0]), "the first refinement has nothing to take up"
+    assert [untimed(line) for line in forgetful.history] != [untimed(line) for line in whole.history]
+    if options.get("strategy") == "pbt":
+        rates = [line["ppo.lr"] for line in whole.history]
+        assert len(set(rates)) > 1 and whole.history[0]["ppo.refined"] == whole.history[0]["ppo.accepted"] == 4
+    if "kl_target" in options:
+        assert len({line["ppo.kl_weight"] for line in whole.history}) > 1

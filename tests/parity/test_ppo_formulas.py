@@ -180,6 +180,17 @@ def test_rewards_and_advantages(case: Case, estimator: KLEstimator) -> None:
 
 
 @cases
+@pytest.mark.parametrize("estimator", ["k1", "k3"])
+def test_each_individual_has_its_own_kl_weight(case: Case, estimator: KLEstimator) -> None:
+    weights = [0.25 * individual for individual in range(case.k)]
+    rewards = per_token_reward(
+        case.scores, case.logp, case.ref_logp, case.mask, kl_weight=torch.tensor(weights).double(), estimator=estimator
+    )
+    for individual, weight in enumerate(weights):
+        agree(rewards[individual], loop_rewards(case, individual, weight, estimator))
+
+
+@cases
 def test_policy_loss_and_its_gradient(case: Case) -> None:
     logp = case.logp.clone().requires_grad_()
     loss, stats = clipped_policy_loss(logp, case.old_logp, case.advantages, case.mask, clip_range=0.2)

@@ -53,6 +53,13 @@ from evolora.strategies import GAConfig
             {"refined_scale": "step", "operator_choice": "adaptive", "mutations": ["masked", "safe"]},
             ["--refined-scale step", "--mutation safe"],
         ),
+        ({"strategy": "pbt", "refine": 2}, ["--refine 2", "--strategy pbt", "--pop, 8"]),
+        ({"strategy": "pbt", "refiner": "none"}, ["--refiner none", "--strategy pbt"]),
+        ({"strategy": "pbt", "inheritance": "baldwinian"}, ["--inheritance baldwinian", "--strategy pbt"]),
+        ({"strategy": "pbt", "kl_target": 2}, ["--kl-target 2", "--strategy pbt"]),
+        ({"pbt_share": 0.6}, ["--pbt-share", "0.6", "0.5"]),
+        ({"pbt_spread": 0.5}, ["--pbt-spread", "0.5", "1"]),
+        ({"kl_target": 2, "kl_weight": 0}, ["--kl-target 2", "--kl-weight 0", "positive"]),
         ({"target": "x"}, ["--target", "--prompt"]),
         ({"task": "translate", "data": "x.jsonl"}, ["--task", "--data"]),
         ({"population": 8}, ["--population", "unknown"]),
@@ -151,3 +158,18 @@ def test_the_names_of_operators_are_those_of_the_registries() -> None:
         )
         assert list(chosen.operators["mutation"]) == strategy.used_mutations
     assert list(get_args(CrossoverName)) == [*CROSSOVERS, "distill"]
+
+
+@pytest.mark.parametrize(
+    ("options", "refined", "accept"),
+    [
+        ({}, 1, "better"),
+        ({"refine": 3}, 3, "better"),
+        ({"strategy": "none"}, 1, "always"),
+        ({"strategy": "pbt", "pop": 5}, 5, "always"),
+        ({"strategy": "pbt", "pop": 2, "refine": 2, "accept": "better"}, 2, "better"),
+    ],
+)
+def test_everybody_trains_under_pbt_and_is_let_in(options: dict[str, Any], refined: int, accept: str) -> None:
+    config = make_config(options)
+    assert (config.refined_individuals, config.accept_rule) == (refined, accept)

@@ -1,5 +1,6 @@
 """The loop's promises, on a strategy and evaluator small enough to see through."""
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -16,10 +17,10 @@ from evolora.evolution import Evolution, LoopConfig
 from evolora.genome import AdaptedModule, GenomeLayout
 from evolora.lineage import Lineage
 from evolora.memory import RememberingEvaluator
-from evolora.population import Individual, Population, genome_sha256
+from evolora.population import Hyperparameters, Individual, Population, genome_sha256
 from evolora.racing import Race, race
 from evolora.refiners import Refinement
-from evolora.strategies import GAConfig, GeneticAlgorithm, RefinerAlone
+from evolora.strategies import GAConfig, GeneticAlgorithm, PBTConfig, PopulationBasedTraining, RefinerAlone
 from evolora.task import Example, Task
 
 LAYOUT = GenomeLayout((AdaptedModule("m", "a", "b", 3, 4, 2, 2.0, 0, 6),))
@@ -55,10 +56,27 @@ class Step:
         self.size = size
         self.name = name
         self.calls: list[tuple[list[str], list[tuple[int, int]]]] = []
+        self.children: list[list[int]] = []
+        self.hyperparameters: list[list[Hyperparameters | None]] = []
+        self.kept: set[int] = set()
 
-    def refine(self, genomes: Tensor, examples: Sequence[Example], *, key: Sequence[tuple[int, int]]) -> Refinement:
+    def refine(
+        self,
+        genomes: Tensor,
+        examples: Sequence[Example],
+        *,
+        key: Sequence[tuple[int, int]],
+        children: Sequence[int] | None = None,
+        hyperparameters: Sequence[Hyperparameters | None] | None = None,
+    ) -> Refinement:
+        assert children is not None
         self.calls.append(([example.prompt for example in examples], list(key)))
+        self.children.append(list(children))
+        self.hyperparameters.append(list(hyperparameters or ()))
         return Refinement(genomes + self.size * (1 - genomes), [{"kl": 0.0}] * len(key), 5, 0)
+
+    def keep(self, individuals: Sequence[Individual]) -> None:
+        self.kept = {individual.id for individual in individuals}
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
@@ -96,6 +114,19 @@ def test_the_refined_take_their_parents_place_in_the_next_population() -> None:
         parent = [individual.id for individual in before.individuals].index(after.individuals[row].parents[0])
         assert torch.equal(after.genomes[row], before.genomes[parent] + 0.5 * (1 - before.genomes[parent]))
     assert metrics["ppo.gain"] > 0
+
+
+def test_the_refiner_knows_whom_it_makes_and_who_lives() -> None:
+    evolution = make_evolution()
+    refiner = evolution.refiner
+    assert isinstance(refiner, Step)
+    for _ in range(3):
+        evolution.step()
+        assert evolution.hall_of_fame is not None
+        living = evolution.strategy.ask().join(evolution.hall_of_fame)
+        assert refiner.kept == {individual.id for individual in living.individuals}
+        refined = [individual.id for individual in living.individuals if individual.operator == "ppo"]
+        assert set(refiner.children[-1]) <= set(refined), "all of them were let in"
 
 
 def test_children_of_the_refined_do_not_undo_what_rl_has_found() -> None:
@@ -265,3 +296,42 @@ def test_nobody_is_asked_twice_and_only_the_living_are_remembered(step: float | 
     evolution.choose_winner()
     assert len(ledger.asked) == len(set(ledger.asked))
     assert len(ledger.asked) > 8 * 4 * 4, "children are asked"
+
+
+def make_pbt(seed: int = 0) -> Evolution:
+    evolution = make_evolution(step=0.2, refine=6, accept="always", refined_scale="keep")
+    evolution.strategy = PopulationBasedTraining(torch.zeros(14), PBTConfig(pop=6, pbt_share=0.4), seed=seed)
+    return evolution
+
+
+def test_perturbed_hyperparameters_survive_a_resume_and_are_used() -> None:
+    """Ray's restore put the original ones back (https://github.com/ray-project/ray/issues/62173)."""
+    whole = make_pbt()
+    begun = [individual.hyperparameters for individual in whole.strategy.ask().individuals]
+    for _ in range(4):
+        whole.step()
+    perturbed = {individual.id: individual.hyperparameters for individual in whole.strategy.ask().individuals}
+    assert not set(perturbed.values()) <= set(begun)
+    state = whole.state_dict()
+    rest = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
+    resumed = make_pbt()
+    resumed.load_state_dict({**state, **json.loads(json.dumps(rest))})
+    resumed.step()
+    assert isinstance(resumed.refiner, Step)
+    ((_, key),), (used,) = resumed.refiner.calls, resumed.refiner.hyperparameters
+    assert {id: own for (_, id), own in zip(key, used, strict=True)} == perturbed
+    whole.step()
+    for one, other in zip(whole.strategy.ask().individuals, resumed.strategy.ask().individuals, strict=True):
+        assert one == other and one.hyperparameters is not None
+
+
+def test_under_pbt_everybody_is_refined_and_keeps_its_hyperparameters() -> None:
+    evolution = make_pbt()
+    before = evolution.strategy.ask()
+    metrics = evolution.step()
+    assert (metrics["ppo.refined"], metrics["ppo.accepted"]) == (6, 6)
+    own = {individual.id: individual.hyperparameters for individual in before.individuals}
+    after = evolution.strategy.ask().individuals
+    refined = [individual for individual in after if individual.operator == "ppo"]
+    assert len(refined) == 4 and [individual.operator for individual in after].count("copy") == 2
+    assert all(individual.hyperparameters == own[individual.parents[0]] for individual in refined)

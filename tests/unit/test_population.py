@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from evolora.checkpoint import read_state, write_state
-from evolora.population import Individual, Population, genome_sha256
+from evolora.population import Hyperparameters, Individual, Population, genome_sha256
 from evolora.rng import keyed_generator
 
 
@@ -22,6 +22,7 @@ def a_population(n: int = 4, first: int = 0) -> Population:
             born=i,
             mutation_scale=0.1 / (i + 3),  # not a short decimal
             history=((i, 1 / 3), (i + 1, math.pi)) if i else (),
+            hyperparameters=Hyperparameters(0.1 / 3, 0.2 / 3, 0.0) if i % 2 else None,
         )
         for i in range(n)
     )

@@ -1,5 +1,6 @@
 """Refinement on the individuals' own rows: what it moves, what it must not move, and that it improves."""
 
+import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import replace
@@ -7,11 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import Tensor
 
 from evolora.evaluation import LocalEvaluator
 from evolora.genome import GenomeLayout
 from evolora.model import BaseModel, load_base, lora_config, lora_layout
+from evolora.population import Hyperparameters, Individual
 from evolora.population_model import PopulationModel
 from evolora.refiners import (
     GRPOConfig,
@@ -23,6 +27,8 @@ from evolora.refiners import (
     RLOORefiner,
 )
 from evolora.refiners.critic import Critic
+from evolora.refiners.kl_control import adapted_kl_weight
+from evolora.refiners.optimiser import RowAdam
 from evolora.rewards import RewardScorer
 from evolora.task import Example, load_task
 
@@ -360,3 +366,237 @@ def test_prompts_reach_the_reward_with_their_columns(base: BaseModel, founder: t
     examples = [Example(f"{n} + 1 =", {"answer": n + 1}) for n in range(3)]
     make_refiner(base, layout, reward=reward).collect(genome.repeat(2, 1), examples, [(1, 0, 0), (1, 1, 0)])
     assert calls == [(["0 + 1 =", "1 + 1 =", "2 + 1 ="] * 2, [1, 2, 3] * 2)]
+
+
+@kinds
+def test_the_trajectory_has_the_genomes_after_each_step(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, _ = founder
+    genomes = population(founder, 2)
+    refined = make(kind, base, layout, rl_steps=3).refine(genomes, EXAMPLES, key=[(1, 0), (1, 1)])
+    shorter = make(kind, base, layout, rl_steps=2).refine(genomes, EXAMPLES, key=[(1, 0), (1, 1)])
+    assert refined.trajectory is not None and shorter.trajectory is not None
+    assert refined.trajectory.shape == (3, *genomes.shape)
+    assert torch.equal(refined.trajectory[-1], refined.genomes)
+    assert torch.equal(refined.trajectory[:2], shorter.trajectory)
+    assert (shorter.trajectory[0] != shorter.trajectory[1]).any(dim=1).all()
+
+
+def people(*lines: tuple[int, ...]) -> list[Individual]:
+    """Individuals by (id, parents...)."""
+    return [
+        Individual(id=id, parents=tuple(parents), operator="x", born=1, mutation_scale=0.1) for id, *parents in lines
+    ]
+
+
+@kinds
+def test_the_optimiser_travels_with_the_individual_and_its_children(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    """Whose ancestors were refined steps as if their Adam had never stopped; after a checkpoint too."""
+    layout, genome = founder
+
+    def after(*, travels: bool, resumed: bool = False, lineage: Sequence[tuple[int, ...]] = ((1, 0),)) -> Tensor:
+        refiner = make(kind, base, layout, rl_steps=2, target_kl=None, keep_optimiser=travels)
+        first = refiner.refine(genome[None], EXAMPLES, key=[(1, 0)], children=[1])
+        refiner.keep(people(*lineage))
+        if resumed:
+            state = refiner.state_dict()
+            refiner = make(kind, base, layout, rl_steps=2, target_kl=None, keep_optimiser=travels)
+            refiner.load_state_dict(state)
+        youngest = lineage[-1][0]
+        return refiner.refine(first.genomes, EXAMPLES, key=[(2, youngest)], children=[99]).genomes
+
+    fresh, travelled = after(travels=False), after(travels=True)
+    assert not torch.equal(fresh, travelled)
+    assert torch.equal(travelled, after(travels=True, resumed=True))
+    # Draws are keyed by the id: a child has others, and so has a stranger.
+    child, stranger = ((1, 0), (7, 1)), ((1, 0), (7, 3))
+    assert torch.equal(after(travels=True, lineage=stranger), after(travels=False, lineage=stranger))
+    assert not torch.equal(after(travels=True, lineage=child), after(travels=False, lineage=child))
+
+
+def test_what_travels_is_torchs_own_optimiser(
+    base: BaseModel, founder: tuple[GenomeLayout, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The gradients of two refinements, put through one Adam of torch's, give the same genome."""
+    layout, genome = founder
+    gradients: list[Tensor] = []
+    step = RowAdam.step
+
+    def spy(self: RowAdam, gradient: Tensor, active: Tensor) -> Tensor:
+        assert active.all()
+        gradients.append(gradient.clone())
+        return step(self, gradient, active)
+
+    monkeypatch.setattr(RowAdam, "step", spy)
+    refiner = make_refiner(base, layout, rl_steps=2, target_kl=None, keep_optimiser=True)
+    refined = genome[None]
+    for generation in range(2):
+        refined = refiner.refine(refined, EXAMPLES, key=[(generation, generation)], children=[generation + 1]).genomes
+        refiner.keep(people((generation + 1, generation)))
+    expected = genome[None].clone().requires_grad_()
+    adam = torch.optim.Adam([expected], lr=refiner.config.lr)
+    assert len(gradients) == 2 * 2 * refiner.config.epochs
+    for gradient in gradients:
+        expected.grad = gradient
+        adam.step()
+    assert torch.equal(refined, expected.detach())
+
+
+def test_a_row_that_stopped_early_does_not_depend_on_its_company(
+    base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    """A stopped row's Adam waits: it gathers no moments while others go on."""
+    layout, genome = founder
+    options: dict[str, Any] = {"rl_steps": 1, "epochs": 4, "target_kl": 0.02, "keep_optimiser": True}
+    wild = Hyperparameters(lr=2e-2, kl_weight=0.02, entropy_weight=0.0)
+    tame = Hyperparameters(lr=1e-6, kl_weight=0.02, entropy_weight=0.0)
+    together = make_refiner(base, layout, **options)
+    both = together.refine(
+        genome.repeat(2, 1), EXAMPLES, key=[(1, 0), (1, 1)], children=[2, 3], hyperparameters=[wild, tame]
+    )
+    alone = make_refiner(base, layout, **options)
+    alone.refine(genome[None], EXAMPLES, key=[(1, 0)], children=[2], hyperparameters=[wild])
+    assert [stats["stopped"] for stats in both.stats] == [1, 0]
+    mine, expected = together.carried.of(2), alone.carried.of(2)
+    assert int(mine["adam.steps"]) == int(expected["adam.steps"]) < 4
+    for name in ("adam.first", "adam.second"):
+        assert (mine[name] - expected[name]).norm() < 0.02 * expected[name].norm()
+
+
+OWN = [
+    Hyperparameters(lr=1e-4, kl_weight=0.02, entropy_weight=0.0),
+    Hyperparameters(lr=3e-4, kl_weight=0.5, entropy_weight=0.05),
+    Hyperparameters(lr=5e-5, kl_weight=0.0, entropy_weight=0.3),
+]
+
+
+@kinds
+def test_rows_of_different_hyperparameters_come_out_as_alone_with_those_options(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, _ = founder
+    genomes = population(founder, 3) + 0.01  # away from the base, where the KL has a gradient
+    keys = [(1, 5), (1, 6), (1, 7)]
+    options: dict[str, Any] = {"rl_steps": 1, "epochs": 1, "target_kl": None}
+    mixed = make(kind, base, layout, **options).refine(genomes, EXAMPLES, key=keys, hyperparameters=OWN)
+    plain = make(kind, base, layout, lr=1e-4, **options).refine(genomes, EXAMPLES, key=keys)
+    for row, own in enumerate(OWN):
+        refiner = make(
+            kind, base, layout, lr=own.lr, kl_weight=own.kl_weight, entropy_weight=own.entropy_weight, **options
+        )
+        alone = refiner.refine(genomes[row : row + 1], EXAMPLES, key=keys[row : row + 1])
+        moved = (alone.genomes[0] - genomes[row]).norm()
+        assert (mixed.genomes[row] - alone.genomes[0]).norm() < 0.02 * moved
+        if row:  # The weights matter, not the learning rate alone: the direction is another.
+            direction = (plain.genomes[row] - genomes[row]) * (own.lr / 1e-4)
+            assert (genomes[row] + direction - alone.genomes[0]).norm() > 0.1 * moved
+        found = {name: mixed.stats[row][name] for name in ("lr", "kl_weight", "entropy_weight")}
+        assert found == pytest.approx({"lr": own.lr, "kl_weight": own.kl_weight, "entropy_weight": own.entropy_weight})
+    assert "lr" not in plain.stats[0]
+
+
+@kinds
+def test_an_individual_without_hyperparameters_has_the_options(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, _ = founder
+    genomes, keys = population(founder, 2), [(1, 5), (1, 6)]
+    refiner = make(kind, base, layout, lr=OWN[1].lr, kl_weight=OWN[1].kl_weight, entropy_weight=OWN[1].entropy_weight)
+    given = refiner.refine(genomes, EXAMPLES, key=keys, hyperparameters=[OWN[1], None])
+    plain = make(kind, base, layout, lr=OWN[1].lr, kl_weight=OWN[1].kl_weight, entropy_weight=OWN[1].entropy_weight)
+    assert torch.equal(given.genomes, plain.refine(genomes, EXAMPLES, key=keys).genomes)
+
+
+def test_what_does_not_fit_the_genomes_is_refused(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    layout, genome = founder
+    refiner = make_refiner(base, layout)
+    for options in ({"key": []}, {"children": [1, 2]}, {"hyperparameters": OWN}):
+        ((name, values),) = options.items()
+        with pytest.raises(ValueError, match=f"1 genomes with {len(values)} {name}"):  # type: ignore[arg-type]
+            refiner.refine(genome[None], EXAMPLES, **{"key": [(1, 0)], **options})  # type: ignore[arg-type]
+
+
+@settings(deadline=None)
+@given(
+    weight=st.floats(1e-6, 10),
+    kl=st.floats(-5, 50),
+    completions=st.integers(0, 500),
+    target=st.floats(0.01, 20),
+    horizon=st.floats(1, 10_000),
+)
+def test_the_kl_weight_goes_up_above_the_target_and_down_below(
+    weight: float, kl: float, completions: int, target: float, horizon: float
+) -> None:
+    adapted = float(
+        adapted_kl_weight(
+            torch.tensor([weight], dtype=torch.float64),
+            torch.tensor([kl], dtype=torch.float64),
+            torch.tensor([completions]),
+            target=target,
+            horizon=horizon,
+        )
+    )
+    # lm-human-preferences' AdaptiveKLController, but for the horizon's limit.
+    error = min(max(kl / target - 1, -0.2), 0.2)
+    assert adapted == pytest.approx(weight * (1 + error * min(completions, horizon) / horizon), rel=1e-12)
+    assert 0.8 * weight <= adapted * (1 + 1e-12) and adapted <= 1.2 * weight * (1 + 1e-12)
+
+
+def test_a_kl_that_is_no_number_leaves_its_weight_and_no_others() -> None:
+    weights, kl = torch.tensor([0.1, 0.1, 0.1]), torch.tensor([math.nan, math.inf, 9.0])
+    adapted = adapted_kl_weight(weights, kl, torch.tensor([8, 8, 8]), target=3.0, horizon=8)
+    torch.testing.assert_close(adapted, torch.tensor([0.1, 0.12, 0.12]))
+
+
+@kinds
+def test_the_kl_weight_follows_its_target(kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    layout, genome = founder
+    options: dict[str, Any] = {"kl_weight": 0.2, "target_kl": None, "lr": 2e-3, "rl_steps": 1, "kl_horizon": 12}
+
+    def refine(target: float) -> tuple[list[dict[str, float]], PolicyGradientRefiner[Any]]:
+        """Sixteen refinements, each of the last one's child."""
+        refiner = make(kind, base, layout, kl_target=target, **options)
+        genomes, stats = genome[None], []
+        for generation in range(16):
+            refined = refiner.refine(genomes, EXAMPLES, key=[(generation, generation)], children=[generation + 1])
+            refiner.keep(people((generation + 1, generation)))
+            genomes = refined.genomes
+            stats.append(refined.stats[0])
+        return stats, refiner
+
+    tight, refiner = refine(0.5)
+    loose, _ = refine(50.0)
+    assert tight[-1]["kl"] < 0.5 * loose[-1]["kl"]
+    for before, after in itertools.pairwise(tight):
+        error = min(max(before["kl"] / 0.5 - 1, -0.2), 0.2)
+        assert after["kl_weight"] == pytest.approx(before["kl_weight"] * (1 + error), rel=1e-5)
+    # A child goes on from its parent's weight, also after a checkpoint; a stranger begins anew.
+    resumed = make(kind, base, layout, kl_target=0.5, **options)
+    resumed.load_state_dict(refiner.state_dict())
+    resumed.keep(people((16, 15), (18, 16)))
+    stats = resumed.refine(genome.repeat(2, 1), EXAMPLES, key=[(20, 18), (20, 19)]).stats
+    assert [each["kl_weight"] for each in stats] == pytest.approx([float(refiner.carried.of(16)["kl_weight"]), 0.2])
+    assert stats[0]["kl_weight"] != pytest.approx(0.2)
+
+
+def test_heads_of_their_own_travel_with_individuals(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    layout, _ = founder
+
+    def begun(kind: str) -> list[Tensor]:
+        refiner = make_refiner(base, layout, critic=kind, rl_steps=1)
+        both = refiner.refine(population(founder, 2), EXAMPLES, key=[(1, 0), (1, 1)], children=[2, 3])
+        trained = refiner._heads.clone()
+        assert (trained[0] != trained[1]).any() and torch.isfinite(both.genomes).all()
+        refiner.keep(people((2, 0), (4, 3), (5, 9)))
+        resumed = make_refiner(base, layout, critic=kind, rl_steps=1)
+        resumed.load_state_dict(refiner.state_dict())
+        resumed.begin([resumed.carried.of(id) for id in (2, 4, 5)])
+        return [*trained, *resumed._heads]
+
+    one, two, *heads = begun("individual")
+    assert all(torch.equal(*pair) for pair in zip(heads, (one, two, (one + two) / 2), strict=True))
+    one, two, *heads = begun("shared")
+    assert all(torch.equal(head, (one + two) / 2) for head in heads)

@@ -3,14 +3,23 @@
 import dataclasses
 import json
 import math
+from dataclasses import astuple
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
 from evolora.genome import AdaptedModule, GenomeLayout
-from evolora.population import Individual, Population
-from evolora.strategies import GAConfig, GeneticAlgorithm, RefinerAlone, Strategy
+from evolora.population import Hyperparameters, Individual, Population
+from evolora.strategies import (
+    GAConfig,
+    GeneticAlgorithm,
+    PBTConfig,
+    PopulationBasedTraining,
+    RefinerAlone,
+    Strategy,
+)
 
 
 def small_layout() -> GenomeLayout:
@@ -114,7 +123,7 @@ def alone() -> RefinerAlone:
     return RefinerAlone(torch.zeros(LAYOUT.genome_length))
 
 
-@pytest.mark.parametrize("make", [lambda: make_ga(pop=5), alone], ids=["ga", "none"])
+@pytest.mark.parametrize("make", [lambda: make_ga(pop=5), alone, lambda: make_pbt(pop=5)], ids=["ga", "none", "pbt"])
 def test_a_strategy_taken_up_again_goes_on_as_if_it_had_never_stopped(make) -> None:  # type: ignore[no-untyped-def]
     whole: Strategy = make()
     for generation in range(3):
@@ -143,3 +152,89 @@ def test_the_refiner_alone_keeps_the_newest() -> None:
     assert strategy.ask().individuals == (refined,)
     assert isinstance(refined, Individual)
     assert bool((strategy.ask().genomes == 1).all())
+
+
+def make_pbt(seed: int = 0, **options: Any) -> PopulationBasedTraining:
+    founder = torch.randn(LAYOUT.genome_length, generator=torch.Generator().manual_seed(1))
+    return PopulationBasedTraining(founder, PBTConfig(**{"entropy_weight": 0.01, **options}), seed=seed)
+
+
+def test_training_begins_with_the_base_and_hyperparameters_around_the_options() -> None:
+    population = make_pbt(pop=200, pbt_spread=4.0, kl_weight=0.0).ask()
+    first, *others = population.individuals
+    assert (first.id, first.operator, first.hyperparameters) == (0, "base", Hyperparameters(1e-3, 0.0, 0.01))
+    assert (population.genomes == population.genomes[0]).all()
+    for name, middle in (("lr", 1e-3), ("entropy_weight", 0.01)):
+        logs = np.log([getattr(individual.hyperparameters, name) / middle for individual in others]) / np.log(4)
+        assert np.abs(logs).max() <= 1
+        # Uniform on [-1, 1]: mean 0, variance a third.
+        assert abs(logs.mean()) < 0.15 and abs(logs.var() - 1 / 3) < 0.07
+    lr, entropy = ([getattr(one.hyperparameters, name) for one in others] for name in ("lr", "entropy_weight"))
+    assert abs(np.corrcoef(lr, entropy)[0, 1]) < 0.2
+    assert {individual.hyperparameters.kl_weight for individual in others if individual.hyperparameters} == {0.0}
+
+
+def test_the_worst_copy_the_best_and_explore() -> None:
+    pbt = make_pbt(pop=8, pbt_resample=0.0)
+    before = pbt.ask()
+    genomes = torch.arange(8.0)[:, None].expand(-1, LAYOUT.genome_length).clone()  # what training made of them
+    before = Population(genomes, before.individuals)
+    fitness = np.array([0.5, 0.1, 0.9, 0.6, 0.2, 0.7, 0.8, 0.4])
+    factors, winners = [], set()
+    for _ in range(12):
+        pbt.tell(before, fitness)
+        after = pbt.ask()
+        for row in range(8):
+            if row not in (1, 4):
+                assert after.individuals[row] is before.individuals[row]
+                assert torch.equal(after.genomes[row], genomes[row])
+        for row in (1, 4):
+            copy = after.individuals[row]
+            (winner,) = copy.parents
+            winners.add(winner)
+            assert winner in (2, 6) and torch.equal(after.genomes[row], genomes[winner])
+            assert copy.operator == "copy" and copy.id >= 8 and copy.history == ()
+            own, parents = copy.hyperparameters, before.individuals[winner].hyperparameters
+            assert own is not None and parents is not None
+            factors.append(tuple(new / old for new, old in zip(astuple(own), astuple(parents), strict=True)))
+    assert winners == {2, 6}
+    found = {round(factor, 6) for each in factors for factor in each}
+    assert found == {0.8, 1.2}
+    assert len(set(factors)) > 4, "each hyperparameter for itself"
+
+
+def test_now_and_then_a_hyperparameter_is_drawn_anew() -> None:
+    pbt = make_pbt(pop=4, pbt_resample=0.5)
+    before, anew = pbt.ask(), []
+    for _ in range(60):
+        pbt.tell(before, np.array([0.1, 0.4, 0.3, 0.2]))
+        own, parents = (one.hyperparameters for one in (pbt.ask().individuals[0], before.individuals[1]))
+        assert own is not None and parents is not None
+        factor = own.lr / parents.lr
+        anew.append(min(abs(factor - 0.8), abs(factor - 1.2)) > 1e-9)
+    assert 0.3 < np.mean(anew) < 0.7
+
+
+def test_the_failed_are_replaced_and_never_copied() -> None:
+    pbt = make_pbt(pop=8)
+    fitness = np.full(8, math.nan)
+    fitness[[3, 5]] = 0.2, 0.1
+    pbt.tell(pbt.ask(), fitness)
+    individuals = pbt.ask().individuals
+    assert [individuals[row].id for row in (3, 5)] == [3, 5]
+    assert all(individuals[row].parents in ((3,), (5,)) for row in range(8) if row not in (3, 5))
+    with pytest.raises(ValueError, match="NaN"):
+        pbt.tell(pbt.ask(), np.full(8, math.nan))
+
+
+def test_the_learning_rate_that_learns_takes_over() -> None:
+    """On a hill where a step of 0.3 is best and steps above 2 lead away, the population finds good steps."""
+    pbt = make_pbt(pop=16, lr=0.01, pbt_spread=2.0)
+    for _ in range(60):
+        population = pbt.ask()
+        steps = [individual.hyperparameters.lr for individual in population.individuals if individual.hyperparameters]
+        genomes = population.genomes * (1 - torch.tensor(steps))[:, None] + 0.05 * torch.randn(
+            population.genomes.shape, generator=torch.Generator().manual_seed(pbt.generation)
+        )
+        pbt.tell(Population(genomes, population.individuals), -genomes.norm(dim=1).double().numpy())
+    assert 0.05 < np.median(steps) < 2, "from 0.01"

@@ -13,10 +13,10 @@ from evolora.refiners.losses import clipped_value_loss
 class Critic:
     """Linear value heads, one for each individual under refinement, so that individuals do not mix.
 
-    Every refinement starts from one shared head, which is the mean of the heads of the last: the critic is warm when a
-    new elite arrives. A head reads `features` [k, rows, time, hidden], the policy's last hidden states at sampling,
-    normalised to unit length; their gradient does not reach the policy (as in TRL and Huang et al., 2024,
-    arXiv 2403.17031, where the value model is a network of its own).
+    A refinement starts from one shared head, which is the mean of the heads of the last: the critic is warm when a new
+    elite arrives. Where heads travel with individuals, it is for those that bring none. A head reads `features` [k,
+    rows, time, hidden], the policy's last hidden states at sampling, normalised to unit length; their gradient does not
+    reach the policy (as in TRL and Huang et al., 2024, arXiv 2403.17031, where the value model is its own network).
     """
 
     def __init__(self, hidden_size: int, *, lr: float, epochs: int, clip_range: float, dtype: torch.dtype) -> None:

@@ -23,7 +23,7 @@ class GRPOConfig(GroupConfig):
 
 class GRPORefiner(PolicyGradientRefiner[GRPOConfig]):
     """GRPO of LoRA genomes against a Python reward, for k individuals in one batch, with the formulas of TRL's
-    GRPOTrainer; the reference is the base model. There is no value head and no state."""
+    GRPOTrainer; the reference is the base model. There is no value head."""
 
     name = "grpo"
 
@@ -42,7 +42,7 @@ class GRPORefiner(PolicyGradientRefiner[GRPOConfig]):
             loss_type=self.config.loss_type,
             clip_range=self.config.clip_range,
             clip_range_high=self.config.upper_clip_range,
-            kl_weight=self.config.kl_weight,
+            kl_weight=batch.kl_weight,
             max_length=self.config.max_new_tokens,
             batch_tokens=batch.batch_tokens,
         )

@@ -65,11 +65,12 @@ def per_token_reward(
     ref_logp: Tensor,
     mask: Tensor,
     *,
-    kl_weight: float,
+    kl_weight: float | Tensor,
     estimator: KLEstimator,
 ) -> Tensor:
-    """What each token earns: minus `kl_weight` times its KL from the reference, plus, at the completion's last token,
-    its score (Ziegler et al., 2019, arXiv 1909.08593, and its code lm-human-preferences).
+    """What each token earns: minus `kl_weight` (one, or each individual's: [k]) times its KL from the reference, plus,
+    at the completion's last token, its score (Ziegler et al., 2019, arXiv 1909.08593, and its code
+    lm-human-preferences).
 
     `scores` is [k, rows]; the result [k, rows, time], 0 outside the mask. A row without tokens earns nothing. TRL pays
     the score one position after an early EOS, with a value of its own there; a mask one position longer and equal
@@ -83,7 +84,7 @@ def per_token_reward(
     kl = {"k1": k1_kl, "k3": k3_kl}[estimator](_inside(logp, mask), _inside(ref_logp, mask))
     inside = mask.bool()
     later = inside.flip(-1).cumsum(-1).flip(-1)  # masked-in tokens from here on: 1 at the last one
-    return torch.where(inside & (later == 1), scores[..., None], 0.0) - kl_weight * kl
+    return torch.where(inside & (later == 1), scores[..., None], 0.0) - _each(kl_weight) * kl
 
 
 def clipped_policy_loss(
@@ -116,7 +117,7 @@ def grpo_loss(
     loss_type: LossType,
     clip_range: float,
     clip_range_high: float,
-    kl_weight: float,
+    kl_weight: float | Tensor,
     max_length: int,
     batch_tokens: Tensor,
 ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -124,8 +125,8 @@ def grpo_loss(
 
     Each token costs -min(A r, A clip(r, 1 - clip_range, 1 + clip_range_high)) + kl_weight * r * k3 (Shao et al., 2024,
     arXiv 2402.03300, equation 3; the factor r of the KL makes its gradient unbiased, DeepSeek-AI, 2025, arXiv
-    2512.02556). `advantages` A is [k, rows], one for all tokens of a completion. `loss_type` says what the sum over
-    tokens is divided by:
+    2512.02556), with one `kl_weight` or each individual's, [k]. `advantages` A is [k, rows], one for all tokens of a
+    completion. `loss_type` says what the sum over tokens is divided by:
 
     - "grpo": the completion's length, then the number of completions (the same paper);
     - "bnpo": the number of tokens here;
@@ -151,8 +152,8 @@ def grpo_loss(
     """
     log_ratio = _inside(logp - old_logp, mask)
     terms, clipped = _clipped_terms(log_ratio, advantages[..., None], clip_range, clip_range_high)
-    if kl_weight:
-        terms = terms + kl_weight * log_ratio.exp() * k3_kl(_inside(logp, mask), _inside(ref_logp, mask))
+    if torch.as_tensor(kl_weight).any():
+        terms = terms + _each(kl_weight) * log_ratio.exp() * k3_kl(_inside(logp, mask), _inside(ref_logp, mask))
     sums, lengths = _inside(terms, mask).sum(-1), mask.bool().sum(-1)
     completions = (lengths > 0).sum(-1).clamp(min=1)
     if loss_type == "grpo":
@@ -236,6 +237,11 @@ def entropy_from_logits(logits: Tensor) -> Tensor:
 def _inside(x: Tensor, mask: Tensor) -> Tensor:
     """x where the mask is set, else 0. Not a product with the mask: NaN times 0 is NaN."""
     return torch.where(mask.bool(), x, 0.0)
+
+
+def _each(weight: float | Tensor) -> float | Tensor:
+    """A weight [k] as [k, 1, 1]."""
+    return weight[:, None, None] if isinstance(weight, Tensor) else weight
 
 
 def _count(x: Tensor, mask: Tensor) -> Tensor:

@@ -6,16 +6,20 @@ The loop is one; the algorithms (`ppo`, `grpo`, `rloo`) differ in what a token i
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from evolora.population import Hyperparameters, Individual
 from evolora.population_model import PopulationModel
 from evolora.refiners.base import Refinement
+from evolora.refiners.carried import Carried, CarriedStates
+from evolora.refiners.kl_control import adapted_kl_weight
 from evolora.refiners.losses import k1_kl, k3_kl, masked_mean
+from evolora.refiners.optimiser import RowAdam
 from evolora.rewards import RewardScorer
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.rollout import (
@@ -37,12 +41,15 @@ class PolicyGradientConfig:
     """The options that all algorithms share; names and defaults are those of `RunConfig`, where each is described."""
 
     lr: float = 1e-3
+    keep_optimiser: bool = False
     rl_steps: int = 3
     rollout_samples: int = 1
     epochs: int = 2
     minibatches: int = 1
     clip_range: float = 0.2
     kl_weight: float = 0.02
+    kl_target: float | None = None
+    kl_horizon: float = 256
     target_kl: float | None = 0.1
     entropy_weight: float = 0.0
     max_grad_norm: float = 1.0
@@ -71,6 +78,15 @@ Config = TypeVar("Config", bound=PolicyGradientConfig)
 
 
 @dataclass(frozen=True)
+class Settings:
+    """What each individual is refined with, all [k]."""
+
+    lr: Tensor
+    kl_weight: Tensor
+    entropy_weight: Tensor
+
+
+@dataclass(frozen=True)
 class Rollout:
     """Sampled completions of k individuals, all tensors [k, rows, time] but `scores` [k, rows] and `features` [k, rows,
     time, hidden], which are there if the algorithm asks for them.
@@ -79,6 +95,7 @@ class Rollout:
     first end of sequence, in rows that have a score. The completions of one prompt are consecutive rows.
 
     Without a KL penalty nobody asks the reference: its log-probabilities are the policy's, and `kl_measured` is false.
+    `settings` are the individuals' own, None for the refiner's.
     """
 
     prompts: PromptBatch
@@ -90,6 +107,7 @@ class Rollout:
     features: Tensor | None
     failed: int
     kl_measured: bool = True
+    settings: Settings | None = None
 
     @property
     def scored(self) -> Tensor:
@@ -101,7 +119,8 @@ class Rollout:
 class Minibatch:
     """Some rows of a rollout under the present policy: tensors [k, rows, time], but `advantages` as `credit` gave them.
 
-    `batch_tokens` [k] is the number of the rollout's masked-in tokens times the share of its rows that are here.
+    `batch_tokens` [k] is the number of the rollout's masked-in tokens times the share of its rows that are here;
+    `kl_weight` [k].
     """
 
     log_probs: Tensor
@@ -110,6 +129,7 @@ class Minibatch:
     advantages: Tensor
     mask: Tensor
     batch_tokens: Tensor
+    kl_weight: Tensor
 
 
 class PolicyGradientRefiner(ABC, Generic[Config]):
@@ -117,7 +137,9 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
 
     Each step samples completions from every individual, credits their tokens, and makes clipped updates of the
     individuals' rows by Adam. Individuals share the batch and nothing else: advantages, losses, gradient clipping and
-    early stopping are each individual's own.
+    early stopping are each individual's own, and so may be the learning rate and the weights of KL and entropy. With
+    `keep_optimiser` an individual's Adam goes on where that of its ancestors ended, and with `kl_target` so does its KL
+    weight, which follows that target (see `adapted_kl_weight`).
 
     An algorithm is a subclass with a `name`, `credit` and `policy_loss`; it sets `keep_features` if its rollouts must
     hold the policy's last hidden states.
@@ -141,6 +163,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         self.scorer = scorer
         self.config = config
         self.seed = seed
+        self.carried = CarriedStates()
         # Of scores, advantages and losses: half precision would lose them.
         self.dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
 
@@ -155,39 +178,114 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         Among them is `approx_kl`, half the mean squared log-ratio over tokens, which the early stop reads.
         """
 
-    def begin(self, count: int) -> None:
-        """Called before `count` individuals are refined."""
+    def begin(self, carried: Sequence[Carried]) -> None:
+        """Called before individuals are refined, with what each carries."""
 
     def end(self) -> None:
         """Called after."""
 
-    def refine(self, genomes: Tensor, examples: Sequence[Example], *, key: Sequence[tuple[int, int]]) -> Refinement:
+    def handed_on(self, row: int) -> dict[str, Tensor]:  # noqa: ARG002 - most algorithms have nothing
+        """What the algorithm lets the refined individual of a row carry."""
+        return {}
+
+    def refine(
+        self,
+        genomes: Tensor,
+        examples: Sequence[Example],
+        *,
+        key: Sequence[tuple[int, int]],
+        children: Sequence[int] | None = None,
+        hyperparameters: Sequence[Hyperparameters | None] | None = None,
+    ) -> Refinement:
         """Refine `genomes` [k, genome_length] on the prompts of `examples`; see `Refiner.refine`.
 
         Raises RewardError when the reward fails.
         """
-        if len(key) != genomes.shape[0]:
-            raise ValueError(f"{genomes.shape[0]} genomes with {len(key)} keys")
+        for name, given in (("keys", key), ("children", children), ("hyperparameters", hyperparameters)):
+            if given is not None and len(given) != genomes.shape[0]:
+                raise ValueError(f"{genomes.shape[0]} genomes with {len(given)} {name}")
+        config = self.config
         rows = genomes.detach().to(self.model.device).clone().requires_grad_()
-        optimiser = torch.optim.Adam([rows], lr=self.config.lr)
+        carried = [self.carried.of(individual) for _, individual in key]
+        settings = self._settings(hyperparameters or [None] * len(key), carried)
+        optimiser = RowAdam(rows, settings.lr, carried if config.keep_optimiser else [{}] * len(key))
         stopped = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
         stats: list[dict[str, float]] = [{} for _ in key]
+        trajectory = []
         tokens = failed = 0
-        self.begin(rows.shape[0])
-        for step in range(self.config.rl_steps):
-            rollout = self.collect(rows.detach(), examples, [(*each, step) for each in key])
+        self.begin(carried)
+        for step in range(config.rl_steps):
+            rollout = self.collect(rows.detach(), examples, [(*each, step) for each in key], settings)
             tokens += rollout.completions.tokens
             failed += rollout.failed
             advantages, credit_stats = self.credit(rollout)
             # An early stop ends the updates on one rollout: the next rollout starts from a policy that is on target.
             stopped.zero_()
             update_stats = self._update(rows, optimiser, rollout, advantages, stopped, (key[0][0], step))
-            measured = {**_rollout_stats(rollout), **update_stats, **credit_stats}
+            rollout_stats = _rollout_stats(rollout)
+            measured = {**rollout_stats, **update_stats, **credit_stats}
+            if hyperparameters is not None and any(own is not None for own in hyperparameters):
+                measured |= {name: getattr(settings, name) for name in ("lr", "kl_weight", "entropy_weight")}
+            elif config.kl_target is not None:
+                measured["kl_weight"] = settings.kl_weight
             stats = [{name: float(value[row]) for name, value in measured.items()} for row in range(len(key))]
+            trajectory.append(rows.detach().to(genomes.device, copy=True))
+            if config.kl_target is not None:
+                weight = adapted_kl_weight(
+                    settings.kl_weight,
+                    rollout_stats["kl"],
+                    rollout.scored.sum(-1),
+                    target=config.kl_target,
+                    horizon=config.kl_horizon,
+                )
+                settings = replace(settings, kl_weight=weight)
         self.end()
-        return Refinement(rows.detach().to(genomes.device), stats, tokens, failed)
+        for row, child in enumerate(children or ()):
+            state = self.handed_on(row)
+            if config.keep_optimiser:
+                state |= optimiser.state(row)
+            if config.kl_target is not None:
+                state["kl_weight"] = settings.kl_weight[row]
+            self.carried.give(child, state)
+        return Refinement(rows.detach().to(genomes.device), stats, tokens, failed, torch.stack(trajectory))
 
-    def collect(self, genomes: Tensor, examples: Sequence[Example], key: Sequence[tuple[int, int, int]]) -> Rollout:
+    def keep(self, individuals: Sequence[Individual]) -> None:
+        self.carried.keep(individuals)
+
+    def settings(self, rollout: Rollout) -> Settings:
+        """What each individual of a rollout is refined with."""
+        return rollout.settings or self._default_settings(len(rollout.scores))
+
+    def _default_settings(self, count: int) -> Settings:
+        return self._settings([None] * count, [{}] * count)
+
+    def _settings(self, hyperparameters: Sequence[Hyperparameters | None], carried: Sequence[Carried]) -> Settings:
+        """The individuals' own, else the options'; a KL weight that was adapted before goes on from there."""
+        config = self.config
+        default = Hyperparameters(config.lr, config.kl_weight, config.entropy_weight)
+        each = [own or default for own in hyperparameters]
+
+        def weights(values: list[float]) -> Tensor:
+            return torch.tensor(values, dtype=self.dtype, device=self.model.device)
+
+        return Settings(
+            lr=torch.tensor([own.lr for own in each], dtype=torch.float64),
+            kl_weight=weights(
+                [
+                    float(state["kl_weight"]) if "kl_weight" in state else own.kl_weight
+                    for own, state in zip(each, carried, strict=True)
+                ]
+            ),
+            entropy_weight=weights([own.entropy_weight for own in each]),
+        )
+
+    def collect(
+        self,
+        genomes: Tensor,
+        examples: Sequence[Example],
+        key: Sequence[tuple[int, int, int]],
+        settings: Settings | None = None,
+    ) -> Rollout:
         """Sample and score completions of `genomes` [k, genome_length]; `key` is (generation, individual, step)."""
         k, config = genomes.shape[0], self.config
         examples = [example for example in examples for _ in range(config.rollout_samples)]
@@ -213,7 +311,8 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             )
         assert completions.log_probs is not None
         reference = completions.log_probs
-        if config.kl_weight:
+        penalised = bool((settings or self._default_settings(k)).kl_weight.any())
+        if penalised:
             with torch.no_grad():
                 reference, _ = completion_log_probs(self.model, prompts, completions, temperature=config.temperature)
         scores = self.scorer.score(
@@ -233,13 +332,14 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             reference_log_probs=reference.unflatten(0, (k, -1)),
             features=None if completions.features is None else completions.features.unflatten(0, (k, -1)),
             failed=int(scores.failed.sum()),
-            kl_measured=config.kl_weight > 0,
+            kl_measured=penalised,
+            settings=settings,
         )
 
     def _update(
         self,
         rows: Tensor,
-        optimiser: torch.optim.Optimizer,
+        optimiser: RowAdam,
         rollout: Rollout,
         advantages: Tensor,
         stopped: Tensor,
@@ -256,15 +356,12 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 losses = self.losses(rows, rollout, advantages, part.to(rows.device), seed)
                 over = losses["approx_kl"] > (self.config.target_kl or torch.inf)
                 stopped |= over
-                optimiser.zero_grad()
+                rows.grad = None
                 losses.pop("loss").sum().backward()
                 losses["grad_norm"] = self._clip_gradients(rows)
-                before = rows.detach().clone()
-                optimiser.step()
-                with torch.no_grad():
-                    # A diverged row stops too. Adam's momentum would carry a stopped row on.
-                    stopped |= ~rows.isfinite().all(dim=1)
-                    rows[stopped] = before[stopped]
+                assert rows.grad is not None
+                # A diverged row stops too.
+                stopped |= ~optimiser.step(rows.grad, ~stopped)
                 updates += ~stopped
                 for name, value in losses.items():
                     sums[name] = sums.get(name, torch.zeros_like(updates)) + value.detach().where(~stopped, 0.0)
@@ -280,7 +377,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         flat = (torch.arange(k, device=part.device)[:, None] * n_rows + part).flatten()
         prompts = PromptBatch(rollout.prompts.ids[flat], rollout.prompts.mask[flat])
         completions = select_rows(replace(rollout.completions, features=None), flat)
-        mask = rollout.mask[:, part]
+        mask, settings = rollout.mask[:, part], self.settings(rollout)
         with torch.random.fork_rng(devices=[]), self.population_model.adapted(rows, dropout=True):
             torch.manual_seed(seed)
             log_probs, entropy = completion_log_probs(
@@ -288,7 +385,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 prompts,
                 completions,
                 temperature=self.config.temperature,
-                entropy_gradient=self.config.entropy_weight != 0,
+                entropy_gradient=bool(settings.entropy_weight.any()),
             )
         log_probs, entropy = log_probs.unflatten(0, (k, -1)), entropy.unflatten(0, (k, -1))
         policy_loss, policy_stats = self.policy_loss(
@@ -299,10 +396,11 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 advantages=advantages[:, part],
                 mask=mask,
                 batch_tokens=rollout.mask.sum((-1, -2)).clamp(min=1) * (len(part) / n_rows),
+                kl_weight=settings.kl_weight,
             )
         )
         mean_entropy = masked_mean(entropy, mask)
-        loss = policy_loss - self.config.entropy_weight * mean_entropy
+        loss = policy_loss - settings.entropy_weight * mean_entropy
         return {"loss": loss, "policy_loss": policy_loss, "entropy": mean_entropy, **policy_stats}
 
     def _clip_gradients(self, rows: Tensor) -> Tensor:
@@ -312,10 +410,11 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         rows.grad *= (self.config.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)[:, None]
         return norms
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
+    def state_dict(self) -> dict[str, Any]:
+        return self.carried.state_dict()
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.carried.load_state_dict(state)
 
 
 def _rollout_stats(rollout: Rollout) -> dict[str, Tensor]:

@@ -4,14 +4,17 @@
 Credit is per token, by generalised advantage estimation over a value head; the KL penalty is part of the reward.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
+import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from evolora.population_model import PopulationModel
 from evolora.refiners.advantages import generalized_advantages, whiten
+from evolora.refiners.carried import Carried
 from evolora.refiners.critic import Critic
 from evolora.refiners.losses import KLEstimator, clipped_policy_loss, masked_variance, per_token_reward
 from evolora.refiners.policy_gradient import Minibatch, PolicyGradientConfig, PolicyGradientRefiner, Rollout
@@ -22,6 +25,7 @@ from evolora.rewards import RewardScorer
 class PPOConfig(PolicyGradientConfig):
     """Options of PPO; names and defaults are those of `RunConfig`, where each is described."""
 
+    critic: Literal["shared", "individual"] = "shared"
     critic_lr: float = 1e-2
     critic_epochs: int = 8
     value_clip_range: float = 0.2
@@ -76,8 +80,10 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
         )
         self._heads = self.critic.heads(0, self.model.device)
 
-    def begin(self, count: int) -> None:
-        self._heads = self.critic.heads(count, self.model.device)
+    def begin(self, carried: Sequence[Carried]) -> None:
+        heads = self.critic.heads(len(carried), self.model.device)
+        own = [state.get("critic", head) for state, head in zip(carried, heads, strict=True)]
+        self._heads = torch.stack([head.to(heads) for head in own])
 
     def credit(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
         assert rollout.features is not None
@@ -86,7 +92,7 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
             rollout.log_probs,
             rollout.reference_log_probs,
             rollout.mask,
-            kl_weight=self.config.kl_weight,
+            kl_weight=self.settings(rollout).kl_weight,
             estimator=self.config.kl_estimator,
         )
         values = self.critic.values(self._heads, rollout.features)
@@ -107,10 +113,17 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
     def end(self) -> None:
         self.critic.keep(self._heads)
 
-    def state_dict(self) -> dict[str, Tensor]:
-        return self.critic.state_dict()
+    def handed_on(self, row: int) -> dict[str, Tensor]:
+        if self.config.critic == "shared":
+            return {}
+        head = self._heads[row]
+        return {"critic": head.clone() if head.isfinite().all() else self.critic.shared.clone()}
 
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **self.critic.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         self.critic.load_state_dict(state)
 
 

@@ -22,7 +22,7 @@ class RLOOConfig(GroupConfig):
 
 class RLOORefiner(PolicyGradientRefiner[RLOOConfig]):
     """RLOO of LoRA genomes against a Python reward, for k individuals in one batch, with the formulas of TRL's
-    RLOOTrainer; the reference is the base model. There is no value head and no state."""
+    RLOOTrainer; the reference is the base model. There is no value head."""
 
     name = "rloo"
 
@@ -30,7 +30,7 @@ class RLOORefiner(PolicyGradientRefiner[RLOOConfig]):
         size, scored = self.config.rollout_samples, rollout.scored
         kl = k1_kl(rollout.log_probs, rollout.reference_log_probs).where(rollout.mask, 0.0).sum(-1)
         advantages = leave_one_out_advantages(
-            rollout.scores - self.config.kl_weight * kl,
+            rollout.scores - self.settings(rollout).kl_weight[:, None] * kl,
             scored,
             group_size=size,
             normalize=self.config.normalize_advantages,
