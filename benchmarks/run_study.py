@@ -24,10 +24,13 @@ from study.report import table, write_report
 from study.runner import Runner, missing_jobs, read_rows, search_jobs, study_jobs
 from study.tasks import TASKS
 
+from evolora import InputError
+from evolora.config import make_config
+
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "study.jsonl"
 QUICK_FOLDER = HERE.parent / "runs" / "study-quick"
-QUICK_SECONDS, QUICK_SEEDS = 5.0, 1
+QUICK_SECONDS, QUICK_SEEDS = 4.0, 2
 
 
 def parse(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -44,7 +47,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-report", action="store_true", help="only make the runs")
     parser.add_argument("--report-only", action="store_true", help="only write the report")
     parser.add_argument("--base-rates", action="store_true", help="only measure what the untouched base earns")
-    parser.add_argument("--quick", action="store_true", help="main methods, 5 s, one seed, no search; kept apart")
+    parser.add_argument("--quick", action="store_true", help="main methods, 4 s, two seeds, no search; kept apart")
     options = parser.parse_args(arguments)
     if options.gens is not None and options.budget_seconds is not None:
         parser.error("--gens with --budget-seconds: expected one of them")
@@ -79,6 +82,12 @@ def main() -> int:
     if options.base_rates:
         show_base_rates(options.tasks)
         return 0
+    if not options.report_only:
+        try:
+            make_config(options.budget.options())
+        except InputError as error:
+            print(f"{options.budget.name}: this version refuses that budget: {error}")
+            return 2
     runner = Runner(options.out, options.jobs, lambda text: print(text, flush=True))
     if not options.report_only:
         try:
