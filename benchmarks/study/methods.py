@@ -59,7 +59,9 @@ _METHODS = (
     Method(name="eggroll", title="EGGROLL", role="single", options={"strategy": "eggroll", "refiner": "none"}),
     Method(name="sep-cmaes", title="sep-CMA-ES", role="single", options={"strategy": "sep-cmaes", "refiner": "none"}),
     Method(name="pbt", title="PBT", role="single", options={"strategy": "pbt"}),
-    Method(name="random", title="random search", role="single", options={"strategy": "random", "refiner": "none"}),
+    Method(
+        name="random", title="random perturbation", role="single", options={"strategy": "random", "refiner": "none"}
+    ),
     Method(name="best-of-n", title="best of n from the base", role="reference", kind="best-of-n"),
     Method(name="sketch", title="the first sketch, repaired", role="reference", kind="sketch"),
     Method(name="ppo-default", title="PPO alone, default rate", role="learning rate", options={"strategy": "none"}),

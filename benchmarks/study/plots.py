@@ -51,6 +51,8 @@ def learning_curves(results: Results, methods: Sequence[str], cost: str, path: P
                 drawn |= _curve(axis, results, task, method, cost, colour(method, methods))
             axis.set_title(task)
             axis.set_xlabel(COSTS[cost])
+        for axis in axes[:, 0]:
+            axis.set_ylabel("test reward")
         for axis in axes.flat[len(tasks) :]:
             axis.set_visible(False)
         handles = [plt.Line2D([], [], color=colour(name, methods), label=METHODS[name].title) for name in methods]

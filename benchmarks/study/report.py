@@ -49,7 +49,7 @@ def section(results: Results, found: dict[str, Any], plots: Path) -> str:
         return "No run has been made yet: `make study`."
     parts = [_opening(results), _claims_table(found), _rewards_table(results)]
     shown = [name for name in MAIN_METHODS if name in results.methods()]
-    parts += [_overall_table(results, shown), _plots(results, shown, plots)]
+    parts += [_lead_table(found), _overall_table(results, shown), _plots(results, shown, plots)]
     parts += [_settings_table(results), _rates_table(found), _ablation_table(found)]
     return "\n\n".join(part for part in parts if part)
 
@@ -106,6 +106,30 @@ def _rewards_table(results: Results) -> str:
 
 def _title(method: str) -> str:
     return METHODS[method].title + USES_REWARD * (METHODS[method].kind == "best-of-n")
+
+
+def _lead_table(found: dict[str, Any]) -> str:
+    """The hybrid against the best single method of each task, at equal seconds and at equal FLOPs."""
+    by_task = found["claims"]["ahead_of_single_methods"]["tasks"]
+    tasks = [task for task, figures in by_task.items() if any(figures.values())]
+    if not tasks:
+        return ""
+    rows = []
+    for cost, words in (("equal_seconds", "equal seconds"), ("equal_flops", "equal FLOPs")):
+        pairs = [by_task[task][cost] for task in tasks]
+        rows.append([words, *(_lead(pair) for pair in pairs)])
+    note = (
+        "The hybrid against the best single method of each task: probability that the hybrid is better, that method, "
+        "and the means of the two (hybrid first)."
+    )
+    return f"{note}\n\n{table(['at', *tasks], rows)}"
+
+
+def _lead(pair: dict[str, Any] | None) -> str:
+    if pair is None:
+        return ""
+    title = METHODS[pair["best_single"]].title
+    return f"**{pair['probability_of_improvement']:.2f}** {title} ({pair['hybrid_mean']:.3f}, {pair['mean']:.3f})"
 
 
 def _overall_table(results: Results, shown: Sequence[str]) -> str:
