@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint format bench model wheel clean
+.PHONY: demo test lint format bench study study-quick results model wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python hybrid_ga_rl.py --gens 20 --pop 8
@@ -26,6 +26,18 @@ format: $(VENV)/.installed-test
 # Half an hour on 2 cores that have nothing else to do.
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/bench.py
+
+# Hours on 2 cores. Stop it at any time: it goes on where it stopped.
+study: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/run_study.py
+
+# A look at every main method and task in under 15 minutes; written to runs/study-quick.
+study-quick: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/run_study.py --quick
+
+# The study's tables, plots and claims, from its raw rows.
+results: $(VENV)/.installed-bench
+	$(BIN)/python benchmarks/run_study.py --report-only
 
 # Trains the bundled tiny GPT-2 again, from its own data and seed.
 model: $(VENV)/.installed

@@ -1,0 +1,135 @@
+"""The methods as options of `evolora.evolve`, and what they are compared for.
+
+A method whose options this version refuses is left out of a study with a message, no other fault is.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from evolora.config import RunConfig, make_config
+
+Options = dict[str, Any]
+Role = Literal["hybrid", "single", "reference", "learning rate", "ablation"]
+
+DEFAULT_LR = float(RunConfig.model_fields["lr"].default)
+
+# What PPO alone and GRPO alone are tuned over, for each task on seeds of its own.
+SEARCH_GRID: tuple[Options, ...] = tuple(
+    {"lr": lr, "kl_weight": kl_weight} for lr in (3e-4, 1e-3, 3e-3) for kl_weight in (0.0, 0.02)
+)
+SEARCH_SEEDS = (1000, 1001)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method of the study.
+
+    `kind` says who runs it: `evolve`, or a loop of the study's own. `searched`: its learning rate and KL weight are
+    those of `SEARCH_GRID` that were best on `SEARCH_SEEDS`. `role` says what its figures are for: `single` methods are
+    what the hybrid must beat, a `reference` is shown only.
+    """
+
+    name: str
+    title: str
+    role: Role
+    options: Options = field(default_factory=dict)
+    kind: Literal["evolve", "sketch", "best-of-n"] = "evolve"
+    searched: bool = False
+
+
+def _ablation(ingredient: str, title: str, options: Options) -> Method:
+    return Method(name=f"hybrid-no-{ingredient}", title=f"hybrid {title}", role="ablation", options=options)
+
+
+_METHODS = (
+    Method(name="hybrid", title="hybrid (the defaults)", role="hybrid"),
+    Method(name="ga-alone", title="GA alone", role="single", options={"refiner": "none"}),
+    Method(name="ppo-alone", title="PPO alone", role="single", options={"strategy": "none"}, searched=True),
+    Method(
+        name="grpo-alone",
+        title="GRPO alone",
+        role="single",
+        options={"strategy": "none", "refiner": "grpo"},
+        searched=True,
+    ),
+    Method(name="es", title="OpenAI-ES", role="single", options={"strategy": "es", "refiner": "none"}),
+    Method(name="eggroll", title="EGGROLL", role="single", options={"strategy": "eggroll", "refiner": "none"}),
+    Method(name="sep-cmaes", title="sep-CMA-ES", role="single", options={"strategy": "sep-cmaes", "refiner": "none"}),
+    Method(name="pbt", title="PBT", role="single", options={"strategy": "pbt"}),
+    Method(
+        name="random", title="random perturbation", role="single", options={"strategy": "random", "refiner": "none"}
+    ),
+    Method(name="best-of-n", title="best of n from the base", role="reference", kind="best-of-n"),
+    Method(name="sketch", title="the first sketch, repaired", role="reference", kind="sketch"),
+    Method(name="ppo-default", title="PPO alone, default rate", role="learning rate", options={"strategy": "none"}),
+    Method(name="hybrid-lr-high", title="hybrid, rate x 10", role="learning rate", options={"lr": DEFAULT_LR * 10}),
+    Method(name="hybrid-lr-low", title="hybrid, rate / 10", role="learning rate", options={"lr": DEFAULT_LR / 10}),
+    Method(
+        name="ppo-lr-high",
+        title="PPO alone, rate x 10",
+        role="learning rate",
+        options={"strategy": "none", "lr": DEFAULT_LR * 10},
+    ),
+    Method(
+        name="ppo-lr-low",
+        title="PPO alone, rate / 10",
+        role="learning rate",
+        options={"strategy": "none", "lr": DEFAULT_LR / 10},
+    ),
+    _ablation("gate", "that accepts every refinement", {"accept": "always"}),
+    _ablation("crossover", "without crossover", {"crossover_rate": 0.0}),
+    _ablation("mutation", "whose children are crossed only", {"crossover_rate": 1.0, "mutation_rate": 0.0}),
+    _ablation("self-adaptation", "with fixed mutation scales", {"mutation_adapt": 0.0}),
+    _ablation("step-scale", "whose refined keep their mutation scale", {"refined_scale": "keep"}),
+    _ablation("kl", "without a KL penalty", {"kl_weight": 0.0}),
+    _ablation("target-kl", "without early stopping by KL", {"target_kl": None}),
+    _ablation("dropout", "without LoRA dropout", {"lora_dropout": 0.0}),
+)
+METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
+SINGLE_METHODS = tuple(method.name for method in _METHODS if method.role == "single")
+REFERENCES = tuple(method.name for method in _METHODS if method.role == "reference")
+ABLATIONS = tuple(method.name for method in _METHODS if method.role == "ablation")
+MAIN_METHODS = ("hybrid", *SINGLE_METHODS, *REFERENCES)
+
+# Where a run is, how long it is and what it is made of, rather than how it works.
+_NO_PART_OF_A_METHOD = frozenset(
+    "model device dtype threads products task data prompt target reward on_reward_error failed_reward max_new_tokens "
+    "gens seed out save_every budget_tokens budget_seconds budget_flops rows_per_slice draft_rows merge".split()
+)
+_OF_THE_GA = frozenset(
+    "pop elites mutation mutation_scale mutation_adapt mutation_rate refined_scale crossover crossover_rate selection "
+    "racing racing_block".split()
+)
+
+
+def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
+    """A short checksum of how a method works: of the options that this version resolves its own to, so that a run made
+    with other defaults is not taken for one with today's.
+
+    An option that is off (None, False, 0) does not count, so that a new one leaves earlier runs valid; nor do the
+    genetic algorithm's without a strategy, the refiner's without a refiner, or the others' block size.
+
+    Raises InputError when this version refuses the options.
+    """
+    if method.kind != "evolve":
+        works: Mapping[str, Any] = dict(options)
+    else:
+        config = make_config(dict(options))
+        values = config.model_dump(mode="json")
+        unused = set(_NO_PART_OF_A_METHOD)
+        if config.strategy == "none":
+            unused |= _OF_THE_GA
+        if config.refiner == "none":
+            unused |= {name for name in values if _group(name) == "refiner"} - {"refiner"}
+        if config.racing is None:
+            unused |= {"racing_block"}
+        works = {name: value for name, value in values.items() if name not in unused and value}
+    return hashlib.sha256(json.dumps([method.kind, works], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _group(option: str) -> str:
+    extra = RunConfig.model_fields[option].json_schema_extra
+    return str(extra.get("group")) if isinstance(extra, dict) else ""
