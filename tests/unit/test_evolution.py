@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from evolora.cost import Cost, Costs
 from evolora.errors import RewardError
 from evolora.evaluation import Drafts, Evaluation, Evaluator
 from evolora.evolution import Evolution, LoopConfig
@@ -32,6 +33,7 @@ TASK = Task(
     held_out=True,
     columns=(),
 )
+REFINED = Costs({"evaluation": Cost(), "rollout": Cost(5, 50, 0.25), "update": Cost(10, 300, 0.5)})
 
 
 class Hill(Evaluator):
@@ -45,7 +47,7 @@ class Hill(Evaluator):
         fitness = -(genomes - 1).norm(dim=1).double().numpy()
         rewards = np.repeat(fitness[:, None], len(examples), axis=1)
         texts, ids = ([[each] * len(examples) for _ in fitness] for each in ("text", [1]))
-        return Evaluation(fitness, rewards, texts, len(fitness), 0, ids)
+        return Evaluation(fitness, rewards, texts, Cost(tokens=len(fitness), flops=7), 0, ids)
 
 
 class Step:
@@ -58,7 +60,7 @@ class Step:
 
     def refine(self, genomes: Tensor, examples: Sequence[Example], *, key: Sequence[tuple[int, int]]) -> Refinement:
         self.calls.append(([example.prompt for example in examples], list(key)))
-        return Refinement(genomes + self.size * (1 - genomes), [{"kl": 0.0}] * len(key), 5, 0)
+        return Refinement(genomes + self.size * (1 - genomes), [{"kl": 0.0}] * len(key), REFINED, 0)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {}
@@ -196,6 +198,7 @@ def test_a_loop_taken_up_again_goes_on_as_if_it_had_never_stopped(step: float | 
     resumed.load_state_dict(whole.state_dict())
     for _ in range(2):
         expected, found = whole.step(), resumed.step()
+        assert found["time.loop"] > resumed.state_dict()["spent.time.evaluation"] > 0
         assert {k: v for k, v in expected.items() if "time" not in k} == {
             k: v for k, v in found.items() if "time" not in k
         }
@@ -209,7 +212,7 @@ def test_nobody_scored_is_an_error_not_a_population_of_nan() -> None:
         def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
             fitness = np.full(len(genomes), math.nan)
             rewards = np.full((len(genomes), len(examples)), math.nan)
-            return Evaluation(fitness, rewards, [["text"] * len(examples) for _ in fitness], 0, 0, [])
+            return Evaluation(fitness, rewards, [["text"] * len(examples) for _ in fitness], Cost(), 0, [])
 
     evolution.evaluator = Silent()
     with pytest.raises(RewardError, match="no individual has a fitness"):
@@ -265,3 +268,25 @@ def test_nobody_is_asked_twice_and_only_the_living_are_remembered(step: float | 
     evolution.choose_winner()
     assert len(ledger.asked) == len(set(ledger.asked))
     assert len(ledger.asked) > 8 * 4 * 4, "children are asked"
+
+
+def test_costs_add_up_by_purpose_and_go_on_after_a_resume() -> None:
+    evolution = make_evolution(rollout_prompts=4)
+    lines = [evolution.step() for _ in range(2)]
+    resumed = make_evolution(rollout_prompts=4)
+    resumed.load_state_dict(evolution.state_dict())
+    lines.append(resumed.step())
+    for number, line in enumerate(lines, 1):
+        # Six individuals, two refined and the best; once at the start, the base.
+        assert line["tokens.evaluation"] == 9 * number + 1
+        assert line["flops.evaluation"] == 7 * (3 * number + 1), "each is one call"
+        assert (line["tokens.rollout"], line["flops.rollout"], line["time.rollout"]) == (
+            5 * number, 50 * number, 0.25 * number,
+        )  # fmt: skip
+        assert (line["tokens.update"], line["flops.update"], line["time.update"]) == (
+            10 * number, 300 * number, 0.5 * number,
+        )  # fmt: skip
+    assert lines[1]["time.loop"] == lines[0]["time.generation"] + lines[1]["time.generation"]
+    assert lines[2]["time.loop"] == lines[1]["time.loop"] + lines[2]["time.generation"]
+    for line in lines:
+        assert 0 < line["time.evaluation"] < line["time.loop"]
