@@ -26,7 +26,7 @@ METHODS: dict[str, dict[str, Any]] = {
 def measure(task: str, method: str, seed: int, budget: int) -> dict[str, Any]:
     """One run's figures."""
     with tempfile.TemporaryDirectory() as folder:
-        options = {**METHODS[method], "task": task, "seed": seed, "gens": 10_000, "budget_tokens": budget}
+        options = {**METHODS[method], "task": task, "seed": seed, "budget_tokens": budget}
         result = evolve(out=f"{folder}/run", save_every=10_000, **options)
     last = result.history[-1]
     return {

@@ -90,7 +90,7 @@ def main() -> None:
             {
                 "individuals": options.individuals,
                 "new_tokens": options.new_tokens,
-                "written": evaluation.tokens,
+                "written": evaluation.cost.tokens,
                 "peak": _peak(),
                 "base_bytes": base_bytes,
                 "genome_bytes": genomes.nbytes,

@@ -98,7 +98,7 @@ def _evolora_update(subject: Subject) -> Callable[[], int]:
         if torch.equal(refinement.genomes, genomes):
             raise RuntimeError("the update changed nothing")
         genomes, updates = refinement.genomes, updates + 1
-        return refinement.tokens
+        return refinement.costs.by_purpose["rollout"].tokens
 
     return update
 

@@ -27,7 +27,7 @@ class Budget:
 
     def options(self) -> dict[str, Any]:
         """As options of a run."""
-        return {"gens": self.gens} if self.gens is not None else {"gens": 1_000_000, "budget_seconds": self.seconds}
+        return {"gens": self.gens} if self.gens is not None else {"budget_seconds": self.seconds}
 
     @property
     def name(self) -> str:
@@ -73,17 +73,15 @@ class Meter:
         return time.perf_counter() - self.started
 
 
-def cost_of(metrics: Mapping[str, Any]) -> tuple[float, int, float | None]:
+def cost_of(metrics: Mapping[str, Any]) -> tuple[float, int, float]:
     """Seconds, generated tokens and FLOPs of a run up to a generation, from its metrics.
 
-    >>> cost_of({"time.total": 2.0, "tokens.evaluation": 3, "tokens.rollout": 4})
-    (2.0, 7, None)
+    >>> flops = {f"flops.{name}": 10 for name in ("evaluation", "rollout", "update")}
+    >>> cost_of({"time.loop": 2.0, "tokens.evaluation": 3, "tokens.rollout": 4, **flops})
+    (2.0, 7, 30)
     """
-    flops = metrics.get("flops.total")
-    if flops is None:
-        parts = [metrics[name] for name in ("flops.evaluation", "flops.rollout", "flops.update") if name in metrics]
-        flops = sum(parts) if parts else None
-    return metrics["time.total"], metrics["tokens.evaluation"] + metrics["tokens.rollout"], flops
+    flops = sum(metrics[f"flops.{name}"] for name in ("evaluation", "rollout", "update"))
+    return metrics["time.loop"], metrics["tokens.evaluation"] + metrics["tokens.rollout"], flops
 
 
 def thinned(points: list[Point], count: int = POINTS) -> list[Point]:

@@ -22,7 +22,7 @@ _APPLY_OPTIONS = (
     "model", "device", "dtype", "threads", "task", "data", "prompt", "target", "reward", "on_reward_error",
     "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
 )  # fmt: skip
-_RESUME_OPTIONS = ("gens", "budget_tokens", "save_every", "merge")
+_RESUME_OPTIONS = ("gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -177,14 +177,16 @@ def _continue(folder: Path, options: dict[str, Any]) -> int:
 def _report(result: Result) -> None:
     summary = result.summary
     base, winner = summary["base"]["test"], summary["winner"]["test"]
-    tokens = summary["tokens"]
+    tokens, flops = summary["tokens"], summary["flops"]
+    operations = sum(flops.values()) - flops["test"]
     print(
         f"\n{summary['task']}, {'held-out ' if summary['held_out'] else ''}test prompts: {summary['test_prompts']}\n"
         f"  base model  {base['reward']:.3f}  (95% {base['ci95'][0]:.3f} to {base['ci95'][1]:.3f})\n"
         f"  winner      {winner['reward']:.3f}  (95% {winner['ci95'][0]:.3f} to {winner['ci95'][1]:.3f})  "
         f"individual {summary['winner']['id']}, by {summary['winner']['operator']}\n"
         f"{summary['generations']} generations in {summary['seconds']:.1f} s, "
-        f"{tokens['evaluation']:,} tokens for evaluation and {tokens['rollout']:,} for rollouts\n"
+        f"{tokens['evaluation']:,} tokens for evaluation and {tokens['rollout']:,} for rollouts, "
+        f"{operations:.2g} FLOPs\n"
         f"adapter: {result.adapter}"
     )
     if result.merged:

@@ -71,7 +71,9 @@ class RunConfig(BaseModel):
     max_new_tokens: int | None = _option(None, "longest completion in tokens; default from the targets", _TASK, ge=1)
     temperature: float = _option(1.0, "sampling temperature of the rollouts", _TASK, gt=0)
 
-    gens: int = _option(20, "generations", _EVOLUTION, ge=1)
+    gens: int | None = _option(
+        None, "most generations; default 20, or as many as fit into the budget where one is given", _EVOLUTION, ge=1
+    )
     pop: int = _option(8, "individuals in the population", _EVOLUTION, ge=2)
     elites: int = _option(2, "individuals carried over unchanged", _EVOLUTION, ge=1)
     strategy: Literal["ga", "pbt", "none"] = _option(
@@ -278,6 +280,12 @@ class RunConfig(BaseModel):
     budget_tokens: int | None = _option(
         None, "stop after the generation that has generated this many tokens", _RUN, ge=1
     )
+    budget_seconds: float | None = _option(
+        None, "stop after the generation at which the generations so far have taken this many seconds", _RUN, gt=0
+    )
+    budget_flops: float | None = _option(
+        None, "stop after the generation that brings the model's nominal operations to this many", _RUN, gt=0
+    )
     rows_per_slice: int | None = _option(
         None, "rows that go through the model together; default: what fits into memory, at most 512", _RUN, ge=1
     )
@@ -369,6 +377,16 @@ class RunConfig(BaseModel):
     @property
     def _scales_of_their_own(self) -> list[str]:
         return [name for name in self.used_mutations if name not in ABSOLUTE_MUTATIONS]
+
+    @property
+    def most_gens(self) -> int | None:
+        """After how many generations a run ends; None when only its budget ends it.
+
+        >>> RunConfig().most_gens, RunConfig(budget_flops=1e15).most_gens, RunConfig(gens=5, budget_flops=1).most_gens
+        (20, None, 5)
+        """
+        budgets = (self.budget_tokens, self.budget_seconds, self.budget_flops)
+        return 20 if self.gens is None and all(budget is None for budget in budgets) else self.gens
 
     @property
     def refined_scale_rule(self) -> str:

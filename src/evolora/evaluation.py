@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from evolora.cost import Cost
 from evolora.decoding import takes_drafts
 from evolora.population_model import PopulationModel
 from evolora.rewards import RewardScorer
-from evolora.rollout import decode_text, encode, end_tokens, generate, pad_token
+from evolora.rollout import decode_text, encode, end_tokens, generate, lengths_read, pad_token
 from evolora.task import Example, columns_of
 
 # For each individual and each example, token ids that its completion may begin with.
@@ -24,13 +25,13 @@ Drafts = Sequence[Sequence[Sequence[int]]]
 @dataclass(frozen=True)
 class Evaluation:
     """`fitness` [n], NaN for a failed individual; `rewards` [n, prompts], NaN where a completion has no score;
-    `completions`, a list of texts for each individual; the number of `tokens` generated; on how many completions the
-    reward `failed`; and the completions' token ids."""
+    `completions`, a list of texts for each individual; the `cost` of generating them, whose seconds are for whoever
+    waits to measure; on how many completions the reward `failed`; and the completions' token ids."""
 
     fitness: npt.NDArray[np.float64]
     rewards: npt.NDArray[np.float64]
     completions: list[list[str]]
-    tokens: int
+    cost: Cost
     failed: int
     completion_ids: list[list[list[int]]]
 
@@ -102,7 +103,7 @@ class LocalEvaluator(Evaluator):
         n = genomes.shape[0]
         texts: list[list[str]] = [[] for _ in range(n)]
         token_ids: list[list[list[int]]] = [[] for _ in range(n)]
-        tokens = 0
+        cost = Cost()
         if n * len(examples) > self.draft_rows or not takes_drafts(self.population_model.model):
             drafts = None
         for first in range(0, len(examples), self.rows_per_slice):
@@ -113,8 +114,8 @@ class LocalEvaluator(Evaluator):
                 guesses = None
                 if drafts is not None:
                     guesses = [draft for row in rows for draft in drafts[row][first : first + len(part)]]
-                written, ids, count = self._complete(genomes[rows.start : rows.stop], part, guesses)
-                tokens += count
+                written, ids, spent = self._complete(genomes[rows.start : rows.stop], part, guesses)
+                cost += spent
                 for index, row in enumerate(rows):
                     texts[row] += written[index * len(part) : (index + 1) * len(part)]
                     token_ids[row] += ids[index * len(part) : (index + 1) * len(part)]
@@ -125,23 +126,25 @@ class LocalEvaluator(Evaluator):
             completion_ids=[ids for row in token_ids for ids in row],
         )
         rewards = scores.rewards.reshape(n, len(examples))
-        return Evaluation(mean_fitness(rewards), rewards, texts, tokens, int(scores.failed.sum()), token_ids)
+        return Evaluation(mean_fitness(rewards), rewards, texts, cost, int(scores.failed.sum()), token_ids)
 
     def _complete(
         self, genomes: Tensor, examples: Sequence[Example], drafts: Sequence[Sequence[int]] | None
-    ) -> tuple[list[str], list[list[int]], int]:
+    ) -> tuple[list[str], list[list[int]], Cost]:
         model: PreTrainedModel = self.population_model.model
         prompts = encode(self.tokenizer, [example.prompt for example in examples], model.device)
+        prompts = prompts.repeat(genomes.shape[0])
         with torch.no_grad(), self.population_model.adapted(genomes.to(model.device)):
             completions = generate(
                 model,
-                prompts.repeat(genomes.shape[0]),
+                prompts,
                 max_new_tokens=self.max_new_tokens,
                 eos_token_ids=end_tokens(model, self.tokenizer),
                 pad_token_id=pad_token(self.tokenizer),
                 drafts=drafts,
             )
-        return decode_text(self.tokenizer, completions), completions.rows(), completions.tokens
+        cost = Cost(completions.tokens, self.population_model.size.forward(lengths_read(prompts, completions)))
+        return decode_text(self.tokenizer, completions), completions.rows(), cost
 
 
 def mean_fitness(rewards: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from evolora.cost import Costs
 from evolora.errors import RewardError
 from evolora.evaluation import Drafts, Evaluation, Evaluator
 from evolora.lineage import Lineage
@@ -47,18 +48,6 @@ class LoopConfig:
 
 
 @dataclass
-class Tokens:
-    """Tokens generated so far, by purpose."""
-
-    evaluation: int = 0
-    rollout: int = 0
-
-    @property
-    def total(self) -> int:
-        return self.evaluation + self.rollout
-
-
-@dataclass
 class Evolution:
     """One run of the hybrid: strategy and refiner on one task. `step` makes one generation.
 
@@ -87,7 +76,9 @@ class Evolution:
     lineage: Lineage
     config: LoopConfig
     generation: int = 0
-    tokens: Tokens = field(default_factory=Tokens)
+    costs: Costs = field(default_factory=Costs)
+    # Of all generations, over all resumptions.
+    seconds: float = 0.0
     failed_completions: int = 0
     # The best on validation so far, the base among them: the finalists.
     hall_of_fame: Population | None = None
@@ -97,7 +88,7 @@ class Evolution:
 
     def step(self) -> dict[str, Any]:
         """One generation. Returns its metrics, as docs/metrics.md defines them."""
-        start, tokens_before = time.perf_counter(), self.tokens.total
+        start, tokens_before = time.perf_counter(), self.costs.generated_tokens
         self.generation += 1
         if self.hall_of_fame is None:
             self._validate(self.strategy.ask().select([0]))
@@ -117,6 +108,7 @@ class Evolution:
         if self.refiner is not None:
             self.refiner.keep(living.individuals)
         seconds = time.perf_counter() - start
+        self.seconds += seconds
         scales = [individual.mutation_scale for individual in proposed.individuals]
         return metrics | {
             **self._race_metrics(),
@@ -130,11 +122,14 @@ class Evolution:
             "best.id": population.individuals[best].id,
             "best.operator": population.individuals[best].operator,
             "mutation_scale": float(np.mean(scales)),
-            "tokens.evaluation": self.tokens.evaluation,
-            "tokens.rollout": self.tokens.rollout,
-            "time.seconds": seconds,
-            "time.tokens_per_second": (self.tokens.total - tokens_before) / seconds,
+            **self.spent(),
+            "time.generation": seconds,
+            "time.tokens_per_second": (self.costs.generated_tokens - tokens_before) / seconds,
         }
+
+    def spent(self) -> dict[str, float]:
+        """What the generations so far have cost, as docs/metrics.md defines it."""
+        return {**self.costs.metrics(), "time.loop": self.seconds}
 
     def _refine(
         self, population: Population, evaluation: Evaluation, prompts: Sequence[Example]
@@ -158,7 +153,7 @@ class Evolution:
             children=children,
             hyperparameters=[parent.hyperparameters for parent in parents.individuals],
         )
-        self.tokens.rollout += refinement.tokens
+        self.costs += refinement.costs
         self.failed_completions += refinement.failed
         refined = Population(
             refinement.genomes,
@@ -233,20 +228,21 @@ class Evolution:
 
         Raises RewardError when nobody in a population could be scored.
         """
-        if stage == "population" and self.config.racing is not None:
-            self.race = race(
-                self.evaluator,
-                population.genomes,
-                examples,
-                keep=max(self.config.elites, self.config.refine),
-                block=self.config.racing_block,
-                level=self.config.racing,
-                seed=keyed_seed(self.config.seed, "racing", self.generation),
-            )
-            evaluation = self.race.evaluation
-        else:
-            evaluation = self.evaluator.evaluate(population.genomes, examples, drafts=drafts)
-        self.tokens.evaluation += evaluation.tokens
+        with self.costs.timed("evaluation"):
+            if stage == "population" and self.config.racing is not None:
+                self.race = race(
+                    self.evaluator,
+                    population.genomes,
+                    examples,
+                    keep=max(self.config.elites, self.config.refine),
+                    block=self.config.racing_block,
+                    level=self.config.racing,
+                    seed=keyed_seed(self.config.seed, "racing", self.generation),
+                )
+                evaluation = self.race.evaluation
+            else:
+                evaluation = self.evaluator.evaluate(population.genomes, examples, drafts=drafts)
+        self.costs.add("evaluation", evaluation.cost)
         self.failed_completions += evaluation.failed
         fitness = evaluation.fitness
         if np.isnan(fitness).all() and stage in ("population", "final"):
@@ -322,11 +318,10 @@ class Evolution:
         assert self.hall_of_fame is not None
         state: dict[str, Any] = {
             "generation": self.generation,
-            "tokens.evaluation": self.tokens.evaluation,
-            "tokens.rollout": self.tokens.rollout,
             "failed_completions": self.failed_completions,
             "hall.fitness": self.hall_fitness,
         }
+        state |= {f"spent.{name}": value for name, value in self.spent().items()}
         state |= {f"hall.{name}": value for name, value in self.hall_of_fame.state_dict().items()}
         state |= {f"strategy.{name}": value for name, value in self.strategy.state_dict().items()}
         state |= {f"evaluator.{name}": value for name, value in self.evaluator.state_dict().items()}
@@ -337,7 +332,8 @@ class Evolution:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` left off."""
         self.generation = state["generation"]
-        self.tokens = Tokens(state["tokens.evaluation"], state["tokens.rollout"])
+        spent = _under("spent.", state)
+        self.costs, self.seconds = Costs.from_metrics(spent), spent["time.loop"]
         self.failed_completions = state["failed_completions"]
         hall = _under("hall.", state)
         self.hall_of_fame, self.hall_fitness = Population.from_state_dict(hall), list(hall["fitness"])

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from evolora.cost import Cost
 from evolora.evaluation import Drafts, Evaluation, Evaluator, mean_fitness
 from evolora.population import genome_sha256
 from evolora.task import Example
@@ -31,18 +32,18 @@ class RememberingEvaluator(Evaluator):
         self.memory: dict[str, dict[str, _Entry]] = {}
 
     def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
-        """As the other evaluator would; `tokens` and `failed` count what was done now."""
+        """As the other evaluator would; `cost` and `failed` count what was done now."""
         names = [genome_sha256(genome) for genome in genomes]
         keys = [_key(example) for example in examples]
         found = {name: dict(self.memory.get(name, {})) for name in names}
-        tokens = failed = 0
+        cost, failed = Cost(), 0
         for rows, columns in _missing(names, keys, found):
             part = self.evaluator.evaluate(
                 genomes[rows],
                 [examples[column] for column in columns],
                 drafts=None if drafts is None else [[drafts[row][column] for column in columns] for row in rows],
             )
-            tokens, failed = tokens + part.tokens, failed + part.failed
+            cost, failed = cost + part.cost, failed + part.failed
             for index, row in enumerate(rows):
                 for place, column in enumerate(columns):
                     reward = float(part.rewards[index, place])
@@ -60,7 +61,7 @@ class RememberingEvaluator(Evaluator):
             mean_fitness(rewards),
             rewards,
             [[entry[1] for entry in row] for row in entries],
-            tokens,
+            cost,
             failed,
             [[entry[0] for entry in row] for row in entries],
         )

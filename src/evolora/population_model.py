@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from evolora.cost import ModelSize
 from evolora.genome import AdaptedModule, GenomeLayout
 
 # Who runs on a base model now: generation tells it which rows of the batch are left.
@@ -65,6 +66,7 @@ class PopulationModel:
         self.model = model
         self.layout = layout
         self.dropout = dropout
+        self.size = ModelSize.of(model, adapter=layout.genome_length)
         self.individuals = 0
         self._factors: dict[str, tuple[Tensor, Tensor]] | None = None
         self._routing: Routing | None = None

@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from evolora.cost import Cost
 from evolora.evaluation import Evaluation, Evaluator, mean_fitness
 from evolora.task import Example
 
@@ -53,11 +54,11 @@ def race(
     texts: list[list[str]] = [[""] * len(examples) for _ in range(n)]
     ids: list[list[list[int]]] = [[[] for _ in examples] for _ in range(n)]
     racing = list(range(n))
-    tokens = failed = saved = 0
+    cost, failed, saved = Cost(), 0, 0
     for start in range(0, len(examples), block):
         stop = min(start + block, len(examples))
         part = evaluator.evaluate(genomes[racing], examples[start:stop])
-        tokens, failed = tokens + part.tokens, failed + part.failed
+        cost, failed = cost + part.cost, failed + part.failed
         rewards[racing, start:stop] = part.rewards
         for place, row in enumerate(racing):
             texts[row][start:stop], ids[row][start:stop] = part.completions[place], part.completion_ids[place]
@@ -70,7 +71,7 @@ def race(
     if left and not np.isnan(fitness[racing]).all():
         floor = np.nextafter(np.nanmin(fitness[racing]), -np.inf)
         fitness[left] = np.fmin(fitness[left], floor)
-    return Race(Evaluation(fitness, rewards, texts, tokens, failed, ids), len(left), saved)
+    return Race(Evaluation(fitness, rewards, texts, cost, failed, ids), len(left), saved)
 
 
 def losers(rewards: Floats, *, keep: int, level: float, seed: int) -> set[int]:

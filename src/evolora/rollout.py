@@ -67,6 +67,13 @@ def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], device: t
     return PromptBatch(batch["input_ids"].to(device), batch["attention_mask"].to(device))
 
 
+def lengths_read(prompts: PromptBatch, completions: Completions) -> list[int]:
+    """How many tokens of each row the model reads: its prompt and its completion, but for the last token, which is
+    chosen and never read."""
+    lengths: list[int] = (prompts.mask.sum(1) + completions.mask.sum(1) - 1).tolist()
+    return lengths
+
+
 def decode_text(tokenizer: PreTrainedTokenizerBase, completions: Completions) -> list[str]:
     """The completions as text, without special tokens."""
     return [str(text) for text in tokenizer.batch_decode(completions.rows(), skip_special_tokens=True)]

@@ -29,6 +29,7 @@ from evolora.checkpoint import (
     write_text,
 )
 from evolora.config import RunConfig, config_toml, make_config, read_config
+from evolora.cost import Cost, Costs
 from evolora.distillation import Distiller
 from evolora.errors import InputError, RewardError
 from evolora.evaluation import Evaluation, Evaluator, bootstrap_interval
@@ -164,8 +165,9 @@ def resume(
 ) -> Result:
     """Continue a run from its newest whole checkpoint, to the same bits as if it had never stopped.
 
-    `options` may give a new `gens`, `budget_tokens`, `save_every` or `merge`. A run that was given its reward as a
-    Python function needs that function again.
+    `options` may give a new `gens`, `budget_tokens`, `budget_seconds`, `budget_flops`, `save_every` or `merge`; None
+    takes a limit away. Budgets count all that the run has spent, before it was stopped and after. A run that was given
+    its reward as a Python function needs that function again.
     """
     folder = folder.absolute()
     if not (folder / "config.toml").is_file():
@@ -175,8 +177,7 @@ def resume(
     if finished.exists():
         summary = json.loads(finished.read_text(encoding="utf-8"))
         history = MetricsLog(folder / "metrics.jsonl").read()
-        tokens = history[-1]["tokens.evaluation"] + history[-1]["tokens.rollout"]
-        if summary["generations"] >= config.gens or _spent(config, tokens):
+        if _progress(config, history[-1]) >= 1:
             if config.merge and not (folder / "merged").is_dir():
                 _merge(folder, config)
             return Result(folder, summary, history)
@@ -200,13 +201,14 @@ def _run(folder: Path, parts: Parts) -> Result:
     parts.view.say(f"run folder: {folder}")
     try:
         with _interruptible(parts.view) as interrupted:
-            while evolution.generation < config.gens and not _spent(config, evolution.tokens.total):
+            done = _progress(config, {"generation": evolution.generation, **evolution.spent()})
+            while done < 1:
                 measured = evolution.step()
                 lineage.commit()
                 metrics.append({**measured, "time.total": seconds()})
-                parts.view.generation(measured, config.gens)
-                over = evolution.generation == config.gens or _spent(config, evolution.tokens.total)
-                if over or interrupted() or evolution.generation % config.save_every == 0:
+                done = _progress(config, measured)
+                parts.view.generation(measured, config.most_gens, done)
+                if done >= 1 or interrupted() or evolution.generation % config.save_every == 0:
                     _checkpoint(folder, parts, evolution, seconds())
                 if interrupted():
                     raise KeyboardInterrupt
@@ -320,8 +322,10 @@ def _finish(
     winner, validation = evolution.choose_winner()
     base = evolution.base()
     individual, genome = winner.individuals[0], winner.genomes[0]
+    start = time.perf_counter()
     base_test = parts.evaluator.evaluate(parts.founder[None], parts.task.test)
     winner_test = parts.evaluator.evaluate(winner.genomes, parts.task.test)
+    test_cost = base_test.cost + winner_test.cost + Cost(seconds=time.perf_counter() - start)
     # By id: where nothing beats the base, the base is the winner, and is entered once.
     for row, evaluation in {base.id: (base, base_test), individual.id: (individual, winner_test)}.values():
         lineage.measured(evolution.generation, "test", [row], evaluation.fitness)
@@ -334,7 +338,7 @@ def _finish(
             evaluation.rewards[0],
         )
     lineage.commit()
-    evaluation_tokens = evolution.tokens.evaluation + base_test.tokens + winner_test.tokens
+    costs = {**{str(purpose): cost for purpose, cost in evolution.costs.by_purpose.items()}, "test": test_cost}
     summary = {
         "version": importlib.metadata.version("evolora"),
         "seed": config.seed,
@@ -344,7 +348,9 @@ def _finish(
         "test_prompts": len(parts.task.test),
         "generations": evolution.generation,
         "seconds": seconds(),
-        "tokens": {"evaluation": evaluation_tokens, "rollout": evolution.tokens.rollout},
+        "tokens": {purpose: cost.tokens for purpose, cost in costs.items()},
+        "flops": {purpose: cost.flops for purpose, cost in costs.items()},
+        "time": {**{purpose: cost.seconds for purpose, cost in costs.items()}, "loop": evolution.seconds},
         "base": {"test": _test_figures(base_test, config.seed)},
         "winner": {
             "id": individual.id,
@@ -389,8 +395,20 @@ def _test_figures(evaluation: Evaluation, seed: int) -> dict[str, Any]:
     return {"reward": float(evaluation.fitness[0]), "ci95": [low, high]}
 
 
-def _spent(config: RunConfig, tokens: int) -> bool:
-    return config.budget_tokens is not None and tokens >= config.budget_tokens
+def _progress(config: RunConfig, metrics: Mapping[str, float]) -> float:
+    """The share of the run that is done, by whichever limit is nearest; the run ends when it is 1 or more."""
+    costs = Costs.from_metrics(metrics)
+    shares = [
+        used / limit
+        for used, limit in (
+            (metrics["generation"], config.most_gens),
+            (costs.generated_tokens, config.budget_tokens),
+            (metrics["time.loop"], config.budget_seconds),
+            (costs.flops, config.budget_flops),
+        )
+        if limit is not None
+    ]
+    return max(shares)
 
 
 def _task_sha256(task: Task) -> str:

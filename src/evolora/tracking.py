@@ -57,7 +57,10 @@ class View(Protocol):
 
     def say(self, text: str) -> None: ...
 
-    def generation(self, metrics: dict[str, Any], gens: int) -> None: ...
+    def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None:
+        """A generation has ended; there will be `gens` of them unless a budget ends the run before, and the share
+        `done` of generations or budget is used, whichever is nearer its end."""
+        ...
 
     def close(self) -> None: ...
 
@@ -67,7 +70,7 @@ class Silence:
 
     def say(self, text: str) -> None: ...
 
-    def generation(self, metrics: dict[str, Any], gens: int) -> None: ...
+    def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None: ...
 
     def close(self) -> None: ...
 
@@ -81,9 +84,9 @@ class PlainView:
     def say(self, text: str) -> None:
         print(text, flush=True)
 
-    def generation(self, metrics: dict[str, Any], gens: int) -> None:
-        cells = _cells(metrics, gens)
-        left = self._clock.left(metrics["generation"], gens)
+    def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None:
+        cells = _cells(metrics, gens, done)
+        left = self._clock.left(done)
         words = [f"{name} {value}" for name, value in cells.items()]
         print("  ".join([*words, f"{_duration(left)} left"]), flush=True)
 
@@ -104,20 +107,19 @@ class LiveView:
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)
 
-    def generation(self, metrics: dict[str, Any], gens: int) -> None:
+    def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None:
         if self._live is None:
             self._live = Live(console=self._console, auto_refresh=False)
             self._live.start()
-        self._rows = [*self._rows, _cells(metrics, gens)][-self.ROWS :]
+        self._rows = [*self._rows, _cells(metrics, gens, done)][-self.ROWS :]
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in self._rows[-1]:
             table.add_column(name, justify="right", style="bold green" if name == "validation" else None)
         for row in self._rows:
             table.add_row(*row.values())
-        done = metrics["generation"]
-        left = self._clock.left(done, gens)
+        left = self._clock.left(done)
         bar = Table.grid(padding=(0, 1))
-        bar.add_row(ProgressBar(total=gens, completed=done, width=40), Text(f"{_duration(left)} left"))
+        bar.add_row(ProgressBar(total=1, completed=min(done, 1), width=40), Text(f"{_duration(left)} left"))
         self._live.update(Group(table, Text(), bar), refresh=True)
 
     def close(self) -> None:
@@ -132,23 +134,26 @@ def choose_view() -> View:
 
 
 class _Clock:
-    """The time left, from the generations that this process has seen."""
+    """The time left, from the share of the run that this process has seen done."""
 
     def __init__(self) -> None:
-        self._first: tuple[int, float] | None = None
+        self._first: tuple[float, float] | None = None
 
-    def left(self, generation: int, gens: int) -> float:
+    def left(self, done: float) -> float:
+        if done >= 1:
+            return 0.0
         now = time.perf_counter()
         if self._first is None:
-            self._first = (generation, now)
+            self._first = (done, now)
             return math.nan
         first, start = self._first
-        return (now - start) / max(1, generation - first) * (gens - generation)
+        return (now - start) / (done - first) * (1 - done) if done > first else math.nan
 
 
-def _cells(metrics: dict[str, Any], gens: int) -> dict[str, str]:
+def _cells(metrics: dict[str, Any], gens: int | None, done: float) -> dict[str, str]:
+    generation = metrics["generation"]
     cells = {
-        "gen": f"{metrics['generation']:>{len(str(gens))}}/{gens}",
+        "gen": f"{generation} ({done:.0%})" if gens is None else f"{generation:>{len(str(gens))}}/{gens}",
         "best": f"{metrics['fitness.best']:.3f}",
         "mean": f"{metrics['fitness.mean']:.3f}",
         "validation": f"{metrics['validation']:.3f}",

@@ -237,16 +237,69 @@ def test_a_folder_that_holds_a_run_is_refused(finished: Path, toy: Any, evolora:
     assert digest(finished) == before
 
 
+def spent_after_two(finished: Path, facts: Any, kind: str, *purposes: str) -> int:
+    line = facts(finished).metrics[1]
+    return sum(line[f"{kind}.{purpose}"] for purpose in purposes)
+
+
 def test_a_budget_of_tokens_stops_and_more_of_it_goes_on(
     toy: Any, finished: Path, evolora: Any, facts: Any, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    spent = facts(finished).metrics[1]
-    budget = spent["tokens.evaluation"] + spent["tokens.rollout"]
+    budget = spent_after_two(finished, facts, "tokens", "evaluation", "rollout")  # an update generates nothing
     assert evolora("train", *toy.options(run, "--budget-tokens", str(budget)))[0] == 0
     assert facts(run).summary["generations"] == 2
     assert evolora("resume", run, "--budget-tokens", "none")[0] == 0
     equal(facts(run), facts(finished))
+
+
+def test_a_budget_of_flops_stops_and_more_of_it_goes_on(
+    toy: Any, finished: Path, evolora: Any, facts: Any, digest: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    budget = spent_after_two(finished, facts, "flops", "evaluation", "rollout", "update")
+    # One less is reached in the same generation, one more in the next.
+    assert evolora("train", *toy.options(run, "--budget-flops", f"{budget - 1}"))[0] == 0
+    assert facts(run).summary["generations"] == 2
+    before = {name: sha for name, sha in digest(run).items() if not name.startswith("lineage")}
+    assert evolora("resume", run, "--budget-flops", f"{budget}")[0] == 0
+    assert {name: sha for name, sha in digest(run).items() if not name.startswith("lineage")} == before
+    assert evolora("resume", run, "--budget-flops", f"{budget + 1}")[0] == 0
+    assert facts(run).summary["generations"] == 3
+    # Any of several budgets stops a run.
+    assert evolora("resume", run, "--budget-flops", "1e30", "--budget-tokens", "1")[0] == 0
+    assert facts(run).summary["generations"] == 3
+    assert evolora("resume", run, "--budget-flops", "1e30", "--budget-tokens", "none")[0] == 0
+    equal(facts(run), facts(finished))
+
+
+def test_a_budget_of_seconds_counts_all_generations_and_nothing_else(
+    toy: Any, evolora: Any, facts: Any, tmp_path: Path
+) -> None:
+    run, options = tmp_path / "run", toy.options(tmp_path / "run")
+    at = options.index("--gens")
+    del options[at : at + 2]  # or they would end it
+
+    def loop() -> list[float]:
+        return [json.loads(line)["time.loop"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+    assert evolora("train", *options, "--budget-seconds", "0.001")[0] == 0
+    (first,) = loop()
+    assert first >= 0.001
+    # Set-up, choice and test take time too, which does not count: this is longer than the loop was, if only just.
+    assert evolora("resume", run, "--budget-seconds", str(first * 1.001))[0] == 0
+    assert len(loop()) == 2 and loop()[0] == first
+    code, out, _ = evolora("resume", run, "--budget-seconds", str(3 * loop()[-1]))
+    *earlier, last = loop()
+    assert code == 0 and max(earlier) < 3 * loop()[1] <= last
+    assert f"gen {len(loop())} (" in out, "there is no number of generations to show"
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["time"]["loop"] == last and summary["generations"] == len(loop())
+    assert "gens" not in (run / "config.toml").read_text()
+    # Without a budget the default number of generations is back.
+    if len(loop()) < 20:
+        assert evolora("resume", run, "--budget-seconds", "none")[0] == 0
+        assert len(loop()) == 20
 
 
 def test_races_and_memories_resume_to_the_same(tmp_path: Path) -> None:
@@ -268,7 +321,7 @@ def test_races_and_memories_resume_to_the_same(tmp_path: Path) -> None:
 
     assert [untimed(line) for line in parts.history] == [untimed(line) for line in whole.history]
     assert parts.summary["winner"] == whole.summary["winner"]
-    assert parts.summary["tokens"] == whole.summary["tokens"]
+    assert parts.summary["tokens"] == whole.summary["tokens"] and parts.summary["flops"] == whole.summary["flops"]
     assert sum(line["racing.dropped"] for line in whole.history) > 0
     # All six prompts come up in each generation: elites that stay are not asked again.
     forgetful = evolve(out=str(tmp_path / "forgetful"), gens=4, remember=False, **options)

@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evolora import RunConfig, lora_layout
 from evolora.checkpoint import verify
+from evolora.cost import PURPOSES
 from evolora.export import load_adapter
 from evolora.operators import CROSSOVERS, MUTATIONS
 from evolora.population import genome_sha256
@@ -107,16 +108,30 @@ def test_metrics_are_one_strict_line_a_generation(finished: Path) -> None:
         assert line["fitness.worst"] <= line["fitness.mean"] <= line["fitness.best"]
         assert line["validation"] <= line["validation.best"]
         assert line["failed"] == 0
-    for name in ("tokens.evaluation", "tokens.rollout", "time.total", "validation.best"):
+    spent = [f"{kind}.{purpose}" for kind in ("tokens", "flops", "time") for purpose in PURPOSES]
+    for name in (*spent, "time.loop", "time.total", "validation.best"):
         values = [line[name] for line in lines]
         assert values == sorted(values)
+    for before, line in zip([dict.fromkeys(lines[0], 0), *lines], lines, strict=False):
+        assert all(line[name] > before[name] for name in spent), "all grow: each generation evaluates and refines"
+        assert line["time.loop"] == pytest.approx(before["time.loop"] + line["time.generation"])
+        assert sum(line[f"time.{purpose}"] for purpose in PURPOSES) <= line["time.loop"] <= line["time.total"]
+        # Two passes over every rollout (--epochs), none stopped early: or fewer, where they were.
+        assert line["tokens.rollout"] <= line["tokens.update"] <= 2 * line["tokens.rollout"]
 
 
 def test_summary_has_the_figures_and_the_winners_checksum(finished: Path, toy: Any) -> None:
     summary = strict((finished / "summary.json").read_text())
     assert (summary["seed"], summary["model"], summary["task"]) == (0, str(toy.model), "words")
     assert summary["generations"] == 6 and summary["seconds"] > 0 and summary["version"]
-    assert summary["tokens"]["evaluation"] > 0 and summary["tokens"]["rollout"] > 0
+    last = strict((finished / "metrics.jsonl").read_text().splitlines()[-1])
+    for kind in ("tokens", "flops", "time"):
+        assert set(summary[kind]) - {"loop"} == {*PURPOSES, "test"} and min(summary[kind].values()) > 0
+        assert summary[kind]["rollout"] == last[f"{kind}.rollout"] and summary[kind]["update"] == last[f"{kind}.update"]
+        assert summary[kind]["evaluation"] >= last[f"{kind}.evaluation"], "the final choice comes on top"
+    assert summary["time"]["loop"] == last["time.loop"] < summary["seconds"]
+    # Base and winner on each test prompt, and nothing else.
+    assert 2 * summary["test_prompts"] <= summary["tokens"]["test"]
     for side in ("base", "winner"):
         low, high = summary[side]["test"]["ci95"]
         assert low <= summary[side]["test"]["reward"] <= high

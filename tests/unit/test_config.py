@@ -28,6 +28,12 @@ from evolora.strategies import GAConfig
     [
         ({"gens": "x"}, ["--gens", "x", "integer"]),
         ({"gens": 0}, ["--gens", "0", "1"]),
+        ({"gens": 2.5}, ["--gens", "2.5", "integer"]),
+        ({"budget_tokens": 0}, ["--budget-tokens", "0", "1"]),
+        ({"budget_seconds": 0}, ["--budget-seconds", "0", "greater than 0"]),
+        ({"budget_flops": -1e15}, ["--budget-flops", "-1", "greater than 0"]),
+        ({"budget_flops": "many"}, ["--budget-flops many", "number"]),
+        ({"budget_seconds": float("inf")}, ["--budget-seconds inf", "finite"]),
         ({"pop": 1}, ["--pop", "1", "2"]),
         ({"pop": 4, "elites": 4}, ["--elites 4", "--pop 4"]),
         ({"pop": 4, "refine": 5}, ["--refine 5", "--pop 4"]),
@@ -77,7 +83,9 @@ def test_bad_options_are_refused_by_name_in_one_sentence(options: dict[str, Any]
     st.fixed_dictionaries(
         {},
         optional={
-            "gens": st.integers(1, 99),
+            "gens": st.none() | st.integers(1, 99),
+            "budget_seconds": st.none() | st.floats(1e-3, 1e6),
+            "budget_flops": st.none() | st.floats(1, 1e21),
             "lr": st.floats(1e-6, 1, exclude_min=True),
             "target_kl": st.none() | st.floats(1e-6, 1),
             "niche_radius": st.floats(0.01, 2),
@@ -111,6 +119,27 @@ def test_a_rollout_has_64_completions_unless_told_otherwise(
 ) -> None:
     config = make_config(options)
     assert (config.samples_a_prompt, config.prompts_a_rollout) == (samples, prompts)
+
+
+@pytest.mark.parametrize(
+    ("options", "gens"),
+    [
+        ({}, 20),
+        ({"gens": "none"}, 20),
+        ({"gens": 5}, 5),
+        ({"budget_tokens": "1000"}, None),
+        ({"budget_seconds": "30"}, None),
+        ({"budget_flops": "1e15"}, None),
+        ({"gens": "none", "budget_flops": "1e15"}, None),
+        ({"gens": 5, "budget_flops": 1e15}, 5),
+    ],
+)
+def test_a_budget_takes_the_place_of_the_default_number_of_generations(
+    options: dict[str, Any], gens: int | None
+) -> None:
+    config = make_config(options)
+    assert config.most_gens == gens
+    assert make_config(tomllib.loads(config_toml(config))).most_gens == gens
 
 
 def test_scaling_by_nobody_is_a_value() -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from evolora.cost import Cost, Costs
 from evolora.errors import RewardError
 from evolora.evaluation import Drafts, Evaluation, Evaluator
 from evolora.evolution import Evolution, LoopConfig
@@ -33,6 +34,7 @@ TASK = Task(
     held_out=True,
     columns=(),
 )
+REFINED = Costs({"evaluation": Cost(), "rollout": Cost(5, 50, 0.25), "update": Cost(10, 300, 0.5)})
 
 
 class Hill(Evaluator):
@@ -46,7 +48,7 @@ class Hill(Evaluator):
         fitness = -(genomes - 1).norm(dim=1).double().numpy()
         rewards = np.repeat(fitness[:, None], len(examples), axis=1)
         texts, ids = ([[each] * len(examples) for _ in fitness] for each in ("text", [1]))
-        return Evaluation(fitness, rewards, texts, len(fitness), 0, ids)
+        return Evaluation(fitness, rewards, texts, Cost(tokens=len(fitness), flops=7), 0, ids)
 
 
 class Step:
@@ -73,7 +75,7 @@ class Step:
         self.calls.append(([example.prompt for example in examples], list(key)))
         self.children.append(list(children))
         self.hyperparameters.append(list(hyperparameters or ()))
-        return Refinement(genomes + self.size * (1 - genomes), [{"kl": 0.0}] * len(key), 5, 0)
+        return Refinement(genomes + self.size * (1 - genomes), [{"kl": 0.0}] * len(key), REFINED, 0)
 
     def keep(self, individuals: Sequence[Individual]) -> None:
         self.kept = {individual.id for individual in individuals}
@@ -227,6 +229,7 @@ def test_a_loop_taken_up_again_goes_on_as_if_it_had_never_stopped(step: float | 
     resumed.load_state_dict(whole.state_dict())
     for _ in range(2):
         expected, found = whole.step(), resumed.step()
+        assert found["time.loop"] > resumed.state_dict()["spent.time.evaluation"] > 0
         assert {k: v for k, v in expected.items() if "time" not in k} == {
             k: v for k, v in found.items() if "time" not in k
         }
@@ -240,7 +243,7 @@ def test_nobody_scored_is_an_error_not_a_population_of_nan() -> None:
         def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
             fitness = np.full(len(genomes), math.nan)
             rewards = np.full((len(genomes), len(examples)), math.nan)
-            return Evaluation(fitness, rewards, [["text"] * len(examples) for _ in fitness], 0, 0, [])
+            return Evaluation(fitness, rewards, [["text"] * len(examples) for _ in fitness], Cost(), 0, [])
 
     evolution.evaluator = Silent()
     with pytest.raises(RewardError, match="no individual has a fitness"):
@@ -335,3 +338,25 @@ def test_under_pbt_everybody_is_refined_and_keeps_its_hyperparameters() -> None:
     refined = [individual for individual in after if individual.operator == "ppo"]
     assert len(refined) == 4 and [individual.operator for individual in after].count("copy") == 2
     assert all(individual.hyperparameters == own[individual.parents[0]] for individual in refined)
+
+
+def test_costs_add_up_by_purpose_and_go_on_after_a_resume() -> None:
+    evolution = make_evolution(rollout_prompts=4)
+    lines = [evolution.step() for _ in range(2)]
+    resumed = make_evolution(rollout_prompts=4)
+    resumed.load_state_dict(evolution.state_dict())
+    lines.append(resumed.step())
+    for number, line in enumerate(lines, 1):
+        # Six individuals, two refined and the best; once at the start, the base.
+        assert line["tokens.evaluation"] == 9 * number + 1
+        assert line["flops.evaluation"] == 7 * (3 * number + 1), "each is one call"
+        assert (line["tokens.rollout"], line["flops.rollout"], line["time.rollout"]) == (
+            5 * number, 50 * number, 0.25 * number,
+        )  # fmt: skip
+        assert (line["tokens.update"], line["flops.update"], line["time.update"]) == (
+            10 * number, 300 * number, 0.5 * number,
+        )  # fmt: skip
+    assert lines[1]["time.loop"] == lines[0]["time.generation"] + lines[1]["time.generation"]
+    assert lines[2]["time.loop"] == lines[1]["time.loop"] + lines[2]["time.generation"]
+    for line in lines:
+        assert 0 < line["time.evaluation"] < line["time.loop"]

@@ -24,6 +24,7 @@ from evolora import (
     lora_config,
     lora_layout,
 )
+from evolora.cost import Cost
 from evolora.distillation import Distilled, Written, better_of
 from evolora.genome import AdaptedModule, GenomeLayout
 from evolora.operators import CROSSOVERS, MUTATIONS, safe
@@ -394,7 +395,7 @@ def test_distillation_teaches_the_better_parent_the_better_completions() -> None
         ga.observe(
             population.individuals,
             examples,
-            Evaluation(fitness, rewards, [[""] * 3] * 3, 0, 0, written),
+            Evaluation(fitness, rewards, [[""] * 3] * 3, Cost(), 0, written),
         )
         ga.tell(population, fitness)
         (child,) = ga.ask().individuals[2:]

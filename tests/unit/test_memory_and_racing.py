@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evolora import Example, LocalEvaluator, PopulationModel, RewardScorer, load_base, lora_config, lora_layout
+from evolora.cost import Cost
 from evolora.evaluation import Drafts, Evaluation, Evaluator, mean_fitness
 from evolora.memory import RememberingEvaluator
 from evolora.population import genome_sha256
@@ -33,7 +34,7 @@ class Counting(Evaluator):
         rewards = np.array([[reward_of(*pair) for pair in row] for row in pairs])
         texts = [[f"{value} {prompt}" for value, prompt in row] for row in pairs]
         ids = [[[int(value), len(prompt)] for value, prompt in row] for row in pairs]
-        return Evaluation(mean_fitness(rewards), rewards, texts, len(genomes) * len(examples), self.failed, ids)
+        return Evaluation(mean_fitness(rewards), rewards, texts, Cost(len(genomes) * len(examples)), self.failed, ids)
 
 
 def reward_of(value: float, prompt: str) -> float:
@@ -76,7 +77,7 @@ def test_remembering_changes_nothing_but_the_work(rounds: list[tuple[list[int], 
         found = remembering.evaluate(genomes, examples)
         wanted = {(float(value), prompt) for value in values for prompt in prompts}
         assert sorted(inner.asked) == sorted(wanted - known)
-        assert found.tokens == len(inner.asked)
+        assert found.cost.tokens == len(inner.asked)
         assert_equal(found, Counting().evaluate(genomes, examples))
         known |= wanted
         if forget:
@@ -138,9 +139,9 @@ def test_a_model_that_remembers_writes_what_it_wrote() -> None:
     remembering.evaluate(genomes[1:], examples[:3])
     found = remembering.evaluate(genomes[[0, 1, 2, 1]], examples)
     assert found.completions == [expected.completions[row] for row in (0, 1, 2, 1)]
-    assert found.tokens < expected.tokens
+    assert found.cost.tokens < expected.cost.tokens and found.cost.flops < expected.cost.flops
     again = remembering.evaluate(genomes, examples)
-    assert again.tokens == 0 and again.completions == expected.completions
+    assert again.cost == Cost() and again.completions == expected.completions
 
 
 def test_forgetting_is_by_content() -> None:
@@ -195,7 +196,7 @@ class Table(Evaluator):
         self.count += len(rows) * len(columns)
         part = self.rewards[np.ix_(rows, columns)]
         texts, ids = ([[each] * len(columns) for _ in rows] for each in ("text", [1]))
-        return Evaluation(mean_fitness(part), part, texts, part.size, 0, ids)
+        return Evaluation(mean_fitness(part), part, texts, Cost(part.size), 0, ids)
 
 
 @settings(max_examples=60, deadline=None)
@@ -208,7 +209,7 @@ def test_a_race_never_puts_a_dropped_one_above_one_that_stayed(seed: int, n: int
     found = race(table, genomes_of(range(n)), examples, keep=keep, block=block, level=0.05, seed=seed)
     stayed = ~np.isnan(found.evaluation.rewards).any(1)
     assert stayed.sum() >= min(keep, n) and found.dropped == (~stayed).sum()
-    assert table.count + found.saved == rewards.size and found.evaluation.tokens == table.count
+    assert table.count + found.saved == rewards.size and found.evaluation.cost.tokens == table.count
     assert np.allclose(found.evaluation.fitness[stayed], rewards[stayed].mean(1))
     if found.dropped:
         assert found.evaluation.fitness[~stayed].max() < found.evaluation.fitness[stayed].min()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from evolora.cost import Cost, Costs
 from evolora.population import Hyperparameters, Individual
 from evolora.population_model import PopulationModel
 from evolora.refiners.base import Refinement
@@ -30,6 +31,7 @@ from evolora.rollout import (
     encode,
     end_tokens,
     generate,
+    lengths_read,
     pad_token,
     select_rows,
 )
@@ -212,16 +214,18 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         stopped = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
         stats: list[dict[str, float]] = [{} for _ in key]
         trajectory = []
-        tokens = failed = 0
+        costs, failed = Costs(), 0
         self.begin(carried)
         for step in range(config.rl_steps):
-            rollout = self.collect(rows.detach(), examples, [(*each, step) for each in key], settings)
-            tokens += rollout.completions.tokens
+            with costs.timed("rollout"):
+                rollout = self.collect(rows.detach(), examples, [(*each, step) for each in key], settings)
+            costs.add("rollout", self._rollout_cost(rollout))
             failed += rollout.failed
-            advantages, credit_stats = self.credit(rollout)
-            # An early stop ends the updates on one rollout: the next rollout starts from a policy that is on target.
-            stopped.zero_()
-            update_stats = self._update(rows, optimiser, rollout, advantages, stopped, (key[0][0], step))
+            with costs.timed("update"):
+                advantages, credit_stats = self.credit(rollout)
+                # An early stop ends the updates on one rollout: the next rollout starts from a policy on target.
+                stopped.zero_()
+                update_stats = self._update(rows, optimiser, rollout, advantages, stopped, (key[0][0], step), costs)
             rollout_stats = _rollout_stats(rollout)
             measured = {**rollout_stats, **update_stats, **credit_stats}
             if hyperparameters is not None and any(own is not None for own in hyperparameters):
@@ -247,7 +251,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             if config.kl_target is not None:
                 state["kl_weight"] = settings.kl_weight[row]
             self.carried.give(child, state)
-        return Refinement(rows.detach().to(genomes.device), stats, tokens, failed, torch.stack(trajectory))
+        return Refinement(rows.detach().to(genomes.device), stats, costs, failed, torch.stack(trajectory))
 
     def keep(self, individuals: Sequence[Individual]) -> None:
         self.carried.keep(individuals)
@@ -344,12 +348,15 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         advantages: Tensor,
         stopped: Tensor,
         key: tuple[int, int],
+        costs: Costs,
     ) -> dict[str, Tensor]:
-        """Clipped updates of `rows` [k, genome_length], in place; the means of their statistics, each [k]."""
+        """Clipped updates of `rows` [k, genome_length], in place; the means of their statistics, each [k]. What they
+        take is added to `costs`."""
         k, n_rows = rollout.scores.shape
         sums: dict[str, Tensor] = {}
         updates = torch.zeros(k, device=rows.device)
         for epoch in range(self.config.epochs):
+            costs.add("update", self._pass_cost(rollout))
             order = torch.randperm(n_rows, generator=keyed_generator(self.seed, "minibatch", *key, epoch))
             for index, part in enumerate(order.chunk(self.config.minibatches)):
                 seed = keyed_seed(self.seed, "dropout", *key, epoch, index)
@@ -402,6 +409,17 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         mean_entropy = masked_mean(entropy, mask)
         loss = policy_loss - settings.entropy_weight * mean_entropy
         return {"loss": loss, "policy_loss": policy_loss, "entropy": mean_entropy, **policy_stats}
+
+    def _rollout_cost(self, rollout: Rollout) -> Cost:
+        """Of sampling, and of the reference's pass where the KL is measured."""
+        size, lengths = self.population_model.size, lengths_read(rollout.prompts, rollout.completions)
+        reference = size.forward(lengths, adapted=False) if rollout.kl_measured else 0
+        return Cost(rollout.completions.tokens, size.forward(lengths) + reference)
+
+    def _pass_cost(self, rollout: Rollout) -> Cost:
+        """Of one pass of updates over a rollout. An individual that was stopped stays in the batch until all are."""
+        size, lengths = self.population_model.size, lengths_read(rollout.prompts, rollout.completions)
+        return Cost(rollout.completions.tokens, size.forward(lengths) + size.backward(lengths))
 
     def _clip_gradients(self, rows: Tensor) -> Tensor:
         """Clip each row's gradient to its own norm; the norms before, [k]."""
