@@ -94,6 +94,8 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
             "rows_per_slice": rows_per_slice,
             "max_new_tokens": max_new_tokens,
             "accept": config.accept_rule,
+            "replay": config.replayed,
+            "refine_whom": "lineage" if config.refines_lineage else "best",
             "refine": config.refined_individuals,
             "refined_scale": config.refined_scale_rule,
             "rollout_samples": config.samples_a_prompt,

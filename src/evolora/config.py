@@ -168,7 +168,14 @@ class RunConfig(BaseModel):
     )
     islands: int = _option(1, "islands that the population is split into", _EVOLUTION, ge=1)
     migrate_every: int = _option(5, "generations between two migrations from island to island", _EVOLUTION, ge=1)
-    eval_prompts: int = _option(32, "training prompts that measure the fitness of a generation", _EVOLUTION, ge=1)
+    average: float = _option(
+        0.4,
+        "the refined one's share in the running average of its lineage, an individual of its own; 0: there is none",
+        _EVOLUTION,
+        ge=0,
+        lt=1,
+    )
+    eval_prompts: int = _option(16, "training prompts that measure the fitness of a generation", _EVOLUTION, ge=1)
     racing: float | None = _option(
         None,
         "let individuals race: after each --racing-block prompts those leave that lose at this error level; none: all "
@@ -195,6 +202,19 @@ class RunConfig(BaseModel):
     )
     refine: int | None = _option(
         None, "how many of the best are refined, side by side; default 1, and all with --strategy pbt", _REFINER, ge=1
+    )
+    refine_whom: Literal["lineage", "best"] | None = _option(
+        None,
+        "who is refined: the one that was refined last, until another is clearly better (lineage), or the generation's "
+        "best; default lineage, and best with --refine above 1",
+        _REFINER,
+    )
+    replay: int | None = _option(
+        None,
+        "after each rollout, imitate so many of the best completions that anybody in the run has written, on prompts "
+        "where the policy earns less; default 64, and 0, none, with --strategy none or pbt",
+        _REFINER,
+        ge=0,
     )
     lr: float = _option(1e-3, "learning rate of the refiner", _REFINER, gt=0)
     keep_optimiser: bool = _option(
@@ -336,6 +356,8 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"--rollout-samples 1 with --refiner {self.refiner}: expected at least 2, a group to compare within"
             )
+        if self.refine_whom == "lineage" and not self._can_follow:
+            raise ValueError("--refine-whom lineage: expected --refine 1 and --inheritance lamarckian")
         if self.target is not None and self.prompt is None:
             raise ValueError("--target: expected --prompt beside it")
         chosen = [name for name in ("task", "data", "prompt") if getattr(self, name) is not None]
@@ -394,6 +416,11 @@ class RunConfig(BaseModel):
         return self.refined_scale or ("keep" if self._scales_of_their_own else "step")
 
     @property
+    def replayed(self) -> int:
+        """How many completions are imitated after a rollout: a population's by default, none of one policy's own."""
+        return self.replay if self.replay is not None else 0 if self.strategy in ("none", "pbt") else 64
+
+    @property
     def samples_a_prompt(self) -> int:
         """How many completions of a prompt a rollout samples."""
         return self.rollout_samples or (8 if self.refiner in GROUP_REFINERS else 1)
@@ -409,9 +436,18 @@ class RunConfig(BaseModel):
         return self.refine or (self.pop if self.strategy == "pbt" else 1)
 
     @property
+    def _can_follow(self) -> bool:
+        return self.refined_individuals == 1 and self.inheritance == "lamarckian"
+
+    @property
+    def refines_lineage(self) -> bool:
+        """Whether one lineage is refined on and on."""
+        return (self.refine_whom or ("lineage" if self._can_follow else "best")) == "lineage"
+
+    @property
     def accept_rule(self) -> str:
         """Which refined individuals enter."""
-        return self.accept or ("always" if self.strategy in ("none", "pbt") else "better")
+        return self.accept or ("always" if self.refines_lineage or self.strategy in ("none", "pbt") else "better")
 
 
 def make_config(options: dict[str, Any]) -> RunConfig:

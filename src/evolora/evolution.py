@@ -16,8 +16,8 @@ from evolora.errors import RewardError
 from evolora.evaluation import Drafts, Evaluation, Evaluator
 from evolora.lineage import Lineage
 from evolora.operators import elites
-from evolora.population import Individual, Population
-from evolora.racing import Race, race
+from evolora.population import AVERAGE, Individual, Population, newest
+from evolora.racing import Race, losers, race
 from evolora.refiners import Refinement, Refiner
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.strategies import Strategy
@@ -27,6 +27,8 @@ Floats = npt.NDArray[np.float64]
 
 # Completions of a generation's best that the lineage keeps for people to read.
 SAMPLES = 8
+# The error level at which the one that was refined last loses its place to the generation's best.
+LINEAGE_LEVEL = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class LoopConfig:
     eval_prompts: int = 32
     rollout_prompts: int = 64
     refine: int = 1
+    refine_whom: str = "best"
+    rl_steps: int = 1
     elites: int = 2
     racing: float | None = None
     racing_block: int = 8
@@ -101,7 +105,8 @@ class Evolution:
             population, fitness, refined = self._refine(population, evaluation, prompts)
             metrics.update(refined)
         best = int(elites(torch.from_numpy(fitness), 1)[0])
-        validation = self._validate(population.select([best]))
+        average = newest(population, AVERAGE)
+        validation = self._validate(population.select([best, *([] if average in (None, best) else [average])]))
         self.strategy.tell(population, fitness)
         living = self.strategy.ask().join(self._hall())
         self.evaluator.keep(living.genomes)
@@ -137,14 +142,15 @@ class Evolution:
         """Refine the best by RL and let in those that earn it: the population, its fitness and metrics."""
         assert self.refiner is not None
         fitness = evaluation.fitness
-        rows = elites(torch.from_numpy(fitness), self.config.refine).tolist()
+        rows = self._to_be_refined(population, evaluation)
         parents = population.select(rows)
         # Acceptance is judged on `prompts`, so training keeps off them as far as there are others.
         seen = {example.prompt for example in prompts}
         others = [example for example in self.task.train if example.prompt not in seen] or self.task.train
-        training = self._draw("rollout", others, self.config.rollout_prompts)
+        count = self.config.rollout_prompts * self.config.rl_steps
+        training = self._draw("rollout", others, count)
         # Few prompts come up several times: each is sampled anew.
-        training = list(itertools.islice(itertools.cycle(training), self.config.rollout_prompts))
+        training = list(itertools.islice(itertools.cycle(training), count))
         children = [self.strategy.new_id() for _ in rows]
         refinement = self.refiner.refine(
             parents.genomes,
@@ -152,6 +158,7 @@ class Evolution:
             key=[(self.generation, parent.id) for parent in parents.individuals],
             children=children,
             hyperparameters=[parent.hyperparameters for parent in parents.individuals],
+            parts=self.config.rl_steps,
         )
         self.costs += refinement.costs
         self.failed_completions += refinement.failed
@@ -193,6 +200,16 @@ class Evolution:
             fitness,
             _refine_metrics(self.refiner.name, refinement, gains, accepted),
         )
+
+    def _to_be_refined(self, population: Population, evaluation: Evaluation) -> list[int]:
+        """The rows that are refined: the best, or the one that was refined last, unless it clearly loses."""
+        best: list[int] = elites(torch.from_numpy(evaluation.fitness), self.config.refine).tolist()
+        head = newest(population, self.refiner.name) if self.refiner is not None else None
+        if self.config.refine_whom == "best" or head is None or head in best:
+            return best
+        pair = evaluation.rewards[[best[0], head]]
+        seed = keyed_seed(self.config.seed, "lineage", self.generation)
+        return best if losers(pair, keep=1, level=LINEAGE_LEVEL, seed=seed) else [head]
 
     def _scales(self, parents: Population, refinement: Refinement) -> list[float]:
         """The refined individuals' mutation scales. A child must not undo what RL has found: with `step` the noise on a
@@ -260,6 +277,8 @@ class Evolution:
         self.lineage.measured(self.generation, stage, population.individuals, fitness)
         if stage in ("population", "refined"):
             self.strategy.observe(population.individuals, examples, evaluation)
+            if self.refiner is not None:
+                self.refiner.observe(examples, evaluation)
         if stage == "validation":
             self.lineage.sampled(
                 self.generation,
@@ -280,20 +299,28 @@ class Evolution:
         assert self.hall_of_fame is not None
         return self.hall_of_fame
 
-    def _validate(self, one: Population) -> float:
-        """Fitness of one individual on the fixed validation prompts; it enters the hall of fame if it is among the
-        best there."""
+    def _validate(self, candidates: Population) -> float:
+        """Fitness of the first candidate on the fixed validation prompts; each enters the hall of fame if it is among
+        the best there."""
         examples = self.task.validation[: self.config.validation_prompts]
-        one, evaluation = self._measure(one, examples, "validation")
-        value = float(evaluation.fitness[0])
+        candidates, evaluation = self._measure(candidates, examples, "validation")
+        values = evaluation.fitness.tolist()
         if self.hall_of_fame is None:
-            self.hall_of_fame, self.hall_fitness = one, [value]
-        elif not math.isnan(value) and one.individuals[0].id not in _ids(self.hall_of_fame):
-            hall, values = self.hall_of_fame.join(one), [*self.hall_fitness, value]
+            self.hall_of_fame, self.hall_fitness = candidates, values
+            return float(values[0])
+        known = _ids(self.hall_of_fame)
+        fresh = [
+            row
+            for row, individual in enumerate(candidates.individuals)
+            if individual.id not in known and not math.isnan(values[row])
+        ]
+        if fresh:
+            hall = self.hall_of_fame.join(candidates.select(fresh))
+            values_there = [*self.hall_fitness, *(values[row] for row in fresh)]
             # Row 0 is the base, which stays: no winner may be worse than it.
-            rows = [0, *(1 + row for row in elites(torch.tensor(values[1:]), self.config.finalists).tolist())]
-            self.hall_of_fame, self.hall_fitness = hall.select(rows), [values[row] for row in rows]
-        return value
+            rows = [0, *(1 + row for row in elites(torch.tensor(values_there[1:]), self.config.finalists).tolist())]
+            self.hall_of_fame, self.hall_fitness = hall.select(rows), [values_there[row] for row in rows]
+        return float(values[0])
 
     def _draw(self, purpose: str, examples: Sequence[Example], count: int) -> list[Example]:
         """This generation's prompts for a purpose, without repetition; all of them when there are no more."""

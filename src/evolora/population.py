@@ -8,6 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# The operator that makes a lineage's running average.
+AVERAGE = "average"
+
 
 @dataclass(frozen=True)
 class Hyperparameters:
@@ -78,6 +81,17 @@ class Population:
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> "Population":
         return cls(state["genomes"], tuple(Individual.from_dict(values) for values in state["individuals"]))
+
+
+def newest(population: Population, operator: str) -> int | None:
+    """The row of the youngest individual that an operator has made, if there is one.
+
+    >>> base = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=0.02)
+    >>> newest(Population(torch.zeros(1, 8), (base,)), "ppo") is None
+    True
+    """
+    rows = [row for row, individual in enumerate(population.individuals) if individual.operator == operator]
+    return max(rows, key=lambda row: population.individuals[row].id, default=None)
 
 
 def genome_sha256(genome: Tensor) -> str:

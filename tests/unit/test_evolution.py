@@ -20,7 +20,7 @@ from evolora.lineage import Lineage
 from evolora.memory import RememberingEvaluator
 from evolora.population import Hyperparameters, Individual, Population, genome_sha256
 from evolora.racing import Race, race
-from evolora.refiners import Refinement
+from evolora.refiners import Refinement, Refiner
 from evolora.strategies import GAConfig, GeneticAlgorithm, PBTConfig, PopulationBasedTraining, RefinerAlone
 from evolora.task import Example, Task
 
@@ -51,7 +51,7 @@ class Hill(Evaluator):
         return Evaluation(fitness, rewards, texts, Cost(tokens=len(fitness), flops=7), 0, ids)
 
 
-class Step:
+class Step(Refiner):
     """A refiner that goes a fixed way towards (or away from) the top."""
 
     def __init__(self, size: float, name: str = "ppo") -> None:
@@ -70,6 +70,7 @@ class Step:
         key: Sequence[tuple[int, int]],
         children: Sequence[int] | None = None,
         hyperparameters: Sequence[Hyperparameters | None] | None = None,
+        parts: int = 1,
     ) -> Refinement:
         assert children is not None
         self.calls.append(([example.prompt for example in examples], list(key)))
@@ -360,3 +361,28 @@ def test_costs_add_up_by_purpose_and_go_on_after_a_resume() -> None:
     assert lines[2]["time.loop"] == lines[1]["time.loop"] + lines[2]["time.generation"]
     for line in lines:
         assert 0 < line["time.evaluation"] < line["time.loop"]
+
+
+def test_one_lineage_is_refined_on_and_on_unless_it_clearly_loses() -> None:
+    evolution = make_evolution(0.05, refine=1, refine_whom="lineage", accept="always")
+    refiner = evolution.refiner
+    assert isinstance(refiner, Step)
+    for _ in range(6):
+        evolution.step()
+    # Hill's rewards are the same on all prompts, so any gap is clear: who is refined is the best or the one before.
+    parents = [key[0][1] for _, key in refiner.calls]
+    followed = [parent == child[0] for parent, child in zip(parents[1:], refiner.children, strict=False)]
+    assert any(followed)
+    refiner.size = -5.0
+    evolution.step()
+    ruined = refiner.children[-1][0]
+    evolution.step()
+    assert refiner.calls[-1][1][0][1] != ruined
+
+
+def test_every_rollout_of_a_refinement_has_prompts_of_its_own() -> None:
+    evolution = make_evolution(0.1, refine=1, rollout_prompts=3, rl_steps=4)
+    evolution.step()
+    assert isinstance(evolution.refiner, Step)
+    prompts, _ = evolution.refiner.calls[0]
+    assert len(prompts) == len(set(prompts)) == 12

@@ -238,3 +238,61 @@ def test_the_learning_rate_that_learns_takes_over() -> None:
         )
         pbt.tell(Population(genomes, population.individuals), -genomes.norm(dim=1).double().numpy())
     assert 0.05 < np.median(steps) < 2, "from 0.01"
+
+
+def refine_row(ga: GeneticAlgorithm, row: int, genome: torch.Tensor) -> Population:
+    """The population with the individual at `row` replaced by its refined child."""
+    population = ga.ask()
+    parent = population.individuals[row]
+    child = dataclasses.replace(parent, id=ga.new_id(), parents=(parent.id,), operator="ppo", history=())
+    genomes, individuals = population.genomes.clone(), list(population.individuals)
+    genomes[row], individuals[row] = genome, child
+    return Population(genomes, tuple(individuals))
+
+
+def test_the_running_average_of_a_lineage_is_an_individual_of_its_own() -> None:
+    ga = make_ga(pop=6, elites=1, average=0.25)
+    points = torch.randn(5, LAYOUT.genome_length, generator=torch.Generator().manual_seed(2))
+    expected, head = points[0], 0
+    for number, point in enumerate(points):
+        told = refine_row(ga, head, point)
+        fitness = np.linspace(1.0, 0.5, 6)
+        fitness[head] = 0.0  # however low its fitness
+        ga.tell(told, fitness)
+        population = ga.ask()
+        expected = expected if number == 0 else 0.25 * point + 0.75 * expected
+        newest, average = population.individuals[:2]
+        assert (newest.operator, average.operator, newest.id) == ("ppo", "average", told.individuals[head].id)
+        assert newest.id in average.parents and average.id > newest.id
+        torch.testing.assert_close(population.genomes[:2], torch.stack([point, expected]))
+        assert len(population) == 6 and len({each.id for each in population.individuals}) == 6
+        head = 0
+    # Nobody was refined: both stay.
+    kept = [each.id for each in ga.ask().individuals[:2]]
+    ga.tell(ga.ask(), np.arange(6.0))
+    assert [each.id for each in ga.ask().individuals[:2]] == kept
+    # Another takes over: a new lineage, a new average.
+    other = torch.ones(LAYOUT.genome_length)
+    ga.tell(refine_row(ga, 4, other), np.arange(6.0))
+    assert torch.equal(ga.ask().genomes[:2], torch.stack([other, other]))
+
+
+def test_a_small_population_has_room_for_the_lineage_first() -> None:
+    ga = make_ga(pop=2, elites=1, average=0.4)
+    ga.tell(refine_row(ga, 1, torch.ones(LAYOUT.genome_length)), np.array([0.9, 0.1]))
+    assert [each.operator for each in ga.ask().individuals] == ["ppo", "average"]
+
+
+def test_a_lineage_taken_up_again_goes_on_as_if_it_had_never_stopped() -> None:
+    whole = make_ga(pop=5, average=0.4)
+    whole.tell(refine_row(whole, 1, torch.ones(LAYOUT.genome_length)), np.arange(5.0))
+    state = whole.state_dict()
+    tensors = {name: value for name, value in state.items() if isinstance(value, torch.Tensor)}
+    rest = json.loads(json.dumps({name: value for name, value in state.items() if name not in tensors}))
+    resumed = make_ga(pop=5, average=0.4)
+    resumed.load_state_dict({**tensors, **rest})
+    for ga in (whole, resumed):
+        ga.tell(refine_row(ga, 0, torch.zeros(LAYOUT.genome_length)), np.arange(5.0))
+    assert torch.equal(whole.ask().genomes, resumed.ask().genomes)
+    assert torch.equal(whole.ask().genomes[1], torch.full((LAYOUT.genome_length,), 0.6))
+    assert whole.ask().individuals == resumed.ask().individuals

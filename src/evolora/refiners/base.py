@@ -7,6 +7,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from evolora.cost import Costs
+from evolora.evaluation import Evaluation
 from evolora.population import Hyperparameters, Individual
 from evolora.task import Example
 
@@ -38,6 +39,7 @@ class Refiner(Protocol):
         key: Sequence[tuple[int, int]],
         children: Sequence[int] | None = None,
         hyperparameters: Sequence[Hyperparameters | None] | None = None,
+        parts: int = 1,
     ) -> Refinement:
         """Refine `genomes` [k, genome_length], which stay as they are, on the prompts of `examples`.
 
@@ -51,6 +53,10 @@ class Refiner(Protocol):
         """Forget what it holds of all but these individuals. One of whom it holds nothing inherits from its first
         parent of whom it does."""
         ...
+
+    def observe(self, examples: Sequence[Example], evaluation: Evaluation) -> None:
+        """Told what the population wrote for `examples` and what it earned."""
+        del examples, evaluation
 
     def state_dict(self) -> dict[str, Any]: ...
 

@@ -3,6 +3,7 @@
 The loop is one; the algorithms (`ppo`, `grpo`, `rloo`) differ in what a token is credited with and in the loss.
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,6 +15,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from evolora.cost import Cost, Costs
+from evolora.evaluation import Evaluation
 from evolora.population import Hyperparameters, Individual
 from evolora.population_model import PopulationModel
 from evolora.refiners.base import Refinement
@@ -21,6 +23,7 @@ from evolora.refiners.carried import Carried, CarriedStates
 from evolora.refiners.kl_control import adapted_kl_weight
 from evolora.refiners.losses import k1_kl, k3_kl, masked_mean
 from evolora.refiners.optimiser import RowAdam
+from evolora.refiners.replay import Replay
 from evolora.rewards import RewardScorer
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.rollout import (
@@ -44,6 +47,7 @@ class PolicyGradientConfig:
 
     lr: float = 1e-3
     keep_optimiser: bool = False
+    replay: int = 0
     rl_steps: int = 3
     rollout_samples: int = 1
     epochs: int = 2
@@ -166,6 +170,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         self.config = config
         self.seed = seed
         self.carried = CarriedStates()
+        self.replay = Replay()
         # Of scores, advantages and losses: half precision would lose them.
         self.dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
 
@@ -198,6 +203,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         key: Sequence[tuple[int, int]],
         children: Sequence[int] | None = None,
         hyperparameters: Sequence[Hyperparameters | None] | None = None,
+        parts: int = 1,
     ) -> Refinement:
         """Refine `genomes` [k, genome_length] on the prompts of `examples`; see `Refiner.refine`.
 
@@ -206,7 +212,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         for name, given in (("keys", key), ("children", children), ("hyperparameters", hyperparameters)):
             if given is not None and len(given) != genomes.shape[0]:
                 raise ValueError(f"{genomes.shape[0]} genomes with {len(given)} {name}")
-        config = self.config
+        config, size = self.config, len(examples) // parts
         rows = genomes.detach().to(self.model.device).clone().requires_grad_()
         carried = [self.carried.of(individual) for _, individual in key]
         settings = self._settings(hyperparameters or [None] * len(key), carried)
@@ -218,15 +224,19 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         self.begin(carried)
         for step in range(config.rl_steps):
             with costs.timed("rollout"):
-                rollout = self.collect(rows.detach(), examples, [(*each, step) for each in key], settings)
+                part = examples[step % parts * size : (step % parts + 1) * size]
+                rollout = self.collect(rows.detach(), part, [(*each, step) for each in key], settings)
             costs.add("rollout", self._rollout_cost(rollout))
             failed += rollout.failed
+            if config.replay:
+                self._remember(part, rollout)
             with costs.timed("update"):
                 advantages, credit_stats = self.credit(rollout)
                 # An early stop ends the updates on one rollout: the next rollout starts from a policy on target.
                 stopped.zero_()
                 update_stats = self._update(rows, optimiser, rollout, advantages, stopped, (key[0][0], step), costs)
-            rollout_stats = _rollout_stats(rollout)
+                learned = self._learn_again(rows, optimiser, (*key[0], step), costs)
+            rollout_stats = {**_rollout_stats(rollout), **learned}
             measured = {**rollout_stats, **update_stats, **credit_stats}
             if hyperparameters is not None and any(own is not None for own in hyperparameters):
                 measured |= {name: getattr(settings, name) for name in ("lr", "kl_weight", "entropy_weight")}
@@ -252,6 +262,55 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 state["kl_weight"] = settings.kl_weight[row]
             self.carried.give(child, state)
         return Refinement(rows.detach().to(genomes.device), stats, costs, failed, torch.stack(trajectory))
+
+    def observe(self, examples: Sequence[Example], evaluation: Evaluation) -> None:
+        if self.config.replay:
+            for written, rewards in zip(evaluation.completion_ids, evaluation.rewards.tolist(), strict=True):
+                for example, ids, reward in zip(examples, written, rewards, strict=True):
+                    if not math.isnan(reward):
+                        self.replay.add(example.prompt, ids, reward, by_policy=False)
+
+    def _remember(self, examples: Sequence[Example], rollout: Rollout) -> None:
+        prompts = [example.prompt for example in examples for _ in range(self.config.rollout_samples)]
+        sampled = zip(
+            prompts * len(rollout.scores),
+            rollout.completions.rows(),
+            rollout.scores.flatten().tolist(),
+            rollout.scored.flatten().tolist(),
+            strict=True,
+        )
+        for prompt, ids, reward, scored in sampled:
+            if scored:
+                self.replay.add(prompt, ids, reward, by_policy=True)
+
+    def _learn_again(
+        self, rows: Tensor, optimiser: RowAdam, key: tuple[int, int, int], costs: Costs
+    ) -> dict[str, Tensor]:
+        """One step of all individuals towards some of the best completions that were ever written, by the mean of
+        -gain * log p over their tokens, the gains scaled to a mean of 1."""
+        lessons = self.replay.lessons() if self.config.replay else []
+        counts = {"lessons": torch.full((len(rows),), float(len(lessons)))} if self.config.replay else {}
+        if not lessons:
+            return counts
+        order = torch.randperm(len(lessons), generator=keyed_generator(self.seed, "replay", *key))
+        lessons = [lessons[index] for index in order[: self.config.replay].tolist()]
+        prompts = encode(self.tokenizer, [lesson.prompt for lesson in lessons], self.model.device).repeat(len(rows))
+        completions = _padded([lesson.completion_ids for lesson in lessons] * len(rows), pad_token(self.tokenizer))
+        completions = Completions(completions.ids.to(self.model.device), completions.mask.to(self.model.device))
+        gains = torch.tensor([lesson.gain for lesson in lessons], dtype=self.dtype, device=self.model.device)
+        with torch.random.fork_rng(devices=[]), self.population_model.adapted(rows, dropout=True):
+            torch.manual_seed(keyed_seed(self.seed, "replay dropout", *key))
+            log_probs, _ = completion_log_probs(self.model, prompts, completions, temperature=self.config.temperature)
+        log_probs, mask = (each.unflatten(0, (len(rows), -1)) for each in (log_probs, completions.mask))
+        weighted = log_probs.where(mask, 0.0) * (gains / gains.mean())[None, :, None]
+        rows.grad = None
+        (-weighted.sum((-1, -2)) / mask.sum((-1, -2))).sum().backward()
+        self._clip_gradients(rows)
+        assert rows.grad is not None
+        optimiser.step(rows.grad, torch.ones(len(rows), dtype=torch.bool, device=rows.device))
+        size, lengths = self.population_model.size, lengths_read(prompts, completions)
+        costs.add("update", Cost(completions.tokens, size.forward(lengths) + size.backward(lengths)))
+        return counts
 
     def keep(self, individuals: Sequence[Individual]) -> None:
         self.carried.keep(individuals)
@@ -429,10 +488,20 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         return norms
 
     def state_dict(self) -> dict[str, Any]:
-        return self.carried.state_dict()
+        return {**self.carried.state_dict(), "replay": self.replay.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.carried.load_state_dict(state)
+        self.replay.load_state_dict(state["replay"])
+
+
+def _padded(completion_ids: Sequence[Sequence[int]], pad: int) -> Completions:
+    """Completions of different lengths as one batch, padded on the right."""
+    lengths = torch.tensor([len(ids) for ids in completion_ids])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    ids = torch.full(mask.shape, pad)
+    ids[mask] = torch.tensor([token for ids in completion_ids for token in ids])
+    return Completions(ids, mask)
 
 
 def _rollout_stats(rollout: Rollout) -> dict[str, Tensor]:

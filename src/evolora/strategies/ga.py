@@ -5,7 +5,7 @@ own source in `evolora.operators`, the choice among them in `operator_choice`, f
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -21,7 +21,7 @@ from evolora.genome import GenomeLayout
 from evolora.operators import CROSSOVERS, FITTER_FIRST, MUTATIONS, SELECTIONS, Crossover, elites, safe, self_adapt
 from evolora.operators.crossover import dare
 from evolora.operators.diversity import shared_fitness, spread
-from evolora.population import Individual, Population
+from evolora.population import AVERAGE, Individual, Population, newest
 from evolora.rng import keyed_generator
 from evolora.sensitivity import Sensitivities
 from evolora.strategies.base import Strategy
@@ -49,6 +49,7 @@ class GAConfig:
     mutations: Sequence[str] | None = None
     crossovers: Sequence[str] | None = None
     selection: str = "tournament"
+    average: float = 0.0
     diversity: str = "none"
     niche_radius: float = 0.5
     islands: int = 1
@@ -99,6 +100,10 @@ class GeneticAlgorithm(Strategy):
     nobody is kept who was proposed first more than that many generations ago, however fit (aging evolution: Real et
     al., 2019, arXiv 1802.01548).
 
+    With `average` the newest refined individual is kept too, however fit, and beside it the running average of its
+    lineage, average * newest + (1 - average) * the average before (Polyak and Juditsky, 1992; between policies: WARP,
+    Rame et al., 2024, arXiv 2406.16768), which starts anew when another individual is refined instead.
+
     A child has two parents with probability `crossover_rate`; it is mutated with probability `mutation_rate`, and
     always when it has one parent. Individual 0 is the untouched base, the first generation its mutants.
 
@@ -137,6 +142,7 @@ class GeneticAlgorithm(Strategy):
         self.generation = 1  # the one that is proposed, or next to be
         # What operators that need the model have cost so far.
         self.tokens = {f"{name}_{way}_tokens": 0 for name in ("sensitivity", "distill") for way in _WAYS}
+        self.head: int | None = None  # the id of the one that was refined last
         self._sensitivities: dict[bytes, Tensor] = {}  # of this generation's parents
         self._written: dict[int, Written] = {}  # by individual, in this generation
         base = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=config.mutation_scale)
@@ -167,6 +173,8 @@ class GeneticAlgorithm(Strategy):
         self.generation += 1
         scores = torch.from_numpy(fitness)
         survivors = population.select(self._survivors(population, scores) if keep else [])
+        if self.config.average and keep:
+            survivors = self._with_average(population, survivors)
         chances = scores
         if self.config.diversity == "sharing":
             chances = shared_fitness(scores, population.genomes, radius=self.config.niche_radius)
@@ -228,6 +236,29 @@ class GeneticAlgorithm(Strategy):
             self.choice.made(child.id, max(float(scores[row]) for row in parents), used)
         return Population(genome[None], (child,))
 
+    def _with_average(self, population: Population, survivors: Population) -> Population:
+        """The survivors, and before them the newest refined individual and the running average of its lineage."""
+        proposed = {individual.id for individual in self.population.individuals}
+        refined = [row for row, one in enumerate(population.individuals) if one.id not in proposed]
+        before = newest(population, AVERAGE)
+        if refined:
+            row = max(refined, key=lambda row: population.individuals[row].id)
+            head, genome, parents = population.individuals[row], population.genomes[row], []
+            if before is not None and head.parents == (self.head,):
+                genome = torch.lerp(population.genomes[before], genome, self.config.average)
+                parents = [population.individuals[before].id]
+            average = replace(
+                head, id=self.new_id(), parents=(*parents, head.id), operator=AVERAGE, born=self.generation, history=()
+            )
+            lead = population.select([row]).join(Population(genome[None], (average,)))
+            self.head = head.id
+        else:
+            lead = population.select([row for row, one in enumerate(population.individuals) if one.id == self.head])
+            lead = lead if before is None else lead.join(population.select([before]))
+        known = {individual.id for individual in lead.individuals}
+        others = [row for row, one in enumerate(survivors.individuals) if one.id not in known]
+        return lead.join(survivors.select(others)).select(range(min(self.config.pop, len(lead) + len(others))))
+
     def _crossover(self, name: str) -> Crossover:
         return partial(dare, ancestor=self.founder) if name == "dare" else CROSSOVERS[name]
 
@@ -274,6 +305,7 @@ class GeneticAlgorithm(Strategy):
         return {
             "generation": self.generation,
             "next_id": self.ids.next,
+            "head": self.head,
             "choice": self.choice.state_dict(),
             "tokens": dict(self.tokens),
             **self.population.state_dict(),
@@ -281,6 +313,7 @@ class GeneticAlgorithm(Strategy):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generation, self.ids.next = state["generation"], state["next_id"]
+        self.head = state["head"]
         self.choice.load_state_dict(state["choice"])
         self.tokens = dict(state["tokens"])
         self.population = Population.from_state_dict(state)

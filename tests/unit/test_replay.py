@@ -1,0 +1,107 @@
+"""What is learned again: which completions, how noise is weighed, and that the policy moves towards them."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from evolora import Example, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, lora_config, lora_layout
+from evolora.evaluation import LocalEvaluator
+from evolora.refiners.policy_gradient import _padded
+from evolora.refiners.replay import Replay
+from evolora.rollout import completion_log_probs, encode
+
+
+def filled(rewards: dict[int, list[float]], prompts: int = 4, *, by_policy: bool = False) -> Replay:
+    replay = Replay()
+    for prompt in range(prompts):
+        for token, earned in rewards.items():
+            for reward in earned:
+                replay.add(f"p{prompt}", [token], reward, by_policy=by_policy)
+    return replay
+
+
+def test_a_lesson_is_the_best_completion_where_the_policy_earns_less() -> None:
+    replay = filled({1: [0.2], 2: [1.0], 3: [0.5]})
+    for prompt in range(4):
+        replay.add(f"p{prompt}", [1], 0.2, by_policy=True)
+    assert {lesson.completion_ids for lesson in replay.lessons()} == {(2,)}
+    assert [lesson.gain for lesson in replay.lessons()] == pytest.approx([0.8] * 4)
+    # Once the policy writes it itself there is nothing left to learn.
+    for _ in range(20):
+        for prompt in range(4):
+            replay.add(f"p{prompt}", [2], 1.0, by_policy=True)
+    assert replay.lessons() == []
+
+
+def test_few_lessons_are_not_taught() -> None:
+    assert filled({1: [0.0], 2: [1.0]}, prompts=3).lessons() == []
+    assert len(filled({1: [0.0], 2: [1.0]}, prompts=4).lessons()) == 4
+
+
+def test_a_lucky_draw_of_a_noisy_reward_is_no_lesson() -> None:
+    noise = np.random.default_rng(0)
+    replay = Replay()
+    for prompt in range(50):
+        for token, mean, times in ((1, 0.0, 20), (2, 1.0, 20), (3, 0.0, 1), (4, 0.0, 1), (5, 0.0, 1)):
+            for reward in noise.normal(mean, 1.0, times):
+                replay.add(f"p{prompt}", [token], float(reward), by_policy=False)
+    lucky = [
+        max(entry.written, key=lambda ids: entry.written[ids][0] / entry.written[ids][1])
+        for entry in replay.prompts.values()
+    ]
+    taught = [lesson.completion_ids for lesson in replay.lessons()]
+    assert sum(ids == (2,) for ids in lucky) < 30 <= len(taught)
+    assert sum(ids == (2,) for ids in taught) > 0.9 * len(taught)
+
+
+def test_without_noise_means_count_as_they_are() -> None:
+    replay = filled({1: [0.25, 0.25], 2: [0.75]})
+    assert replay.squares == 0 and replay.freedom == 4
+    assert replay.lessons()[0].gain == pytest.approx(0.75 - 1.25 / 3)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.integers(0, 20), st.floats(-1e3, 1e3, allow_subnormal=False), st.booleans()),
+        max_size=60,
+    )
+)
+def test_a_store_survives_a_checkpoint(entries: list[tuple[int, int, float, bool]]) -> None:
+    replay = Replay()
+    for prompt, token, reward, by_policy in entries:
+        replay.add(str(prompt), [token], reward, by_policy=by_policy)
+    other = Replay()
+    other.load_state_dict(json.loads(json.dumps(replay.state_dict())))
+    assert other.state_dict() == replay.state_dict() and other.lessons() == replay.lessons()
+    assert all(len(entry.written) <= 8 for entry in replay.prompts.values())
+    assert all(lesson.gain > 0 and math.isfinite(lesson.gain) for lesson in replay.lessons())
+
+
+def test_replay_teaches_what_another_individual_wrote() -> None:
+    """The policy never samples the answer; somebody else did. With a reward that is always 0 nothing else moves it."""
+    base = load_base("tiny-gpt2")
+    layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
+    model = PopulationModel(base.model, layout)
+    scorer = RewardScorer(lambda completions: [0.0] * len(completions))
+    examples = [Example(f"Translate '{word}' to English:", {}) for word in ("chat", "chien", "pain", "eau", "lait")]
+    answer = base.tokenizer(" window")["input_ids"] + [base.tokenizer.eos_token_id]
+    probabilities = []
+    for replay in (0, 8):
+        config = PPOConfig(max_new_tokens=4, rl_steps=8, replay=replay, kl_weight=0.0)
+        refiner = PPORefiner(model, base.tokenizer, scorer, config, seed=0)
+        evaluation = LocalEvaluator(model, base.tokenizer, scorer, max_new_tokens=4).evaluate(genome[None], examples)
+        evaluation.completion_ids[0][:] = [list(answer) for _ in examples]
+        evaluation.rewards[:] = 1.0
+        refiner.observe(examples, evaluation)
+        refined = refiner.refine(genome[None], examples, key=[(1, 0)])
+        prompts = encode(base.tokenizer, [example.prompt for example in examples], "cpu")
+        with torch.no_grad(), model.adapted(refined.genomes):
+            log_probs, _ = completion_log_probs(base.model, prompts, _padded([answer] * 5, 0), temperature=1.0)
+        probabilities.append(float(log_probs.sum(1).mean()))
+        assert ("lessons" in refined.stats[0]) == bool(replay)
+    assert probabilities[1] > probabilities[0] + 3
