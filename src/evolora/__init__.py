@@ -28,7 +28,20 @@ from evolora.refiners import (
 from evolora.rewards import Reward, RewardScorer, register_reward
 from evolora.run import Interrupted, Result, evolve, resume
 from evolora.sensitivity import OutputSensitivity
-from evolora.strategies import GAConfig, GeneticAlgorithm, Islands, RefinerAlone, Strategy
+from evolora.strategies import (
+    Eggroll,
+    ESConfig,
+    EvolutionStrategy,
+    GAConfig,
+    GeneticAlgorithm,
+    Islands,
+    PerturbationConfig,
+    RandomPerturbation,
+    RefinerAlone,
+    SepCMAES,
+    SepCMAESConfig,
+    Strategy,
+)
 from evolora.task import Example, Task, load_task
 
 __version__ = version("evolora")
@@ -37,9 +50,12 @@ __all__ = [
     "BaseModel",
     "CheckpointError",
     "Distiller",
+    "ESConfig",
+    "Eggroll",
     "Evaluation",
     "Evaluator",
     "Evolution",
+    "EvolutionStrategy",
     "Example",
     "GAConfig",
     "GRPOConfig",
@@ -56,10 +72,12 @@ __all__ = [
     "OutputSensitivity",
     "PPOConfig",
     "PPORefiner",
+    "PerturbationConfig",
     "Population",
     "PopulationModel",
     "RLOOConfig",
     "RLOORefiner",
+    "RandomPerturbation",
     "Refinement",
     "Refiner",
     "RefinerAlone",
@@ -68,6 +86,8 @@ __all__ = [
     "RewardError",
     "RewardScorer",
     "RunConfig",
+    "SepCMAES",
+    "SepCMAESConfig",
     "Strategy",
     "Task",
     "evolve",

@@ -74,9 +74,16 @@ class RunConfig(BaseModel):
     gens: int = _option(20, "generations", _EVOLUTION, ge=1)
     pop: int = _option(8, "individuals in the population", _EVOLUTION, ge=2)
     elites: int = _option(2, "individuals carried over unchanged", _EVOLUTION, ge=1)
-    strategy: Literal["ga", "none"] = _option(
-        "ga", "how the next population is proposed; none is the refiner alone", _EVOLUTION
+    strategy: Literal["ga", "es", "eggroll", "sep-cmaes", "random", "none"] = _option(
+        "ga",
+        "how the next population is proposed: ga; es, gradient ascent by noise around a mean; eggroll, the same by "
+        "noise of low rank; sep-cmaes, which needs the package cmaes; random perturbations of the base; none is the "
+        "refiner alone",
+        _EVOLUTION,
     )
+    es_scale: float = _option(0.05, "standard deviation of the noise around the mean (es, eggroll)", _EVOLUTION, gt=0)
+    es_lr: float = _option(3e-4, "learning rate of the mean (es, eggroll)", _EVOLUTION, gt=0)
+    es_rank: int = _option(1, "rank of the noise on each LoRA factor (eggroll)", _EVOLUTION, ge=1)
     replacement: Literal["generational", "steady-state"] = _option(
         "generational",
         "who is replaced by children: all but the elites, or, steady-state, the worst --children",
@@ -239,6 +246,9 @@ class RunConfig(BaseModel):
         64, "validation prompts that a generation's best is checked on; the finalists meet all", _RUN, ge=1
     )
     finalists: int = _option(4, "individuals that meet the whole validation split at the end", _RUN, ge=1)
+    vote: int = _option(
+        1, "finalists that vote on the test split, by plurality of their completions; 1: no vote", _RUN, ge=1
+    )
     budget_tokens: int | None = _option(
         None, "stop after the generation that has generated this many tokens", _RUN, ge=1
     )
@@ -271,6 +281,10 @@ class RunConfig(BaseModel):
             )
         if self.strategy == "ga":
             self._check_ga()
+        if self.strategy in ("es", "eggroll", "sep-cmaes") and self.pop < 3:
+            raise ValueError(f"--pop {self.pop} with --strategy {self.strategy}: expected at least 3, a mean and two")
+        if self.vote > self.finalists:
+            raise ValueError(f"--vote {self.vote}: expected at most --finalists {self.finalists}")
         if self.strategy == "none" and self.refiner == "none":
             raise ValueError("--strategy none with --refiner none: expected at least one of them to change something")
         if self.refiner in GROUP_REFINERS and self.rollout_samples == 1:
