@@ -84,6 +84,7 @@ class RunConfig(BaseModel):
     es_scale: float = _option(0.05, "standard deviation of the noise around the mean (es, eggroll)", _EVOLUTION, gt=0)
     es_lr: float = _option(3e-4, "learning rate of the mean (es, eggroll)", _EVOLUTION, gt=0)
     es_rank: int = _option(1, "rank of the noise on each LoRA factor (eggroll)", _EVOLUTION, ge=1)
+    cma_rate: float = _option(0.2, "learning rate of the mean (sep-cmaes)", _EVOLUTION, gt=0, le=1)
     replacement: Literal["generational", "steady-state"] = _option(
         "generational",
         "who is replaced by children: all but the elites, or, steady-state, the worst --children",

@@ -366,6 +366,8 @@ def _finish(
         "seed": config.seed,
         "model": config.model,
         "task": parts.task.name,
+        "strategy": config.strategy,
+        "refiner": config.refiner,
         "held_out": parts.task.held_out,
         "test_prompts": len(parts.task.test),
         "generations": evolution.generation,

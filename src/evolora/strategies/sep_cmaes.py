@@ -29,11 +29,13 @@ class SepCMAESConfig:
 
     pop: int = 8
     mutation_scale: float = 0.02
+    cma_rate: float = 0.2
 
 
 class SepCMAES(Strategy):
     """The population is the distribution's mean, in row 0, and `pop` - 1 samples; the step size starts at
-    `mutation_scale`. Ranks alone count; the failed are the worst,
+    `mutation_scale`. The mean moves by `cma_rate` of the way to the recombined samples, c_m of Hansen, 2016 (arXiv
+    1604.00772). Ranks alone count; the failed are the worst,
     and moved to the mean, so that nobody descends from them.
 
     A refined sample takes the sample's place, and a refined mean that of the worst sample: external solutions, whose
@@ -59,6 +61,7 @@ class SepCMAES(Strategy):
         self.optimizer: Any = sep_cma()(
             mean=founder.double().numpy().copy(), sigma=config.mutation_scale, population_size=config.pop - 1
         )
+        self.optimizer._cm = config.cma_rate
         base = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=config.mutation_scale)
         self.population = self._around(base)
 
