@@ -64,6 +64,7 @@ _METHODS = (
     ),
     Method(name="best-of-n", title="best of n from the base", role="reference", kind="best-of-n"),
     Method(name="sketch", title="the first sketch, repaired", role="reference", kind="sketch"),
+    Method(name="ppo-replay", title="PPO alone with replay", role="reference", options={"strategy": "none", "replay": 64}),
     Method(name="ppo-default", title="PPO alone, default rate", role="learning rate", options={"strategy": "none"}),
     Method(name="hybrid-lr-high", title="hybrid, rate x 10", role="learning rate", options={"lr": DEFAULT_LR * 10}),
     Method(name="hybrid-lr-low", title="hybrid, rate / 10", role="learning rate", options={"lr": DEFAULT_LR / 10}),
@@ -79,7 +80,9 @@ _METHODS = (
         role="learning rate",
         options={"strategy": "none", "lr": DEFAULT_LR / 10},
     ),
-    _ablation("gate", "that accepts every refinement", {"accept": "always"}),
+    _ablation("lineage", "that refines each generation's best", {"refine_whom": "best"}),
+    _ablation("average", "without the lineage's average", {"average": 0.0}),
+    _ablation("replay", "without replay", {"replay": 0}),
     _ablation("crossover", "without crossover", {"crossover_rate": 0.0}),
     _ablation("mutation", "whose children are crossed only", {"crossover_rate": 1.0, "mutation_rate": 0.0}),
     _ablation("self-adaptation", "with fixed mutation scales", {"mutation_adapt": 0.0}),
@@ -101,7 +104,7 @@ _NO_PART_OF_A_METHOD = frozenset(
 )
 _OF_THE_GA = frozenset(
     "pop elites mutation mutation_scale mutation_adapt mutation_rate refined_scale crossover crossover_rate selection "
-    "racing racing_block".split()
+    "racing racing_block average refine_whom islands migrate_every niche_radius children".split()
 )
 
 

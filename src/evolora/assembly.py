@@ -22,6 +22,7 @@ from evolora.model import BaseModel, load_base, lora_config, lora_layout
 from evolora.population_model import PopulationModel
 from evolora.rewards import Reward, RewardScorer, check_signature, load_reward
 from evolora.rng import keyed_seed
+from evolora.strategies import sep_cma
 from evolora.task import Task, load_task
 from evolora.tracking import View
 
@@ -69,6 +70,8 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
         failed_reward=config.failed_reward,
     )
     device = _device(config.device)
+    if config.strategy == "sep-cmaes" and adapter is None:
+        sep_cma()
     base = _base(config, device)
     asked = config.threads
     threads = asked or choose_threads(base.model, os.cpu_count() or 1)

@@ -184,6 +184,7 @@ def _report(result: Result) -> None:
         f"  base model  {base['reward']:.3f}  (95% {base['ci95'][0]:.3f} to {base['ci95'][1]:.3f})\n"
         f"  winner      {winner['reward']:.3f}  (95% {winner['ci95'][0]:.3f} to {winner['ci95'][1]:.3f})  "
         f"individual {summary['winner']['id']}, by {summary['winner']['operator']}\n"
+        f"{_vote_line(summary)}"
         f"{summary['generations']} generations in {summary['seconds']:.1f} s, "
         f"{tokens['evaluation']:,} tokens for evaluation and {tokens['rollout']:,} for rollouts, "
         f"{operations:.2g} FLOPs\n"
@@ -191,6 +192,16 @@ def _report(result: Result) -> None:
     )
     if result.merged:
         print(f"merged:  {result.merged}")
+
+
+def _vote_line(summary: dict[str, Any]) -> str:
+    if "vote" not in summary:
+        return ""
+    figures = summary["vote"]["test"]
+    return (
+        f"  vote        {figures['reward']:.3f}  (95% {figures['ci95'][0]:.3f} to {figures['ci95'][1]:.3f})  "
+        f"of {len(summary['vote']['voters'])} finalists\n"
+    )
 
 
 def _evaluate(options: dict[str, Any]) -> int:

@@ -76,10 +76,11 @@ class RunConfig(BaseModel):
     )
     pop: int = _option(8, "individuals in the population", _EVOLUTION, ge=2)
     elites: int = _option(2, "individuals carried over unchanged", _EVOLUTION, ge=1)
-    strategy: Literal["ga", "pbt", "none"] = _option(
+    strategy: Literal["ga", "es", "eggroll", "sep-cmaes", "pbt", "random", "none"] = _option(
         "ga",
-        "how the next population is proposed: ga; pbt, which refines everybody and evolves the refiner's "
-        "hyperparameters; none, the refiner alone",
+        "how the next population is proposed: ga; es, gradient ascent by noise around a mean; eggroll, the same by "
+        "noise of low rank; sep-cmaes, which needs the package cmaes; pbt, which refines everybody and evolves the "
+        "refiner's hyperparameters; random perturbations of the base; none, the refiner alone",
         _EVOLUTION,
     )
     pbt_share: float = _option(
@@ -94,6 +95,10 @@ class RunConfig(BaseModel):
         _EVOLUTION,
         ge=1,
     )
+    es_scale: float = _option(0.05, "standard deviation of the noise around the mean (es, eggroll)", _EVOLUTION, gt=0)
+    es_lr: float = _option(3e-4, "learning rate of the mean (es, eggroll)", _EVOLUTION, gt=0)
+    es_rank: int = _option(1, "rank of the noise on each LoRA factor (eggroll)", _EVOLUTION, ge=1)
+    cma_rate: float = _option(0.2, "learning rate of the mean (sep-cmaes)", _EVOLUTION, gt=0, le=1)
     replacement: Literal["generational", "steady-state"] = _option(
         "generational",
         "who is replaced by children: all but the elites, or, steady-state, the worst --children",
@@ -206,13 +211,13 @@ class RunConfig(BaseModel):
     refine_whom: Literal["lineage", "best"] | None = _option(
         None,
         "who is refined: the one that was refined last, until another is clearly better (lineage), or the generation's "
-        "best; default lineage, and best with --refine above 1",
+        "best; default lineage with --strategy ga and --refine 1, else best",
         _REFINER,
     )
     replay: int | None = _option(
         None,
         "after each rollout, imitate so many of the best completions that anybody in the run has written, on prompts "
-        "where the policy earns less; default 64, and 0, none, with --strategy none or pbt",
+        "where the policy earns less; default 64 with --strategy ga, else 0, none",
         _REFINER,
         ge=0,
     )
@@ -297,6 +302,9 @@ class RunConfig(BaseModel):
         64, "validation prompts that a generation's best is checked on; the finalists meet all", _RUN, ge=1
     )
     finalists: int = _option(4, "individuals that meet the whole validation split at the end", _RUN, ge=1)
+    vote: int = _option(
+        1, "finalists that vote on the test split, by plurality of their completions; 1: no vote", _RUN, ge=1
+    )
     budget_tokens: int | None = _option(
         None, "stop after the generation that has generated this many tokens", _RUN, ge=1
     )
@@ -350,6 +358,10 @@ class RunConfig(BaseModel):
             )
         if self.strategy == "ga":
             self._check_ga()
+        if self.strategy in ("es", "eggroll", "sep-cmaes") and self.pop < 3:
+            raise ValueError(f"--pop {self.pop} with --strategy {self.strategy}: expected at least 3, a mean and two")
+        if self.vote > self.finalists:
+            raise ValueError(f"--vote {self.vote}: expected at most --finalists {self.finalists}")
         if self.strategy == "none" and self.refiner == "none":
             raise ValueError("--strategy none with --refiner none: expected at least one of them to change something")
         if self.refiner in GROUP_REFINERS and self.rollout_samples == 1:
@@ -357,7 +369,7 @@ class RunConfig(BaseModel):
                 f"--rollout-samples 1 with --refiner {self.refiner}: expected at least 2, a group to compare within"
             )
         if self.refine_whom == "lineage" and not self._can_follow:
-            raise ValueError("--refine-whom lineage: expected --refine 1 and --inheritance lamarckian")
+            raise ValueError("--refine-whom lineage: expected --refine 1 and --inheritance lamarckian beside it")
         if self.target is not None and self.prompt is None:
             raise ValueError("--target: expected --prompt beside it")
         chosen = [name for name in ("task", "data", "prompt") if getattr(self, name) is not None]
@@ -418,7 +430,7 @@ class RunConfig(BaseModel):
     @property
     def replayed(self) -> int:
         """How many completions are imitated after a rollout: a population's by default, none of one policy's own."""
-        return self.replay if self.replay is not None else 0 if self.strategy in ("none", "pbt") else 64
+        return self.replay if self.replay is not None else 64 if self.strategy == "ga" else 0
 
     @property
     def samples_a_prompt(self) -> int:
@@ -442,7 +454,7 @@ class RunConfig(BaseModel):
     @property
     def refines_lineage(self) -> bool:
         """Whether one lineage is refined on and on."""
-        return (self.refine_whom or ("lineage" if self._can_follow else "best")) == "lineage"
+        return (self.refine_whom or ("lineage" if self.strategy == "ga" and self._can_follow else "best")) == "lineage"
 
     @property
     def accept_rule(self) -> str:

@@ -221,22 +221,33 @@ class Evolution:
         return [min(scale, step) if step > 0 else scale for scale, step in zip(scales, steps, strict=True)]
 
     def finalists(self) -> Population:
-        """The candidates for the winner: the best on validation so far, and the best of the last generation."""
+        """The candidates for the winner: the best on validation so far, the best of the last generation, and the
+        strategy's favourites."""
         assert self.hall_of_fame is not None
         known = _ids(self.hall_of_fame)
         last = self.strategy.ask()
         fresh = [
             row
             for row, individual in enumerate(last.individuals)
-            if individual.id not in known and individual.history and not math.isnan(history_fitness(individual))
+            if individual.id not in known
+            and (
+                row in self.strategy.favourites()
+                or (individual.history and not math.isnan(history_fitness(individual)))
+            )
         ]
         return self.hall_of_fame.join(last.select(fresh)) if fresh else self.hall_of_fame
 
     def choose_winner(self) -> tuple[Population, float]:
         """The best finalist on the whole validation split, as a population of one, and its fitness there."""
+        best, fitness = self.best_finalists(1)
+        return best, float(fitness[0])
+
+    def best_finalists(self, count: int) -> tuple[Population, Floats]:
+        """The best `count` finalists on the whole validation split, or all that did not fail, best first, and their
+        fitness there."""
         candidates, evaluation = self._measure(self.finalists(), self.task.validation, "final")
-        best = int(elites(torch.from_numpy(evaluation.fitness), 1)[0])
-        return candidates.select([best]), float(evaluation.fitness[best])
+        rows = elites(torch.from_numpy(evaluation.fitness), count).tolist()
+        return candidates.select(rows), evaluation.fitness[rows]
 
     def _measure(
         self, population: Population, examples: Sequence[Example], stage: str, drafts: Drafts | None = None

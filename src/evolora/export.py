@@ -84,10 +84,10 @@ tags: [lora, evolora]
 ---
 # LoRA adapter for {model}, tuned on {summary["task"]}
 
-Found by [evolora](https://pypi.org/project/evolora/) {summary["version"]}: a genetic algorithm over LoRA weights whose
-best individuals are refined by reinforcement learning. Reward: `{reward}`. Seed {summary["seed"]},
-{summary["generations"]} generations, {summary["tokens"]["evaluation"]:,} tokens generated for evaluation and
-{summary["tokens"]["rollout"]:,} for rollouts.
+Found by [evolora](https://pypi.org/project/evolora/) {summary["version"]}, which evolves LoRA weights and refines the
+best by reinforcement learning: strategy `{summary["strategy"]}`, refiner `{summary["refiner"]}`. Reward: `{reward}`.
+Seed {summary["seed"]}, {summary["generations"]} generations, {summary["tokens"]["evaluation"]:,} tokens generated for
+evaluation and {summary["tokens"]["rollout"]:,} for rollouts.
 
 | | test reward | 95% interval |
 |---|---|---|

@@ -15,6 +15,8 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from evolora.assembly import Parts, assemble
@@ -32,28 +34,36 @@ from evolora.config import RunConfig, config_toml, make_config, read_config
 from evolora.cost import Cost, Costs
 from evolora.distillation import Distiller
 from evolora.errors import InputError, RewardError
-from evolora.evaluation import Evaluation, Evaluator, bootstrap_interval
+from evolora.evaluation import Evaluation, Evaluator, bootstrap_interval, mean_fitness
 from evolora.evolution import Evolution, LoopConfig
 from evolora.export import export_adapter, export_merged, load_adapter, model_card, save_adapter
 from evolora.lineage import Lineage
 from evolora.memory import RememberingEvaluator
 from evolora.model import BUNDLED_MODEL
-from evolora.population import genome_sha256
+from evolora.population import Population, genome_sha256
 from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, Refiner, RLOOConfig, RLOORefiner
 from evolora.rewards import Reward, reward_name
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.sensitivity import OutputSensitivity
 from evolora.strategies import (
+    Eggroll,
+    ESConfig,
+    EvolutionStrategy,
     GAConfig,
     GeneticAlgorithm,
     Islands,
     PBTConfig,
+    PerturbationConfig,
     PopulationBasedTraining,
+    RandomPerturbation,
     RefinerAlone,
+    SepCMAES,
+    SepCMAESConfig,
     Strategy,
 )
 from evolora.task import Task
 from evolora.tracking import MetricsLog, Silence, View
+from evolora.voting import voted_rewards
 
 
 class Interrupted(KeyboardInterrupt):
@@ -228,6 +238,14 @@ def _evolution(parts: Parts, lineage: Lineage) -> Evolution:
         strategy = RefinerAlone(parts.founder)
     elif config.strategy == "pbt":
         strategy = PopulationBasedTraining(parts.founder, _part(PBTConfig, config), seed=config.seed)
+    elif config.strategy == "es":
+        strategy = EvolutionStrategy(parts.founder, _part(ESConfig, config), seed=config.seed)
+    elif config.strategy == "eggroll":
+        strategy = Eggroll(parts.founder, parts.layout, _part(ESConfig, config), seed=config.seed)
+    elif config.strategy == "sep-cmaes":
+        strategy = SepCMAES(parts.founder, _part(SepCMAESConfig, config), seed=config.seed)
+    elif config.strategy == "random":
+        strategy = RandomPerturbation(parts.founder, _part(PerturbationConfig, config), seed=config.seed)
     else:
         kind = Islands if config.islands > 1 else GeneticAlgorithm
         strategy = kind(
@@ -281,7 +299,18 @@ def _evaluator(parts: Parts) -> Evaluator:
     return RememberingEvaluator(parts.evaluator) if parts.config.remember else parts.evaluator
 
 
-Part = TypeVar("Part", GAConfig, PBTConfig, PPOConfig, GRPOConfig, RLOOConfig, LoopConfig)
+Part = TypeVar(
+    "Part",
+    GAConfig,
+    PBTConfig,
+    ESConfig,
+    SepCMAESConfig,
+    PerturbationConfig,
+    PPOConfig,
+    GRPOConfig,
+    RLOOConfig,
+    LoopConfig,
+)
 
 
 def _part(kind: type[Part], config: RunConfig) -> Part:
@@ -319,7 +348,8 @@ def _finish(
 ) -> dict[str, Any]:
     """Choose the winner on validation, score base and winner once on the test split, export, sum up."""
     config = parts.config
-    winner, validation = evolution.choose_winner()
+    voters, validations = evolution.best_finalists(config.vote)
+    winner, validation = voters.select([0]), float(validations[0])
     base = evolution.base()
     individual, genome = winner.individuals[0], winner.genomes[0]
     start = time.perf_counter()
@@ -338,12 +368,18 @@ def _finish(
             evaluation.rewards[0],
         )
     lineage.commit()
-    costs = {**{str(purpose): cost for purpose, cost in evolution.costs.by_purpose.items()}, "test": test_cost}
+    vote, vote_cost = _vote(parts, voters, winner_test) if config.vote > 1 else ({}, Cost())
+    costs = {
+        **{str(purpose): cost for purpose, cost in evolution.costs.by_purpose.items()},
+        "test": test_cost + vote_cost,
+    }
     summary = {
         "version": importlib.metadata.version("evolora"),
         "seed": config.seed,
         "model": config.model,
         "task": parts.task.name,
+        "strategy": config.strategy,
+        "refiner": config.refiner,
         "held_out": parts.task.held_out,
         "test_prompts": len(parts.task.test),
         "generations": evolution.generation,
@@ -351,14 +387,15 @@ def _finish(
         "tokens": {purpose: cost.tokens for purpose, cost in costs.items()},
         "flops": {purpose: cost.flops for purpose, cost in costs.items()},
         "time": {**{purpose: cost.seconds for purpose, cost in costs.items()}, "loop": evolution.seconds},
-        "base": {"test": _test_figures(base_test, config.seed)},
+        "base": {"test": _test_figures(base_test.rewards[0], config.seed)},
         "winner": {
             "id": individual.id,
             "operator": individual.operator,
             "genome_sha256": genome_sha256(genome),
             "validation": validation,
-            "test": _test_figures(winner_test, config.seed),
+            "test": _test_figures(winner_test.rewards[0], config.seed),
         },
+        **vote,
     }
     examples = list(
         zip(
@@ -383,16 +420,31 @@ def _finish(
     return summary
 
 
+def _vote(parts: Parts, voters: Population, winner_test: Evaluation) -> tuple[dict[str, Any], Cost]:
+    """The summary's entry on the vote of the best finalists on the test split, and what it cost."""
+    start = time.perf_counter()
+    tests = [winner_test, *(parts.evaluator.evaluate(genome[None], parts.task.test) for genome in voters.genomes[1:])]
+    rewards = voted_rewards([test.completions[0] for test in tests], np.concatenate([test.rewards for test in tests]))
+    entry = {
+        "voters": [individual.id for individual in voters.individuals],
+        "test": _test_figures(rewards, parts.config.seed),
+    }
+    cost = sum((test.cost for test in tests[1:]), Cost(seconds=time.perf_counter() - start))
+    return {"vote": entry}, cost
+
+
 def _merge(folder: Path, config: RunConfig) -> None:
     lora, state = load_adapter(folder / "best")
     export_merged(folder / "merged", config.model, getattr(torch, config.dtype), lora, state)
 
 
-def _test_figures(evaluation: Evaluation, seed: int) -> dict[str, Any]:
-    if math.isnan(evaluation.fitness[0]):
+def _test_figures(rewards: npt.NDArray[np.float64], seed: int) -> dict[str, Any]:
+    """The mean of the rewards [prompts] and its interval."""
+    reward = float(mean_fitness(rewards[None])[0])
+    if math.isnan(reward):
         raise RewardError("the reward scored no completion of the test split")
-    low, high = bootstrap_interval(evaluation.rewards[0], seed=keyed_seed(seed, "bootstrap"))
-    return {"reward": float(evaluation.fitness[0]), "ci95": [low, high]}
+    low, high = bootstrap_interval(rewards, seed=keyed_seed(seed, "bootstrap"))
+    return {"reward": reward, "ci95": [low, high]}
 
 
 def _progress(config: RunConfig, metrics: Mapping[str, float]) -> float:

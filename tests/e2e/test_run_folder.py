@@ -116,8 +116,8 @@ def test_metrics_are_one_strict_line_a_generation(finished: Path) -> None:
         assert all(line[name] > before[name] for name in spent), "all grow: each generation evaluates and refines"
         assert line["time.loop"] == pytest.approx(before["time.loop"] + line["time.generation"])
         assert sum(line[f"time.{purpose}"] for purpose in PURPOSES) <= line["time.loop"] <= line["time.total"]
-        # Two passes over every rollout (--epochs), none stopped early: or fewer, where they were.
-        assert line["tokens.rollout"] <= line["tokens.update"] <= 2 * line["tokens.rollout"]
+        # Two passes over every rollout (--epochs) and one of replay, each no longer than 64 completions: or fewer.
+        assert line["tokens.rollout"] <= line["tokens.update"] <= 3 * line["tokens.rollout"]
 
 
 def test_summary_has_the_figures_and_the_winners_checksum(finished: Path, toy: Any) -> None:
@@ -152,7 +152,7 @@ def test_lineage_is_a_family_tree(finished: Path) -> None:
     people = {row[0]: row[1:] for row in database.execute("SELECT id, generation, operator FROM individuals")}
     assert len(people) == database.execute("SELECT count(*) FROM individuals").fetchone()[0]
     assert people[0] == (0, "base")
-    known = {"base", "ppo", "copy", *CROSSOVERS, *MUTATIONS}
+    known = {"base", "ppo", "copy", "average", *CROSSOVERS, *MUTATIONS}
     assert {name for _, operator in people.values() for name in operator.split("+")} <= known
     parents: dict[int, list[int]] = {}
     for child, parent in database.execute("SELECT child, parent FROM parents ORDER BY child, position"):

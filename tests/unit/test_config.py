@@ -29,6 +29,8 @@ from evolora.strategies import GAConfig
         ({"gens": "x"}, ["--gens", "x", "integer"]),
         ({"gens": 0}, ["--gens", "0", "1"]),
         ({"gens": 2.5}, ["--gens", "2.5", "integer"]),
+        ({"refine_whom": "lineage", "refine": 2}, ["--refine-whom lineage", "--refine 1"]),
+        ({"replay": -1}, ["--replay -1"]),
         ({"budget_tokens": 0}, ["--budget-tokens", "0", "1"]),
         ({"budget_seconds": 0}, ["--budget-seconds", "0", "greater than 0"]),
         ({"budget_flops": -1e15}, ["--budget-flops", "-1", "greater than 0"]),

@@ -21,7 +21,15 @@ from evolora.memory import RememberingEvaluator
 from evolora.population import Hyperparameters, Individual, Population, genome_sha256
 from evolora.racing import Race, race
 from evolora.refiners import Refinement, Refiner
-from evolora.strategies import GAConfig, GeneticAlgorithm, PBTConfig, PopulationBasedTraining, RefinerAlone
+from evolora.strategies import (
+    ESConfig,
+    EvolutionStrategy,
+    GAConfig,
+    GeneticAlgorithm,
+    PBTConfig,
+    PopulationBasedTraining,
+    RefinerAlone,
+)
 from evolora.task import Example, Task
 
 LAYOUT = GenomeLayout((AdaptedModule("m", "a", "b", 3, 4, 2, 2.0, 0, 6),))
@@ -130,6 +138,24 @@ def test_the_refiner_knows_whom_it_makes_and_who_lives() -> None:
         assert refiner.kept == {individual.id for individual in living.individuals}
         refined = [individual.id for individual in living.individuals if individual.operator == "ppo"]
         assert set(refiner.children[-1]) <= set(refined), "all of them were let in"
+
+
+@pytest.mark.parametrize("step", [None, 0.2])
+def test_the_last_mean_of_a_strategy_can_win_though_nobody_has_measured_it(step: float | None) -> None:
+    evolution = make_evolution(step=step, refine=1)
+    evolution.strategy = EvolutionStrategy(torch.zeros(14), ESConfig(pop=7, es_scale=0.02, es_lr=1e-3), seed=0)
+    for _ in range(4):
+        evolution.step()
+    mean = evolution.strategy.ask().individuals[0]
+    assert (mean.operator, mean.history) == ("es", ())
+    winner, fitness = evolution.choose_winner()
+    assert winner.individuals[0].id == mean.id
+    best, values = evolution.best_finalists(3)
+    assert best.individuals[0].id == mean.id
+    assert values.tolist() == sorted(values.tolist(), reverse=True)
+    assert values[0] == fitness
+    if step is not None:  # four refinements of 20% each, one on the other
+        assert 0.4 < float(winner.genomes[0].mean()) < 0.8
 
 
 def test_children_of_the_refined_do_not_undo_what_rl_has_found() -> None:

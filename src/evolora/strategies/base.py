@@ -35,6 +35,10 @@ class Strategy(Protocol):
         """An id that no individual of the run has had, for one that was made outside the strategy."""
         ...
 
+    def favourites(self) -> Sequence[int]:
+        """The rows of `ask` that are candidates for the winner although nobody has measured them yet."""
+        return ()
+
     def metrics(self) -> dict[str, float]:
         """What the strategy logs of itself, after `tell`; the log names it `strategy.<name>`."""
         return {}
