@@ -221,7 +221,7 @@ def test_version(command: Any) -> None:
 
 
 def test_help_lists_every_option(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("COLUMNS", "300")
+    monkeypatch.setenv("COLUMNS", "1000")
     with pytest.raises(SystemExit) as leaving:
         main(["train", "--help"])
     assert leaving.value.code == 0
