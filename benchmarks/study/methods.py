@@ -64,7 +64,16 @@ _METHODS = (
     ),
     Method(name="best-of-n", title="best of n from the base", role="reference", kind="best-of-n"),
     Method(name="sketch", title="the first sketch, repaired", role="reference", kind="sketch"),
-    Method(name="ppo-replay", title="PPO alone with replay", role="reference", options={"strategy": "none", "replay": 64}),
+    Method(
+        name="ppo-replay", title="PPO alone with replay", role="reference", options={"strategy": "none", "replay": 64}
+    ),
+    Method(
+        name="grpo-default",
+        title="GRPO alone, default rate",
+        role="reference",
+        options={"strategy": "none", "refiner": "grpo"},
+    ),
+    Method(name="hybrid-grpo", title="hybrid with GRPO", role="reference", options={"refiner": "grpo"}),
     Method(name="ppo-default", title="PPO alone, default rate", role="learning rate", options={"strategy": "none"}),
     Method(name="hybrid-lr-high", title="hybrid, rate x 10", role="learning rate", options={"lr": DEFAULT_LR * 10}),
     Method(name="hybrid-lr-low", title="hybrid, rate / 10", role="learning rate", options={"lr": DEFAULT_LR / 10}),

@@ -205,7 +205,7 @@ class Evolution:
         """The rows that are refined: the best, or the one that was refined last, unless it clearly loses."""
         best: list[int] = elites(torch.from_numpy(evaluation.fitness), self.config.refine).tolist()
         head = newest(population, self.refiner.name) if self.refiner is not None else None
-        if self.config.refine_whom == "best" or head is None or head in best:
+        if self.config.refine_whom == "best" or head is None or math.isnan(evaluation.fitness[head]):
             return best
         pair = evaluation.rewards[[best[0], head]]
         seed = keyed_seed(self.config.seed, "lineage", self.generation)

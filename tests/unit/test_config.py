@@ -194,7 +194,7 @@ def test_the_names_of_operators_are_those_of_the_registries() -> None:
 @pytest.mark.parametrize(
     ("options", "refined", "accept"),
     [
-        ({}, 1, "better"),
+        ({}, 1, "always"),
         ({"refine": 3}, 3, "better"),
         ({"strategy": "none"}, 1, "always"),
         ({"strategy": "pbt", "pop": 5}, 5, "always"),

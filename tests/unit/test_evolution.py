@@ -412,3 +412,14 @@ def test_every_rollout_of_a_refinement_has_prompts_of_its_own() -> None:
     assert isinstance(evolution.refiner, Step)
     prompts, _ = evolution.refiner.calls[0]
     assert len(prompts) == len(set(prompts)) == 12
+
+
+def test_a_lineage_that_failed_is_not_refined_again() -> None:
+    evolution = make_evolution(0.1, refine=1, refine_whom="lineage", accept="always")
+    evolution.step()
+    population = evolution.strategy.ask()
+    evaluation = Hill().evaluate(population.genomes, TASK.train[:8])
+    head = max(range(len(population)), key=lambda row: (population.individuals[row].operator == "ppo", row))
+    assert population.individuals[head].operator == "ppo"
+    evaluation.rewards[head], evaluation.fitness[head] = np.nan, np.nan
+    assert evolution._to_be_refined(population, evaluation) == [int(np.nanargmax(evaluation.fitness))]

@@ -388,7 +388,7 @@ def figures(folder: Path) -> tuple[list[dict[str, object]], dict[str, object], b
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     metrics = [{name: value for name, value in line.items() if not name.startswith("time.")} for line in lines]
     summary = json.loads((folder / "summary.json").read_text())
-    summary.pop("seconds")
+    del summary["seconds"], summary["time"]
     return metrics, summary, (folder / "best" / "adapter_model.safetensors").read_bytes()
 
 

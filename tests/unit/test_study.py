@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 from study.base_rates import base_rates, leads_away
 from study.budget import Budget, Point, thinned
 from study.claims import claims
@@ -72,7 +73,6 @@ def test_interquartile_mean_is_the_mean_of_the_sorted_middle(tasks: list[list[fl
 
 
 def test_interquartile_mean_is_scipys_trimmed_mean() -> None:
-    stats = pytest.importorskip("scipy.stats")
     values = np.random.default_rng(0).normal(size=(3, 7))
     scores = {str(index): row for index, row in enumerate(values)}
     assert interquartile_mean(scores) == pytest.approx(stats.trim_mean(values, 0.25, axis=None))
@@ -88,7 +88,6 @@ def test_probability_of_improvement_counts_pairs(x: list[float], y: list[float])
 
 
 def test_probability_of_improvement_is_scipys_u() -> None:
-    stats = pytest.importorskip("scipy.stats")
     x, y = np.array([1.0, 2.0, 2.0, 5.0]), np.array([2.0, 0.0, 5.0])
     assert probability_of_improvement(x, y) == pytest.approx(stats.mannwhitneyu(x, y).statistic / 12)
 
@@ -459,7 +458,6 @@ def test_old_and_new_runs_of_a_method_are_never_mixed() -> None:
 
 
 def test_the_report_keeps_what_is_written_by_hand(tmp_path: Path) -> None:
-    pytest.importorskip("matplotlib")
     page = tmp_path / "results.md"
     page.write_text("# Page\n\nBefore.\n\n<!-- study:begin -->\nold\n<!-- study:end -->\n\nAfter.\n")
     rows = synthetic(good)
