@@ -74,7 +74,7 @@ _METHODS = (
         options={"strategy": "none", "refiner": "grpo"},
     ),
     Method(name="hybrid-grpo", title="hybrid with GRPO", role="reference", options={"refiner": "grpo"}),
-    Method(name="ppo-default", title="PPO alone, default rate", role="learning rate", options={"strategy": "none"}),
+    Method(name="ppo-default", title="PPO alone, default rate", role="reference", options={"strategy": "none"}),
     Method(name="hybrid-lr-high", title="hybrid, rate x 10", role="learning rate", options={"lr": DEFAULT_LR * 10}),
     Method(name="hybrid-lr-low", title="hybrid, rate / 10", role="learning rate", options={"lr": DEFAULT_LR / 10}),
     Method(

@@ -8,7 +8,7 @@ from typing import Any
 from study.budget import Budget
 from study.claims import claims
 from study.measure import Row
-from study.methods import ABLATIONS, MAIN_METHODS, METHODS
+from study.methods import ABLATIONS, MAIN_METHODS, METHODS, SINGLE_METHODS
 from study.results import Results, collect
 from study.statistics import interquartile_mean, mean_probability_of_improvement, stratified_interval
 
@@ -48,8 +48,9 @@ def section(results: Results, found: dict[str, Any], plots: Path) -> str:
     if not results.runs:
         return "No run has been made yet: `make study`."
     parts = [_opening(results), _claims_table(found), _rewards_table(results)]
-    shown = [name for name in MAIN_METHODS if name in results.methods()]
-    parts += [_lead_table(found), _overall_table(results, shown), _plots(results, shown, plots)]
+    # Over all tasks those are compared that have run on all.
+    shown = [name for name in MAIN_METHODS if all(name in results.runs[task] for task in results.tasks())]
+    parts += [_lead_table(found, results.methods()), _overall_table(results, shown), _plots(results, shown, plots)]
     parts += [_settings_table(results), _rates_table(found), _ablation_table(found)]
     return "\n\n".join(part for part in parts if part)
 
@@ -108,7 +109,7 @@ def _title(method: str) -> str:
     return METHODS[method].title + USES_REWARD * (METHODS[method].kind == "best-of-n")
 
 
-def _lead_table(found: dict[str, Any]) -> str:
+def _lead_table(found: dict[str, Any], methods: Sequence[str]) -> str:
     """The hybrid against the best single method of each task, at equal seconds and at equal FLOPs."""
     by_task = found["claims"]["ahead_of_single_methods"]["tasks"]
     tasks = [task for task, figures in by_task.items() if any(figures.values())]
@@ -122,6 +123,8 @@ def _lead_table(found: dict[str, Any]) -> str:
         "The hybrid against the best single method of each task: probability that the hybrid is better, that method, "
         "and the means of the two (hybrid first)."
     )
+    if missing := [_title(name) for name in SINGLE_METHODS if name not in methods]:
+        note += f" **Not among them, as they have not run: {', '.join(missing)}.**"
     return f"{note}\n\n{table(['at', *tasks], rows)}"
 
 

@@ -488,11 +488,13 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         return norms
 
     def state_dict(self) -> dict[str, Any]:
-        return {**self.carried.state_dict(), "replay": self.replay.state_dict()}
+        replay = {"replay": self.replay.state_dict()} if self.config.replay else {}
+        return {**self.carried.state_dict(), **replay}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.carried.load_state_dict(state)
-        self.replay.load_state_dict(state["replay"])
+        if self.config.replay:
+            self.replay.load_state_dict(state["replay"])
 
 
 def _padded(completion_ids: Sequence[Sequence[int]], pad: int) -> Completions:
