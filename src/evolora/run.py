@@ -338,7 +338,10 @@ def _restore(folder: Path, parts: Parts, evolution: Evolution) -> float:
     state = read_state(newest)
     if state["task_sha256"] != _task_sha256(parts.task):
         raise InputError(f"{newest}: the data has changed since this checkpoint, expected the same prompts and columns")
-    evolution.load_state_dict(state)
+    try:
+        evolution.load_state_dict(state)
+    except KeyError as error:
+        raise InputError(f"{newest}: has no entry {error}, expected a checkpoint of this version of evolora") from None
     parts.view.say(f"resumed after generation {evolution.generation} from {newest}")
     return float(state["seconds"])
 
