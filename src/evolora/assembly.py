@@ -12,15 +12,25 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from evolora.calibration import choose_rows, choose_threads, parameters_of
-from evolora.config import RunConfig
+from evolora.config import HUMAN, RunConfig
 from evolora.errors import InputError
 from evolora.evaluation import LocalEvaluator
 from evolora.export import load_adapter
 from evolora.genome import GenomeLayout
+from evolora.human import VoteStore
+from evolora.human.feedback import VOTES_FILE, VotedScorer, check_installed, voted_preferences
 from evolora.kernels import Products, fastest_products, onednn_works, use_kernels
 from evolora.model import BaseModel, load_base, lora_config, lora_layout
 from evolora.population_model import PopulationModel
-from evolora.rewards import Reward, RewardScorer, check_signature, load_reward
+from evolora.rewards import (
+    Reward,
+    RewardContext,
+    Scorer,
+    ScoringOptions,
+    function_scorer,
+    make_scorer,
+    parse_reward,
+)
 from evolora.rng import keyed_seed
 from evolora.strategies import sep_cma
 from evolora.task import Task, load_task
@@ -37,7 +47,7 @@ class Parts:
     layout: GenomeLayout
     founder: Tensor
     task: Task
-    scorer: RewardScorer
+    scorer: Scorer
     population_model: PopulationModel
     evaluator: LocalEvaluator
     max_new_tokens: int
@@ -62,13 +72,10 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
             f"--reward: this run was given the Python {task.reward.strip('<>')}, expected it again, "
             "by evolora.resume(run, reward=...), or another reward for 'evaluate'"
         )
-    function = reward if reward is not None else load_reward(task.reward)
-    check_signature(function, task.columns)
-    scorer = RewardScorer(
-        function,
-        on_error="skip" if config.on_reward_error == "skip" else "raise",
-        failed_reward=config.failed_reward,
-    )
+    human = reward is None and task.reward == HUMAN
+    expression = None if human or reward is not None else parse_reward(task.reward)
+    if human and adapter is None:
+        check_installed()
     device = _device(config.device)
     if config.strategy == "sep-cmaes" and adapter is None:
         sep_cma()
@@ -84,13 +91,24 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
         lora = _lora(base, config)
         layout, founder = _layout(base, lora, config)
     max_new_tokens = config.max_new_tokens or _longest_target(base, task)
+    scoring = _scoring(config)
+    context = RewardContext(base, None if config.out is None else Path(config.out))
+    scorer: Scorer
+    if human:
+        scorer = _voted_scorer(config, base, device, finished=adapter is not None)
+    elif expression is not None:
+        scorer = make_scorer(expression, task.columns, scoring, context)
+    else:
+        assert reward is not None
+        scorer = function_scorer(reward, task.columns, scoring)
     longest_prompt = _check_lengths(base, task, max_new_tokens)
     rows_per_slice = config.rows_per_slice or choose_rows(base.model, longest_prompt + max_new_tokens)
     # What was resolved is written down, so that a resumed run cannot resolve it otherwise.
     config = config.model_copy(
         update={
             "task": config.task or (task.name if config.data is None and config.prompt is None else None),
-            "reward": config.reward or task.reward,
+            "reward": str(expression) if expression is not None else config.reward or task.reward,
+            "remember": config.remember and not scorer.varies,
             "device": device,
             "threads": threads,
             "products": products,
@@ -126,6 +144,32 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     if not task.held_out:
         view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
     return Parts(config, base, lora, layout, founder, task, scorer, population_model, evaluator, max_new_tokens, view)
+
+
+def _scoring(config: RunConfig) -> ScoringOptions:
+    folder = None if config.out is None else Path(config.out)
+    return ScoringOptions(
+        on_error="skip" if config.on_reward_error == "skip" else "raise",
+        failed_reward=config.failed_reward,
+        workers=config.reward_workers,
+        timeout=config.reward_timeout,
+        # A reward that varies is not to be kept.
+        cache=folder / "rewards.sqlite" if folder and config.reward_cache and config.remember else None,
+        log=folder / "reward.log" if folder else None,
+    )
+
+
+def _voted_scorer(config: RunConfig, base: BaseModel, device: str, *, finished: bool) -> VotedScorer:
+    """Rewards by the votes of the run. An adapter that is done is scored by all of them."""
+    scorer = VotedScorer(base.path, device=device, seed=config.seed)
+    if finished:
+        votes = Path(config.out or "") / VOTES_FILE
+        if not votes.is_file():
+            raise InputError(f"--reward human: found no votes at {votes}, expected a run that people have voted in")
+        store = VoteStore(votes)
+        scorer.learn(voted_preferences(store))
+        store.close()
+    return scorer
 
 
 def _base(config: RunConfig, device: str) -> BaseModel:

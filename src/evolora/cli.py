@@ -12,8 +12,9 @@ from pydantic.fields import FieldInfo
 from transformers.utils import logging as transformers_logging
 
 from evolora.apply import complete, evaluate, export
-from evolora.config import RunConfig, make_config, option_name, read_config
+from evolora.config import HUMAN, RunConfig, make_config, option_name, read_config
 from evolora.errors import CheckpointError, InputError, RewardError
+from evolora.human.exchange import export_votes, import_votes
 from evolora.run import Interrupted, Result, resume, start
 from evolora.tracking import choose_view
 
@@ -22,7 +23,7 @@ _APPLY_OPTIONS = (
     "model", "device", "dtype", "threads", "task", "data", "prompt", "target", "reward", "on_reward_error",
     "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
 )  # fmt: skip
-_RESUME_OPTIONS = ("gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge")
+_RESUME_OPTIONS = ("gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge", "rating_host", "rating_port")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -75,6 +76,19 @@ def _parser() -> argparse.ArgumentParser:
     resumed = _command(commands, "resume", "continue a run that was stopped, or give it more generations", _resume)
     resumed.add_argument("run", metavar="RUN", help="the run's folder")
     _add_options(resumed, _RESUME_OPTIONS)
+
+    rated = _command(commands, "rate", "open the rating page of a run with --reward human again, and go on", _rate)
+    rated.add_argument("run", metavar="RUN", help="the run's folder")
+    _add_options(rated, _RESUME_OPTIONS)
+
+    votes = _command(commands, "votes", "export or import the votes of a run with --reward human", None)
+    ways = votes.add_subparsers(required=True, metavar="export|import", parser_class=_Parser)
+    exported_votes = _command(ways, "export", "write them as JSONL of prompt, chosen, rejected", _export_votes)
+    exported_votes.add_argument("run", metavar="RUN", help="the run's folder")
+    exported_votes.add_argument("--to", metavar="FILE", required=True, help="a new file")
+    imported_votes = _command(ways, "import", "add those of a JSONL file of prompt, chosen, rejected", _import_votes)
+    imported_votes.add_argument("run", metavar="RUN", help="the run's folder")
+    imported_votes.add_argument("file", metavar="FILE", help="the votes")
 
     evaluated = _command(commands, "evaluate", "score an adapter on a task", _evaluate)
     _add_adapter(evaluated)
@@ -169,6 +183,31 @@ def _resume(options: dict[str, Any]) -> int:
     return _continue(Path(options["run"]), _values(options, _RESUME_OPTIONS))
 
 
+def _rate(options: dict[str, Any]) -> int:
+    folder = Path(options["run"])
+    config = folder / "config.toml"
+    if not config.is_file():
+        raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
+    reward = read_config(config).get("reward")
+    if reward != HUMAN:
+        raise InputError(f"{folder}: its reward is {reward}, expected a run with --reward human")
+    if (folder / "summary.json").exists() and not _values(options, _RESUME_OPTIONS):
+        raise InputError(f"{folder}: the run is finished, expected more generations, such as --gens 40, to rate")
+    return _continue(folder, _values(options, _RESUME_OPTIONS))
+
+
+def _export_votes(options: dict[str, Any]) -> int:
+    count = export_votes(Path(options["run"]), Path(options["to"]))
+    print(f"{count} votes written to {options['to']}")
+    return 0
+
+
+def _import_votes(options: dict[str, Any]) -> int:
+    count = import_votes(Path(options["run"]), Path(options["file"]))
+    print(f"{count} votes added to {options['run']}")
+    return 0
+
+
 def _continue(folder: Path, options: dict[str, Any]) -> int:
     _report(resume(folder, view=choose_view(), options=options))
     return 0
@@ -185,6 +224,7 @@ def _report(result: Result) -> None:
         f"  winner      {winner['reward']:.3f}  (95% {winner['ci95'][0]:.3f} to {winner['ci95'][1]:.3f})  "
         f"individual {summary['winner']['id']}, by {summary['winner']['operator']}\n"
         f"{_vote_line(summary)}"
+        f"{_term_lines(base, winner)}"
         f"{summary['generations']} generations in {summary['seconds']:.1f} s, "
         f"{tokens['evaluation']:,} tokens for evaluation and {tokens['rollout']:,} for rollouts, "
         f"{operations:.2g} FLOPs\n"
@@ -202,6 +242,12 @@ def _vote_line(summary: dict[str, Any]) -> str:
         f"  vote        {figures['reward']:.3f}  (95% {figures['ci95'][0]:.3f} to {figures['ci95'][1]:.3f})  "
         f"of {len(summary['vote']['voters'])} finalists\n"
     )
+
+
+def _term_lines(base: dict[str, Any], winner: dict[str, Any]) -> str:
+    """A combined reward's terms, base model and winner."""
+    terms = winner.get("terms", {})
+    return "".join(f"    {name}: {base['terms'][name]:.3f} -> {value:.3f}\n" for name, value in terms.items())
 
 
 def _evaluate(options: dict[str, Any]) -> int:

@@ -15,6 +15,9 @@ def _option(default: Any, help_text: str, group: str, **limits: Any) -> Any:
     return Field(default=default, description=help_text, json_schema_extra={"group": group}, **limits)
 
 
+# The reward that asks people.
+HUMAN = "human"
+
 # They credit a completion against the others of its prompt.
 GROUP_REFINERS = ("grpo", "rloo")
 
@@ -61,13 +64,35 @@ class RunConfig(BaseModel):
     target: str | None = _option(None, "the target of --prompt", _TASK)
     reward: str | None = _option(
         None,
-        "similarity, exact, sentiment, json, path.py:function or package.module:function; default: the task's",
+        "what completions earn: a built-in reward, path.py:function, package.module:function, or several combined, "
+        "such as 'chrf + 0.2 * brevity(limit=8)' (docs/rewards.md); human asks people on a page; default: the task's",
         _TASK,
     )
     on_reward_error: Literal["stop", "skip"] = _option(
-        "stop", "when a reward raises or returns no number: stop, or count the completion as failed", _TASK
+        "stop",
+        "when a reward raises, hangs, dies or returns no number: stop, or count the completion as failed",
+        _TASK,
     )
     failed_reward: float = _option(0.0, "reward of a failed completion under --on-reward-error skip", _TASK)
+    reward_workers: int = _option(
+        0,
+        "worker processes that call the reward, for one that is slow or not thread-safe; 0: this process",
+        _TASK,
+        ge=0,
+    )
+    reward_timeout: float | None = _option(
+        None, "seconds that a reward may take for a completion (with --reward-workers); none: any time", _TASK, gt=0
+    )
+    reward_cache: bool = _option(
+        True, "keep the values of slow rewards that say they are deterministic in the run's rewards.sqlite", _TASK
+    )
+    votes: int = _option(20, "votes that each generation waits for (with --reward human)", _TASK, ge=1)
+    rating_host: str = _option(
+        "127.0.0.1",
+        "address on which the rating page answers (with --reward human); others can reach any but this",
+        _TASK,
+    )
+    rating_port: int = _option(0, "port of the rating page (with --reward human); 0: a free one", _TASK, ge=0, le=65535)
     max_new_tokens: int | None = _option(None, "longest completion in tokens; default from the targets", _TASK, ge=1)
     temperature: float = _option(1.0, "sampling temperature of the rollouts", _TASK, gt=0)
 
@@ -370,6 +395,13 @@ class RunConfig(BaseModel):
             )
         if self.refine_whom == "lineage" and not self._can_follow:
             raise ValueError("--refine-whom lineage: expected --refine 1 and --inheritance lamarckian beside it")
+        if self.reward_timeout is not None and not self.reward_workers:
+            raise ValueError(
+                f"--reward-timeout {self.reward_timeout} with --reward-workers 0: expected at least one worker, which "
+                "can be stopped"
+            )
+        if self.racing is not None and self.reward == HUMAN:
+            raise ValueError(f"--racing {self.racing} with --reward human: expected none, votes come when all have written")
         if self.target is not None and self.prompt is None:
             raise ValueError("--target: expected --prompt beside it")
         chosen = [name for name in ("task", "data", "prompt") if getattr(self, name) is not None]
@@ -430,7 +462,10 @@ class RunConfig(BaseModel):
     @property
     def replayed(self) -> int:
         """How many completions are imitated after a rollout: a population's by default, none of one policy's own."""
-        return self.replay if self.replay is not None else 64 if self.strategy == "ga" else 0
+        if self.replay is not None:
+            return self.replay
+        # What people are thought to want changes with every vote: what was best before need not be.
+        return 64 if self.strategy == "ga" and self.reward != HUMAN else 0
 
     @property
     def samples_a_prompt(self) -> int:
@@ -493,11 +528,36 @@ def option_name(field: str) -> str:
 def read_config(path: Path) -> dict[str, Any]:
     """The options in a TOML file. Raises InputError when it is missing or malformed."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return _with_reward_text(path, tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}, expected a configuration file") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: not valid TOML: {error}") from None
+
+
+def _with_reward_text(path: Path, options: dict[str, Any]) -> dict[str, Any]:
+    """The options with `[[reward]]` tables, a weighted sum of terms with an optional gate each, as one expression."""
+    terms = options.get("reward")
+    if not isinstance(terms, list):
+        return options
+    parts = []
+    for number, term in enumerate(terms, 1):
+        known = {"term": str, "weight": (int, float), "gate": str}
+        if (
+            not isinstance(term, dict)
+            or "term" not in term
+            or any(
+                name not in known or isinstance(value, bool) or not isinstance(value, known[name])  # type: ignore[arg-type]
+                for name, value in term.items()
+            )
+        ):
+            raise InputError(
+                f"{path}: [[reward]] number {number} is {term}, expected a term (text) and, if need be, a weight "
+                "(a number) and a gate (text)"
+            )
+        gate = f" * ({term['gate']})" if "gate" in term else ""
+        parts.append(f"{term.get('weight', 1)} * ({term['term']}){gate}" if len(term) > 1 else f"({term['term']})")
+    return {**options, "reward": " + ".join(parts)}
 
 
 def config_toml(config: RunConfig) -> str:

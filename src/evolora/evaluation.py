@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -13,8 +13,10 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evolora.cost import Cost
 from evolora.decoding import takes_drafts
+from evolora.population import Population
 from evolora.population_model import PopulationModel
-from evolora.rewards import RewardScorer
+from evolora.rewards import Scorer
+from evolora.rng import keyed_seed
 from evolora.rollout import decode_text, encode, end_tokens, generate, lengths_read, pad_token
 from evolora.task import Example, columns_of
 
@@ -26,7 +28,8 @@ Drafts = Sequence[Sequence[Sequence[int]]]
 class Evaluation:
     """`fitness` [n], NaN for a failed individual; `rewards` [n, prompts], NaN where a completion has no score;
     `completions`, a list of texts for each individual; the `cost` of generating them, whose seconds are for whoever
-    waits to measure; on how many completions the reward `failed`; and the completions' token ids."""
+    waits to measure; on how many completions the reward `failed`; the completions' token ids; and of a combined reward
+    the `terms`' own values by name, each [n, prompts]."""
 
     fitness: npt.NDArray[np.float64]
     rewards: npt.NDArray[np.float64]
@@ -34,6 +37,7 @@ class Evaluation:
     cost: Cost
     failed: int
     completion_ids: list[list[list[int]]]
+    terms: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
 
 class Evaluator(Protocol):
@@ -55,6 +59,21 @@ class Evaluator(Protocol):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up where `state_dict` left off."""
         del state
+
+
+class Judge(Protocol):
+    """What knows better than a reward function who is fit: people."""
+
+    def judge(
+        self, generation: int, population: Population, examples: Sequence[Example], evaluation: Evaluation
+    ) -> Evaluation:
+        """A generation's evaluation with the judge's rewards and fitness in the place of those it was measured by.
+        From now on, the scorer rewards as the judge has learned to."""
+        ...
+
+    def summary(self) -> dict[str, Any]:
+        """What the judgement rests on, as JSON can hold it."""
+        ...
 
 
 class LocalEvaluator(Evaluator):
@@ -80,7 +99,7 @@ class LocalEvaluator(Evaluator):
         self,
         population_model: PopulationModel,
         tokenizer: PreTrainedTokenizerBase,
-        scorer: RewardScorer,
+        scorer: Scorer,
         *,
         max_new_tokens: int,
         rows_per_slice: int = 512,
@@ -124,12 +143,40 @@ class LocalEvaluator(Evaluator):
             completions=[text for row in texts for text in row],
             columns=columns_of([example for _ in range(n) for example in examples]),
             completion_ids=[ids for row in token_ids for ids in row],
+            groups=[row for row in range(n) for _ in examples],
         )
         rewards = scores.rewards.reshape(n, len(examples))
-        return Evaluation(mean_fitness(rewards), rewards, texts, cost, int(scores.failed.sum()), token_ids)
+        terms = {name: values.reshape(n, len(examples)) for name, values in scores.terms.items()}
+        return Evaluation(mean_fitness(rewards), rewards, texts, cost, int(scores.failed.sum()), token_ids, terms)
+
+    def sample(
+        self, genomes: Tensor, examples: Sequence[Example], *, key: Sequence[int], seed: int, temperature: float
+    ) -> tuple[list[list[str]], Cost]:
+        """One sampled completion of each example by each of `genomes` [n, genome_length], and the cost. `key` names the
+        genomes' draws."""
+        texts, cost = [], Cost()
+        for genome, name in zip(genomes, key, strict=True):
+            written: list[str] = []
+            seeds = np.random.default_rng(keyed_seed(seed, "sample", name)).integers(
+                0, 2**63, len(examples), dtype=np.uint64
+            )
+            for first in range(0, len(examples), self.rows_per_slice):
+                part = slice(first, first + self.rows_per_slice)
+                found, _, spent = self._complete(
+                    genome[None], examples[part], None, seeds=seeds[part], temperature=temperature
+                )
+                written, cost = written + found, cost + spent
+            texts.append(written)
+        return texts, cost
 
     def _complete(
-        self, genomes: Tensor, examples: Sequence[Example], drafts: Sequence[Sequence[int]] | None
+        self,
+        genomes: Tensor,
+        examples: Sequence[Example],
+        drafts: Sequence[Sequence[int]] | None,
+        *,
+        seeds: npt.NDArray[np.uint64] | None = None,
+        temperature: float = 1.0,
     ) -> tuple[list[str], list[list[int]], Cost]:
         model: PreTrainedModel = self.population_model.model
         prompts = encode(self.tokenizer, [example.prompt for example in examples], model.device)
@@ -142,6 +189,8 @@ class LocalEvaluator(Evaluator):
                 eos_token_ids=end_tokens(model, self.tokenizer),
                 pad_token_id=pad_token(self.tokenizer),
                 drafts=drafts,
+                seeds=seeds,
+                temperature=temperature,
             )
         cost = Cost(completions.tokens, self.population_model.size.forward(lengths_read(prompts, completions)))
         return decode_text(self.tokenizer, completions), completions.rows(), cost
@@ -152,6 +201,11 @@ def mean_fitness(rewards: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.array(
         [math.fsum(row[~np.isnan(row)]) / n if (n := int((~np.isnan(row)).sum())) else math.nan for row in rewards]
     )
+
+
+def term_means(evaluation: Evaluation, row: int) -> dict[str, float]:
+    """The mean of each term of a combined reward over one individual's scored completions; NaN where none is."""
+    return {name: float(mean_fitness(values[row][None])[0]) for name, values in evaluation.terms.items()}
 
 
 def bootstrap_interval(

@@ -13,7 +13,7 @@ import torch
 
 from evolora.cost import Costs
 from evolora.errors import RewardError
-from evolora.evaluation import Drafts, Evaluation, Evaluator
+from evolora.evaluation import Drafts, Evaluation, Evaluator, Judge, term_means
 from evolora.lineage import Lineage
 from evolora.operators import elites
 from evolora.population import AVERAGE, Individual, Population, newest
@@ -79,6 +79,7 @@ class Evolution:
     task: Task
     lineage: Lineage
     config: LoopConfig
+    judge: Judge | None = None
     generation: int = 0
     costs: Costs = field(default_factory=Costs)
     # Of all generations, over all resumptions.
@@ -89,6 +90,8 @@ class Evolution:
     hall_fitness: list[float] = field(default_factory=list)
     # This generation's, if individuals race.
     race: Race | None = None
+    # Of the best on validation, the mean of each term of a combined reward.
+    terms: dict[str, float] = field(default_factory=dict)
 
     def step(self) -> dict[str, Any]:
         """One generation. Returns its metrics, as docs/metrics.md defines them."""
@@ -124,6 +127,7 @@ class Evolution:
             "fitness.worst": float(np.nanmin(fitness)),
             "validation": validation,
             "validation.best": max(map(_or_worst, self.hall_fitness)),
+            **{f"reward.{name}": value for name, value in self.terms.items()},
             "best.id": population.individuals[best].id,
             "best.operator": population.individuals[best].operator,
             "mutation_scale": float(np.mean(scales)),
@@ -270,6 +274,8 @@ class Evolution:
                 evaluation = self.race.evaluation
             else:
                 evaluation = self.evaluator.evaluate(population.genomes, examples, drafts=drafts)
+            if self.judge is not None and stage == "population":
+                evaluation = self.judge.judge(self.generation, population, examples, evaluation)
         self.costs.add("evaluation", evaluation.cost)
         self.failed_completions += evaluation.failed
         fitness = evaluation.fitness
@@ -314,8 +320,15 @@ class Evolution:
         """Fitness of the first candidate on the fixed validation prompts; each enters the hall of fame if it is among
         the best there."""
         examples = self.task.validation[: self.config.validation_prompts]
+        if self.judge is not None and self.hall_of_fame is not None:
+            # What it has learned since has changed the measure.
+            with self.costs.timed("evaluation"):
+                again = self.evaluator.evaluate(self.hall_of_fame.genomes, examples)
+            self.costs.add("evaluation", again.cost)
+            self.hall_fitness = again.fitness.tolist()
         candidates, evaluation = self._measure(candidates, examples, "validation")
         values = evaluation.fitness.tolist()
+        self.terms = term_means(evaluation, 0)
         if self.hall_of_fame is None:
             self.hall_of_fame, self.hall_fitness = candidates, values
             return float(values[0])

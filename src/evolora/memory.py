@@ -14,8 +14,9 @@ from evolora.evaluation import Drafts, Evaluation, Evaluator, mean_fitness
 from evolora.population import genome_sha256
 from evolora.task import Example
 
-# What a completion left behind: its token ids, its text, and its reward (None where there is no score).
-_Entry = tuple[list[int], str, float | None]
+# What a completion left behind: its token ids, its text, its reward (None where there is no score), and the values of
+# the reward's terms by name.
+_Entry = tuple[list[int], str, float | None, dict[str, float | None]]
 
 
 class RememberingEvaluator(Evaluator):
@@ -46,17 +47,20 @@ class RememberingEvaluator(Evaluator):
             cost, failed = cost + part.cost, failed + part.failed
             for index, row in enumerate(rows):
                 for place, column in enumerate(columns):
-                    reward = float(part.rewards[index, place])
                     entry = (
                         part.completion_ids[index][place],
                         part.completions[index][place],
-                        None if math.isnan(reward) else reward,
+                        _score(part.rewards[index, place]),
+                        {name: _score(values[index, place]) for name, values in part.terms.items()},
                     )
                     found[names[row]][keys[column]] = entry
                     if not part.failed:
                         self.memory.setdefault(names[row], {})[keys[column]] = entry
         entries = [[found[name][key] for key in keys] for name in names]
-        rewards = np.array([[math.nan if entry[2] is None else entry[2] for entry in row] for row in entries])
+        rewards = np.array([[_or_nan(entry[2]) for entry in row] for row in entries])
+        terms = {
+            name: np.array([[_or_nan(entry[3][name]) for entry in row] for row in entries]) for name in entries[0][0][3]
+        }
         return Evaluation(
             mean_fitness(rewards),
             rewards,
@@ -64,6 +68,7 @@ class RememberingEvaluator(Evaluator):
             cost,
             failed,
             [[entry[0] for entry in row] for row in entries],
+            terms,
         )
 
     def keep(self, genomes: Tensor) -> None:
@@ -78,7 +83,7 @@ class RememberingEvaluator(Evaluator):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.evaluator.load_state_dict(state)
         self.memory = {
-            name: {key: (list(ids), text, reward) for key, (ids, text, reward) in entries.items()}
+            name: {key: (list(ids), text, reward, terms) for key, (ids, text, reward, terms) in entries.items()}
             for name, entries in state["memory"].items()
         }
 
@@ -96,6 +101,14 @@ def _missing(
         if columns:
             rectangles.setdefault(columns, []).append(row)
     return [(sorted(rows), list(columns)) for columns, rows in rectangles.items()]
+
+
+def _score(value: float) -> float | None:
+    return None if math.isnan(value) else float(value)
+
+
+def _or_nan(value: float | None) -> float:
+    return math.nan if value is None else value
 
 
 def _key(example: Example) -> str:

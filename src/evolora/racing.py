@@ -53,6 +53,7 @@ def race(
     rewards = np.full((n, len(examples)), np.nan)
     texts: list[list[str]] = [[""] * len(examples) for _ in range(n)]
     ids: list[list[list[int]]] = [[[] for _ in examples] for _ in range(n)]
+    terms: dict[str, Floats] = {}
     racing = list(range(n))
     cost, failed, saved = Cost(), 0, 0
     for start in range(0, len(examples), block):
@@ -60,6 +61,8 @@ def race(
         part = evaluator.evaluate(genomes[racing], examples[start:stop])
         cost, failed = cost + part.cost, failed + part.failed
         rewards[racing, start:stop] = part.rewards
+        for name, values in part.terms.items():
+            terms.setdefault(name, np.full_like(rewards, np.nan))[racing, start:stop] = values
         for place, row in enumerate(racing):
             texts[row][start:stop], ids[row][start:stop] = part.completions[place], part.completion_ids[place]
         if stop < len(examples):
@@ -71,7 +74,7 @@ def race(
     if left and not np.isnan(fitness[racing]).all():
         floor = np.nextafter(np.nanmin(fitness[racing]), -np.inf)
         fitness[left] = np.fmin(fitness[left], floor)
-    return Race(Evaluation(fitness, rewards, texts, cost, failed, ids), len(left), saved)
+    return Race(Evaluation(fitness, rewards, texts, cost, failed, ids, terms), len(left), saved)
 
 
 def losers(rewards: Floats, *, keep: int, level: float, seed: int) -> set[int]:

@@ -1,6 +1,5 @@
 """A run from its options to its folder: set-up, the loop with its checkpoints, the winner, the test."""
 
-import hashlib
 import importlib.metadata
 import json
 import math
@@ -20,23 +19,15 @@ import numpy.typing as npt
 import torch
 
 from evolora.assembly import Parts, assemble
-from evolora.checkpoint import (
-    checkpoint_folder,
-    newest_checkpoint,
-    read_state,
-    seal,
-    temporary_folder,
-    write_folder,
-    write_state,
-    write_text,
-)
-from evolora.config import RunConfig, config_toml, make_config, read_config
+from evolora.checkpoint import write_text
+from evolora.config import HUMAN, RunConfig, config_toml, make_config, read_config
 from evolora.cost import Cost, Costs
 from evolora.distillation import Distiller
 from evolora.errors import InputError, RewardError
-from evolora.evaluation import Evaluation, Evaluator, bootstrap_interval, mean_fitness
+from evolora.evaluation import Evaluation, Evaluator, bootstrap_interval, mean_fitness, term_means
 from evolora.evolution import Evolution, LoopConfig
-from evolora.export import export_adapter, export_merged, load_adapter, model_card, save_adapter
+from evolora.export import export_adapter, export_merged, load_adapter, model_card
+from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
 from evolora.lineage import Lineage
 from evolora.memory import RememberingEvaluator
 from evolora.model import BUNDLED_MODEL
@@ -45,6 +36,7 @@ from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, Ref
 from evolora.rewards import Reward, reward_name
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.sensitivity import OutputSensitivity
+from evolora.snapshot import Snapshot, restore
 from evolora.strategies import (
     Eggroll,
     ESConfig,
@@ -61,7 +53,6 @@ from evolora.strategies import (
     SepCMAESConfig,
     Strategy,
 )
-from evolora.task import Task
 from evolora.tracking import MetricsLog, Silence, View
 from evolora.voting import voted_rewards
 
@@ -198,7 +189,7 @@ def _run(folder: Path, parts: Parts) -> Result:
     config = parts.config
     metrics, lineage = MetricsLog(folder / "metrics.jsonl"), Lineage(folder / "lineage.sqlite")
     evolution = _evolution(parts, lineage)
-    seconds_before = _restore(folder, parts, evolution)
+    seconds_before = restore(folder, parts, evolution)
     # Not before: new options that come with changed data, say, must not stay behind in a run that was refused.
     write_text(folder / "config.toml", config_toml(config))
     metrics.rewind(evolution.generation)
@@ -209,8 +200,14 @@ def _run(folder: Path, parts: Parts) -> Result:
         return seconds_before + time.perf_counter() - began
 
     parts.view.say(f"run folder: {folder}")
+    unsaved: Snapshot | None = None
+    feedback: HumanFeedback | None = None
     try:
         with _interruptible(parts.view) as interrupted:
+            if config.reward == HUMAN:
+                feedback = evolution.judge = _feedback(
+                    folder, parts, evolution.generation, interrupted
+                )
             done = _progress(config, {"generation": evolution.generation, **evolution.spent()})
             while done < 1:
                 measured = evolution.step()
@@ -218,17 +215,47 @@ def _run(folder: Path, parts: Parts) -> Result:
                 metrics.append({**measured, "time.total": seconds()})
                 done = _progress(config, measured)
                 parts.view.generation(measured, config.most_gens, done)
+                unsaved = Snapshot.of(evolution, seconds())
                 if done >= 1 or interrupted() or evolution.generation % config.save_every == 0:
-                    _checkpoint(folder, parts, evolution, seconds())
+                    unsaved.write(folder, parts)
+                    unsaved = None
                 if interrupted():
                     raise KeyboardInterrupt
         summary = _finish(folder, parts, evolution, lineage, seconds)
-    except KeyboardInterrupt as interrupt:
-        raise Interrupted(folder) from interrupt
+    except (RewardError, KeyboardInterrupt) as end:
+        # In the middle of a generation: the whole ones before it must not be lost.
+        if unsaved is not None:
+            unsaved.write(folder, parts)
+        if isinstance(end, RewardError):
+            raise
+        raise Interrupted(folder) from end
     finally:
         parts.view.close()
+        parts.scorer.close()
+        if feedback is not None:
+            feedback.close()
         lineage.close()
     return Result(folder, summary, metrics.read())
+
+
+def _feedback(folder: Path, parts: Parts, generation: int, stop: Callable[[], bool]) -> HumanFeedback:
+    """The page where people vote, open; the scorer as it was after `generation`."""
+    config, scorer = parts.config, parts.scorer
+    assert isinstance(scorer, VotedScorer)
+    feedback = open_page(
+        folder,
+        parts.evaluator,
+        scorer,
+        votes=config.votes,
+        host=config.rating_host,
+        port=config.rating_port,
+        seed=config.seed,
+        temperature=config.temperature,
+        stop=stop,
+        say=parts.view.say,
+    )
+    scorer.learn(feedback.preferences(generation))
+    return feedback
 
 
 def _evolution(parts: Parts, lineage: Lineage) -> Evolution:
@@ -318,34 +345,6 @@ def _part(kind: type[Part], config: RunConfig) -> Part:
     return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})
 
 
-def _checkpoint(folder: Path, parts: Parts, evolution: Evolution, seconds: float) -> None:
-    target = checkpoint_folder(folder, evolution.generation)
-    temporary = temporary_folder(target)
-    save_adapter(temporary, parts.base, parts.lora, parts.layout, evolution.best().genomes[0])
-    state = {**evolution.state_dict(), "seconds": seconds, "task_sha256": _task_sha256(parts.task)}
-    write_state(temporary, state)
-    seal(temporary)
-    write_folder(target, temporary)
-
-
-def _restore(folder: Path, parts: Parts, evolution: Evolution) -> float:
-    """Take up the newest whole checkpoint, if there is one: the seconds that the run had taken."""
-    newest, faults = newest_checkpoint(folder)
-    for fault in faults:
-        parts.view.say(f"passed over: {fault}")
-    if newest is None:
-        return 0.0
-    state = read_state(newest)
-    if state["task_sha256"] != _task_sha256(parts.task):
-        raise InputError(f"{newest}: the data has changed since this checkpoint, expected the same prompts and columns")
-    try:
-        evolution.load_state_dict(state)
-    except KeyError as error:
-        raise InputError(f"{newest}: has no entry {error}, expected a checkpoint of this version of evolora") from None
-    parts.view.say(f"resumed after generation {evolution.generation} from {newest}")
-    return float(state["seconds"])
-
-
 def _finish(
     folder: Path, parts: Parts, evolution: Evolution, lineage: Lineage, seconds: Callable[[], float]
 ) -> dict[str, Any]:
@@ -381,6 +380,7 @@ def _finish(
         "seed": config.seed,
         "model": config.model,
         "task": parts.task.name,
+        "reward": parts.scorer.name,
         "strategy": config.strategy,
         "refiner": config.refiner,
         "held_out": parts.task.held_out,
@@ -390,15 +390,16 @@ def _finish(
         "tokens": {purpose: cost.tokens for purpose, cost in costs.items()},
         "flops": {purpose: cost.flops for purpose, cost in costs.items()},
         "time": {**{purpose: cost.seconds for purpose, cost in costs.items()}, "loop": evolution.seconds},
-        "base": {"test": _test_figures(base_test.rewards[0], config.seed)},
+        "base": {"test": _test_figures(base_test.rewards[0], config.seed) | _terms(base_test)},
         "winner": {
             "id": individual.id,
             "operator": individual.operator,
             "genome_sha256": genome_sha256(genome),
             "validation": validation,
-            "test": _test_figures(winner_test.rewards[0], config.seed),
+            "test": _test_figures(winner_test.rewards[0], config.seed) | _terms(winner_test),
         },
         **vote,
+        **({} if evolution.judge is None else {"votes": evolution.judge.summary()}),
     }
     examples = list(
         zip(
@@ -450,6 +451,11 @@ def _test_figures(rewards: npt.NDArray[np.float64], seed: int) -> dict[str, Any]
     return {"reward": reward, "ci95": [low, high]}
 
 
+def _terms(evaluation: Evaluation) -> dict[str, Any]:
+    """The means of a combined reward's terms."""
+    return {"terms": term_means(evaluation, 0)} if evaluation.terms else {}
+
+
 def _progress(config: RunConfig, metrics: Mapping[str, float]) -> float:
     """The share of the run that is done, by whichever limit is nearest; the run ends when it is 1 or more."""
     costs = Costs.from_metrics(metrics)
@@ -464,13 +470,6 @@ def _progress(config: RunConfig, metrics: Mapping[str, float]) -> float:
         if limit is not None
     ]
     return max(shares)
-
-
-def _task_sha256(task: Task) -> str:
-    splits = [
-        [[example.prompt, example.columns] for example in split] for split in (task.train, task.validation, task.test)
-    ]
-    return hashlib.sha256(json.dumps(splits, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def _default_folder(config: RunConfig) -> Path:

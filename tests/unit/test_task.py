@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evolora.errors import InputError
-from evolora.rewards import BUILTIN_REWARDS, check_signature
+from evolora.rewards import check_signature, load_reward
 from evolora.task import BUNDLED_TASKS, SPLITS, Example, Task, bundled_task, columns_of, load_task, split_by_prompt
 
 Write = Callable[[str, object], Path]
@@ -346,7 +346,7 @@ def test_a_bundled_task_is_read_from_its_folder(tmp_path: Path, name: str) -> No
 @pytest.mark.parametrize("name", BUNDLED_TASKS)
 def test_the_bundled_tasks_are_held_out_and_feed_their_reward(name: str) -> None:
     task = load(task=name)
-    check_signature(BUILTIN_REWARDS[task.reward], task.columns)
+    check_signature(load_reward(task.reward), task.columns)
     assert task.held_out
     assert not prompts(task.train) & prompts(task.validation)
     assert load(task=name, reward="sentiment").reward == "sentiment"

@@ -24,7 +24,7 @@ from evolora.refiners.kl_control import adapted_kl_weight
 from evolora.refiners.losses import k1_kl, k3_kl, masked_mean
 from evolora.refiners.optimiser import RowAdam
 from evolora.refiners.replay import Replay
-from evolora.rewards import RewardScorer
+from evolora.rewards import Scorer
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.rollout import (
     Completions,
@@ -158,7 +158,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         self,
         population_model: PopulationModel,
         tokenizer: PreTrainedTokenizerBase,
-        scorer: RewardScorer,
+        scorer: Scorer,
         config: Config,
         *,
         seed: int,
@@ -383,6 +383,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             completions=decode_text(self.tokenizer, completions),
             columns=columns_of(list(examples) * k),
             completion_ids=completions.rows(),
+            groups=[row for row in range(k) for _ in examples],
         )
         found = torch.from_numpy(scores.rewards).to(self.dtype).to(self.model.device).unflatten(0, (k, -1))
         mask = completions.mask.unflatten(0, (k, -1)) & ~found.isnan()[..., None]

@@ -18,7 +18,7 @@ from evolora.refiners.carried import Carried
 from evolora.refiners.critic import Critic
 from evolora.refiners.losses import KLEstimator, clipped_policy_loss, masked_variance, per_token_reward
 from evolora.refiners.policy_gradient import Minibatch, PolicyGradientConfig, PolicyGradientRefiner, Rollout
-from evolora.rewards import RewardScorer
+from evolora.rewards import Scorer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +65,7 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
         self,
         population_model: PopulationModel,
         tokenizer: PreTrainedTokenizerBase,
-        scorer: RewardScorer,
+        scorer: Scorer,
         config: PPOConfig,
         *,
         seed: int,

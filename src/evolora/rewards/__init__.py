@@ -1,21 +1,33 @@
-"""Reward functions: the signature they share, the built-in ones, and how one's own are found."""
+"""Reward functions: the signature they share, the built-in ones, how one's own are found, and how they are called."""
 
-from evolora.rewards.base import OnError, Reward, RewardScorer, Scores, check_signature, reward_name
+from evolora.rewards.base import FailedReward, OnError, Reward, RewardScorer, Scores, check_signature, reward_name
+from evolora.rewards.context import RewardContext
 from evolora.rewards.json_object import json_object
-from evolora.rewards.loading import BUILTIN_REWARDS, load_reward, register_reward
+from evolora.rewards.loading import known_rewards, load_reward, parse_reward, register_reward
+from evolora.rewards.registry import BUILTIN_REWARDS
+from evolora.rewards.scoring import CombinedScorer, Scorer, ScoringOptions, function_scorer, make_scorer
 from evolora.rewards.sentiment import sentiment
 from evolora.rewards.text import exact, similarity
 
 __all__ = [
     "BUILTIN_REWARDS",
+    "CombinedScorer",
+    "FailedReward",
     "OnError",
     "Reward",
+    "RewardContext",
     "RewardScorer",
+    "Scorer",
     "Scores",
+    "ScoringOptions",
     "check_signature",
     "exact",
+    "function_scorer",
     "json_object",
+    "known_rewards",
     "load_reward",
+    "make_scorer",
+    "parse_reward",
     "register_reward",
     "reward_name",
     "sentiment",

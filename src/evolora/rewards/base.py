@@ -6,7 +6,7 @@ import math
 import numbers
 import traceback
 from collections.abc import Iterable, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -41,6 +41,7 @@ class Scores:
 
     rewards: npt.NDArray[np.float64]
     failed: npt.NDArray[np.bool_]
+    terms: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
 
 
 def reward_name(reward: Reward) -> str:
@@ -85,12 +86,12 @@ completion_ids and the data's columns (target).
 
 
 @dataclass(frozen=True)
-class _Failure:
+class FailedReward:
     what: str
     exception: Exception | None = None
 
 
-_Value = float | _Failure | None
+_Value = float | FailedReward | None
 _Batch = Mapping[str, Sequence[object]]
 
 
@@ -121,7 +122,7 @@ class RewardScorer:
     (1, 0.5)
     """
 
-    def __init__(self, reward: Reward, *, on_error: OnError = "raise", failed_reward: float = 0.0) -> None:
+    def __init__(self, reward: Reward, *, on_error: OnError = "raise", failed_reward: float = 0.0, log=None, conversational=False) -> None:
         if on_error not in get_args(OnError):
             raise InputError(f"on_error is {on_error!r}, expected 'raise' or 'skip'.")
         if not math.isfinite(failed_reward):
@@ -134,7 +135,7 @@ class RewardScorer:
         self.failed = 0
         self.unscored = 0
         self.last_error: str | None = None
-        self._accepted = _accepted_keywords(reward)
+        self._accepted = accepted_keywords(reward)
 
     @property
     def failed_share(self) -> float:
@@ -147,6 +148,7 @@ class RewardScorer:
         completions: Sequence[str],
         columns: Mapping[str, Sequence[object]],
         completion_ids: Sequence[Sequence[int]] | None = None,
+        *, groups=None, messages=None
     ) -> Scores:
         """Score a batch; an empty one calls nothing.
 
@@ -162,9 +164,11 @@ class RewardScorer:
         values = self._score(batch) if completions else []
         return self._count(values)
 
+    def close(self): ...
+
     def _score(self, batch: _Batch) -> list[_Value]:
         outcome = self._call(batch)
-        if isinstance(outcome, _Failure):
+        if isinstance(outcome, FailedReward):
             if self.on_error == "raise":
                 raise RewardError(self._report(outcome, batch)) from outcome.exception
             self.last_error = self._report(outcome, batch, find_offender=False)
@@ -173,32 +177,32 @@ class RewardScorer:
             return [value for one in _singles(batch) for value in self._score(one)]
         values = [_number(value) for value in outcome]
         for index, value in enumerate(values):
-            if isinstance(value, _Failure):
+            if isinstance(value, FailedReward):
                 report = self._report(value, _single(batch, index))
                 if self.on_error == "raise":
                     raise RewardError(report)
                 self.last_error = report
         return values
 
-    def _call(self, batch: _Batch) -> list[object] | _Failure:
+    def _call(self, batch: _Batch) -> list[object] | FailedReward:
         keywords = {
             name: list(values) for name, values in batch.items() if self._accepted is None or name in self._accepted
         }
         try:
             returned: object = self.reward(**keywords)
-            values = _as_list(returned)
+            values = as_list(returned)
         except Exception as error:
-            return _Failure(f"raised {type(error).__name__}: {error}", error)
+            return FailedReward(f"raised {type(error).__name__}: {error}", error)
         if values is None:
             if inspect.iscoroutine(returned):
                 returned.close()  # or Python warns that it was never awaited
-            return _Failure(f"returned {_show(returned)}, expected a list with one number for each completion")
+            return FailedReward(f"returned {_show(returned)}, expected a list with one number for each completion")
         count = len(batch["completions"])
         if len(values) != count:
-            return _Failure(f"returned {len(values)} values for {count} completions, expected one for each")
+            return FailedReward(f"returned {len(values)} values for {count} completions, expected one for each")
         return values
 
-    def _report(self, failure: _Failure, batch: _Batch, *, find_offender: bool = True) -> str:
+    def _report(self, failure: FailedReward, batch: _Batch, *, find_offender: bool = True) -> str:
         """What went wrong, the traceback, and on which prompt and completion."""
         note = None
         count = len(batch["completions"])
@@ -208,7 +212,7 @@ class RewardScorer:
                 note = f"The batch had {count} completions, none of which raises alone; the first is shown."
                 for one in _singles(batch):
                     again = self._call(one)
-                    if isinstance(again, _Failure) and again.exception is not None:
+                    if isinstance(again, FailedReward) and again.exception is not None:
                         failure, batch, note = again, one, None
                         break
         lines = [
@@ -221,10 +225,10 @@ class RewardScorer:
         return "\n".join(line for line in lines if line is not None)
 
     def _count(self, values: list[_Value]) -> Scores:
-        failed = np.array([isinstance(value, _Failure) for value in values], dtype=np.bool_)
+        failed = np.array([isinstance(value, FailedReward) for value in values], dtype=np.bool_)
         rewards = np.array(
             [
-                self.failed_reward if isinstance(value, _Failure) else math.nan if value is None else value
+                self.failed_reward if isinstance(value, FailedReward) else math.nan if value is None else value
                 for value in values
             ],
             dtype=np.float64,
@@ -243,7 +247,7 @@ def _parameters(reward: Reward) -> list[inspect.Parameter]:
         return [inspect.Parameter("kwargs", inspect.Parameter.VAR_KEYWORD)]
 
 
-def _accepted_keywords(reward: Reward) -> frozenset[str] | None:
+def accepted_keywords(reward: Reward) -> frozenset[str] | None:
     """The keywords that the function takes; None for all."""
     parameters = _parameters(reward)
     if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
@@ -252,7 +256,7 @@ def _accepted_keywords(reward: Reward) -> frozenset[str] | None:
     return frozenset(parameter.name for parameter in parameters if parameter.kind in by_keyword)
 
 
-def _as_list(returned: object) -> list[object] | None:
+def as_list(returned: object) -> list[object] | None:
     """What a function returned as a list, or None when it is no ordered collection. May run the function's own code
     (generators)."""
     if hasattr(returned, "tolist"):  # numpy, torch, pandas
@@ -268,12 +272,12 @@ def _number(value: object) -> _Value:
     if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a scalar of numpy or torch
         value = value.item()
     if not isinstance(value, numbers.Real):
-        return _Failure(f"returned {_show(value)}, expected a number or None")
+        return FailedReward(f"returned {_show(value)}, expected a number or None")
     try:
         number = float(value)
     except OverflowError:
         number = math.inf
-    return number if math.isfinite(number) else _Failure(f"returned {number}, expected a finite number or None")
+    return number if math.isfinite(number) else FailedReward(f"returned {number}, expected a finite number or None")
 
 
 def _single(batch: _Batch, index: int) -> _Batch:

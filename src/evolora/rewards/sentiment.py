@@ -21,3 +21,7 @@ def sentiment(completions: Sequence[str], **_: object) -> list[float]:
 @functools.cache
 def _analyzer() -> SentimentIntensityAnalyzer:
     return SentimentIntensityAnalyzer()  # reads its lexicon: once is enough
+
+
+def make_sentiment():
+    return sentiment

@@ -39,3 +39,11 @@ def _text(target: object) -> str | None:
     if isinstance(target, bool) or not isinstance(target, str | int | float):
         raise TypeError(f"the target is {target!r}, expected text or a number")
     return str(target).strip()
+
+
+def make_similarity():
+    return similarity
+
+
+def make_exact():
+    return exact

@@ -1,0 +1,43 @@
+"""A run's votes as files that TRL's reward and DPO trainers read, and back."""
+
+from pathlib import Path
+
+from evolora.errors import InputError
+from evolora.human.feedback import VOTES_FILE, voted_preferences
+from evolora.human.votes import VoteStore
+from evolora.preferences import read_preferences, write_preferences
+
+
+def export_votes(run: Path, to: Path) -> int:
+    """Write the run's decided votes to a JSONL file of prompt, chosen and rejected; returns how many. Ties have no place
+    in that form. Raises InputError for a run without votes and a file that is there already."""
+    if to.exists():
+        raise InputError(f"--to {to}: exists already, expected a new file")
+    store = _store(run)
+    try:
+        preferences = [one for one in voted_preferences(store) if not one.tie]
+    finally:
+        store.close()
+    to.parent.mkdir(parents=True, exist_ok=True)
+    write_preferences(to, preferences)
+    return len(preferences)
+
+
+def import_votes(run: Path, file: Path) -> int:
+    """Add the preferences of a JSONL file to the run's votes, each once however often it is imported; returns how many
+    were new. Raises InputError for a folder that is no run, and for a bad file with its line."""
+    preferences = read_preferences(file)
+    if not (run / "config.toml").is_file():
+        raise InputError(f"{run}: found no config.toml, expected the folder of a run")
+    store = VoteStore(run / VOTES_FILE)
+    try:
+        return store.add_preferences((one.prompt, one.chosen, one.rejected, one.tie) for one in preferences)
+    finally:
+        store.close()
+
+
+def _store(run: Path) -> VoteStore:
+    file = run / VOTES_FILE
+    if not file.is_file():
+        raise InputError(f"{run}: found no {VOTES_FILE}, expected the folder of a run with --reward human")
+    return VoteStore(file)

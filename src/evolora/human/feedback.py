@@ -1,0 +1,261 @@
+"""Human votes as fitness and, through a reward model, as rewards: what `--reward human` does in a run."""
+
+import importlib.util
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evolora.cost import Cost
+from evolora.errors import InputError
+from evolora.evaluation import Evaluation, Judge, LocalEvaluator
+from evolora.human.bradley_terry import Fit, comparisons, fit_strengths
+from evolora.human.choice import choose_pairs
+from evolora.human.page import PageStatus
+from evolora.human.server import RatingPage
+from evolora.human.votes import Pair, VoteStore
+from evolora.population import Population
+from evolora.preferences import Preference
+from evolora.reward_model import FittedRewardModel, fit_reward_model
+from evolora.rewards import Scores
+from evolora.rng import keyed_seed
+from evolora.task import Example
+
+Floats = npt.NDArray[np.float64]
+
+# A run's votes, in its folder.
+VOTES_FILE = "votes.sqlite"
+# Fewer pairs teach a reward model nothing but noise.
+FEWEST_PREFERENCES = 4
+# Standard deviation, in log-odds, of what individuals are worth around what the reward model says.
+PRIOR_SCALE = 1.0
+
+
+def check_installed() -> None:
+    """Raise InputError when what serves the page is not there."""
+    for package in ("flask", "waitress"):
+        if importlib.util.find_spec(package) is None:
+            raise InputError(
+                f"--reward human: found no package {package}, expected it installed: pip install 'evolora[human]'"
+            )
+
+
+class VotedScorer:
+    """Rewards by a reward model of the votes so far: the probability that a completion is preferred to a typical one
+    that was voted on, in (0, 1). 0.5 for everything before the first fit.
+
+    A completion's log-odds are the model's score minus the mean score of all texts in the votes.
+    """
+
+    name = "human"
+    varies = True
+
+    def __init__(self, base: str, *, device: str, seed: int) -> None:
+        self.base = base
+        self.device = device
+        self.seed = seed
+        self.model: FittedRewardModel | None = None
+        self._typical = 0.0
+
+    def learn(self, preferences: Sequence[Preference]) -> None:
+        """Fit the model anew to all votes; too few, and it stays as it is."""
+        if sum(not one.tie for one in preferences) < FEWEST_PREFERENCES:
+            return
+        seed = keyed_seed(self.seed, "reward model", len(preferences))
+        self.model = fit_reward_model(self.base, preferences, seed=seed, device=self.device)
+        prompts = [one.prompt for one in preferences]
+        texts = [[one.chosen for one in preferences], [one.rejected for one in preferences]]
+        self._typical = float(np.mean([self.model.score(prompts, side) for side in texts]))
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        columns: Mapping[str, Sequence[object]],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        *,
+        groups: Sequence[int] | None = None,
+        messages: Sequence[Sequence[Mapping[str, str]]] | None = None,
+    ) -> Scores:
+        del columns, completion_ids, groups, messages
+        log_odds = np.zeros(len(completions))
+        if self.model is not None and completions:
+            log_odds = self.model.score(prompts, completions) - self._typical
+        return Scores(_sigmoid(log_odds), np.zeros(len(completions), dtype=np.bool_))
+
+    def close(self) -> None:
+        self.model = None
+
+
+class HumanFeedback(Judge):
+    """Asks people to compare what a generation's individuals wrote, and measures fitness by their votes.
+
+    Every individual writes a greedy and a sampled completion for each prompt of the generation. Pairs of different
+    individuals are asked about where a vote tells most, until `votes` of the generation are in. Then the reward model
+    learns from all votes of the run, and an individual's fitness is its Bradley-Terry strength from the generation's
+    votes, with the reward model's opinion of its greedy completions as the prior's mean; as a probability, to be
+    preferred to a typical completion.
+    """
+
+    def __init__(
+        self,
+        evaluator: LocalEvaluator,
+        scorer: VotedScorer,
+        store: VoteStore,
+        page: RatingPage,
+        *,
+        votes: int,
+        seed: int,
+        temperature: float,
+        stop: Callable[[], bool],
+        say: Callable[[str], None],
+    ) -> None:
+        self.evaluator = evaluator
+        self.scorer = scorer
+        self.store = store
+        self.page = page
+        self.votes = votes
+        self.seed = seed
+        self.temperature = temperature
+        self.stop = stop
+        self.say = say
+
+    def judge(
+        self, generation: int, population: Population, examples: Sequence[Example], evaluation: Evaluation
+    ) -> Evaluation:
+        """Wait for the generation's votes. Raises KeyboardInterrupt when `stop` says so meanwhile."""
+        ids = [individual.id for individual in population.individuals]
+        sampled, cost = self.evaluator.sample(
+            population.genomes,
+            examples,
+            key=ids,
+            seed=keyed_seed(self.seed, "votes", generation),
+            temperature=self.temperature,
+        )
+        pairs = _pairs(ids, examples, evaluation.completions, sampled)
+        self._collect(generation, ids, pairs, self._prior(ids, evaluation))
+        self.scorer.learn(self.preferences(generation))
+        judged = self._scored(evaluation, examples, cost)
+        fit = self._fit(generation, ids, self._prior(ids, judged))
+        self._show(generation, 0, fit, "Thank you. The run goes on with your votes; the next questions come by themselves.")
+        return replace(judged, fitness=_sigmoid(np.array([fit.strength(individual) for individual in ids])))
+
+    def summary(self) -> dict[str, Any]:
+        """How many votes there are, and on what share of held-out ones the reward model agrees."""
+        model = self.scorer.model
+        return {"count": self.store.count(), "agreement": None if model is None else model.accuracy}
+
+    def close(self) -> None:
+        """Close the page and the store."""
+        self.page.close()
+        self.store.close()
+
+    def preferences(self, generation: int) -> list[Preference]:
+        """All votes up to a generation, and the imported ones: what a run that is resumed there knew, too."""
+        return voted_preferences(self.store, generation)
+
+    def _collect(self, generation: int, ids: Sequence[int], pairs: Sequence[Pair], prior: Mapping[int, float]) -> None:
+        """Ask, and wait for the votes. What is asked does not depend on votes of this generation, so that a resumed run
+        asks the same and finds its votes; a few more questions than wanted leave room for skipping."""
+        fit = fit_strengths([], ids, prior_means=prior, prior_scale=PRIOR_SCALE)
+        chosen = choose_pairs(pairs, fit, self.votes + max(3, self.votes // 4))
+        wanted = min(self.votes, len(chosen))
+        if wanted < self.votes:
+            self.say(f"generation {generation}: only {wanted} questions to ask, the rest is written the same")
+        self.store.ask(generation, chosen)
+        while (decided := self.store.count(generation)) < wanted:
+            self._show(generation, wanted, self._fit(generation, ids, prior), "")
+            self.page.wait_for(decided + 1, generation, self.stop)
+            if self.stop():
+                raise KeyboardInterrupt
+
+    def _prior(self, ids: Sequence[int], evaluation: Evaluation) -> dict[int, float]:
+        """The prior's means: the log-odds whose probability is the mean reward."""
+        share = np.clip(np.nan_to_num(evaluation.rewards.mean(1), nan=0.5), 1e-6, 1 - 1e-6)
+        return dict(zip(ids, np.log(share / (1 - share)).tolist(), strict=True))
+
+    def _fit(self, generation: int, ids: Sequence[int], prior: Mapping[int, float]) -> Fit:
+        compared = comparisons(self.store.decided(generation))
+        return fit_strengths(compared, ids, prior_means=prior, prior_scale=PRIOR_SCALE)
+
+    def _scored(self, evaluation: Evaluation, examples: Sequence[Example], cost: Cost) -> Evaluation:
+        n = len(evaluation.completions)
+        scores = self.scorer.score(
+            [example.prompt for _ in range(n) for example in examples],
+            list(itertools.chain.from_iterable(evaluation.completions)),
+            {},
+        )
+        return replace(evaluation, rewards=scores.rewards.reshape(n, len(examples)), cost=evaluation.cost + cost)
+
+    def _show(self, generation: int, wanted: int, fit: Fit, message: str) -> None:
+        model = self.scorer.model
+        self.page.status = PageStatus(
+            generation=generation,
+            wanted=wanted,
+            certainty=fit.certainty(),
+            agreement=None if model is None else model.accuracy,
+            message=message,
+        )
+
+
+def open_page(
+    folder: Path,
+    evaluator: LocalEvaluator,
+    scorer: VotedScorer,
+    *,
+    votes: int,
+    host: str,
+    port: int,
+    seed: int,
+    temperature: float,
+    stop: Callable[[], bool],
+    say: Callable[[str], None],
+) -> HumanFeedback:
+    """Open the page of the run in `folder`, and say where it is. Raises InputError when the address cannot be had."""
+    store = VoteStore(folder / VOTES_FILE)
+    page = RatingPage(store, host=host, port=port)
+    try:
+        page.start()
+    except OSError as error:
+        store.close()
+        raise InputError(
+            f"--rating-host {host} --rating-port {port}: cannot be opened ({error.strerror}), expected a free port"
+        ) from None
+    say(f"Rate completions at {page.url}")
+    return HumanFeedback(
+        evaluator, scorer, store, page, votes=votes, seed=seed, temperature=temperature, stop=stop, say=say
+    )
+
+
+def voted_preferences(store: VoteStore, generation: int | None = None) -> list[Preference]:
+    """The votes up to a generation (default: all) and the imported ones, as preferences."""
+    return [
+        Preference(vote.prompt, vote.text_b, vote.text_a)
+        if vote.outcome == "b"
+        else Preference(vote.prompt, vote.text_a, vote.text_b, tie=vote.outcome != "a")
+        for vote in store.decided()
+        if generation is None or vote.generation is None or vote.generation <= generation
+    ]
+
+
+def _pairs(
+    ids: Sequence[int], examples: Sequence[Example], greedy: Sequence[Sequence[str]], sampled: Sequence[Sequence[str]]
+) -> list[Pair]:
+    """All pairs of individuals on all prompts: their greedy completions, or, where those are the same, the sampled."""
+    found = []
+    for place, example in enumerate(examples):
+        for a, b in itertools.combinations(range(len(ids)), 2):
+            for texts in (greedy, sampled):
+                left, right = texts[a][place], texts[b][place]
+                if left.strip() != right.strip():
+                    found.append(Pair(example.prompt, ids[a], left, ids[b], right))
+                    break
+    return found
+
+
+def _sigmoid(log_odds: Floats) -> Floats:
+    return np.asarray(1 / (1 + np.exp(-log_odds)))

@@ -1,0 +1,3 @@
+def make_chrf():
+    from evolora.rewards.text import similarity
+    return similarity

@@ -1,0 +1,171 @@
+"""The rewards of a run: every term of its expression called, checked and cached, then combined."""
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from evolora.errors import InputError
+from evolora.rewards.base import (
+    OnError,
+    Reward,
+    RewardScorer,
+    Scores,
+    accepted_keywords,
+    check_signature,
+    compares,
+    reward_name,
+)
+from evolora.rewards.cache import CachedReward
+from evolora.rewards.context import RewardContext
+from evolora.rewards.expression import Expression, Term
+from evolora.rewards.loading import make_reward, needs_context
+from evolora.rewards.workers import WorkerPool
+
+
+class Scorer(Protocol):
+    """What scores completions: one reward function, or several combined.
+
+    `name` is for logs. `varies`: the same completion of the same prompt may earn something else another time, because
+    it is compared with others or because the reward learns.
+    """
+
+    name: str
+    varies: bool
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        columns: Mapping[str, Sequence[object]],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        *,
+        groups: Sequence[int] | None = None,
+        messages: Sequence[Sequence[Mapping[str, str]]] | None = None,
+    ) -> Scores:
+        """Score a batch. `groups` says which individual wrote each completion."""
+        ...
+
+    def close(self) -> None:
+        """Release what the reward functions hold."""
+        ...
+
+
+class CombinedScorer:
+    """Scores by an expression of several rewards, each term by a `RewardScorer` of its own. A completion on which a
+    term fails has failed. `Scores.terms` has the terms' own values.
+
+    >>> from evolora.rewards import exact, similarity
+    >>> from evolora.rewards.expression import parse
+    >>> scorers = {"similarity": RewardScorer(similarity), "exact": RewardScorer(exact)}
+    >>> scorer = CombinedScorer(parse("0.5 * similarity + 0.5 * exact"), scorers)
+    >>> scores = scorer.score(["p"], ["ab"], {"target": ["abcd"]})
+    >>> scores.rewards.round(3), scores.terms["similarity"].round(3)
+    (array([0.333]), array([0.667]))
+    """
+
+    def __init__(
+        self, expression: Expression, scorers: Mapping[str, RewardScorer], *, failed_reward: float = 0.0
+    ) -> None:
+        self.expression = expression
+        self.scorers = dict(scorers)
+        self.failed_reward = failed_reward
+        self.name = str(expression)
+        self.varies = any(scorer.varies for scorer in self.scorers.values())
+
+    def score(
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        columns: Mapping[str, Sequence[object]],
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        *,
+        groups: Sequence[int] | None = None,
+        messages: Sequence[Sequence[Mapping[str, str]]] | None = None,
+    ) -> Scores:
+        """Score a batch. Raises RewardError as the terms' scorers do."""
+        scores = {
+            name: scorer.score(prompts, completions, columns, completion_ids, groups=groups, messages=messages)
+            for name, scorer in self.scorers.items()
+        }
+        failed = np.logical_or.reduce([one.failed for one in scores.values()])
+        terms = {name: np.where(one.failed, math.nan, one.rewards) for name, one in scores.items()}
+        rewards = np.where(failed, self.failed_reward, self.expression.combine(terms))
+        return Scores(rewards, failed, terms)
+
+    def close(self) -> None:
+        for scorer in self.scorers.values():
+            scorer.close()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScoringOptions:
+    """How a run calls its rewards; `RunConfig` describes each."""
+
+    on_error: OnError = "raise"
+    failed_reward: float = 0.0
+    workers: int = 0
+    timeout: float | None = None
+    cache: Path | None = None
+    log: Path | None = None
+    conversational: bool = False
+
+
+def make_scorer(
+    expression: Expression, columns: Iterable[str], options: ScoringOptions, context: RewardContext
+) -> Scorer:
+    """The scorer of a run's reward expression. Raises InputError for a reward that cannot be made, or that asks for
+    columns which the data does not have."""
+    columns = tuple(columns)
+    scorers = {str(term): _scorer(term, columns, options, context) for term in expression.terms}
+    if expression.single is not None:
+        return next(iter(scorers.values()))
+    return CombinedScorer(expression, scorers, failed_reward=options.failed_reward)
+
+
+def function_scorer(function: Reward, columns: Iterable[str], options: ScoringOptions) -> Scorer:
+    """The scorer of a reward that is given as a Python function. Raises InputError as `make_scorer` does."""
+    check_signature(function, columns)
+    return _wrapped(function, function, options)
+
+
+def _scorer(term: Term, columns: Sequence[str], options: ScoringOptions, context: RewardContext) -> RewardScorer:
+    reward = make_reward(term, context)
+    check_signature(reward, columns)
+    # A worker makes the reward anew from its text, which one that needs the run's base model cannot be made from;
+    # programs and endpoints have time limits of their own.
+    source = None if needs_context(term) or term.name in ("command", "http") else str(term)
+    return _wrapped(reward, source, options, name=str(term))
+
+
+def _wrapped(
+    reward: Reward, source: Reward | str | None, options: ScoringOptions, *, name: str | None = None
+) -> RewardScorer:
+    """The scorer of a reward, in worker processes and behind the cache where these are asked for and make sense."""
+    name, called = name or reward_name(reward), reward
+    if not compares(reward):
+        if options.workers and source is not None:
+            called = WorkerPool(source, workers=options.workers, timeout=options.timeout, log=options.log)
+        if options.cache is not None and (version := reward_version(reward)) is not None:
+            called = CachedReward(called, options.cache, name=name, version=version, accepted=accepted_keywords(reward))
+    return RewardScorer(
+        called,
+        name=name,
+        accepted=accepted_keywords(reward),
+        on_error=options.on_error,
+        failed_reward=options.failed_reward,
+        log=options.log,
+        conversational=options.conversational,
+    )
+
+
+def reward_version(reward: Reward) -> str | None:
+    """The text under which a reward's values may be cached; None for one that says of itself none."""
+    version = getattr(reward, "version", None)
+    if version is not None and not isinstance(version, str):
+        raise InputError(f"reward {getattr(reward, '__name__', reward)}: its version is {version!r}, expected text")
+    return version
+
