@@ -53,7 +53,12 @@ class RunConfig(BaseModel):
     )
     rslora: bool = _option(False, "scale the adapters by alpha / sqrt(r)", _MODEL)
 
-    task: str | None = _option(None, "bundled task: translate (default), arithmetic, sentiment, format", _TASK)
+    task: str | None = _option(
+        None,
+        "bundled task: translate (default), arithmetic, sentiment, format; or 'gym:NAME(option=value, ...)', generated "
+        "by reasoning-gym",
+        _TASK,
+    )
     data: str | None = _option(
         None, "JSONL or CSV file, or a folder of train/validation/test files, with a prompt column", _TASK
     )

@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -475,6 +476,7 @@ def _task_sha256(task: Task) -> str:
 
 def _default_folder(config: RunConfig) -> Path:
     name = config.task or (Path(config.data).stem if config.data else "prompt" if config.prompt else "translate")
+    name = re.sub(r"[^\w.-]+", "-", name).strip("-")  # a gym: task's options are no part of a path
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 

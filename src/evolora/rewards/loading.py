@@ -15,6 +15,7 @@ from evolora.rewards.base import Reward
 from evolora.rewards.json_object import json_object
 from evolora.rewards.sentiment import sentiment
 from evolora.rewards.text import exact, similarity
+from evolora.rewards.verifiable import make_verifiable
 
 BUILTIN_REWARDS: dict[str, Reward] = {
     "similarity": similarity,
@@ -69,6 +70,8 @@ def load_reward(spec: str) -> Reward:
     """
     if spec in _known():
         return _known()[spec]
+    if spec == "verifiable":
+        return make_verifiable()
     place, colon, attribute = spec.rpartition(":")
     if not (place and colon and attribute):
         raise InputError(
