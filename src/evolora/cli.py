@@ -14,6 +14,7 @@ from transformers.utils import logging as transformers_logging
 from evolora.apply import complete, evaluate, export
 from evolora.config import RunConfig, make_config, option_name, read_config
 from evolora.errors import CheckpointError, InputError, RewardError
+from evolora.inspection import Inspection
 from evolora.run import Interrupted, Result, resume, start
 from evolora.tracking import choose_view
 
@@ -80,6 +81,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_adapter(evaluated)
     evaluated.add_argument("--split", choices=["train", "validation", "test"], default="test", help="default: test")
     evaluated.add_argument("--show", type=int, default=5, metavar="N", help="completions to print (default 5)")
+    evaluated.add_argument(
+        "--no-base",
+        action="store_true",
+        help="do not evaluate the untouched base model beside it, which saves the time",
+    )
     _add_options(evaluated, _APPLY_OPTIONS)
 
     generated = _command(commands, "generate", "let an adapter complete a prompt", _generate)
@@ -185,6 +191,7 @@ def _report(result: Result) -> None:
         f"  winner      {winner['reward']:.3f}  (95% {winner['ci95'][0]:.3f} to {winner['ci95'][1]:.3f})  "
         f"individual {summary['winner']['id']}, by {summary['winner']['operator']}\n"
         f"{_vote_line(summary)}"
+        f"{_inspection_lines(summary)}"
         f"{summary['generations']} generations in {summary['seconds']:.1f} s, "
         f"{tokens['evaluation']:,} tokens for evaluation and {tokens['rollout']:,} for rollouts, "
         f"{operations:.2g} FLOPs\n"
@@ -204,15 +211,26 @@ def _vote_line(summary: dict[str, Any]) -> str:
     )
 
 
+def _inspection_lines(summary: dict[str, Any]) -> str:
+    if "inspection" not in summary:  # a run that an older version finished
+        return ""
+    return "".join(f"{line}\n" for line in Inspection.from_dict(summary["inspection"]).lines())
+
+
 def _evaluate(options: dict[str, Any]) -> int:
     score = evaluate(
         Path(options["path"]),
         split=options["split"],
         checkpoint=options["checkpoint"],
         options=_values(options, _APPLY_OPTIONS),
+        base=not options["no_base"],
     )
     for prompt, completion, reward in score.rows[: options["show"]]:
         print(f"{reward:.3f}  {prompt!r} -> {completion!r}")
+    if score.inspection is not None and score.base_ci95 is not None:
+        print("\n".join(score.inspection.lines()))
+        low, high = score.base_ci95
+        print(f"{options['split']} reward of the base model {score.base_reward:.4f} (95% {low:.4f} to {high:.4f})")
     print(
         f"{options['split']} reward {score.reward:.4f} (95% {score.ci95[0]:.4f} to {score.ci95[1]:.4f}), "
         f"{len(score.rows)} prompts"

@@ -13,6 +13,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evolora.cost import Cost
 from evolora.decoding import takes_drafts
+from evolora.inspection import Inspection, inspect_completions
 from evolora.population_model import PopulationModel
 from evolora.rewards import RewardScorer
 from evolora.rollout import decode_text, encode, end_tokens, generate, lengths_read, pad_token
@@ -145,6 +146,16 @@ class LocalEvaluator(Evaluator):
             )
         cost = Cost(completions.tokens, self.population_model.size.forward(lengths_read(prompts, completions)))
         return decode_text(self.tokenizer, completions), completions.rows(), cost
+
+
+def compare(prompts: Sequence[str], base: Evaluation, winner: Evaluation) -> Inspection:
+    """The first individual of `winner` beside that of `base`, both evaluated on `prompts`."""
+    return inspect_completions(
+        prompts,
+        (base.completions[0], base.rewards[0].tolist()),
+        (winner.completions[0], winner.rewards[0].tolist()),
+        ids=(base.completion_ids[0], winner.completion_ids[0]),
+    )
 
 
 def mean_fitness(rewards: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -35,7 +35,7 @@ from evolora.config import RunConfig, config_toml, make_config, read_config
 from evolora.cost import Cost, Costs
 from evolora.distillation import Distiller
 from evolora.errors import InputError, RewardError
-from evolora.evaluation import Evaluation, Evaluator, bootstrap_interval, mean_fitness
+from evolora.evaluation import Evaluation, Evaluator, bootstrap_interval, compare, mean_fitness
 from evolora.evolution import Evolution, LoopConfig
 from evolora.export import export_adapter, export_merged, load_adapter, model_card, save_adapter
 from evolora.lineage import Lineage
@@ -400,6 +400,7 @@ def _finish(
             "test": _test_figures(winner_test.rewards[0], config.seed),
         },
         **vote,
+        "inspection": compare([example.prompt for example in parts.task.test], base_test, winner_test).as_dict(),
     }
     examples = list(
         zip(
