@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from evolora.assembly import Parts, assemble, check_prompts
+from evolora.chat import chat_prompt
 from evolora.checkpoint import temporary_folder, write_folder
 from evolora.config import make_config, read_config
 from evolora.errors import InputError
@@ -90,10 +91,14 @@ def complete(
     checkpoint: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """What the adapter writes after `prompt`: its greedy completion, or `samples` sampled ones."""
+    """What the adapter writes after `prompt`, or in answer to it where it was tuned on chat messages: its greedy
+    completion, or `samples` sampled ones."""
     if samples < 0:
         raise InputError(f"--samples {samples}: expected 0, for the greedy completion, or more")
     parts = _parts(path, checkpoint, options or {})
+    if parts.task.conversational:
+        message = {"role": "user", "content": prompt}
+        prompt = chat_prompt(parts.base.tokenizer, [message], source="PROMPT")
     check_prompts(parts.base, [prompt], parts.max_new_tokens)
     model, tokenizer = parts.base.model, parts.base.tokenizer
     prompts = encode(tokenizer, [prompt] * max(1, samples), model.device)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from evolora.calibration import choose_rows, choose_threads, parameters_of
+from evolora.chat import use_template, with_prompts
 from evolora.config import RunConfig
 from evolora.errors import InputError
 from evolora.evaluation import LocalEvaluator
@@ -73,6 +74,9 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     if config.strategy == "sep-cmaes" and adapter is None:
         sep_cma()
     base = _base(config, device)
+    if config.chat_template is not None:
+        use_template(base.tokenizer, Path(config.chat_template))
+    task = with_prompts(task, base.tokenizer, source=f"--data {config.data}")
     asked = config.threads
     threads = asked or choose_threads(base.model, os.cpu_count() or 1)
     torch.set_num_threads(threads)

@@ -20,7 +20,7 @@ from evolora.tracking import choose_view
 
 # Options of the run that also make sense for an adapter that is done.
 _APPLY_OPTIONS = (
-    "model", "device", "dtype", "threads", "task", "data", "prompt", "target", "reward", "on_reward_error",
+    "model", "device", "dtype", "threads", "chat_template", "task", "data", "prompt", "target", "reward", "on_reward_error",
     "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
 )  # fmt: skip
 _RESUME_OPTIONS = ("gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge")
@@ -94,7 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     generated.add_argument(
         "--samples", type=int, default=0, metavar="N", help="sample N completions instead of the greedy one"
     )
-    _add_options(generated, ["model", "device", "dtype", "threads", "max_new_tokens", "temperature", "seed"])
+    _add_options(
+        generated, ["model", "device", "dtype", "threads", "chat_template", "max_new_tokens", "temperature", "seed"]
+    )
 
     exported = _command(commands, "export", "write an adapter, or the merged model, to a folder", _export)
     _add_adapter(exported)

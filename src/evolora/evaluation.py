@@ -17,7 +17,7 @@ from evolora.inspection import Inspection, inspect_completions
 from evolora.population_model import PopulationModel
 from evolora.rewards import RewardScorer
 from evolora.rollout import decode_text, encode, end_tokens, generate, lengths_read, pad_token
-from evolora.task import Example, columns_of
+from evolora.task import Example, columns_of, messages_of
 
 # For each individual and each example, token ids that its completion may begin with.
 Drafts = Sequence[Sequence[Sequence[int]]]
@@ -125,6 +125,7 @@ class LocalEvaluator(Evaluator):
             completions=[text for row in texts for text in row],
             columns=columns_of([example for _ in range(n) for example in examples]),
             completion_ids=[ids for row in token_ids for ids in row],
+            messages=messages_of([example for _ in range(n) for example in examples]),
         )
         rewards = scores.rewards.reshape(n, len(examples))
         return Evaluation(mean_fitness(rewards), rewards, texts, cost, int(scores.failed.sum()), token_ids)

@@ -142,8 +142,8 @@ def inspect_completions(
         for prompt, was, now, was_worth, worth in zip(prompts, base[0], winner[0], base[1], winner[1], strict=True)
     ]
     scored = [pair for pair in pairs if pair.winner_reward is not None]
-    # Of equal rewards, first those that gained most: what the base did as well tells nothing. And different texts first:
-    # how many are the same is a share of its own.
+    # Of equal rewards, first those that gained most: what the base did as well tells nothing. And different texts
+    # first: how many are the same is a share of its own.
     scored.sort(key=lambda pair: (-(pair.winner_reward or 0.0), pair.base_reward or 0.0))
     first = {pair.winner.strip(): index for index, pair in reversed(list(enumerate(scored)))}
     order = sorted(range(len(scored)), key=lambda index: (first[scored[index].winner.strip()] != index, index))

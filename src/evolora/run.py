@@ -486,6 +486,8 @@ def _located(config: RunConfig, folder: Path) -> RunConfig:
     update: dict[str, Any] = {"out": str(folder)}
     if config.data is not None:
         update["data"] = str(Path(config.data).absolute())
+    if config.chat_template is not None:
+        update["chat_template"] = str(Path(config.chat_template).absolute())
     if config.reward is not None and ".py:" in config.reward:
         path, function = config.reward.rsplit(":", 1)
         update["reward"] = f"{Path(path).absolute()}:{function}"

@@ -31,12 +31,21 @@ DEFAULT_TASK = "translate"
 RESERVED_COLUMNS = ("prompts", "completions", "completion_ids")
 
 
+Message = dict[str, str]
+"""A chat message: its `role` (user, say) and its `content`."""
+
+
 @dataclass(frozen=True)
 class Example:
-    """A prompt and the other columns of its row (`target`, say), which the reward function gets as keywords."""
+    """A prompt and the other columns of its row (`target`, say), which the reward function gets as keywords.
+
+    Where the prompt was given as chat messages, these are `messages`, and `prompt` is their JSON until a chat template
+    has made it the text that the model continues.
+    """
 
     prompt: str
     columns: dict[str, object]
+    messages: tuple[Message, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -56,6 +65,11 @@ class Task:
     held_out: bool
     columns: tuple[str, ...]
 
+    @property
+    def conversational(self) -> bool:
+        """Whether the prompts are chat messages: all of them or none."""
+        return self.train[0].messages is not None
+
 
 def columns_of(examples: Iterable[Example]) -> dict[str, list[object]]:
     """The examples' columns as lists, as a reward function takes them; no examples have no columns.
@@ -68,6 +82,16 @@ def columns_of(examples: Iterable[Example]) -> dict[str, list[object]]:
         for name, value in example.columns.items():
             columns.setdefault(name, []).append(value)
     return columns
+
+
+def messages_of(examples: Iterable[Example]) -> list[list[Message]] | None:
+    """The examples' chat messages, as a reward function takes them; None where the prompts are text.
+
+    >>> messages_of([Example("...", {}, ({"role": "user", "content": "Hello"},))])
+    [[{'role': 'user', 'content': 'Hello'}]]
+    """
+    found = [example.messages for example in examples]
+    return [list(messages) for messages in found if messages is not None] if found and found[0] is not None else None
 
 
 def load_task(
@@ -86,7 +110,7 @@ def load_task(
     - `task` names a bundled task (see `BUNDLED_TASKS`), or, as `gym:NAME(option=value, ...)`, one of reasoning-gym,
       whose questions are generated from the seed.
     - `data` is a .jsonl or .csv file with a column `prompt`, or a folder that holds train, validation and test as such
-      files. All further columns are handed to the reward. A column `split` (train, validation or test) decides where a
+      files. A prompt is text, or a list of chat messages. All further columns are handed to the reward. A column `split` (train, validation or test) decides where a
       row goes; without it `split_by_prompt` does.
     - `prompt`, with or without `target`, is a task of one example.
 
@@ -185,6 +209,9 @@ def _task_of(
         first = first or row
         _check_columns(row, first)
         examples.append(_example(row))
+        if (examples[-1].messages is None) != (examples[0].messages is None):
+            kinds = ("text", "chat messages") if examples[-1].messages is None else ("chat messages", "text")
+            _refuse(row.place, f"has a prompt of {kinds[0]}, expected {kinds[1]} as in {first.place}")
         named_splits.append(row.split or _split_column(row))
     assert first is not None  # every reader refuses a file without rows
     columns = tuple(examples[0].columns)
@@ -248,13 +275,13 @@ def _check_columns(row: _Row, first: _Row) -> None:
 def _example(row: _Row) -> Example:
     if "prompt" not in row.values:
         _refuse(row.place, f"has no column 'prompt' but {_listed(row.values)}, expected one")
-    prompt = row.values["prompt"]
+    prompt, messages = row.values["prompt"], None
+    if isinstance(prompt, list):
+        messages = _messages(prompt, row.place)
+        prompt = json.dumps(prompt)
     if not isinstance(prompt, str) or not prompt.strip():
-        _refuse(row.place, f"has the prompt {_show(prompt)}, expected text that is not blank")
-    try:
-        prompt.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape and no tokenizer takes
-        _refuse(row.place, f"has the prompt {_show(prompt)}, expected text that can be encoded as UTF-8")
+        _refuse(row.place, f"has the prompt {_show(prompt)}, expected text that is not blank, or chat messages")
+    _check_utf8(prompt, "prompt", row.place)
     for name in RESERVED_COLUMNS:
         if name in row.values:
             _refuse(row.place, f"has a column '{name}', expected another name because rewards are called with that one")
@@ -262,7 +289,33 @@ def _example(row: _Row) -> Example:
         _refuse(row.place, "has a column without a name, expected a name for each column")
     if row.split is not None and "split" in row.values:
         _refuse(row.place, "has a column 'split', expected none because the name of the file already says the split")
-    return Example(prompt, {name: value for name, value in row.values.items() if name not in ("prompt", "split")})
+    columns = {name: value for name, value in row.values.items() if name not in ("prompt", "split")}
+    return Example(prompt, columns, messages)
+
+
+def _messages(values: list[object], place: str) -> tuple[Message, ...]:
+    """Chat messages of text, as TRL has them: [{"role": "user", "content": "..."}, ...]."""
+    if not values:
+        _refuse(place, "has the prompt [], expected at least one chat message")
+    messages: list[Message] = []
+    for number, value in enumerate(values, start=1):
+        if not isinstance(value, dict) or value.keys() != {"role", "content"}:
+            _refuse(place, f"has {_show(value)} as message {number}, expected an object with a role and a content")
+        for key, text in value.items():
+            if not isinstance(text, str) or (key == "role" and not text.strip()):
+                _refuse(place, f"has the {key} {_show(text)} in message {number}, expected text")
+            _check_utf8(text, f"{key} of message {number}", place)
+        messages.append({"role": value["role"], "content": value["content"]})
+    if messages[-1]["role"] == "assistant":
+        _refuse(place, "ends its prompt with a message of the assistant, expected one that the assistant answers")
+    return tuple(messages)
+
+
+def _check_utf8(text: str, what: str, place: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape and no tokenizer takes
+        _refuse(place, f"has the {what} {_show(text)}, expected text that can be encoded as UTF-8")
 
 
 def _split_column(row: _Row) -> str | None:

@@ -147,6 +147,7 @@ class RewardScorer:
         completions: Sequence[str],
         columns: Mapping[str, Sequence[object]],
         completion_ids: Sequence[Sequence[int]] | None = None,
+        messages: Sequence[Sequence[Mapping[str, str]]] | None = None,
     ) -> Scores:
         """Score a batch; an empty one calls nothing.
 
