@@ -49,9 +49,7 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
             "expected --chat-template FILE, or prompts that are text"
         )
     try:
-        text = tokenizer.apply_chat_template(
-            [dict(each) for each in messages], tokenize=False, add_generation_prompt=True
-        )
+        text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
     except (TemplateError, TypeError, ValueError) as error:
         raise InputError(
             f"{source}: the chat template refuses {list(messages)!r:.200} ({error}), expected messages that it takes"

@@ -20,8 +20,8 @@ from evolora.tracking import choose_view
 
 # Options of the run that also make sense for an adapter that is done.
 _APPLY_OPTIONS = (
-    "model", "device", "dtype", "threads", "chat_template", "task", "data", "prompt", "target", "reward", "on_reward_error",
-    "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
+    "model", "device", "dtype", "threads", "chat_template", "task", "data", "prompt", "target", "reward",
+    "on_reward_error", "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
 )  # fmt: skip
 _RESUME_OPTIONS = ("gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge")
 

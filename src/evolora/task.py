@@ -110,8 +110,8 @@ def load_task(
     - `task` names a bundled task (see `BUNDLED_TASKS`), or, as `gym:NAME(option=value, ...)`, one of reasoning-gym,
       whose questions are generated from the seed.
     - `data` is a .jsonl or .csv file with a column `prompt`, or a folder that holds train, validation and test as such
-      files. A prompt is text, or a list of chat messages. All further columns are handed to the reward. A column `split` (train, validation or test) decides where a
-      row goes; without it `split_by_prompt` does.
+      files. A prompt is text or, in JSONL, a list of chat messages. All further columns are handed to the reward. A
+      column `split` (train, validation or test) decides where a row goes; without it `split_by_prompt` does.
     - `prompt`, with or without `target`, is a task of one example.
 
     Fewer than three distinct prompts cannot be split: then all three splits are the whole data and `held_out` is false.
@@ -121,7 +121,7 @@ def load_task(
     Raises InputError, one sentence, for options in conflict and for anything wrong in the data.
 
     >>> load_task(prompt="2+2=", target="4", reward="exact").test
-    (Example(prompt='2+2=', columns={'target': '4'}),)
+    (Example(prompt='2+2=', columns={'target': '4'}, messages=None),)
     """
     _check_options(task=task, data=data, prompt=prompt, target=target)
     if not (0 < validation_share < 1 and 0 < test_share < 1 and validation_share + test_share < 1):
