@@ -2,7 +2,7 @@
 
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from evolora.assembly import Parts, assemble, check_prompts
+from evolora.chat import chat_prompt
 from evolora.checkpoint import temporary_folder, write_folder
 from evolora.config import make_config, read_config
 from evolora.errors import InputError
-from evolora.evaluation import bootstrap_interval
+from evolora.evaluation import Evaluation, bootstrap_interval, compare
 from evolora.export import export_merged, load_adapter
+from evolora.inspection import Inspection
 from evolora.rng import keyed_seed
 from evolora.rollout import decode_text, encode, end_tokens, generate, pad_token
 from evolora.tracking import Silence
@@ -22,11 +24,15 @@ from evolora.tracking import Silence
 
 @dataclass(frozen=True)
 class Score:
-    """The mean reward of an adapter, its 95% interval, and (prompt, completion, reward) of every prompt."""
+    """The mean reward of an adapter, its 95% interval, and (prompt, completion, reward) of every prompt; where the base
+    model was evaluated too, its mean reward and interval, and both side by side."""
 
     reward: float
     ci95: tuple[float, float]
     rows: list[tuple[str, str, float]]
+    base_reward: float | None = None
+    base_ci95: tuple[float, float] | None = None
+    inspection: Inspection | None = None
 
 
 def adapter_folder(path: Path, checkpoint: str | None = None) -> Path:
@@ -43,19 +49,38 @@ def adapter_folder(path: Path, checkpoint: str | None = None) -> Path:
 
 
 def evaluate(
-    path: Path, *, split: str = "test", checkpoint: str | None = None, options: Mapping[str, Any] | None = None
+    path: Path,
+    *,
+    split: str = "test",
+    checkpoint: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    base: bool = True,
 ) -> Score:
-    """Score an adapter on a split of its run's task, or of the task that `options` name."""
+    """Score an adapter on a split of its run's task, or of the task that `options` name; with `base`, also the
+    untouched base model on the same prompts."""
     parts = _parts(path, checkpoint, options or {})
     examples = {"train": parts.task.train, "validation": parts.task.validation, "test": parts.task.test}[split]
     evaluation = parts.evaluator.evaluate(parts.founder[None], examples)
-    rewards = evaluation.rewards[0]
     prompts = [example.prompt for example in examples]
-    return Score(
+    score = Score(
         float(evaluation.fitness[0]),
-        bootstrap_interval(rewards, seed=keyed_seed(parts.config.seed, "bootstrap")),
-        list(zip(prompts, evaluation.completions[0], map(float, rewards), strict=True)),
+        _interval(evaluation, parts),
+        list(zip(prompts, evaluation.completions[0], map(float, evaluation.rewards[0]), strict=True)),
     )
+    if not base:
+        return score
+    # The founder is the adapter here. Where all weights are zero, nothing is added to the base.
+    untouched = parts.evaluator.evaluate(torch.zeros_like(parts.founder)[None], examples)
+    return replace(
+        score,
+        base_reward=float(untouched.fitness[0]),
+        base_ci95=_interval(untouched, parts),
+        inspection=compare(prompts, untouched, evaluation),
+    )
+
+
+def _interval(evaluation: Evaluation, parts: Parts) -> tuple[float, float]:
+    return bootstrap_interval(evaluation.rewards[0], seed=keyed_seed(parts.config.seed, "bootstrap"))
 
 
 def complete(
@@ -66,10 +91,14 @@ def complete(
     checkpoint: str | None = None,
     options: Mapping[str, Any] | None = None,
 ) -> list[str]:
-    """What the adapter writes after `prompt`: its greedy completion, or `samples` sampled ones."""
+    """What the adapter writes after `prompt`, or in answer to it where it was tuned on chat messages: its greedy
+    completion, or `samples` sampled ones."""
     if samples < 0:
         raise InputError(f"--samples {samples}: expected 0, for the greedy completion, or more")
     parts = _parts(path, checkpoint, options or {})
+    if parts.task.conversational:
+        message = {"role": "user", "content": prompt}
+        prompt = chat_prompt(parts.base.tokenizer, [message], source="PROMPT")
     check_prompts(parts.base, [prompt], parts.max_new_tokens)
     model, tokenizer = parts.base.model, parts.base.tokenizer
     prompts = encode(tokenizer, [prompt] * max(1, samples), model.device)

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from evolora.calibration import choose_rows, choose_threads, parameters_of
+from evolora.chat import use_template, with_prompts
 from evolora.config import HUMAN, RunConfig
 from evolora.errors import InputError
 from evolora.evaluation import LocalEvaluator
@@ -80,6 +81,9 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     if config.strategy == "sep-cmaes" and adapter is None:
         sep_cma()
     base = _base(config, device)
+    if config.chat_template is not None:
+        use_template(base.tokenizer, Path(config.chat_template))
+    task = with_prompts(task, base.tokenizer, source=f"--data {config.data}")
     asked = config.threads
     threads = asked or choose_threads(base.model, os.cpu_count() or 1)
     torch.set_num_threads(threads)
@@ -91,7 +95,7 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
         lora = _lora(base, config)
         layout, founder = _layout(base, lora, config)
     max_new_tokens = config.max_new_tokens or _longest_target(base, task)
-    scoring = _scoring(config)
+    scoring = _scoring(config, conversational=task.conversational)
     context = RewardContext(base, None if config.out is None else Path(config.out))
     scorer: Scorer
     if human:
@@ -146,7 +150,7 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     return Parts(config, base, lora, layout, founder, task, scorer, population_model, evaluator, max_new_tokens, view)
 
 
-def _scoring(config: RunConfig) -> ScoringOptions:
+def _scoring(config: RunConfig, *, conversational: bool) -> ScoringOptions:
     folder = None if config.out is None else Path(config.out)
     return ScoringOptions(
         on_error="skip" if config.on_reward_error == "skip" else "raise",
@@ -156,6 +160,7 @@ def _scoring(config: RunConfig) -> ScoringOptions:
         # A reward that varies is not to be kept.
         cache=folder / "rewards.sqlite" if folder and config.reward_cache and config.remember else None,
         log=folder / "reward.log" if folder else None,
+        conversational=conversational,
     )
 
 

@@ -15,13 +15,14 @@ from evolora.apply import complete, evaluate, export
 from evolora.config import HUMAN, RunConfig, make_config, option_name, read_config
 from evolora.errors import CheckpointError, InputError, RewardError
 from evolora.human.exchange import export_votes, import_votes
+from evolora.inspection import Inspection
 from evolora.run import Interrupted, Result, resume, start
 from evolora.tracking import choose_view
 
 # Options of the run that also make sense for an adapter that is done.
 _APPLY_OPTIONS = (
-    "model", "device", "dtype", "threads", "task", "data", "prompt", "target", "reward", "on_reward_error",
-    "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
+    "model", "device", "dtype", "threads", "chat_template", "task", "data", "prompt", "target", "reward",
+    "on_reward_error", "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
 )  # fmt: skip
 _RESUME_OPTIONS = ("gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge", "rating_host", "rating_port")
 
@@ -94,6 +95,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_adapter(evaluated)
     evaluated.add_argument("--split", choices=["train", "validation", "test"], default="test", help="default: test")
     evaluated.add_argument("--show", type=int, default=5, metavar="N", help="completions to print (default 5)")
+    evaluated.add_argument(
+        "--no-base",
+        action="store_true",
+        help="do not evaluate the untouched base model beside it, which saves the time",
+    )
     _add_options(evaluated, _APPLY_OPTIONS)
 
     generated = _command(commands, "generate", "let an adapter complete a prompt", _generate)
@@ -102,7 +108,9 @@ def _parser() -> argparse.ArgumentParser:
     generated.add_argument(
         "--samples", type=int, default=0, metavar="N", help="sample N completions instead of the greedy one"
     )
-    _add_options(generated, ["model", "device", "dtype", "threads", "max_new_tokens", "temperature", "seed"])
+    _add_options(
+        generated, ["model", "device", "dtype", "threads", "chat_template", "max_new_tokens", "temperature", "seed"]
+    )
 
     exported = _command(commands, "export", "write an adapter, or the merged model, to a folder", _export)
     _add_adapter(exported)
@@ -225,6 +233,7 @@ def _report(result: Result) -> None:
         f"individual {summary['winner']['id']}, by {summary['winner']['operator']}\n"
         f"{_vote_line(summary)}"
         f"{_term_lines(base, winner)}"
+        f"{_inspection_lines(summary)}"
         f"{summary['generations']} generations in {summary['seconds']:.1f} s, "
         f"{tokens['evaluation']:,} tokens for evaluation and {tokens['rollout']:,} for rollouts, "
         f"{operations:.2g} FLOPs\n"
@@ -250,15 +259,26 @@ def _term_lines(base: dict[str, Any], winner: dict[str, Any]) -> str:
     return "".join(f"    {name}: {base['terms'][name]:.3f} -> {value:.3f}\n" for name, value in terms.items())
 
 
+def _inspection_lines(summary: dict[str, Any]) -> str:
+    if "inspection" not in summary:  # a run that an older version finished
+        return ""
+    return "".join(f"{line}\n" for line in Inspection.from_dict(summary["inspection"]).lines())
+
+
 def _evaluate(options: dict[str, Any]) -> int:
     score = evaluate(
         Path(options["path"]),
         split=options["split"],
         checkpoint=options["checkpoint"],
         options=_values(options, _APPLY_OPTIONS),
+        base=not options["no_base"],
     )
     for prompt, completion, reward in score.rows[: options["show"]]:
         print(f"{reward:.3f}  {prompt!r} -> {completion!r}")
+    if score.inspection is not None and score.base_ci95 is not None:
+        print("\n".join(score.inspection.lines()))
+        low, high = score.base_ci95
+        print(f"{options['split']} reward of the base model {score.base_reward:.4f} (95% {low:.4f} to {high:.4f})")
     print(
         f"{options['split']} reward {score.reward:.4f} (95% {score.ci95[0]:.4f} to {score.ci95[1]:.4f}), "
         f"{len(score.rows)} prompts"

@@ -54,9 +54,17 @@ class RunConfig(BaseModel):
     target_modules: list[str] | None = _option(
         None, "modules to adapt; default c_attn and c_proj for GPT-2, PEFT's own for others", _MODEL
     )
+    chat_template: str | None = _option(
+        None, "Jinja file of the chat template for data of chat messages; default: the tokenizer's own", _MODEL
+    )
     rslora: bool = _option(False, "scale the adapters by alpha / sqrt(r)", _MODEL)
 
-    task: str | None = _option(None, "bundled task: translate (default), arithmetic, sentiment, format", _TASK)
+    task: str | None = _option(
+        None,
+        "bundled task: translate (default), arithmetic, sentiment, format; or 'gym:NAME(option=value, ...)', generated "
+        "by reasoning-gym",
+        _TASK,
+    )
     data: str | None = _option(
         None, "JSONL or CSV file, or a folder of train/validation/test files, with a prompt column", _TASK
     )

@@ -14,11 +14,12 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from evolora.cost import Cost
 from evolora.decoding import takes_drafts
 from evolora.population import Population
+from evolora.inspection import Inspection, inspect_completions
 from evolora.population_model import PopulationModel
 from evolora.rewards import Scorer
 from evolora.rng import keyed_seed
 from evolora.rollout import decode_text, encode, end_tokens, generate, lengths_read, pad_token
-from evolora.task import Example, columns_of
+from evolora.task import Example, columns_of, messages_of
 
 # For each individual and each example, token ids that its completion may begin with.
 Drafts = Sequence[Sequence[Sequence[int]]]
@@ -144,6 +145,7 @@ class LocalEvaluator(Evaluator):
             columns=columns_of([example for _ in range(n) for example in examples]),
             completion_ids=[ids for row in token_ids for ids in row],
             groups=[row for row in range(n) for _ in examples],
+            messages=messages_of([example for _ in range(n) for example in examples]),
         )
         rewards = scores.rewards.reshape(n, len(examples))
         terms = {name: values.reshape(n, len(examples)) for name, values in scores.terms.items()}
@@ -194,6 +196,16 @@ class LocalEvaluator(Evaluator):
             )
         cost = Cost(completions.tokens, self.population_model.size.forward(lengths_read(prompts, completions)))
         return decode_text(self.tokenizer, completions), completions.rows(), cost
+
+
+def compare(prompts: Sequence[str], base: Evaluation, winner: Evaluation) -> Inspection:
+    """The first individual of `winner` beside that of `base`, both evaluated on `prompts`."""
+    return inspect_completions(
+        prompts,
+        (base.completions[0], base.rewards[0].tolist()),
+        (winner.completions[0], winner.rewards[0].tolist()),
+        ids=(base.completion_ids[0], winner.completion_ids[0]),
+    )
 
 
 def mean_fitness(rewards: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from evolora.checkpoint import temporary_folder, write_folder
 from evolora.errors import InputError
 from evolora.genome import GenomeLayout
+from evolora.inspection import Inspection
 from evolora.model import BaseModel, as_peft_model, load_base, set_state
 
 
@@ -75,6 +76,8 @@ def model_card(
     """The adapter's README: what it is, its results, and how to load it without evolora."""
     base, winner = summary["base"]["test"], summary["winner"]["test"]
     rows = "\n".join(f"| {_cell(prompt)} | {_cell(text)} | {score:.3f} |" for prompt, text, score in examples)
+    inspection = Inspection.from_dict(summary["inspection"])
+    shares = ", ".join(f"{name} {was:.0%} -> {now:.0%}" for name, was, now in inspection.shares())
     model = summary["model"]
     kind = "held out from the tuning" if summary["held_out"] else "that the tuning saw too"
     return f"""---
@@ -100,6 +103,8 @@ The mean over {summary["test_prompts"]} prompts {kind}, greedy decoding, at most
 |---|---|---|
 {rows}
 
+Reward hacking would show here, base model -> this adapter: {shares}.
+{_warned(inspection)}
 ## Use
 ```python
 from peft import AutoPeftModelForCausalLM
@@ -112,6 +117,10 @@ ids = model.generate(**batch, do_sample=False, repetition_penalty=1.0, max_new_t
 print(tokenizer.decode(ids[0, batch["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 """
+
+
+def _warned(inspection: Inspection) -> str:
+    return "".join(f"- Warning: {_cell(warning)}\n" for warning in inspection.warnings)
 
 
 def _cell(text: str) -> str:

@@ -4,6 +4,7 @@ import importlib.metadata
 import json
 import math
 import os
+import re
 import signal
 import threading
 import time
@@ -24,7 +25,7 @@ from evolora.config import HUMAN, RunConfig, config_toml, make_config, read_conf
 from evolora.cost import Cost, Costs
 from evolora.distillation import Distiller
 from evolora.errors import InputError, RewardError
-from evolora.evaluation import Evaluation, Evaluator, bootstrap_interval, mean_fitness, term_means
+from evolora.evaluation import Evaluation, Evaluator, bootstrap_interval, compare, mean_fitness, term_means
 from evolora.evolution import Evolution, LoopConfig
 from evolora.export import export_adapter, export_merged, load_adapter, model_card
 from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
@@ -400,6 +401,7 @@ def _finish(
         },
         **vote,
         **({} if evolution.judge is None else {"votes": evolution.judge.summary()}),
+        "inspection": compare([example.prompt for example in parts.task.test], base_test, winner_test).as_dict(),
     }
     examples = list(
         zip(
@@ -474,6 +476,7 @@ def _progress(config: RunConfig, metrics: Mapping[str, float]) -> float:
 
 def _default_folder(config: RunConfig) -> Path:
     name = config.task or (Path(config.data).stem if config.data else "prompt" if config.prompt else "translate")
+    name = re.sub(r"[^\w.-]+", "-", name).strip("-")  # a gym: task's options are no part of a path
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
@@ -482,6 +485,8 @@ def _located(config: RunConfig, folder: Path) -> RunConfig:
     update: dict[str, Any] = {"out": str(folder)}
     if config.data is not None:
         update["data"] = str(Path(config.data).absolute())
+    if config.chat_template is not None:
+        update["chat_template"] = str(Path(config.chat_template).absolute())
     if config.reward is not None and ".py:" in config.reward:
         path, function = config.reward.rsplit(":", 1)
         update["reward"] = f"{Path(path).absolute()}:{function}"

@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from evolora import InputError, RunConfig, evolve, resume
 from evolora.cli import main
 from evolora.config import option_name, read_config
+from evolora.inspection import Inspection
 
 
 def winner_reward(run: Path) -> float:
@@ -40,8 +41,18 @@ def test_evaluate_gives_the_summarys_figure(finished: Path, toy: Any, evolora: A
 
 
 def test_evaluate_shows_prompts_and_completions(finished: Path, evolora: Any) -> None:
-    _, out, _ = evolora("evaluate", finished, "--show", "2")
+    _, out, _ = evolora("evaluate", finished, "--show", "2", "--no-base")
     assert len(out.splitlines()) == 3 and out.count("'Translate ") + out.count('"Translate ') == 2
+
+
+def test_evaluate_puts_the_untouched_base_beside(finished: Path, evolora: Any) -> None:
+    _, out, _ = evolora("evaluate", finished)
+    summary = json.loads((finished / "summary.json").read_text())
+    base = re.search(r"^test reward of the base model (\d+\.\d{4}) \(95% ", out, flags=re.MULTILINE)
+    assert base and float(base[1]) == pytest.approx(summary["base"]["test"]["reward"], abs=5e-5)
+    assert printed_reward(out) == pytest.approx(summary["winner"]["test"]["reward"], abs=5e-5)
+    # What the run's end showed is shown again.
+    assert "\n".join(Inspection.from_dict(summary["inspection"]).lines()) in out
 
 
 def test_evaluate_another_split_task_or_checkpoint(finished: Path, evolora: Any) -> None:

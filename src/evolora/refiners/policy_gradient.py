@@ -38,7 +38,7 @@ from evolora.rollout import (
     pad_token,
     select_rows,
 )
-from evolora.task import Example, columns_of
+from evolora.task import Example, columns_of, messages_of
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -384,6 +384,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             columns=columns_of(list(examples) * k),
             completion_ids=completions.rows(),
             groups=[row for row in range(k) for _ in examples],
+            messages=messages_of(list(examples) * k),
         )
         found = torch.from_numpy(scores.rewards).to(self.dtype).to(self.model.device).unflatten(0, (k, -1))
         mask = completions.mask.unflatten(0, (k, -1)) & ~found.isnan()[..., None]

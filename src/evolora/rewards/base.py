@@ -155,6 +155,7 @@ class RewardScorer:
         Raises RewardError when the function fails and `on_error` is "raise", and ValueError when prompts, completions,
         ids and columns differ in length.
         """
+        del messages  # rewards are given text
         batch: dict[str, Sequence[object]] = {**columns, "prompts": prompts, "completions": completions}
         if completion_ids is not None:
             batch["completion_ids"] = completion_ids
