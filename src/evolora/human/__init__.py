@@ -1,0 +1,19 @@
+"""Human feedback: a person compares two completions, and the votes become strengths of individuals."""
+
+from evolora.human.bradley_terry import Comparison, Fit, comparisons, fit_strengths
+from evolora.human.choice import choose_pairs
+from evolora.human.votes import Choice, Pair, Preference, Question, Vote, VoteStore
+
+__all__ = [
+    "Choice",
+    "Comparison",
+    "Fit",
+    "Pair",
+    "Preference",
+    "Question",
+    "Vote",
+    "VoteStore",
+    "choose_pairs",
+    "comparisons",
+    "fit_strengths",
+]
