@@ -22,7 +22,6 @@ from evolora.human.bradley_terry import (
 from evolora.human.choice import choose_pairs
 from evolora.human.votes import Pair, Vote
 
-
 RESULTS = st.sampled_from([0.0, 0.5, 1.0])
 
 

@@ -292,8 +292,8 @@ class VoteStore:
         )
 
     def undo(self, rater: str) -> str | None:
-        """Take back the rater's last vote (or skip) of the current generation, and hand its question to the rater again.
-        Returns the question's id, or None if there is nothing to take back."""
+        """Take back the rater's last vote (or skip) of the current generation, and ask its question again; returns that
+        question's id, or None if there is nothing to take back."""
         with self._transaction():
             last = self._last_vote(rater)
             if last is None:
