@@ -1,0 +1,23 @@
+"""Human feedback: a person compares two completions, and the votes become strengths of individuals."""
+
+from evolora.human.bradley_terry import Comparison, Fit, comparisons, fit_strengths
+from evolora.human.choice import choose_pairs
+from evolora.human.server import RatingPage
+from evolora.human.status import PageStatus
+from evolora.human.votes import Choice, Pair, Preference, Question, Vote, VoteStore
+
+__all__ = [
+    "Choice",
+    "Comparison",
+    "Fit",
+    "PageStatus",
+    "Pair",
+    "Preference",
+    "Question",
+    "RatingPage",
+    "Vote",
+    "VoteStore",
+    "choose_pairs",
+    "comparisons",
+    "fit_strengths",
+]
