@@ -15,8 +15,8 @@ from evolora.errors import InputError
 from evolora.evaluation import Evaluation, Judge, LocalEvaluator
 from evolora.human.bradley_terry import Fit, comparisons, fit_strengths
 from evolora.human.choice import choose_pairs
-from evolora.human.page import PageStatus
 from evolora.human.server import RatingPage
+from evolora.human.status import PageStatus
 from evolora.human.votes import Pair, VoteStore
 from evolora.population import Population
 from evolora.preferences import Preference
@@ -167,11 +167,14 @@ class HumanFeedback(Judge):
         if wanted < self.votes:
             self.say(f"generation {generation}: only {wanted} questions to ask, the rest is written the same")
         self.store.ask(generation, chosen)
-        while (decided := self.store.count(generation)) < wanted:
-            self._show(generation, wanted, self._fit(generation, ids, prior), "")
-            self.page.wait_for(decided + 1, generation, self.stop)
-            if self.stop():
-                raise KeyboardInterrupt
+        self.page.wait_for(
+            wanted,
+            generation,
+            self.stop,
+            on_vote=lambda: self._show(generation, wanted, self._fit(generation, ids, prior), ""),
+        )
+        if self.store.count(generation) < wanted and self.stop():
+            raise KeyboardInterrupt
 
     def _prior(self, ids: Sequence[int], evaluation: Evaluation) -> dict[int, float]:
         """The prior's means: the log-odds whose probability is the mean reward."""
@@ -220,11 +223,9 @@ def open_page(
     page = RatingPage(store, host=host, port=port)
     try:
         page.start()
-    except OSError as error:
+    except InputError:
         store.close()
-        raise InputError(
-            f"--rating-host {host} --rating-port {port}: cannot be opened ({error.strerror}), expected a free port"
-        ) from None
+        raise
     say(f"Rate completions at {page.url}")
     return HumanFeedback(
         evaluator, scorer, store, page, votes=votes, seed=seed, temperature=temperature, stop=stop, say=say

@@ -1,0 +1,169 @@
+"""A reward model from pairwise preferences: Bradley and Terry (1952), as InstructGPT fits it (Ouyang et al., 2022, arXiv
+2203.02155).
+
+The base model with a head that gives one score. Its LoRA weights and the head learn to give the chosen completion the
+higher one: the loss is -log sigmoid(score(chosen) - score(rejected)), a tie counting half for each side. So differences
+of scores are log-odds of being preferred.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from peft import get_peft_model
+from torch import Tensor
+from torch.nn import functional as F
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from evolora.errors import InputError
+from evolora.model import lora_config, model_path
+from evolora.preferences import Preference
+from evolora.rng import keyed_generator, keyed_seed
+
+# Of fewer held-out preferences a share would say nothing.
+_FEWEST_HELD_OUT = 5
+
+
+@dataclass(frozen=True)
+class FittedRewardModel:
+    """A reward model and how well it agrees with preferences.
+
+    `accuracy`: on the share `held_out` / (`held_out` + `pairs`) of the preferences that it has not learned from, how
+    many it puts in the right order; None where they are fewer than five. `train_accuracy`: the same of the `pairs` that
+    it has learned from. Ties count in neither.
+    """
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    accuracy: float | None
+    train_accuracy: float | None
+    pairs: int
+    held_out: int
+
+    def score(
+        self, prompts: Sequence[str], completions: Sequence[str], *, batch_size: int = 64
+    ) -> npt.NDArray[np.float64]:
+        """The scores [completions], in log-odds up to one constant."""
+        return sequence_scores(self.model, self.tokenizer, written(self.tokenizer, prompts, completions), batch_size)
+
+    def save(self, folder: Path) -> None:
+        """Write model and tokenizer, from which `AutoModelForSequenceClassification` loads the same scores."""
+        self.model.save_pretrained(folder)
+        self.tokenizer.save_pretrained(folder)
+
+
+def fit_reward_model(
+    base: str,
+    preferences: Sequence[Preference],
+    *,
+    seed: int,
+    lr: float = 1e-3,
+    epochs: int = 8,
+    batch_size: int = 16,
+    r: int = 8,
+    alpha: int = 16,
+    holdout: float = 0.2,
+    device: str = "cpu",
+) -> FittedRewardModel:
+    """Fit a reward model on top of `base`, a causal LM by name or folder.
+
+    Which preferences are held out is decided by each one's own texts, so it stays so when others are added. Once their
+    agreement is known, the model that is returned has learned from the others only.
+
+    Raises InputError for a base that cannot be loaded, and for no preferences.
+    """
+    learned = [one for one in preferences if not _is_held_out(one, holdout)]
+    held_out = [one for one in preferences if _is_held_out(one, holdout) and not one.tie]
+    if not any(not one.tie for one in learned):
+        raise InputError("the reward model: found no preferences to learn from, expected at least one that is no tie")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(keyed_seed(seed, "reward model"))
+        model, tokenizer = _load(base, r, alpha, device)
+    optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=lr, weight_decay=0.0)
+    chosen = written(tokenizer, [one.prompt for one in learned], [one.chosen for one in learned])
+    rejected = written(tokenizer, [one.prompt for one in learned], [one.rejected for one in learned])
+    ties = torch.tensor([one.tie for one in learned], device=device)
+    for epoch in range(epochs):
+        order = torch.randperm(len(learned), generator=keyed_generator(seed, "reward model", epoch))
+        for rows in order.split(batch_size):
+            texts = [chosen[row] for row in rows.tolist()] + [rejected[row] for row in rows.tolist()]
+            scores = _scores(model, tokenizer, texts)
+            gap = scores[: len(rows)] - scores[len(rows) :]
+            won = F.logsigmoid(gap)
+            loss = -torch.where(ties[rows], (won + F.logsigmoid(-gap)) / 2, won).mean()
+            optimiser.zero_grad()
+            loss.backward()
+            optimiser.step()
+    merged: PreTrainedModel = model.merge_and_unload().eval().requires_grad_(False)
+    known = [one for one in learned if not one.tie]
+    fitted = FittedRewardModel(merged, tokenizer, None, None, len(learned), len(held_out))
+    enough = len(held_out) >= _FEWEST_HELD_OUT
+    return FittedRewardModel(
+        merged,
+        tokenizer,
+        _agreement(fitted, held_out) if enough else None,
+        _agreement(fitted, known),
+        len(learned),
+        len(held_out),
+    )
+
+
+def written(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]) -> list[str]:
+    """What a reward model reads: prompt, completion, and the end of the text, so that it knows where a completion ends."""
+    return [f"{prompt}{text}{tokenizer.eos_token}" for prompt, text in zip(prompts, completions, strict=True)]
+
+
+def sequence_scores(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int
+) -> npt.NDArray[np.float64]:
+    """The one output of a sequence classifier for each text, [texts]; texts of like length go through together."""
+    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
+    scores = np.zeros(len(texts))
+    with torch.no_grad():
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            found = _scores(model, tokenizer, [texts[row] for row in rows])
+            scores[rows] = found.double().cpu().numpy()
+    return scores
+
+
+def _scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
+    batch = tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True).to(model.device)
+    scores: Tensor = model(**batch).logits[:, 0]
+    return scores
+
+
+def _load(base: str, r: int, alpha: int, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    path = model_path(base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")
+        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
+    except (OSError, ValueError) as error:
+        raise InputError(f"the reward model's base {base}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.config.pad_token_id = tokenizer.pad_token_id
+    config = lora_config(model, r=r, alpha=alpha, dropout=0.0)
+    config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
+    model = get_peft_model(model, config).to(device).eval()  # dropout off: few pairs, few steps
+    for name, parameter in model.named_parameters():
+        if ".score." in name and parameter.requires_grad:
+            torch.nn.init.zeros_(parameter)  # nothing is better than anything else at first
+    return model, tokenizer
+
+
+def _is_held_out(preference: Preference, share: float) -> bool:
+    texts = sorted((preference.chosen, preference.rejected))
+    return keyed_seed(0, "held out", preference.prompt, *texts) / 2**63 < share
+
+
+def _agreement(fitted: FittedRewardModel, preferences: Sequence[Preference]) -> float | None:
+    if not preferences:
+        return None
+    prompts = [one.prompt for one in preferences]
+    better = fitted.score(prompts, [one.chosen for one in preferences])
+    worse = fitted.score(prompts, [one.rejected for one in preferences])
+    return float((better > worse).mean())
