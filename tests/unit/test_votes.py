@@ -73,8 +73,7 @@ def test_a_reload_shows_the_same_question_and_a_lease_ends(tmp_path: Path) -> No
     now = [1000.0]
     store = VoteStore(tmp_path / "votes.sqlite", lease=60, clock=lambda: now[0])
     store.ask(1, pairs(2))
-    mine = shown(store, "me")
-    shown(store, "you")
+    mine, yours = shown(store, "me"), shown(store, "you")
     for _ in range(10):  # renewed by being shown
         now[0] += 40
         assert shown(store, "me").id == mine.id
@@ -82,6 +81,7 @@ def test_a_reload_shows_the_same_question_and_a_lease_ends(tmp_path: Path) -> No
     assert shown(store, "you").id != mine.id
     assert store.next_question("third") is None
     now[0] += 20  # mine has ended, yours has not
+    assert shown(store, "you").id == yours.id
     assert shown(store, "third").id == mine.id
     assert store.next_question("me") is None
     assert store.vote(mine.id, "me", "tie") == "accepted"
