@@ -7,6 +7,7 @@ import numbers
 import traceback
 from collections.abc import Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -122,20 +123,31 @@ class RewardScorer:
     (1, 0.5)
     """
 
-    def __init__(self, reward: Reward, *, on_error: OnError = "raise", failed_reward: float = 0.0, log=None, conversational=False) -> None:
+    def __init__(
+        self,
+        reward: Reward,
+        *,
+        on_error: OnError = "raise",
+        failed_reward: float = 0.0,
+        name: str | None = None,
+        accepted: frozenset[str] | None = None,
+        log: Path | None = None,
+        conversational: bool = False,
+    ) -> None:
         if on_error not in get_args(OnError):
             raise InputError(f"on_error is {on_error!r}, expected 'raise' or 'skip'.")
         if not math.isfinite(failed_reward):
             raise InputError(f"failed_reward is {failed_reward}, expected a finite number.")
         self.reward = reward
-        self.name = reward_name(reward)
+        self.name = name or reward_name(reward)
+        self.varies = compares(reward)
         self.on_error = on_error
         self.failed_reward = failed_reward
         self.completions = 0
         self.failed = 0
         self.unscored = 0
         self.last_error: str | None = None
-        self._accepted = accepted_keywords(reward)
+        self._accepted = accepted_keywords(reward) if accepted is None else accepted
 
     @property
     def failed_share(self) -> float:
@@ -148,7 +160,9 @@ class RewardScorer:
         completions: Sequence[str],
         columns: Mapping[str, Sequence[object]],
         completion_ids: Sequence[Sequence[int]] | None = None,
-        *, groups=None, messages=None
+        *,
+        groups: Sequence[int] | None = None,
+        messages: Sequence[Sequence[Mapping[str, str]]] | None = None,
     ) -> Scores:
         """Score a batch; an empty one calls nothing.
 
@@ -238,6 +252,11 @@ class RewardScorer:
         self.failed += int(failed.sum())
         self.unscored += int(np.isnan(rewards).sum())
         return Scores(rewards, failed)
+
+
+def compares(reward: Reward) -> bool:
+    """Whether a completion's reward depends on the others of the batch."""
+    return bool(getattr(reward, "compares", False))
 
 
 def _parameters(reward: Reward) -> list[inspect.Parameter]:

@@ -10,6 +10,7 @@ value      := number | true | false | none | "text" | 'text' | text without blan
 """
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import NoReturn, Protocol
@@ -58,6 +59,16 @@ class Term:
     def is_function(self) -> bool:
         """Whether it names a function's place."""
         return ":" in self.name
+
+    @property
+    def label(self) -> str:
+        """A short name for logs: a function's own name, or the term as it is written.
+
+        >>> Term("/home/me/rewards.py:polite").label, Term("brevity", options=(("limit", 8),)).label
+        ('polite', 'brevity(limit=8)')
+        """
+        place = self.name if self.is_function else str(dict(self.options).get("function", ""))
+        return place.rpartition(":")[2] or str(self)
 
     def value(self, scores: Mapping[str, Values]) -> Values:
         return scores[str(self)]
@@ -163,6 +174,12 @@ class Expression:
     def single(self) -> Term | None:
         """The term, where the expression is nothing else."""
         return self.root if isinstance(self.root, Term) else None
+
+    @property
+    def labels(self) -> dict[str, str]:
+        """Each term's label by its text; where several have one label, their texts."""
+        several = Counter(term.label for term in self.terms)
+        return {str(term): str(term) if several[term.label] > 1 else term.label for term in self.terms}
 
     def combine(self, scores: Mapping[str, Values]) -> Values:
         """The rewards [completions], from each term's by its text; NaN means "not scored".

@@ -73,7 +73,8 @@ class CombinedScorer:
         self.expression = expression
         self.scorers = dict(scorers)
         self.failed_reward = failed_reward
-        self.name = str(expression)
+        self.labels = expression.labels
+        self.name = str(expression.map(lambda term: Term(self.labels[str(term)])))
         self.varies = any(scorer.varies for scorer in self.scorers.values())
 
     def score(
@@ -94,7 +95,7 @@ class CombinedScorer:
         failed = np.logical_or.reduce([one.failed for one in scores.values()])
         terms = {name: np.where(one.failed, math.nan, one.rewards) for name, one in scores.items()}
         rewards = np.where(failed, self.failed_reward, self.expression.combine(terms))
-        return Scores(rewards, failed, terms)
+        return Scores(rewards, failed, {self.labels[name]: values for name, values in terms.items()})
 
     def close(self) -> None:
         for scorer in self.scorers.values():
@@ -138,19 +139,25 @@ def _scorer(term: Term, columns: Sequence[str], options: ScoringOptions, context
     # A worker makes the reward anew from its text, which one that needs the run's base model cannot be made from;
     # programs and endpoints have time limits of their own.
     source = None if needs_context(term) or term.name in ("command", "http") else str(term)
-    return _wrapped(reward, source, options, name=str(term))
+    return _wrapped(reward, source, options, name=term.label, place=str(term))
 
 
 def _wrapped(
-    reward: Reward, source: Reward | str | None, options: ScoringOptions, *, name: str | None = None
+    reward: Reward,
+    source: Reward | str | None,
+    options: ScoringOptions,
+    *,
+    name: str | None = None,
+    place: str | None = None,
 ) -> RewardScorer:
-    """The scorer of a reward, in worker processes and behind the cache where these are asked for and make sense."""
+    """The scorer of a reward, in worker processes and behind the cache where these are asked for and make sense. `place`
+    is the name that tells it from others of the same short name."""
     name, called = name or reward_name(reward), reward
     if not compares(reward):
         if options.workers and source is not None:
             called = WorkerPool(source, workers=options.workers, timeout=options.timeout, log=options.log)
         if options.cache is not None and (version := reward_version(reward)) is not None:
-            called = CachedReward(called, options.cache, name=name, version=version, accepted=accepted_keywords(reward))
+            called = CachedReward(called, options.cache, name=place or name, version=version, accepted=accepted_keywords(reward))
     return RewardScorer(
         called,
         name=name,
