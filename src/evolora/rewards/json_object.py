@@ -4,6 +4,8 @@ import json
 from collections.abc import Sequence
 from typing import NoReturn
 
+from evolora.rewards.base import Reward
+
 VALID_CREDIT = 0.2
 """What any valid object is worth when there is a target: a first step that can be found by chance."""
 
@@ -27,9 +29,14 @@ def json_object(completions: Sequence[str], target: Sequence[object] | None = No
     return [_score(completion, goal) for completion, goal in zip(completions, targets, strict=True)]
 
 
+def make_json() -> Reward:
+    """`json_object`."""
+    return json_object
+
+
 def _score(completion: str, target: object) -> float:
-    found = _parse(completion)
-    wanted = _parse(target) if isinstance(target, str) else target
+    found = parse_object(completion)
+    wanted = parse_object(target) if isinstance(target, str) else target
     if target is not None and not isinstance(wanted, dict):
         raise ValueError(f"the target is {target!r}, expected a JSON object or its text")
     if found is None:
@@ -41,7 +48,8 @@ def _score(completion: str, target: object) -> float:
     return VALID_CREDIT + (1 - VALID_CREDIT) * (agreeing / len(keys) if keys else 1.0)
 
 
-def _parse(text: str) -> dict[str, object] | None:
+def parse_object(text: str) -> dict[str, object] | None:
+    """The JSON object that a text is, or None when it is none."""
     try:
         value = json.loads(text, parse_constant=_no_constant)
     except (ValueError, RecursionError):  # RecursionError: thousands of opening brackets, which models do write
@@ -60,7 +68,3 @@ def _equal(a: object, b: object) -> bool:
     if isinstance(a, list) and isinstance(b, list):
         return len(a) == len(b) and all(_equal(x, y) for x, y in zip(a, b, strict=True))
     return isinstance(a, bool) == isinstance(b, bool) and a == b
-
-
-def make_json():
-    return json_object

@@ -157,7 +157,9 @@ def _wrapped(
         if options.workers and source is not None:
             called = WorkerPool(source, workers=options.workers, timeout=options.timeout, log=options.log)
         if options.cache is not None and (version := reward_version(reward)) is not None:
-            called = CachedReward(called, options.cache, name=place or name, version=version, accepted=accepted_keywords(reward))
+            called = CachedReward(
+                called, options.cache, name=place or name, version=version, accepted=accepted_keywords(reward)
+            )
     return RewardScorer(
         called,
         name=name,
@@ -175,4 +177,3 @@ def reward_version(reward: Reward) -> str | None:
     if version is not None and not isinstance(version, str):
         raise InputError(f"reward {getattr(reward, '__name__', reward)}: its version is {version!r}, expected text")
     return version
-

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
+from evolora.rewards.base import Reward
+
 
 def sentiment(completions: Sequence[str], **_: object) -> list[float]:
     """(1 + compound) / 2, in [0, 1], where compound is VADER's score of the completion (Hutto and Gilbert, 2014,
@@ -18,10 +20,11 @@ def sentiment(completions: Sequence[str], **_: object) -> list[float]:
     return [(1.0 + float(_analyzer().polarity_scores(completion)["compound"])) / 2.0 for completion in completions]
 
 
+def make_sentiment() -> Reward:
+    """`sentiment`."""
+    return sentiment
+
+
 @functools.cache
 def _analyzer() -> SentimentIntensityAnalyzer:
     return SentimentIntensityAnalyzer()  # reads its lexicon: once is enough
-
-
-def make_sentiment():
-    return sentiment
