@@ -71,8 +71,9 @@ def _score(completion: str, entry: object, threshold: float, extract: bool) -> f
         answer = found[-1].strip()
     if name in _SYMBOLIC and answer != item["answer"] and not is_formula(answer):
         answer = ""  # scored as if nothing had been written
+    dataset = _dataset(name, json.dumps(options))
     try:
-        score = float(_dataset(name, json.dumps(options)).score_answer(answer, item))
+        score = float(dataset.score_answer(answer, item))
     except Exception:  # a data set that cannot read an answer raises whatever comes: the answer is wrong
         return 0.0
     if not math.isfinite(score) or score < threshold:
