@@ -83,7 +83,8 @@ def make_dataset(name: str, options: dict[str, Any], **own: int) -> Any:
         _check_option(option, value, fields)
     try:
         settings = config(**options, **own)
-        settings.validate()
+        if hasattr(settings, "validate"):
+            settings.validate()
     except (AssertionError, TypeError, ValueError) as error:
         raise ValueError(f"is refused by its data set ({' '.join(str(error).split())})") from error
     return kind(settings)

@@ -300,10 +300,10 @@ def _messages(values: list[object], place: str) -> tuple[Message, ...]:
     messages: list[Message] = []
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict) or value.keys() != {"role", "content"}:
-            _refuse(place, f"has {_show(value)} as message {number}, expected an object with a role and a content")
+            _refuse(place, f"has as message {number} {_show(value)}, expected an object with a role and a content")
         for key, text in value.items():
             if not isinstance(text, str) or (key == "role" and not text.strip()):
-                _refuse(place, f"has the {key} {_show(text)} in message {number}, expected text")
+                _refuse(place, f"has in message {number} the {key} {_show(text)}, expected text")
             _check_utf8(text, f"{key} of message {number}", place)
         messages.append({"role": value["role"], "content": value["content"]})
     if messages[-1]["role"] == "assistant":

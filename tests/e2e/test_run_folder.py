@@ -17,6 +17,7 @@ from evolora import RunConfig, lora_layout
 from evolora.checkpoint import verify
 from evolora.cost import PURPOSES
 from evolora.export import load_adapter
+from evolora.inspection import Inspection
 from evolora.operators import CROSSOVERS, MUTATIONS
 from evolora.population import genome_sha256
 
@@ -79,6 +80,9 @@ def test_best_has_adapter_tokenizer_and_model_card(finished: Path, toy: Any) -> 
     card = (best / "README.md").read_text()
     for side in ("base", "winner"):
         assert f"{summary[side]['test']['reward']:.3f}" in card
+    for name, was, now in Inspection.from_dict(summary["inspection"]).shares():
+        assert f"{name} {was:.0%} -> {now:.0%}" in card
+    assert all(f"- Warning: {warning}" in card for warning in summary["inspection"]["warnings"])
     assert "library_name: peft" in card and str(toy.model) in card and "distinct" in card
     text = "Translate 'chat' to English:"
     assert (

@@ -1,4 +1,5 @@
 import codecs
+import copy
 import json
 import re
 from collections.abc import Callable
@@ -7,11 +8,28 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from tokenizers.processors import TemplateProcessing
+from transformers import PreTrainedTokenizerFast
 
+from evolora.chat import chat_prompt, use_template, with_prompts
 from evolora.errors import InputError
-from evolora.rewards import check_signature, load_reward
-from evolora.task import BUNDLED_TASKS, SPLITS, Example, Task, bundled_task, columns_of, load_task, split_by_prompt
+from evolora.rewards import BUILTIN_REWARDS, check_signature
+from evolora.task import (
+    BUNDLED_TASKS,
+    SPLITS,
+    Example,
+    Task,
+    bundled_task,
+    columns_of,
+    load_task,
+    messages_of,
+    split_by_prompt,
+)
 
+TEMPLATE = (
+    "{% for message in messages %}<{{ message.role }}>{{ message.content }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<assistant>{% endif %}"
+)
 Write = Callable[[str, object], Path]
 
 
@@ -241,6 +259,7 @@ def test_loaded_splits_share_no_prompt_and_lose_no_row(
 # --- bad data --------------------------------------------------------------------------------------------------
 
 GOOD = '{"prompt": "a", "target": "b"}\n'
+CHAT = '{"prompt": [{"role": "user", "content": "a?"}], "target": "b"}\n'
 
 
 @pytest.mark.parametrize(
@@ -274,6 +293,19 @@ GOOD = '{"prompt": "a", "target": "b"}\n'
         ("d.jsonl", GOOD.encode("utf-16"), "d.jsonl line 1", "0xff at 1"),
         ("d.jsonl", '{"prompt": "a", "target": "b", "split": "dev"}\n', "d.jsonl line 1", "'dev'"),
         ("d.jsonl", '{"prompt": "a", "target": "b", "split": 1}\n', "d.jsonl line 1", "1"),
+        ("d.jsonl", jsonl({"prompt": [], "target": "b"}), "d.jsonl line 1", "[]"),
+        ("d.jsonl", CHAT + '{"prompt": [{"role": "user"}], "target": "b"}\n', "d.jsonl line 2", "message 1"),
+        (
+            "d.jsonl",
+            CHAT + '{"prompt": [{"role": "user", "content": 3}], "target": "b"}\n',
+            "d.jsonl line 2",
+            "content 3",
+        ),
+        ("d.jsonl", CHAT + '{"prompt": [{"role": "", "content": "a"}], "target": "b"}\n', "d.jsonl line 2", "role ''"),
+        ("d.jsonl", CHAT.replace("user", "assistant"), "d.jsonl line 1", "message of the assistant"),
+        ("d.jsonl", CHAT.replace("a?", "\\ud800"), "d.jsonl line 1", "UTF-8"),
+        ("d.jsonl", CHAT + GOOD, "d.jsonl line 2", "text, expected chat messages"),
+        ("d.jsonl", GOOD + CHAT, "d.jsonl line 2", "chat messages, expected text"),
         ("d.csv", "prompt,target\na,b\nc\n", "d.csv line 3", "1 cells"),
         ("d.csv", "prompt,target\na,b\n\nc,d,e\n", "d.csv line 4", "3 cells"),
         ("d.csv", 'prompt,target\n"a\nb",c\n,d\n', "d.csv line 4", "''"),
@@ -328,6 +360,70 @@ def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
         (tmp_path / "translate" / f"{split}.jsonl").mkdir(parents=True)
     with pytest.raises(InputError, match=r"translate/train\.jsonl cannot be read"):
         bundled_task("translate", root=tmp_path)
+
+
+# --- chat messages ---------------------------------------------------------------------------------------------
+
+
+def chat(text: str) -> list[dict[str, str]]:
+    return [{"role": "system", "content": "Be brief."}, {"role": "user", "content": text}]
+
+
+def test_chat_messages_are_carried_and_split_like_text(tmp_path: Path) -> None:
+    path = write(tmp_path, "d.jsonl", jsonl(*({"prompt": chat(f"{i}?"), "target": str(i)} for i in range(20))))
+    task = load(data=path)
+    everything = (*task.train, *task.validation, *task.test)
+    assert task.conversational and task.held_out and not load(prompt="a", target="b").conversational
+    asked = {str(e.columns["target"]): e.messages for e in everything}
+    assert asked == {str(i): tuple(chat(f"{i}?")) for i in range(20)}
+    assert messages_of(everything[:2]) == [list(e.messages or ()) for e in everything[:2]]
+    assert messages_of([]) is None and messages_of([Example("a", {})]) is None
+
+
+def chat_task(tmp_path: Path) -> Task:
+    return load(data=write(tmp_path, "d.jsonl", jsonl(*({"prompt": chat(f"{i}?"), "target": "x"} for i in range(9)))))
+
+
+def test_the_chat_template_makes_the_prompt(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    (tmp_path / "t.jinja").write_text(TEMPLATE)
+    use_template(tokenizer, tmp_path / "t.jinja")
+    task = with_prompts(chat_task(tmp_path), tokenizer, source="--data d")
+    assert {e.prompt for e in (*task.train, *task.validation, *task.test)} == {
+        f"<system>Be brief.\n<user>{i}?\n<assistant>" for i in range(9)
+    }
+    plain = load(prompt="a", target="b")
+    assert with_prompts(plain, tiny_tokenizer, source="--data d") is plain
+    # What tells two prompts apart may be lost on a template.
+    tokenizer.chat_template = "the same"
+    assert not with_prompts(chat_task(tmp_path), tokenizer, source="--data d").held_out
+
+
+def test_the_begin_of_sequence_token_comes_once(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer = copy.deepcopy(tiny_tokenizer)
+    tokenizer.bos_token, tokenizer.chat_template = "<|end|>", "{{ bos_token }}" + TEMPLATE
+    templated = tokenizer.apply_chat_template(chat("a"), add_generation_prompt=True)["input_ids"]
+    # A tokenizer that adds none, and one that does.
+    for _ in range(2):
+        prompt = chat_prompt(tokenizer, chat("a"), source="--data d")
+        assert tokenizer(prompt)["input_ids"] == templated
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
+            single="<|end|> $A", special_tokens=[("<|end|>", tokenizer.bos_token_id)]
+        )
+
+
+def test_messages_without_a_template_are_refused(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    task, tokenizer = chat_task(tmp_path), copy.deepcopy(tiny_tokenizer)
+    with pytest.raises(InputError, match=r"--data d\.jsonl.*no chat template.*--chat-template FILE"):
+        with_prompts(task, tokenizer, source="--data d.jsonl")
+    for template, said in (("{{ raise_exception('no system') }}", "no system"), ("{% if %}", "refuses")):
+        tokenizer.chat_template = template
+        with pytest.raises(InputError, match=said):
+            with_prompts(task, tokenizer, source="--data d.jsonl")
+    for name in ("missing.jinja", "bad.jinja"):
+        (tmp_path / "bad.jinja").write_bytes(b"\xff")
+        with pytest.raises(InputError, match=rf"--chat-template .*{name}: cannot be read"):
+            use_template(tokenizer, tmp_path / name)
 
 
 # --- bundled tasks ---------------------------------------------------------------------------------------------

@@ -36,11 +36,11 @@ def make_bleu(*, max_order: int = 4, smoothing: str = "exp") -> Reward:
 
 def make_chrf(*, word_order: int = 0, beta: float = 2.0) -> Reward:
     """Sentence chrF of the completion against its target, in [0, 1]: the F-score, recall counting `beta` times as much,
-    of character n-grams up to 6 (Popović, 2015), as sacrebleu computes it. `word_order` 2 adds words and pairs of words:
-    chrF++. No smoothing; orders that a text is too short for are left out.
+    of character n-grams up to 6 (Popović, 2015), as sacrebleu computes it. `word_order` 2 adds words and pairs of
+    words: chrF++. No smoothing; orders that a text is too short for are left out.
 
-    >>> make_chrf()(completions=["hello", "hallo"], target=["hello", "hello"])
-    [1.0, 0.255...]
+    >>> [round(value, 3) for value in make_chrf()(completions=["hello", "hallo"], target=["hello", "hello"])]
+    [1.0, 0.288]
     """
     if not 0 <= word_order <= 9:
         raise InputError(f"reward chrf: word_order is {word_order}, expected 0 to 9.")
@@ -53,8 +53,8 @@ def make_chrf(*, word_order: int = 0, beta: float = 2.0) -> Reward:
 def make_rouge(*, type: str = "rougeL", stemmer: bool = False) -> Reward:
     """ROUGE of the completion against its target, the F-measure, in [0, 1] (Lin, 2004), as the package rouge-score
     computes it: rouge1 to rouge4 (n-grams of words), rougeL (longest common subsequence) or rougeLsum (that of each
-    line). Of several references the best one counts. Text without letters or digits has no words and is worth 0; there is
-    no smoothing.
+    line). Of several references the best one counts. Text without letters or digits has no words and is worth 0; there
+    is no smoothing.
 
     Raises InputError where rouge-score is not installed.
     """

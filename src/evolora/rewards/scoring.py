@@ -150,8 +150,9 @@ def _wrapped(
     name: str | None = None,
     place: str | None = None,
 ) -> RewardScorer:
-    """The scorer of a reward, in worker processes and behind the cache where these are asked for and make sense. `place`
-    is the name that tells it from others of the same short name."""
+    """The scorer of a reward, in worker processes and behind the cache where these are asked for and make sense.
+
+    `place` is the name that tells it from others of the same short name."""
     name, called = name or reward_name(reward), reward
     if not compares(reward):
         if options.workers and source is not None:

@@ -24,7 +24,7 @@ _SYMBOLIC = (
 
 _FUNCTIONS = {
     "sin", "cos", "tan", "cot", "sec", "csc", "asin", "acos", "atan", "sinh", "cosh", "tanh", "exp", "log", "ln",
-    "sqrt", "Abs",
+    "sqrt", "Abs", "asinh", "acosh", "atanh", "erf",
 }  # fmt: skip
 _LONGEST_FORMULA, _LARGEST_EXPONENT = 1000, 100
 
@@ -69,10 +69,11 @@ def _score(completion: str, entry: object, threshold: float, extract: bool) -> f
         if not found:
             return 0.0
         answer = found[-1].strip()
-    if name in _SYMBOLIC and not is_formula(answer):
+    if name in _SYMBOLIC and answer != item["answer"] and not is_formula(answer):
         answer = ""  # scored as if nothing had been written
+    dataset = _dataset(name, json.dumps(options))
     try:
-        score = float(_dataset(name, json.dumps(options)).score_answer(answer, item))
+        score = float(dataset.score_answer(answer, item))
     except Exception:  # a data set that cannot read an answer raises whatever comes: the answer is wrong
         return 0.0
     if not math.isfinite(score) or score < threshold:
