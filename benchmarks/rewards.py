@@ -1,7 +1,7 @@
 """Every built-in reward at work: one command each, and its test reward before and after.
 
-    python benchmarks/rewards.py            # all, some 15 minutes on one core; the table goes to docs/rewards.md
-    python benchmarks/rewards.py chrf http  # only these, printed
+python benchmarks/rewards.py            # all, some 15 minutes on one core; the table goes to docs/rewards.md
+python benchmarks/rewards.py chrf http  # only these, printed
 """
 
 import contextlib
@@ -119,9 +119,7 @@ def prepared(show: Show, folder: Path) -> Iterator[dict[str, str]]:
             yield {**places, "url": url}
         return
     if show.prepare:
-        {"schema": schema, "classifier": classifier, "preferences": preferences, "function": function, "program": program}[
-            show.prepare
-        ](folder)
+        PREPARATIONS[show.prepare](folder)
     yield places
 
 
@@ -228,6 +226,15 @@ def program(folder: Path) -> None:
     )
 
 
+PREPARATIONS = {
+    "schema": schema,
+    "classifier": classifier,
+    "preferences": preferences,
+    "function": function,
+    "program": program,
+}
+
+
 @contextlib.contextmanager
 def endpoint() -> Iterator[str]:
     """A server on this machine that prefers completions with many different letters."""
@@ -258,7 +265,8 @@ def write_table(rows: list[dict[str, Any]]) -> None:
         terms = "".join(f"<br>{name}: {base:.3f} -> {winner:.3f}" for name, (base, winner) in row["terms"].items())
         command = row["command"].replace("|", "\\|")
         lines.append(
-            f"| `{row['reward']}` | `{command}`{terms} | {row['base']:.3f} | {row['winner']:.3f} | {row['seconds']:.0f} |"
+            f"| `{row['reward']}` | `{command}`{terms} | {row['base']:.3f} | {row['winner']:.3f} "
+            f"| {row['seconds']:.0f} |"
         )
     text = DOCS.read_text()
     before, rest = text.split(BEGIN)

@@ -24,7 +24,10 @@ _APPLY_OPTIONS = (
     "model", "device", "dtype", "threads", "chat_template", "task", "data", "prompt", "target", "reward",
     "on_reward_error", "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
 )  # fmt: skip
-_RESUME_OPTIONS = ("gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge", "rating_host", "rating_port")
+_RESUME_OPTIONS = (
+    "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge",
+    "rating_host", "rating_port",
+)  # fmt: skip
 
 
 class _Parser(argparse.ArgumentParser):

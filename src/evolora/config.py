@@ -409,7 +409,9 @@ class RunConfig(BaseModel):
                 "can be stopped"
             )
         if self.racing is not None and self.reward == HUMAN:
-            raise ValueError(f"--racing {self.racing} with --reward human: expected none, votes come when all have written")
+            raise ValueError(
+                f"--racing {self.racing} with --reward human: expected none, votes come once all have written"
+            )
         if self.target is not None and self.prompt is None:
             raise ValueError("--target: expected --prompt beside it")
         chosen = [name for name in ("task", "data", "prompt") if getattr(self, name) is not None]

@@ -13,8 +13,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evolora.cost import Cost
 from evolora.decoding import takes_drafts
-from evolora.population import Population
 from evolora.inspection import Inspection, inspect_completions
+from evolora.population import Population
 from evolora.population_model import PopulationModel
 from evolora.rewards import Scorer
 from evolora.rng import keyed_seed

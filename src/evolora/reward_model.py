@@ -1,5 +1,5 @@
-"""A reward model from pairwise preferences: Bradley and Terry (1952), as InstructGPT fits it (Ouyang et al., 2022, arXiv
-2203.02155).
+"""A reward model from pairwise preferences: Bradley and Terry (1952), as InstructGPT fits it (Ouyang et al., 2022,
+arXiv 2203.02155).
 
 The base model with a head that gives one score. Its LoRA weights and the head learn to give the chosen completion the
 higher one: the loss is -log sigmoid(score(chosen) - score(rejected)), a tie counting half for each side. So differences
@@ -112,7 +112,7 @@ def fit_reward_model(
 
 
 def written(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]) -> list[str]:
-    """What a reward model reads: prompt, completion, and the end of the text, so that it knows where a completion ends."""
+    """What a reward model reads: prompt, completion, and the end of the text, so that it knows where that is."""
     return [f"{prompt}{text}{tokenizer.eos_token}" for prompt, text in zip(prompts, completions, strict=True)]
 
 

@@ -206,9 +206,7 @@ def _run(folder: Path, parts: Parts) -> Result:
     try:
         with _interruptible(parts.view) as interrupted:
             if config.reward == HUMAN:
-                feedback = evolution.judge = _feedback(
-                    folder, parts, evolution.generation, interrupted
-                )
+                feedback = evolution.judge = _feedback(folder, parts, evolution.generation, interrupted)
             done = _progress(config, {"generation": evolution.generation, **evolution.spent()})
             while done < 1:
                 measured = evolution.step()

@@ -53,8 +53,9 @@ def test_it_is_asked_once_for_what_it_depends_on(tmp_path: Path) -> None:
     # Another process, or a resumed run, opens the same file.
     again = Counting()
     assert cached(again, tmp_path / "rewards.sqlite")(**given) == [1.0, 2.0, 1.0, 1.0] and not again.asked
-    for other in (cached(again, tmp_path / "rewards.sqlite", version="2"), cached(again, tmp_path / "rewards.sqlite", name="x")):
+    for changed in ({"version": "2"}, {"name": "x"}):
         asked = len(again.asked)
+        other = cached(again, tmp_path / "rewards.sqlite", **changed)
         assert other(**given) == [1.0, 2.0, 1.0, 1.0] and len(again.asked) == asked + 4
 
 

@@ -67,7 +67,9 @@ def test_what_is_written_parses_to_what_is_worth_the_same(node: Node, random: ob
     ],
 )  # fmt: skip
 def test_arithmetic_is_pythons(text: str) -> None:
-    values = {name: np.array([0.1, 0.6, 0.9])[shift:][:2] for shift, name in enumerate("ab")} | {"c": np.array([0.3, 0.5])}
+    values = {name: np.array([0.1, 0.6, 0.9])[shift:][:2] for shift, name in enumerate("ab")} | {
+        "c": np.array([0.3, 0.5])
+    }
     expected = eval(text, {}, values) + np.zeros(2)
     expression = parse(text)
     used = {name: value for name, value in values.items() if name in map(str, expression.terms)}
@@ -75,7 +77,9 @@ def test_arithmetic_is_pythons(text: str) -> None:
 
 
 def test_arguments_keep_their_types() -> None:
-    term = parse("""x(3, "a, b)", it's=1)""".replace("it's", "it") + "+ y(p='a\\\\b\\'c', q=true, r=none, s=1.5, t=a/b.json)")
+    term = parse(
+        """x(3, "a, b)", it's=1)""".replace("it's", "it") + "+ y(p='a\\\\b\\'c', q=true, r=none, s=1.5, t=a/b.json)"
+    )
     first, second = term.terms
     assert first.positional == (3, "a, b)") and dict(first.options) == {"it": 1}
     expected: dict[str, Argument] = {"p": "a\\b'c", "q": True, "r": None, "s": 1.5, "t": "a/b.json"}
@@ -182,7 +186,12 @@ def test_toml_tables_say_the_same(tmp_path: Path) -> None:
     config = make_config(read_config(file))
     assert config.reward is not None
     assert str(parse_reward(config.reward)) == "chrf + -0.5 * brevity(limit=8) * (exact > 0)"
-    for wrong in ('term = "chrf"\nwait = 1', "weight = 1", 'term = "chrf"\nweight = "much"', 'term = "chrf"\nweight = true'):
+    for wrong in (
+        'term = "chrf"\nwait = 1',
+        "weight = 1",
+        'term = "chrf"\nweight = "much"',
+        'term = "chrf"\nweight = true',
+    ):
         file.write_text(f"[[reward]]\n{wrong}\n")
         with pytest.raises(InputError, match=r"\[\[reward\]\] number 1 is .*expected a term"):
             read_config(file)

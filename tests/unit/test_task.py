@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from evolora.chat import chat_prompt, use_template, with_prompts
 from evolora.errors import InputError
-from evolora.rewards import BUILTIN_REWARDS, check_signature
+from evolora.rewards import check_signature, load_reward
 from evolora.task import (
     BUNDLED_TASKS,
     SPLITS,

@@ -9,8 +9,8 @@ from evolora.preferences import read_preferences, write_preferences
 
 
 def export_votes(run: Path, to: Path) -> int:
-    """Write the run's decided votes to a JSONL file of prompt, chosen and rejected; returns how many. Ties have no place
-    in that form. Raises InputError for a run without votes and a file that is there already."""
+    """Write the run's decided votes to a JSONL file of prompt, chosen and rejected; returns how many. Ties have no
+    place in that form. Raises InputError for a run without votes and a file that is there already."""
     if to.exists():
         raise InputError(f"--to {to}: exists already, expected a new file")
     store = _store(run)

@@ -27,6 +27,7 @@ from evolora.task import Example
 
 Floats = npt.NDArray[np.float64]
 
+_THANKS = "Thank you. The run goes on with your votes; the next questions come by themselves."
 # A run's votes, in its folder.
 VOTES_FILE = "votes.sqlite"
 # Fewer pairs teach a reward model nothing but noise.
@@ -141,7 +142,7 @@ class HumanFeedback(Judge):
         self.scorer.learn(self.preferences(generation))
         judged = self._scored(evaluation, examples, cost)
         fit = self._fit(generation, ids, self._prior(ids, judged))
-        self._show(generation, 0, fit, "Thank you. The run goes on with your votes; the next questions come by themselves.")
+        self._show(generation, 0, fit, _THANKS)
         return replace(judged, fitness=_sigmoid(np.array([fit.strength(individual) for individual in ids])))
 
     def summary(self) -> dict[str, Any]:

@@ -40,7 +40,7 @@ def make_chrf(*, word_order: int = 0, beta: float = 2.0) -> Reward:
     words: chrF++. No smoothing; orders that a text is too short for are left out.
 
     >>> [round(value, 3) for value in make_chrf()(completions=["hello", "hallo"], target=["hello", "hello"])]
-    [1.0, 0.288]
+    [1.0, 0.327]
     """
     if not 0 <= word_order <= 9:
         raise InputError(f"reward chrf: word_order is {word_order}, expected 0 to 9.")

@@ -4,7 +4,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -153,7 +153,8 @@ def _wrapped(
     """The scorer of a reward, in worker processes and behind the cache where these are asked for and make sense.
 
     `place` is the name that tells it from others of the same short name."""
-    name, called = name or reward_name(reward), reward
+    name = name or reward_name(reward)
+    called: Any = reward
     if not compares(reward):
         if options.workers and source is not None:
             called = WorkerPool(source, workers=options.workers, timeout=options.timeout, log=options.log)
