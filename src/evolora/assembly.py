@@ -19,7 +19,7 @@ from evolora.evaluation import LocalEvaluator
 from evolora.export import load_adapter
 from evolora.genome import GenomeLayout
 from evolora.human import VoteStore
-from evolora.human.feedback import VOTES_FILE, VotedScorer, check_installed, voted_preferences
+from evolora.human.feedback import VOTES_FILE, VotedScorer, check_page, voted_preferences
 from evolora.kernels import Products, fastest_products, onednn_works, use_kernels
 from evolora.model import BaseModel, load_base, lora_config, lora_layout
 from evolora.population_model import PopulationModel
@@ -76,7 +76,7 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     human = reward is None and task.reward == HUMAN
     expression = None if human or reward is not None else parse_reward(task.reward)
     if human and adapter is None:
-        check_installed()
+        check_page(config.rating_host, config.rating_port)
     device = _device(config.device)
     if config.strategy == "sep-cmaes" and adapter is None:
         sep_cma()

@@ -150,7 +150,7 @@ def test_json_schema(tmp_path: Path) -> None:
     # A column has one for each completion, as an object or its text.
     found = score("json-schema", "3", "3", "3", schema=[{"type": "integer"}, '{"type": "string"}', None])
     assert found == [1.0, 0.2, None]
-    with pytest.raises(ValueError, match="not of type|is not valid"):
+    with pytest.raises(ValueError, match=r"not of type|is not valid"):
         score("json-schema", "3", schema=[{"type": 7}])
 
 

@@ -36,13 +36,15 @@ FEWEST_PREFERENCES = 4
 PRIOR_SCALE = 1.0
 
 
-def check_installed() -> None:
-    """Raise InputError when what serves the page is not there."""
+def check_page(host: str, port: int) -> None:
+    """Raise InputError when what serves the page is not there, or when it could not answer at this address."""
     for package in ("flask", "waitress"):
         if importlib.util.find_spec(package) is None:
             raise InputError(
                 f"--reward human: found no package {package}, expected it installed: pip install 'evolora[human]'"
             )
+    # Opened and closed again: so that a run that could not show its page is refused before it leaves anything.
+    RatingPage(VoteStore(), host=host, port=port).check()
 
 
 class VotedScorer:
@@ -176,6 +178,7 @@ class HumanFeedback(Judge):
         )
         if self.store.count(generation) < wanted and self.stop():
             raise KeyboardInterrupt
+        self.store.close_generation()
 
     def _prior(self, ids: Sequence[int], evaluation: Evaluation) -> dict[int, float]:
         """The prior's means: the log-odds whose probability is the mean reward."""

@@ -31,6 +31,7 @@ _RATER_COOKIE = "evolora_rater"  # who votes, kept for the next run; it opens no
 _RATER = re.compile(r"[A-Za-z0-9_-]{16,64}")
 _YEAR = 365 * 24 * 3600
 _NOTES = {
+    "closed": "The votes of that generation were already in use. Yours was not counted.",
     "taken": "Somebody else had just answered that question. Yours was not counted; here is another.",
 }
 _OPENING = (
@@ -136,7 +137,7 @@ def create_app(store: VoteStore, status: Callable[[], PageStatus], guard: Guard,
         verdict = store.vote(question.id, g.rater, choice)
         if verdict == "accepted":
             on_vote()
-        return redirect("/?note=taken" if verdict == "taken" else "/", 303)
+        return redirect(f"/?note={verdict}" if verdict in _NOTES else "/", 303)
 
     @app.post("/undo")
     def undo() -> AnyResponse:

@@ -2,6 +2,7 @@
 
 import ipaddress
 import logging
+import socket
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -43,6 +44,16 @@ class RatingPage:
         self._server: Any = None
         self._thread: threading.Thread | None = None
 
+    def check(self) -> None:
+        """Raise InputError where `start` would for want of the address."""
+        family = socket.AF_INET6 if self._address.version == 6 else socket.AF_INET
+        with socket.socket(family, socket.SOCK_STREAM) as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            try:
+                probe.bind((str(self._address), self._port))
+            except OSError as error:
+                raise self._refused(error) from None
+
     def start(self) -> None:
         """Start to serve. From then on `url` is known."""
         try:
@@ -66,12 +77,15 @@ class RatingPage:
                 clear_untrusted_proxy_headers=True,
             )
         except OSError as error:
-            raise InputError(
-                f"the rating page's address {self._address} port {self._port} cannot be had ({error.strerror}), "
-                "expected one that is free."
-            ) from error
+            raise self._refused(error) from error
         self._thread = threading.Thread(target=self._serve, name="rating page", daemon=True)
         self._thread.start()
+
+    def _refused(self, error: OSError) -> InputError:
+        return InputError(
+            f"the rating page's address {self._address} port {self._port} cannot be had ({error.strerror}), "
+            "expected one that is free."
+        )
 
     @property
     def url(self) -> str:

@@ -15,7 +15,7 @@ Choice = Literal["a", "b", "tie", "bad", "skip"]
 """What a rater can say of a pair: one is better, a tie, both bad, or nothing."""
 Outcome = Literal["a", "b", "tie", "bad"]
 """A choice that decides a question."""
-Verdict = Literal["accepted", "already", "taken"]
+Verdict = Literal["accepted", "already", "taken", "closed"]
 """What became of a vote: it counts; this rater had voted before and that vote stays; another rater was first."""
 
 LEASE_SECONDS = 180.0
@@ -162,9 +162,14 @@ class VoteStore:
         )
         return identifier
 
+    def close_generation(self) -> None:
+        """The votes of the current generation are in use: from now on none is added or taken back, until `ask`."""
+        with self._transaction():
+            self._connection.execute("UPDATE current SET generation = NULL")
+
     @property
     def generation(self) -> int | None:
-        """The current generation; None before the first question."""
+        """The current generation; None before the first question and when it is closed."""
         value = self._one("SELECT generation FROM current")
         return None if value is None else int(value)
 
@@ -260,6 +265,7 @@ class VoteStore:
         """Enter a rater's vote; it is on the disk when this returns.
 
         "already": the rater has voted on this question, and the first vote stays. "taken": another rater was first.
+        "closed": the question's generation is not the current one any more.
         "skip" puts the question away for this rater only. Raises KeyError if there is no such question, and ValueError
         for another choice.
         """
@@ -277,6 +283,8 @@ class VoteStore:
                 return "already"
             if any(given != "skip" for _, given in before):
                 return "taken"
+            if self.question(identifier).generation != self.generation:
+                return "closed"
             if own == "skip":  # a page that still shows it: the rater has thought again
                 self._connection.execute(
                     "UPDATE votes SET undone = 1 WHERE question = ? AND rater = ? AND undone = 0", (identifier, rater)

@@ -13,8 +13,8 @@ class Diversity:
     1 - the mean, over the completion's n-grams of words, of the share of the individual's other prompts for which it
     has written that n-gram too: 1 when it repeats nothing, 0 when it has written all of it for every prompt. So it is
     the precision of self-BLEU (Zhu et al., 2018, "Texygen", arXiv 1802.01886) with each of the others as a reference
-    of its own, in one pass. A completion that is too short for an n-gram counts as one; an individual with one prompt only
-    is not scored. Capitals and blanks do not matter.
+    of its own, in one pass. A completion that is too short for an n-gram counts as one; an individual with one prompt
+    only is not scored. Capitals and blanks do not matter.
 
     >>> Diversity(2)(prompts=["p", "q", "r"], completions=["a b c", "a b d", "x y"])
     [0.75, 0.75, 1.0]
