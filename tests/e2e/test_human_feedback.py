@@ -39,8 +39,8 @@ def varied(text: str) -> float:
 
 @contextlib.contextmanager
 def rater_at_the_store(folder: Path, taste: Taste, *, wanted: int = 6, at_most: int = 10**9) -> Iterator[list[int]]:
-    """Somebody who votes without a browser, through the run's file, in a thread of this process: like the page, as often
-    as a generation has `wanted`."""
+    """Somebody who votes without a browser, through the run's file, in a thread of this process: as often as a
+    generation has `wanted`, like the page."""
     stop, votes = threading.Event(), [0]
 
     def rate() -> None:

@@ -160,10 +160,17 @@ def test_asking_again_keeps_questions_and_votes(store: VoteStore) -> None:
     assert shown(store, "me").id == ids[1]
 
 
-def test_a_late_vote_on_an_earlier_generation_still_counts(store: VoteStore) -> None:
-    (old,) = store.ask(1, pairs(1))
+def test_votes_that_are_in_use_stay_as_they_are(store: VoteStore) -> None:
+    """A resumed run must find of a generation what the run had found."""
+    given, late = store.ask(1, pairs(2))
+    assert store.vote(given, "me", "a") == "accepted"
+    store.close_generation()
+    assert store.next_question("me") is None
+    assert store.vote(late, "me", "a") == "closed"
+    assert store.vote(given, "me", "a") == "already"
+    assert store.undo("me") is None
     store.ask(2, pairs(1))
-    assert store.vote(old, "me", "a") == "accepted"
+    assert store.vote(late, "me", "a") == "closed"
     assert (store.count(1), store.count(2)) == (1, 0)
 
 
