@@ -485,9 +485,6 @@ def _located(config: RunConfig, folder: Path) -> RunConfig:
         update["data"] = str(Path(config.data).absolute())
     if config.chat_template is not None:
         update["chat_template"] = str(Path(config.chat_template).absolute())
-    if config.reward is not None and ".py:" in config.reward:
-        path, function = config.reward.rsplit(":", 1)
-        update["reward"] = f"{Path(path).absolute()}:{function}"
     if config.model != BUNDLED_MODEL and Path(config.model).is_dir():
         update["model"] = str(Path(config.model).absolute())
     return config.model_copy(update=update)

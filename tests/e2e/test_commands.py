@@ -3,7 +3,9 @@
 import csv
 import json
 import re
+import sqlite3
 import sys
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -333,3 +335,28 @@ def test_evolve_refuses_before_any_work(options: dict[str, Any], toy: Any, tmp_p
     with pytest.raises(InputError):
         evolve(model=str(toy.model), out=str(tmp_path / "run"), **options)
     assert not (tmp_path / "run").exists()
+
+
+def test_several_rewards_at_once(toy: Any, evolora: Any, tmp_path: Path) -> None:
+    """A sum of a function of one's own and a gated built-in: each logged apart, remembered, and resumed from text."""
+    run = tmp_path / "run"
+    reward = f"python({toy.folder / 'reward.py'}:distinct, cache=true) + 0.5 * length(3) * (brevity > 0.1)"
+    code, out, _ = evolora("train", *toy.options(run, reward=reward, gens=2))
+    assert code == 0
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    names = ["reward.distinct", "reward.length(target=3)", "reward.brevity"]
+    assert all(set(names) <= set(line) for line in metrics)
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["reward"] == "distinct + 0.5 * length(target=3) * (brevity > 0.1)"
+    terms = summary["winner"]["test"]["terms"]
+    base = summary["base"]["test"]["terms"]
+    assert [f"reward.{name}" for name in terms] == names
+    assert all(f"    {name}: {base[name]:.3f} -> {value:.3f}" in out for name, value in terms.items())
+    database = sqlite3.connect(run / "rewards.sqlite")
+    (kept,) = database.execute("SELECT count(*) FROM rewards").fetchone()
+    assert kept > 20, "the function says that it may be kept, and the built-in ones are cheaper to ask"
+    code, out, _ = evolora("evaluate", run, "--split", "validation", "--no-base")
+    assert code == 0
+    assert evolora("resume", run, "--gens", "3")[0] == 0
+    text = tomllib.loads((run / "config.toml").read_text())["reward"]
+    assert text.startswith(f"python(function={toy.folder}") and text.endswith("length(target=3) * (brevity > 0.1)")
