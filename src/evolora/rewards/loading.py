@@ -55,20 +55,30 @@ def register_reward(name: str, function: R | None = None) -> R | Callable[[R], R
 
 
 def load_reward(spec: str) -> Reward:
-    """The reward function that `spec` names: a built-in or registered name, `path.py:function` or
-    `package.module:function`.
+    """The reward function that `spec` names: a built-in or registered name, or a place that `load_function` takes.
 
-    A file is run anew at each call, as a module of its own, with its folder first on `sys.path` until it is imported,
-    so that it can import its neighbours; a module is imported with the working folder first on `sys.path`.
-
-    Raises InputError for an unknown name (listing the known ones), a missing file, an import that fails, a function
-    that is missing or not callable.
+    Raises InputError for an unknown name (listing the known ones), and as `load_function` does.
 
     >>> load_reward("exact")(completions=["4"], target=["4"])
     [1.0]
     """
     if spec in _known():
         return _known()[spec]
+    return load_function(spec)
+
+
+def load_function(spec: str) -> Reward:
+    """The user's function at `path.py:function` or `package.module:function`.
+
+    A file is run anew at each call, as a module of its own, with its folder first on `sys.path` until it is imported,
+    so that it can import its neighbours; a module is imported with the working folder first on `sys.path`.
+
+    Raises InputError for text that is no place, a missing file, an import that fails, a function that is missing or not
+    callable.
+
+    >>> load_function("evolora.rewards:exact")(completions=["4"], target=["4"])
+    [1.0]
+    """
     place, colon, attribute = spec.rpartition(":")
     if not (place and colon and attribute):
         raise InputError(
