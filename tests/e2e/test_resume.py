@@ -372,7 +372,7 @@ def test_what_individuals_carry_resumes_to_the_same(options: dict[str, Any], tmp
 def test_a_checkpoint_of_another_version_is_refused(
     digest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evolora import evolve
+    from evolora import evolve, snapshot
     from evolora import run as runs
     from evolora.errors import InputError
 
@@ -380,12 +380,12 @@ def test_a_checkpoint_of_another_version_is_refused(
     rows = [{"prompt": f"{number} + 1 =", "target": str(number + 1)} for number in range(6)]
     evolve(data=rows, gens=1, pop=2, elites=1, refiner="none", max_new_tokens=2, out=str(folder))
     before = digest(folder)
-    whole = runs.read_state
+    whole = snapshot.read_state
 
     def older(checkpoint: Path) -> dict[str, Any]:
         return {name: value for name, value in whole(checkpoint).items() if name != "spent.flops.update"}
 
-    monkeypatch.setattr(runs, "read_state", older)
+    monkeypatch.setattr(snapshot, "read_state", older)
     with pytest.raises(InputError, match=r"flops\.update'?, expected a checkpoint of this version"):
         runs.resume(folder, options={"gens": 2})
     assert digest(folder) == before

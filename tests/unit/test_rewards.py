@@ -207,6 +207,9 @@ def test_a_function_gets_only_the_keywords_that_it_names() -> None:
     for function in (some, Object(), everything, functools.partial(some, weight=3.0)):
         check_signature(function, COLUMNS)
         score(function)
+    extras = {"trainer_state", "log_extra", "log_metric"}
+    assert isinstance(seen[2], dict)
+    assert {name: seen[2].pop(name) for name in extras}.keys() == extras
     assert seen == [
         (COMPLETIONS, COLUMNS["target"], 2.0),
         PROMPTS,
@@ -214,7 +217,7 @@ def test_a_function_gets_only_the_keywords_that_it_names() -> None:
         (COMPLETIONS, COLUMNS["target"], 3.0),
     ]
     RewardScorer(everything).score(PROMPTS, COMPLETIONS, {})
-    assert seen[-1] == {"prompts": PROMPTS, "completions": COMPLETIONS}
+    assert isinstance(seen[-1], dict) and seen[-1].keys() == {"prompts", "completions", *extras}
 
 
 def test_a_function_cannot_change_the_callers_lists() -> None:
@@ -239,31 +242,19 @@ def test_a_batch_of_unequal_columns_is_the_callers_mistake() -> None:
         RewardScorer(reward_func).score(["p"], ["c"], {"target": ["a", "b"]})
 
 
-async def waits(completions: list[str]) -> list[float]:
-    return [0.0] * len(completions)
-
-
-class Waits:
-    async def __call__(self, completions: list[str]) -> list[float]:
-        return [0.0] * len(completions)
-
-
 def by_position(completions: list[str], /) -> list[float]:
     return [0.0] * len(completions)
 
 
-def wants_state(completions: list[str], trainer_state: object) -> list[float]:
+def wants_environments(completions: list[str], environments: object) -> list[float]:
     return [0.0] * len(completions)
 
 
 @pytest.mark.parametrize(
     ("function", "named"),
     [
-        (waits, ("waits", "async")),
-        (functools.partial(waits), ("waits", "async")),
-        (Waits(), ("Waits", "async")),
         (by_position, ("by_position", "'completions'", "position")),
-        (wants_state, ("wants_state", "'trainer_state'", "(target)")),
+        (wants_environments, ("wants_environments", "'environments'", "(target)")),
         (reward_with_ground_truth, ("reward_with_ground_truth", "'ground_truth'", "(target)")),
     ],
 )
@@ -430,12 +421,6 @@ def test_a_generator_that_raises_is_shown_from_its_own_frame() -> None:
 def test_a_call_that_python_refuses_is_a_reward_error() -> None:
     with pytest.raises(RewardError, match=r"missing 1 required positional argument: 'gold'"):
         score(lambda gold: [1.0])
-
-
-def test_a_coroutine_is_refused_without_a_warning(recwarn: pytest.WarningsRecorder) -> None:
-    with pytest.raises(RewardError, match="returned <coroutine"):
-        score(lambda **kwargs: waits(kwargs["completions"]))  # type: ignore[arg-type]
-    assert not recwarn.list
 
 
 def test_skipping_a_batch_that_raises_keeps_the_other_rewards() -> None:

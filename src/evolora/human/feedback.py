@@ -82,7 +82,7 @@ class VotedScorer:
         completion_ids: Sequence[Sequence[int]] | None = None,
         *,
         groups: Sequence[int] | None = None,
-        messages: Sequence[Sequence[Mapping[str, str]]] | None = None,
+        messages: Sequence[Sequence[Mapping[str, object]]] | None = None,
     ) -> Scores:
         del columns, completion_ids, groups, messages
         log_odds = np.zeros(len(completions))

@@ -1,5 +1,7 @@
 """What a reward function is, and how one is called so that its mistakes are found and named."""
 
+import contextlib
+import copy
 import functools
 import inspect
 import math
@@ -14,10 +16,16 @@ import numpy as np
 import numpy.typing as npt
 
 from evolora.errors import InputError, RewardError
+from evolora.rewards.event_loop import EventLoop
+from evolora.rewards.output import BoundedLog, captured
 
 STANDARD_KEYWORDS = ("prompts", "completions", "completion_ids")
+TRL_KEYWORDS = ("trainer_state", "log_extra", "log_metric")
 
 OnError = Literal["raise", "skip"]
+
+# Those who call rewards here, whose frames tell a user nothing.
+_CALLERS = tuple(Path(__file__).with_name(name) for name in ("base.py", "event_loop.py", "cache.py"))
 
 
 class Reward(Protocol):
@@ -25,20 +33,48 @@ class Reward(Protocol):
 
     It is called by keyword with `prompts: list[str]`, `completions: list[str]`, `completion_ids: list[list[int]]` and
     every other column of the data as a list, and returns one number for each completion, or None for one that it does
-    not score. It may take `**kwargs` and get them all, or name only those that it wants.
+    not score, or a `FailedReward` for one that it could not. It may take `**kwargs` and get them all, or name only
+    those that it wants. It may be async.
 
-    Differences from TRL (https://huggingface.co/docs/trl/grpo_trainer): prompts and completions are always plain
-    strings, never lists of chat messages; `trainer_state`, `log_extra` and `log_metric` are not passed; functions must
-    not be async.
+    As from TRL, it also gets `trainer_state` (see `TrainerState`), `log_metric(name, value)` and
+    `log_extra(name, values)`.
+
+    A reward may have these attributes: `__name__`, for logs; `compares = True`, when a completion's reward depends on
+    the others of the batch: it then gets `groups: list[int]` too, which individual wrote each completion, and is never
+    called with a part of the batch; `close()`, called at the end; `use_log(log: BoundedLog)`, called at the start, for
+    one that starts processes whose output belongs in the log.
+
+    Differences from TRL (https://huggingface.co/docs/trl/grpo_trainer): prompts and completions are plain strings
+    unless the scorer is `conversational`; `trainer_state` holds only what `TrainerState` says; `environments` is not
+    passed.
     """
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Sequence[float | None]: ...
+    def __call__(self, *args: Any, **kwargs: Any) -> Sequence["float | FailedReward | None"]: ...
+
+
+@dataclass(frozen=True)
+class FailedReward:
+    """In place of a number: this completion could not be scored. `what` goes on after "reward NAME ...": "took longer
+    than 5 s". The message shows the traceback of `exception`, and `details` as they are."""
+
+    what: str
+    exception: BaseException | None = None
+    details: str = ""
+
+
+@dataclass
+class TrainerState:
+    """What a reward may know of the training, under TRL's names: `global_step`, how many batches were scored before
+    this one."""
+
+    global_step: int = 0
 
 
 @dataclass(frozen=True)
 class Scores:
     """One batch, scored: `rewards` float64, NaN where the function returned None ("not scored"); `failed` bool, true
-    where the function failed and `rewards` holds the scorer's `failed_reward`."""
+    where the function failed and `rewards` holds the scorer's `failed_reward`; and of a combination of rewards the
+    `terms`' own values by name, NaN where there is none."""
 
     rewards: npt.NDArray[np.float64]
     failed: npt.NDArray[np.bool_]
@@ -57,8 +93,8 @@ def reward_name(reward: Reward) -> str:
 
 
 def check_signature(reward: Reward, columns: Iterable[str]) -> None:
-    """Raise InputError when `reward` could not be called with the standard keywords and these data columns: it requires
-    a parameter that is neither, takes one by position only, or is async.
+    """Raise InputError when `reward` could not be called with the standard keywords, TRL's and these data columns: it
+    requires a parameter that is neither, or takes one by position only.
 
     >>> check_signature(lambda completions, target: [0.0], ["target"])
     >>> check_signature(lambda completions, answer: [0.0], ["target"])
@@ -68,9 +104,10 @@ def check_signature(reward: Reward, columns: Iterable[str]) -> None:
 completion_ids and the data's columns (target).
     """
     name, columns = reward_name(reward), tuple(columns)
-    if inspect.iscoroutinefunction(reward) or inspect.iscoroutinefunction(getattr(reward, "__call__", None)):  # noqa: B004
-        raise InputError(f"reward {name} is async, expected a plain function.")
-    for parameter in _parameters(reward):
+    known = {*STANDARD_KEYWORDS, *TRL_KEYWORDS, *columns}
+    if compares(reward):
+        known.add("groups")
+    for parameter in parameters(reward):
         if parameter.kind in (parameter.VAR_POSITIONAL, parameter.VAR_KEYWORD):
             continue
         if parameter.default is not parameter.empty:
@@ -79,29 +116,23 @@ completion_ids and the data's columns (target).
             raise InputError(
                 f"reward {name} takes '{parameter.name}' by position only, expected parameters that take keywords."
             )
-        if parameter.name not in (*STANDARD_KEYWORDS, *columns):
+        if parameter.name not in known:
             raise InputError(
                 f"reward {name} requires the parameter '{parameter.name}', expected only "
                 f"{', '.join(STANDARD_KEYWORDS)} and the data's columns ({', '.join(columns) or 'none'})."
             )
 
 
-@dataclass(frozen=True)
-class FailedReward:
-    what: str
-    exception: Exception | None = None
-
-
-_Value = float | FailedReward | None
+Value = float | FailedReward | None
 _Batch = Mapping[str, Sequence[object]]
 
 
 class RewardScorer:
     """Calls a reward function on batches and checks what comes back.
 
-    A function fails on a batch when it raises or does not return one value for each completion; it fails on one
-    completion when the value is NaN, infinite or no number. Numbers are Python's, bools, and scalars of numpy and
-    torch. None is no failure: it means "not scored".
+    A function fails on a batch when it raises, leaves (`sys.exit`) or does not return one value for each completion; it
+    fails on one completion when the value is NaN, infinite, no number or a `FailedReward`. Numbers are Python's, bools,
+    and scalars of numpy and torch. None is no failure: it means "not scored". KeyboardInterrupt passes through.
 
     `on_error="raise"` (default) raises RewardError, with the function's traceback if it raised, and the prompt and
     completion at fault. To find those, a function that raised on a batch is called again with one completion at a time,
@@ -111,14 +142,24 @@ class RewardScorer:
     is called again with one completion at a time, so that the others keep their rewards. `last_error` tells what
     happened last.
 
-    So in either mode a function with side effects may see a completion of a failing batch twice. A function is given
-    its own copies of the lists. Exceptions that are no `Exception` (KeyboardInterrupt, SystemExit) pass through.
+    So in either mode a function with side effects may see a completion of a failing batch twice. One with
+    `compares = True` would mean something else there: it is not called again, and when it fails on a batch, it fails on
+    each of its completions. A function is given its own copies of the lists.
 
-    Counts over the scorer's life: `completions`, `failed`, `unscored`.
+    Async functions run on one event loop, in a thread that lives as long as the scorer.
+
+    What the function prints and logs while it is called goes to the file `log`, up to 1 MB; without one to the screen,
+    up to 64 kB.
+
+    With `conversational` the function gets prompts as lists of chat messages (those given to `score`, or else one
+    message of the user) and completions as lists with one message of the assistant, TRL's conversational format.
+
+    Counts over the scorer's life: `completions`, `failed`, `unscored`. Of the latest call: `metrics`, the means of what
+    the function gave to `log_metric`, and `extra`, what it gave to `log_extra`.
 
     >>> scorer = RewardScorer(lambda completions: [1 / len(text) for text in completions], on_error="skip")
     >>> scorer.score(prompts=["p", "p"], completions=["four", ""], columns={})
-    Scores(rewards=array([0.25, 0.  ]), failed=array([False,  True]))
+    Scores(rewards=array([0.25, 0.  ]), failed=array([False,  True]), terms={})
     >>> scorer.failed, scorer.failed_share
     (1, 0.5)
     """
@@ -130,7 +171,6 @@ class RewardScorer:
         on_error: OnError = "raise",
         failed_reward: float = 0.0,
         name: str | None = None,
-        accepted: frozenset[str] | None = None,
         log: Path | None = None,
         conversational: bool = False,
     ) -> None:
@@ -143,16 +183,34 @@ class RewardScorer:
         self.varies = compares(reward)
         self.on_error = on_error
         self.failed_reward = failed_reward
+        self.conversational = conversational
+        self.trainer_state = TrainerState()
         self.completions = 0
         self.failed = 0
         self.unscored = 0
         self.last_error: str | None = None
-        self._accepted = accepted_keywords(reward) if accepted is None else accepted
+        self.metrics: dict[str, float] = {}
+        self.extra: dict[str, list[object]] = {}
+        self._compares = compares(reward)
+        self._accepted = accepted_keywords(reward)
+        self._loop = EventLoop()
+        self._log = BoundedLog(log)
+        self._logged = Logged()
+        if hasattr(reward, "use_log"):
+            reward.use_log(self._log)
 
     @property
     def failed_share(self) -> float:
         """The share of all completions so far on which the function failed, in [0, 1]; 0 before the first."""
         return self.failed / self.completions if self.completions else 0.0
+
+    def close(self) -> None:
+        """Close the reward, where it has a `close`, and end the scorer's thread."""
+        with contextlib.ExitStack() as stack:
+            stack.callback(self._log.close)
+            stack.callback(self._loop.close)
+            if hasattr(self.reward, "close"):
+                stack.callback(self.reward.close)
 
     def score(
         self,
@@ -162,60 +220,67 @@ class RewardScorer:
         completion_ids: Sequence[Sequence[int]] | None = None,
         *,
         groups: Sequence[int] | None = None,
-        messages: Sequence[Sequence[Mapping[str, str]]] | None = None,
+        messages: Sequence[Sequence[Mapping[str, object]]] | None = None,
     ) -> Scores:
-        """Score a batch; an empty one calls nothing.
+        """Score a batch; an empty one calls nothing. `messages` are the prompts as chat messages, for conversational
+        functions, and `groups` the individuals that wrote the completions, for functions that compare.
 
         Raises RewardError when the function fails and `on_error` is "raise", and ValueError when prompts, completions,
-        ids and columns differ in length.
+        ids, columns, messages and groups differ in length.
         """
-        del messages  # rewards are given text
         batch: dict[str, Sequence[object]] = {**columns, "prompts": prompts, "completions": completions}
         if completion_ids is not None:
             batch["completion_ids"] = completion_ids
+        if self.conversational:
+            batch["prompts"] = _as_messages(prompts, "user") if messages is None else messages
+            batch["completions"] = _as_messages(completions, "assistant")
+        if self._compares and groups is not None:
+            batch["groups"] = groups
         lengths = {name: len(values) for name, values in batch.items()}
         if len(set(lengths.values())) > 1:
             raise ValueError(f"the batch's columns differ in length: {lengths}")
+        self._logged = Logged()
         values = self._score(batch) if completions else []
+        self.metrics, self.extra = self._logged.means(), self._logged.extra
+        self.trainer_state.global_step += 1
         return self._count(values)
 
-    def close(self): ...
-
-    def _score(self, batch: _Batch) -> list[_Value]:
-        outcome = self._call(batch)
-        if isinstance(outcome, FailedReward):
+    def _score(self, batch: _Batch) -> list[Value]:
+        values = self._call(batch)
+        if isinstance(values, FailedReward):
             if self.on_error == "raise":
-                raise RewardError(self._report(outcome, batch)) from outcome.exception
-            self.last_error = self._report(outcome, batch, find_offender=False)
-            if len(batch["completions"]) == 1:
-                return [outcome]
+                raise RewardError(self._report(values, batch)) from values.exception
+            self.last_error = self._report(values, batch, find_offender=False)
+            count = len(batch["completions"])
+            if count == 1 or self._compares:
+                return [values] * count
             return [value for one in _singles(batch) for value in self._score(one)]
-        values = [_number(value) for value in outcome]
         for index, value in enumerate(values):
             if isinstance(value, FailedReward):
                 report = self._report(value, _single(batch, index))
                 if self.on_error == "raise":
-                    raise RewardError(report)
+                    raise RewardError(report) from value.exception
                 self.last_error = report
         return values
 
-    def _call(self, batch: _Batch) -> list[object] | FailedReward:
-        keywords = {
-            name: list(values) for name, values in batch.items() if self._accepted is None or name in self._accepted
+    def _call(self, batch: _Batch) -> list[Value] | FailedReward:
+        logged = Logged()
+        offered: dict[str, object] = {
+            # Messages are dictionaries, which the function could change.
+            name: copy.deepcopy(list(values)) if self.conversational and name in STANDARD_KEYWORDS else list(values)
+            for name, values in batch.items()
         }
-        try:
-            returned: object = self.reward(**keywords)
-            values = as_list(returned)
-        except Exception as error:
-            return FailedReward(f"raised {type(error).__name__}: {error}", error)
-        if values is None:
-            if inspect.iscoroutine(returned):
-                returned.close()  # or Python warns that it was never awaited
-            return FailedReward(f"returned {_show(returned)}, expected a list with one number for each completion")
-        count = len(batch["completions"])
-        if len(values) != count:
-            return FailedReward(f"returned {len(values)} values for {count} completions, expected one for each")
-        return values
+        offered |= {
+            "trainer_state": copy.copy(self.trainer_state),
+            "log_extra": logged.log_extra,
+            "log_metric": logged.log_metric,
+        }
+        keywords = {name: value for name, value in offered.items() if self._accepted is None or name in self._accepted}
+        with captured(self._log):
+            outcome = call_reward(self.reward, keywords, len(batch["completions"]), self._loop)
+        if not isinstance(outcome, FailedReward):
+            self._logged.add(logged)
+        return outcome
 
     def _report(self, failure: FailedReward, batch: _Batch, *, find_offender: bool = True) -> str:
         """What went wrong, the traceback, and on which prompt and completion."""
@@ -223,7 +288,7 @@ class RewardScorer:
         count = len(batch["completions"])
         if count > 1:
             note = f"The batch had {count} completions; the first is shown."
-            if failure.exception is not None and find_offender:
+            if failure.exception is not None and find_offender and not self._compares:
                 note = f"The batch had {count} completions, none of which raises alone; the first is shown."
                 for one in _singles(batch):
                     again = self._call(one)
@@ -232,14 +297,15 @@ class RewardScorer:
                         break
         lines = [
             f"reward {self.name} {failure.what}",
-            None if failure.exception is None else _user_traceback(failure.exception),
+            None if failure.exception is None else user_traceback(failure.exception),
+            failure.details.rstrip() or None,
             note,
             f"prompt: {_show(batch['prompts'][0])}",
             f"completion: {_show(batch['completions'][0])}",
         ]
         return "\n".join(line for line in lines if line is not None)
 
-    def _count(self, values: list[_Value]) -> Scores:
+    def _count(self, values: list[Value]) -> Scores:
         failed = np.array([isinstance(value, FailedReward) for value in values], dtype=np.bool_)
         rewards = np.array(
             [
@@ -254,12 +320,59 @@ class RewardScorer:
         return Scores(rewards, failed)
 
 
+class Logged:
+    """What a reward function logs while it is called: TRL's `log_metric` and `log_extra`."""
+
+    def __init__(self) -> None:
+        self.metrics: dict[str, list[float]] = {}
+        self.extra: dict[str, list[object]] = {}
+
+    def log_metric(self, name: str, value: float) -> None:
+        self.metrics.setdefault(str(name), []).append(float(value))
+
+    def log_extra(self, column: str, values: Iterable[object]) -> None:
+        self.extra.setdefault(str(column), []).extend(values)
+
+    def add(self, other: "Logged") -> None:
+        for name, numbers_ in other.metrics.items():
+            self.metrics.setdefault(name, []).extend(numbers_)
+        for name, values in other.extra.items():
+            self.extra.setdefault(name, []).extend(values)
+
+    def means(self) -> dict[str, float]:
+        return {name: math.fsum(values) / len(values) for name, values in self.metrics.items()}
+
+
+def call_reward(
+    reward: Reward, keywords: Mapping[str, object], count: int, loop: EventLoop
+) -> list[Value] | FailedReward:
+    """The function's values for `count` completions, checked; one failure when it failed on all of them at once."""
+    try:
+        returned: object = reward(**keywords)
+        if inspect.isawaitable(returned):
+            returned = loop.run(returned)
+        values = _as_list(returned)
+    except (Exception, SystemExit) as error:
+        if isinstance(error, SystemExit):
+            return FailedReward(f"left Python with SystemExit({'' if error.code is None else repr(error.code)})", error)
+        return FailedReward(f"raised {type(error).__name__}: {error}", error)
+    if values is None:
+        return FailedReward(f"returned {_show(returned)}, expected a list with one number for each completion")
+    if len(values) != count:
+        return FailedReward(f"returned {len(values)} values for {count} completions, expected one for each")
+    return [_number(value) for value in values]
+
+
+def _as_messages(texts: Sequence[str], role: str) -> list[list[dict[str, str]]]:
+    return [[{"role": role, "content": text}] for text in texts]
+
+
 def compares(reward: Reward) -> bool:
     """Whether a completion's reward depends on the others of the batch."""
     return bool(getattr(reward, "compares", False))
 
 
-def _parameters(reward: Reward) -> list[inspect.Parameter]:
+def parameters(reward: Reward) -> list[inspect.Parameter]:
     """The function's parameters; as if it took any keyword where Python cannot tell, as for some compiled functions."""
     try:
         return list(inspect.signature(reward).parameters.values())
@@ -269,14 +382,14 @@ def _parameters(reward: Reward) -> list[inspect.Parameter]:
 
 def accepted_keywords(reward: Reward) -> frozenset[str] | None:
     """The keywords that the function takes; None for all."""
-    parameters = _parameters(reward)
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+    found = parameters(reward)
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in found):
         return None
     by_keyword = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    return frozenset(parameter.name for parameter in parameters if parameter.kind in by_keyword)
+    return frozenset(parameter.name for parameter in found if parameter.kind in by_keyword)
 
 
-def as_list(returned: object) -> list[object] | None:
+def _as_list(returned: object) -> list[object] | None:
     """What a function returned as a list, or None when it is no ordered collection. May run the function's own code
     (generators)."""
     if hasattr(returned, "tolist"):  # numpy, torch, pandas
@@ -286,17 +399,19 @@ def as_list(returned: object) -> list[object] | None:
     return list(returned)
 
 
-def _number(value: object) -> _Value:
-    if value is None:
-        return None
-    if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a scalar of numpy or torch
-        value = value.item()
-    if not isinstance(value, numbers.Real):
-        return FailedReward(f"returned {_show(value)}, expected a number or None")
+def _number(value: object) -> Value:
+    if value is None or isinstance(value, FailedReward):
+        return value
     try:
+        if getattr(value, "ndim", None) == 0 and hasattr(value, "item"):  # a scalar of numpy or torch
+            value = value.item()
+        if not isinstance(value, numbers.Real):
+            return FailedReward(f"returned {_show(value)}, expected a number or None")
         number = float(value)
     except OverflowError:
         number = math.inf
+    except Exception as error:  # a type of the user's own may do anything
+        return FailedReward(f"returned a {type(value).__name__} that raised {type(error).__name__}: {error}", error)
     return number if math.isfinite(number) else FailedReward(f"returned {number}, expected a finite number or None")
 
 
@@ -308,14 +423,21 @@ def _singles(batch: _Batch) -> Iterable[_Batch]:
     return (_single(batch, index) for index in range(len(batch["completions"])))
 
 
-def _user_traceback(error: Exception) -> str:
-    """The traceback from the reward function on, without this module's own frames."""
+def user_traceback(error: BaseException) -> str:
+    """The traceback from the reward function on, without the frames of those who called it here."""
     frames = error.__traceback__
-    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+    while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next
     return "".join(traceback.format_exception(type(error), error, frames)).rstrip()
 
 
+def _is_ours(path: str) -> bool:
+    return Path(path) in _CALLERS or "/concurrent/futures/" in path
+
+
 def _show(value: object) -> str:
-    text = repr(value)
+    try:
+        text = repr(value)
+    except Exception as error:
+        text = f"a {type(value).__name__} whose repr raised {type(error).__name__}"
     return text if len(text) <= 1000 else text[:997] + "..."

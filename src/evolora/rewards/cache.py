@@ -6,8 +6,10 @@ import sqlite3
 import threading
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from evolora.rewards.base import FailedReward, Reward, accepted_keywords, as_list
+from evolora.rewards.base import TRL_KEYWORDS, FailedReward, Reward, accepted_keywords, call_reward
+from evolora.rewards.event_loop import EventLoop
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS rewards (key BLOB PRIMARY KEY, reward REAL) WITHOUT ROWID"
 
@@ -20,27 +22,27 @@ class CachedReward:
     whenever its values could. None ("not scored") is remembered, failures are not. What a batch has brought is on disk
     before it is returned. Of equal completions in a batch one is asked.
 
-    `accepted` are the keywords that the reward takes, where its signature does not say so: with workers between, say.
-
     `hits` and `misses` count completions.
     """
 
-    def __init__(
-        self, reward: Reward, path: Path, *, name: str, version: str, accepted: frozenset[str] | None = None
-    ) -> None:
+    def __init__(self, reward: Reward, path: Path, *, name: str, version: str) -> None:
         self.reward = reward
         self.__name__ = name
         self.version = version
         self.hits = 0
         self.misses = 0
-        self._accepted = accepted_keywords(reward) if accepted is None else accepted
+        self._accepted = accepted_keywords(reward)
         self._lock = threading.Lock()
+        self._loop = EventLoop()
         self._path = path
         self._opened: sqlite3.Connection | None = None
+        if hasattr(reward, "use_log"):
+            self.use_log = reward.use_log
 
     def __call__(
-        self, prompts: Sequence[str], completions: Sequence[str], **columns: Sequence[object]
+        self, prompts: Sequence[object], completions: Sequence[object], **columns: Any
     ) -> list[float | FailedReward | None]:
+        extras = {name: columns.pop(name) for name in TRL_KEYWORDS if name in columns}
         keys = [
             self._key(prompt, completion, {name: values[row] for name, values in columns.items()})
             for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
@@ -50,22 +52,18 @@ class CachedReward:
         fresh = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
         rows = sorted(fresh.values())
         self.hits, self.misses = self.hits + len(keys) - len(rows), self.misses + len(rows)
-        answers: dict[bytes, object] = dict(known)
+        answers: dict[bytes, float | FailedReward | None] = dict(known)
         if rows:
             given = {"prompts": prompts, "completions": completions, **columns}
-            asked = {
-                name: [values[row] for row in rows]
-                for name, values in given.items()
-                if self._accepted is None or name in self._accepted
-            }
-            returned = as_list(self.reward(**asked))
-            if returned is None or len(returned) != len(rows):
-                count = "no list" if returned is None else f"{len(returned)} values"
-                raise ValueError(f"returned {count} for {len(rows)} completions, expected one for each")
-            found = {keys[row]: value for row, value in zip(rows, returned, strict=True)}
-            self._remember({key: value for key, value in found.items() if _is_score(value)})
+            asked = {name: [values[row] for row in rows] for name, values in given.items()} | extras
+            taken = {name: value for name, value in asked.items() if self._accepted is None or name in self._accepted}
+            values = call_reward(self.reward, taken, len(rows), self._loop)
+            if isinstance(values, FailedReward):
+                raise values.exception or ValueError(values.what)
+            found = {keys[row]: value for row, value in zip(rows, values, strict=True)}
+            self._remember({key: value for key, value in found.items() if not isinstance(value, FailedReward)})
             answers |= found
-        return [answers[key] for key in keys]  # type: ignore[misc]  # whatever it is, the scorer checks it
+        return [answers[key] for key in keys]
 
     @property
     def _connection(self) -> sqlite3.Connection:
@@ -79,10 +77,11 @@ class CachedReward:
         if self._opened is not None:
             self._opened.close()
             self._opened = None
+        self._loop.close()
         if hasattr(self.reward, "close"):
             self.reward.close()
 
-    def _key(self, prompt: str, completion: str, columns: dict[str, object]) -> bytes:
+    def _key(self, prompt: object, completion: object, columns: dict[str, object]) -> bytes:
         used = {name: value for name, value in columns.items() if self._accepted is None or name in self._accepted}
         if self._accepted is None or "completion_ids" not in self._accepted:
             used.pop("completion_ids", None)  # they are the completion's
@@ -97,14 +96,6 @@ class CachedReward:
                 known[key] = row[0]
         return known
 
-    def _remember(self, values: dict[bytes, object]) -> None:
+    def _remember(self, values: dict[bytes, float | None]) -> None:
         with self._lock, self._connection:
-            self._connection.executemany(
-                "INSERT OR REPLACE INTO rewards VALUES (?, ?)",
-                [(key, None if value is None else float(value)) for key, value in values.items()],  # type: ignore[arg-type]
-            )
-
-
-def _is_score(value: object) -> bool:
-    """Whether a value is one to remember; NaN, infinity and what is no number are the scorer's to refuse."""
-    return value is None or (isinstance(value, (bool, int, float)) and abs(value) < float("inf"))
+            self._connection.executemany("INSERT OR REPLACE INTO rewards VALUES (?, ?)", values.items())

@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from evolora.model import BaseModel
+if TYPE_CHECKING:  # worker processes make rewards too, and need not load what a model needs
+    from evolora.model import BaseModel
 
 
 @dataclass(frozen=True)
@@ -13,5 +15,5 @@ class RewardContext:
     Outside `PopulationModel.adapted`, where rewards are called, the base model computes as if it had no adapters.
     """
 
-    base: BaseModel | None = None
+    base: "BaseModel | None" = None
     folder: Path | None = None

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from evolora.errors import InputError
-from evolora.rewards.base import Reward, reward_name
+from evolora.rewards.base import FailedReward, Reward, reward_name
 
 
 def make_python(*, function: str, cache: bool = False) -> Reward:
@@ -36,5 +36,5 @@ class _Versioned:
         self.__name__ = reward_name(reward)
         self.version = version
 
-    def __call__(self, **keywords: Sequence[object]) -> Sequence[float | None]:
+    def __call__(self, **keywords: Sequence[object]) -> Sequence[float | FailedReward | None]:
         return self.reward(**keywords)

@@ -14,7 +14,6 @@ from evolora.rewards.base import (
     Reward,
     RewardScorer,
     Scores,
-    accepted_keywords,
     check_signature,
     compares,
     reward_name,
@@ -44,7 +43,7 @@ class Scorer(Protocol):
         completion_ids: Sequence[Sequence[int]] | None = None,
         *,
         groups: Sequence[int] | None = None,
-        messages: Sequence[Sequence[Mapping[str, str]]] | None = None,
+        messages: Sequence[Sequence[Mapping[str, object]]] | None = None,
     ) -> Scores:
         """Score a batch. `groups` says which individual wrote each completion."""
         ...
@@ -85,7 +84,7 @@ class CombinedScorer:
         completion_ids: Sequence[Sequence[int]] | None = None,
         *,
         groups: Sequence[int] | None = None,
-        messages: Sequence[Sequence[Mapping[str, str]]] | None = None,
+        messages: Sequence[Sequence[Mapping[str, object]]] | None = None,
     ) -> Scores:
         """Score a batch. Raises RewardError as the terms' scorers do."""
         scores = {
@@ -159,13 +158,10 @@ def _wrapped(
         if options.workers and source is not None:
             called = WorkerPool(source, workers=options.workers, timeout=options.timeout, log=options.log)
         if options.cache is not None and (version := reward_version(reward)) is not None:
-            called = CachedReward(
-                called, options.cache, name=place or name, version=version, accepted=accepted_keywords(reward)
-            )
+            called = CachedReward(called, options.cache, name=place or name, version=version)
     return RewardScorer(
         called,
         name=name,
-        accepted=accepted_keywords(reward),
         on_error=options.on_error,
         failed_reward=options.failed_reward,
         log=options.log,

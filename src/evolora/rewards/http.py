@@ -1,0 +1,224 @@
+"""An endpoint as a reward."""
+
+import datetime
+import email.message
+import email.utils
+import http.client
+import json
+import math
+import os
+import time
+import urllib.error
+import urllib.parse
+import urllib.request
+from collections.abc import Sequence
+from typing import IO
+
+from evolora.errors import InputError
+from evolora.rewards.base import FailedReward, Reward, Value
+
+MAX_WAIT = 60.0
+MAX_ANSWER = 64 * 2**20
+_LOCAL = ("completion_ids", "trainer_state", "log_extra", "log_metric")
+# The server may be fine again in a moment. Other 5xx are retried too.
+_PASSING = (408, 425, 429)
+# What the server says of this request's content, so that another content may be answered.
+_ABOUT_CONTENT = (400, 413, 422, 500)
+
+
+def make_http(
+    *,
+    url: str,
+    timeout: float = 10.0,
+    retries: int = 3,
+    backoff: float = 0.5,
+    batch_size: int = 32,
+    token_env: str | None = None,
+) -> Reward:
+    """Scores of an HTTP endpoint. It is sent `POST` requests with at most `batch_size` completions,
+    `{"prompts": [...], "completions": [...]}` and the data's columns as further lists, and answers with
+    `{"scores": [...]}` or the list alone: one number each, or null for "not scored". With `token_env`, requests carry
+    the token in that environment variable (`Authorization: Bearer`).
+
+    A request that finds no server, takes longer than `timeout` seconds, or is answered with status 408, 425, 429 or 5xx
+    is sent again, up to `retries` times, after `backoff` seconds and then twice as long each time, or as long as the
+    server's Retry-After says, never more than 60 s. Redirects are not followed. When the server answers but refuses the
+    request for its content (400, 413, 422, 500, or no such list of scores), its completions are sent one at a time, so
+    that only those at fault fail; when it cannot be reached, all fail, and the rest of the batch is not tried.
+
+    The range is the endpoint's own. Raises InputError for options out of range and an unset variable.
+    """
+    parts = urllib.parse.urlsplit(url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise InputError(f"reward http: url is {url!r}, expected one that begins with http:// or https:// and a host.")
+    if parts.username is not None or parts.password is not None:
+        raise InputError("reward http: url holds a user or password, expected none (see token_env).")
+    for name, number in (("timeout", timeout), ("backoff", backoff)):
+        if not (math.isfinite(number) and number > 0):
+            raise InputError(f"reward http: {name} is {number}, expected a positive number of seconds.")
+    if retries < 0:
+        raise InputError(f"reward http: retries is {retries}, expected 0 or more.")
+    if batch_size < 1:
+        raise InputError(f"reward http: batch_size is {batch_size}, expected at least 1.")
+    headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "evolora"}
+    if token_env is not None:
+        token = os.environ.get(token_env, "").strip()
+        if not token:
+            raise InputError(f"reward http: the environment variable {token_env} is unset, expected the token in it.")
+        if not (token.isascii() and token.isprintable()):
+            raise InputError(f"reward http: {token_env} holds what no header may, expected a token in plain ASCII.")
+        headers["Authorization"] = f"Bearer {token}"
+    return HTTPReward(url, headers, timeout=timeout, retries=retries, backoff=backoff, batch_size=batch_size)
+
+
+class HTTPReward:
+    """See `make_http`."""
+
+    __name__ = "http"
+
+    def __init__(
+        self, url: str, headers: dict[str, str], *, timeout: float, retries: int, backoff: float, batch_size: int
+    ) -> None:
+        self._url = url
+        self._headers = headers
+        self._timeout = timeout
+        self._retries = retries
+        self._backoff = backoff
+        self._batch_size = batch_size
+        self._opener = urllib.request.build_opener(_NoRedirects)
+
+    def __call__(self, prompts: Sequence[object], completions: Sequence[object], **columns: object) -> list[Value]:
+        batch = {
+            name: values for name, values in columns.items() if name not in _LOCAL and isinstance(values, Sequence)
+        }
+        batch |= {"prompts": prompts, "completions": completions}
+        values: list[Value] = []
+        for start in range(0, len(completions), self._batch_size):
+            rows = range(start, min(start + self._batch_size, len(completions)))
+            try:
+                values += self._score(batch, rows)
+            except _UnreachableError as error:
+                values += [FailedReward(str(error))] * len(rows)
+                left = len(completions) - rows.stop
+                values += [FailedReward(f"was not called: before, it {error}")] * left
+                break
+        return values
+
+    def _score(self, batch: dict[str, Sequence[object]], rows: range, asked: int = 0) -> list[Value]:
+        body = json.dumps({name: [values[row] for row in rows] for name, values in batch.items()}, allow_nan=False)
+        try:
+            return _scores(self._answer(body.encode(), split=len(rows) < asked), len(rows))
+        except _RefusedError as error:
+            if len(rows) == 1:
+                return [FailedReward(str(error))]
+            return [value for row in rows for value in self._score(batch, range(row, row + 1), len(rows))]
+
+    def _answer(self, body: bytes, *, split: bool) -> bytes:
+        """The server's answer, after as many retries as it takes; _RefusedError or _UnreachableError without one. A
+        part of a request that was refused for its content is not retried for that."""
+        for attempt in range(self._retries + 1):
+            wait = self._backoff * 2**attempt
+            again = "" if attempt == 0 else f" ({attempt + 1} attempts)"
+            try:
+                return self._post(body)
+            except urllib.error.HTTPError as error:
+                with error:
+                    found = f"was answered with status {error.code}{_reason(error)}{again}"
+                    about_content = error.code in _ABOUT_CONTENT
+                    passing = error.code in _PASSING or (error.code >= 500 and not (split and about_content))
+                    failure = _RefusedError(found) if about_content else _UnreachableError(found)
+                    wait = _retry_after(error.headers, wait)
+            except TimeoutError:
+                failure, passing = _UnreachableError(f"had no answer within {self._timeout:g} s{again}"), True
+            except (OSError, http.client.HTTPException) as error:
+                cause = error.reason if isinstance(error, urllib.error.URLError) else error
+                if isinstance(cause, TimeoutError):
+                    failure = _UnreachableError(f"had no answer within {self._timeout:g} s{again}")
+                else:
+                    failure = _UnreachableError(f"could not be reached: {cause or type(error).__name__}{again}")
+                passing = True
+            if not passing or attempt == self._retries:
+                raise failure
+            time.sleep(min(wait, MAX_WAIT))
+        raise AssertionError("unreachable")
+
+    def _post(self, body: bytes) -> bytes:
+        deadline = time.monotonic() + self._timeout
+        request = urllib.request.Request(self._url, body, self._headers, method="POST")
+        with self._opener.open(request, timeout=self._timeout) as response:
+            found = bytearray()
+            # The time-out above is for each read: a server that dribbles is cut off here.
+            while part := response.read1(65536):
+                found += part
+                if time.monotonic() > deadline:
+                    raise TimeoutError
+                if len(found) > MAX_ANSWER:
+                    raise _RefusedError("was answered with more than 64 MiB")
+            return bytes(found)
+
+
+class _NoRedirects(urllib.request.HTTPRedirectHandler):
+    """A redirect is an error: following it would send the prompts, and the token, to somewhere else."""
+
+    def redirect_request(
+        self,
+        req: urllib.request.Request,  # noqa: ARG002
+        fp: IO[bytes],  # noqa: ARG002
+        code: int,  # noqa: ARG002
+        msg: str,  # noqa: ARG002
+        headers: http.client.HTTPMessage,  # noqa: ARG002
+        newurl: str,  # noqa: ARG002
+    ) -> None:
+        return None
+
+
+class _RefusedError(Exception):
+    """The server is there, but does not score this content."""
+
+
+class _UnreachableError(Exception):
+    """No content would be scored now."""
+
+
+def _scores(answer: bytes, count: int) -> list[Value]:
+    try:
+        found = json.loads(answer)
+    except (ValueError, RecursionError):
+        text = answer[:200].decode("utf-8", "replace")
+        raise _RefusedError(f"was answered with {text!r}, expected JSON") from None
+    scores = found.get("scores") if isinstance(found, dict) else found
+    if not isinstance(scores, list):
+        raise _RefusedError(f'was answered with {str(found)[:200]}, expected {{"scores": [...]}} or a list')
+    if len(scores) != count:
+        raise _RefusedError(f"was answered with {len(scores)} scores for {count} completions, expected one for each")
+    return [
+        score
+        if score is None or isinstance(score, int | float)
+        else FailedReward(f"was answered with the score {str(score)[:200]!r}, expected a number or null")
+        for score in scores
+    ]
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    """What the server says of the error: the beginning of its answer."""
+    try:
+        text = " ".join(error.read(1000).decode("utf-8", "replace").split())
+    except (OSError, http.client.HTTPException):
+        text = ""
+    if 300 <= error.code < 400:
+        return f", a redirect to {error.headers.get('Location')}"
+    return f": {text[:200]}" if text else ""
+
+
+def _retry_after(headers: email.message.Message, otherwise: float) -> float:
+    """Seconds to wait by the header Retry-After, a number or a date."""
+    value = str(headers.get("Retry-After", "")).strip()
+    if value.isdecimal():
+        return float(value)
+    try:
+        until = email.utils.parsedate_to_datetime(value)
+    except ValueError:
+        return otherwise
+    if until.tzinfo is None:
+        until = until.replace(tzinfo=datetime.UTC)
+    return max(0.0, (until - datetime.datetime.now(datetime.UTC)).total_seconds())
