@@ -80,15 +80,17 @@ class PlainView:
 
     def __init__(self) -> None:
         self._clock = _Clock()
+        # Kept: while a reward is called, what is printed goes elsewhere, and Ctrl-C is answered even then.
+        self._stream = sys.stdout
 
     def say(self, text: str) -> None:
-        print(text, flush=True)
+        print(text, file=self._stream, flush=True)
 
     def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None:
         cells = _cells(metrics, gens, done)
         left = self._clock.left(done)
         words = [f"{name} {value}" for name, value in cells.items()]
-        print("  ".join([*words, f"{_duration(left)} left"]), flush=True)
+        self.say("  ".join([*words, f"{_duration(left)} left"]))
 
     def close(self) -> None: ...
 
@@ -99,7 +101,7 @@ class LiveView:
     ROWS = 12
 
     def __init__(self) -> None:
-        self._console = Console()
+        self._console = Console(file=sys.stdout)
         self._clock = _Clock()
         self._rows: list[dict[str, str]] = []
         self._live: Live | None = None

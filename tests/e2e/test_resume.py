@@ -123,9 +123,10 @@ def test_a_second_ctrl_c_stops_at_once(toy: Any, launch: Any, tmp_path: Path) ->
     run, reward = tmp_path / "run", tmp_path / "stuck.py"
     reward.write_text("import time\ndef stuck(completions, **kw):\n    print('in', flush=True)\n    time.sleep(60)\n")
     process = launch("-m", "evolora.cli", "train", *toy.options(run, reward=f"{reward}:stuck"))
-    for line in process.stdout:
-        if line.strip() == "in":
-            break
+    deadline = time.monotonic() + 60
+    while not (run / "reward.log").exists() or "in" not in (run / "reward.log").read_text():
+        assert time.monotonic() < deadline and process.poll() is None
+        time.sleep(0.05)
     process.send_signal(signal.SIGINT)
     for line in process.stdout:
         if line.startswith("Interrupted"):

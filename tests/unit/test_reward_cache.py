@@ -80,7 +80,7 @@ def test_none_is_kept_and_failures_are_not(tmp_path: Path) -> None:
     given = {"prompts": ["p"] * 3, "completions": ["none", "nan", "failed"], "target": [0] * 3}
     for _ in range(2):
         none, nan, failed = store(**given)
-        assert none is None and isinstance(nan, float) and math.isnan(nan) and isinstance(failed, FailedReward)
+        assert none is None and isinstance(nan, FailedReward) and failed == FailedReward("was ill")
     assert [text for _, text, _ in reward.asked] == ["none", "nan", "failed", "nan", "failed"]
     assert sqlite3.connect(tmp_path / "rewards.sqlite").execute("SELECT reward FROM rewards").fetchall() == [(None,)]
 
