@@ -16,6 +16,7 @@ from evolora.config import HUMAN, RunConfig, make_config, option_name, read_conf
 from evolora.errors import CheckpointError, InputError, RewardError
 from evolora.human.exchange import export_votes, import_votes
 from evolora.inspection import Inspection
+from evolora.reward_model_training import train_reward_model
 from evolora.run import Interrupted, Result, resume, start
 from evolora.tracking import choose_view
 
@@ -28,6 +29,20 @@ _RESUME_OPTIONS = (
     "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge",
     "rating_host", "rating_port",
 )  # fmt: skip
+
+
+_REWARD_MODEL_OPTIONS: tuple[tuple[str, str | int | float, str], ...] = (
+    ("model", "tiny-gpt2", "base model: tiny-gpt2 (bundled), a folder or a hub name"),
+    ("lr", 1e-3, "learning rate"),
+    ("epochs", 8, "passes over the preferences"),
+    ("batch-size", 16, "preferences a step"),
+    ("r", 8, "rank of the LoRA adapters"),
+    ("alpha", 16, "LoRA alpha"),
+    ("holdout", 0.2, "share of the preferences that only measures agreement"),
+    ("seed", 0, "seed of the order of the preferences and of LoRA's first weights"),
+    ("device", "cpu", "where to compute"),
+    ("threads", 1, "CPU threads"),
+)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -93,6 +108,16 @@ def _parser() -> argparse.ArgumentParser:
     imported_votes = _command(ways, "import", "add those of a JSONL file of prompt, chosen, rejected", _import_votes)
     imported_votes.add_argument("run", metavar="RUN", help="the run's folder")
     imported_votes.add_argument("file", metavar="FILE", help="the votes")
+
+    reward_model = _command(commands, "reward-model", "train a reward model from preferences", None)
+    ways = reward_model.add_subparsers(required=True, metavar="train", parser_class=_Parser)
+    fitted = _command(ways, "train", "fit one to JSONL of prompt, chosen, rejected", _train_reward_model)
+    fitted.add_argument("file", metavar="FILE", help="the preferences")
+    fitted.add_argument("--out", metavar="DIR", required=True, help="a new folder for the model")
+    for option, default, text in _REWARD_MODEL_OPTIONS:
+        kind: dict[str, Any] = {} if isinstance(default, str) else {"type": type(default)}
+        help_text = f"{text} (default {default})"
+        fitted.add_argument(f"--{option}", default=default, metavar="X", help=help_text, **kind)
 
     evaluated = _command(commands, "evaluate", "score an adapter on a task", _evaluate)
     _add_adapter(evaluated)
@@ -216,6 +241,16 @@ def _export_votes(options: dict[str, Any]) -> int:
 def _import_votes(options: dict[str, Any]) -> int:
     count = import_votes(Path(options["run"]), Path(options["file"]))
     print(f"{count} votes added to {options['run']}")
+    return 0
+
+
+def _train_reward_model(options: dict[str, Any]) -> int:
+    trained = train_reward_model(
+        Path(options["file"]),
+        Path(options["out"]),
+        **{option.replace("-", "_"): options[option.replace("-", "_")] for option, _, _ in _REWARD_MODEL_OPTIONS},
+    )
+    print("\n".join(trained.lines()))
     return 0
 
 

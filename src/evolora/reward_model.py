@@ -22,6 +22,7 @@ from evolora.errors import InputError
 from evolora.model import lora_config, model_path
 from evolora.preferences import Preference
 from evolora.rng import keyed_generator, keyed_seed
+from evolora.sequence_scores import classifier_outputs, encoded, written
 
 # Of fewer held-out preferences a share would say nothing.
 _FEWEST_HELD_OUT = 5
@@ -47,7 +48,8 @@ class FittedRewardModel:
         self, prompts: Sequence[str], completions: Sequence[str], *, batch_size: int = 64
     ) -> npt.NDArray[np.float64]:
         """The scores [completions], in log-odds up to one constant."""
-        return sequence_scores(self.model, self.tokenizer, written(self.tokenizer, prompts, completions), batch_size)
+        texts = written(self.tokenizer, prompts, completions)
+        return np.asarray(classifier_outputs(self.model, self.tokenizer, texts, batch_size)[:, 0].numpy())
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer, from which `AutoModelForSequenceClassification` loads the same scores."""
@@ -111,28 +113,8 @@ def fit_reward_model(
     )
 
 
-def written(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]) -> list[str]:
-    """What a reward model reads: prompt, completion, and the end of the text, so that it knows where that is."""
-    return [f"{prompt}{text}{tokenizer.eos_token}" for prompt, text in zip(prompts, completions, strict=True)]
-
-
-def sequence_scores(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], batch_size: int
-) -> npt.NDArray[np.float64]:
-    """The one output of a sequence classifier for each text, [texts]; texts of like length go through together."""
-    order = sorted(range(len(texts)), key=lambda row: len(texts[row]))
-    scores = np.zeros(len(texts))
-    with torch.no_grad():
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
-            found = _scores(model, tokenizer, [texts[row] for row in rows])
-            scores[rows] = found.double().cpu().numpy()
-    return scores
-
-
 def _scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
-    batch = tokenizer(list(texts), return_tensors="pt", padding=True, truncation=True).to(model.device)
-    scores: Tensor = model(**batch).logits[:, 0]
+    scores: Tensor = model(**encoded(model, tokenizer, texts)).logits[:, 0]
     return scores
 
 

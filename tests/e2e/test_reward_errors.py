@@ -111,3 +111,67 @@ def test_a_reward_that_scores_nothing_stops_the_run(toy: Any, evolora: Any, tmp_
     own.write_text("def none(completions, **kwargs):\n    return [None] * len(completions)\n")
     code, _, errors = evolora("train", *toy.options(run, reward=f"{own}:none"))
     assert code == 1 and "no individual has a fitness" in errors and len(errors.splitlines()) == 1
+
+
+HANGS = """
+import os, time
+
+def distinct(completions, prompts, **kwargs):
+    for prompt in prompts:
+        if prompt == {offender!r} and not os.path.exists({mended!r}):
+            {fault}
+    return [len(set(text)) / 10 for text in completions]
+"""
+
+
+def hanging(folder: Path, fault: str) -> tuple[Path, str]:
+    """A reward that does not come back from one test prompt, so from the last thing that a run does, until mended."""
+    from evolora.task import load_task
+
+    offender = load_task(data=folder / "words.jsonl", reward="exact").test[1].prompt
+    own = folder / "own.py"
+    own.write_text(HANGS.format(offender=offender, mended=str(folder / "mended"), fault=fault))
+    return own, offender
+
+
+@pytest.mark.parametrize(
+    ("fault", "said"),
+    [("time.sleep(3600)", "took longer than 2 s"), ("os._exit(3)", "exit code 3")],
+    ids=["hang", "die"],
+)
+def test_a_reward_that_hangs_or_dies_in_a_worker_loses_nothing(
+    fault: str, said: str, toy: Any, evolora: Any, tmp_path: Path
+) -> None:
+    (tmp_path / "words.jsonl").write_text(toy.data.read_text())
+    own, offender = hanging(tmp_path, fault)
+    workers = ("--reward-workers", "2", "--reward-timeout", "2", "--save-every", "100")
+    run = tmp_path / "run"
+    code, _, errors = evolora("train", *toy.options(run, *workers, reward=f"{own}:distinct", gens=2))
+    assert code == 1 and said in errors and offender in errors
+    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["gen0002"]
+    (tmp_path / "mended").touch()
+    code, out, _ = evolora("resume", run)
+    assert code == 0 and "winner" in out
+    (tmp_path / "mended").unlink()
+    skipped = tmp_path / "skipped"
+    options = toy.options(skipped, *workers, "--on-reward-error", "skip", reward=f"{own}:distinct", gens=2)
+    code, out, _ = evolora("train", *options)
+    assert code == 0 and "winner" in out
+    # The one completion that could not be scored earned --failed-reward, the others what they are worth.
+    found, other = (json.loads((folder / "summary.json").read_text())["winner"]["test"] for folder in (skipped, run))
+    assert 0 < found["reward"] < other["reward"]
+
+
+def test_the_last_whole_generation_survives_a_reward_that_fails(
+    toy: Any, finished: Path, evolora: Any, facts: Any, tmp_path: Path
+) -> None:
+    """Although no checkpoint was due."""
+    own, run = broken(tmp_path, "raises"), tmp_path / "run"
+    code, _, _ = evolora("train", *toy.options(run, "--save-every", "100", reward=f"{own}:distinct"))
+    assert code == 1
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    assert checkpoint.name == "gen0002"
+    verify(checkpoint)
+    mend(own, toy)
+    assert evolora("resume", run)[0] == 0
+    equal(run, finished, facts)
