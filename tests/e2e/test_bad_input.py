@@ -166,7 +166,6 @@ def test_config_files(text: str, fragments: list[str], toy: Any, evolora: Any, t
         ("def g(completions):\n    return []\n", ["own.py:f"]),
         ("def f(completions)\n", ["own.py:f", "SyntaxError"]),
         ("import no_such_module_here\n", ["own.py:f", "no_such_module_here"]),
-        ("async def f(completions, **kwargs):\n    return []\n", ["async"]),
     ],
 )
 def test_rewards(code: str, fragments: list[str], toy: Any, evolora: Any, tmp_path: Path) -> None:

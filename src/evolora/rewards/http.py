@@ -154,6 +154,9 @@ class HTTPReward:
                     raise TimeoutError
                 if len(found) > MAX_ANSWER:
                     raise _RefusedError("was answered with more than 64 MiB")
+            expected = response.headers.get("Content-Length", "")
+            if expected.isdecimal() and len(found) < int(expected):  # read1 does not say so
+                raise http.client.IncompleteRead(bytes(found), int(expected) - len(found))
             return bytes(found)
 
 

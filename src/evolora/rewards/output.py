@@ -34,9 +34,11 @@ class BoundedLog:
         data = text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace")
         if not data:
             return
+        if isinstance(through, _Routed):  # it would come back here
+            through = through.stream
         with self._lock, contextlib.suppress(OSError, ValueError):  # ValueError: a closed stream
             size = self._size()
-            if size >= self.limit:
+            if size > self.limit:  # then the line that says so is there
                 return
             if len(data) > self.limit - size:
                 data = data[: self.limit - size] + ("\n" + _DROPPED.format(self.limit // 1000)).encode()

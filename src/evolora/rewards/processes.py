@@ -38,6 +38,8 @@ class Program:
     """
 
     def __init__(self, argv: Sequence[str], log: BoundedLog, *, env: Mapping[str, str] | None = None) -> None:
+        if _leaving.is_set():
+            raise ProgramError("was not started: Python is leaving")
         self._process = subprocess.Popen(
             argv,
             stdin=subprocess.PIPE,
@@ -49,6 +51,7 @@ class Program:
         self._log = log
         self._tail = b""
         self._ended = False
+        self._ending = threading.Lock()
         self._questions: queue.SimpleQueue[bytes | None] = queue.SimpleQueue()
         # Of bounded length: a program that writes unasked must wait.
         self._answers: queue.Queue[bytes] = queue.Queue(maxsize=4)
@@ -95,21 +98,22 @@ class Program:
 
     def end(self) -> None:
         """Kill it and everything in its group."""
-        if self._ended:
-            return
-        self._ended = True
-        _programs.discard(self)
-        # Before it is waited for: until then nobody else can be given its number.
-        with contextlib.suppress(OSError):
-            if hasattr(os, "killpg"):
-                os.killpg(self.pid, signal.SIGKILL)
-            else:
-                self._process.kill()
-        self._process.wait()
-        self._questions.put(None)
-        for thread in self._threads:
-            # A process that left the group may hold on to the pipes; its threads end with it, or with Python.
-            thread.join(timeout=0.5)
+        with self._ending:
+            if self._ended:
+                return
+            self._ended = True
+            _programs.discard(self)
+            # Before it is waited for: until then nobody else can be given its number.
+            with contextlib.suppress(OSError):
+                if hasattr(os, "killpg"):
+                    os.killpg(self.pid, signal.SIGKILL)
+                else:
+                    self._process.kill()
+            self._process.wait()
+            self._questions.put(None)
+            for thread in self._threads:
+                # A process that left the group may hold on to the pipes; its threads end with it, or with Python.
+                thread.join(timeout=0.5)
 
     def _write(self) -> None:
         assert self._process.stdin is not None
@@ -147,10 +151,12 @@ class Program:
 
 
 _programs: weakref.WeakSet[Program] = weakref.WeakSet()
+_leaving = threading.Event()
 
 
 @atexit.register
 def _end_all() -> None:
+    _leaving.set()
     for program in list(_programs):
         program.end()
 
