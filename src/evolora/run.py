@@ -209,9 +209,11 @@ def _run(folder: Path, parts: Parts) -> Result:
                 feedback = evolution.judge = _feedback(folder, parts, evolution.generation, interrupted)
             done = _progress(config, {"generation": evolution.generation, **evolution.spent()})
             while done < 1:
+                parts.scorer.at(evolution.generation)
                 measured = evolution.step()
                 lineage.commit()
-                metrics.append({**measured, "time.total": seconds()})
+                logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}
+                metrics.append({**measured, **logged, "time.total": seconds()})
                 done = _progress(config, measured)
                 parts.view.generation(measured, config.most_gens, done)
                 unsaved = Snapshot.of(evolution, seconds())

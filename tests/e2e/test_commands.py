@@ -360,3 +360,38 @@ def test_several_rewards_at_once(toy: Any, evolora: Any, tmp_path: Path) -> None
     assert evolora("resume", run, "--gens", "3")[0] == 0
     text = tomllib.loads((run / "config.toml").read_text())["reward"]
     assert text.startswith(f"python(function={toy.folder}") and text.endswith("length(target=3) * (brevity > 0.1)")
+
+
+TRL_STYLE = """
+import re
+
+def format_reward_func(completions, **kwargs):
+    \"\"\"Reward function that checks if the completion has a specific format.\"\"\"
+    pattern = r"^.*[aeiou].*$"
+    completion_contents = [completion[0]["content"] for completion in completions]
+    matches = [re.match(pattern, content) for content in completion_contents]
+    return [1.0 if match else 0.0 for match in matches]
+
+async def logging_reward(prompts, completions, log_metric, trainer_state, **kwargs):
+    assert all(prompt[-1]["role"] == "user" for prompt in prompts)
+    log_metric("step", trainer_state.global_step)
+    return [0.1 * len(set(completion[0]["content"])) for completion in completions]
+"""
+
+
+def test_rewards_in_trls_conversational_form(toy: Any, evolora: Any, tmp_path: Path) -> None:
+    """On data of chat messages, functions in the form of TRL's documentation get what TRL gives them."""
+    rows = [json.loads(line) for line in toy.data.read_text().splitlines()]
+    chats = [{**row, "prompt": [{"role": "user", "content": row["prompt"]}]} for row in rows]
+    (tmp_path / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
+    (tmp_path / "plain.jinja").write_text("{% for message in messages %}{{ message.content }}{% endfor %}")
+    (tmp_path / "own.py").write_text(TRL_STYLE)
+    run, own = tmp_path / "run", tmp_path / "own.py"
+    options = toy.options(run, reward=f"{own}:format_reward_func + {own}:logging_reward", gens=3)
+    options[options.index("--data") + 1] = str(tmp_path / "chats.jsonl")
+    code, out, errors = evolora("train", *options, "--chat-template", tmp_path / "plain.jinja")
+    assert code == 0, errors
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["logged.step"] for line in metrics] == [0, 1, 2]
+    assert "winner" in out
+    assert {"reward.format_reward_func", "reward.logging_reward"} <= metrics[0].keys()

@@ -39,7 +39,7 @@ def classifier(folder: Path, tokenizer: PreTrainedTokenizerFast, labels: int = 2
     """A random sequence classifier."""
     torch.manual_seed(0)
     sizes = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64, "initializer_range": 0.5}
-    names = {index: name for index, name in enumerate(["negative", "Positive", "other"][:labels])}
+    names = dict(enumerate(["negative", "Positive", "other"][:labels]))
     model = GPT2ForSequenceClassification(
         GPT2Config(**sizes, vocab_size=len(tokenizer), num_labels=labels, id2label=names, pad_token_id=0, **config)
     )

@@ -168,11 +168,13 @@ def test_what_a_function_logs_is_kept_for_the_latest_call() -> None:
     assert scorer.metrics == {"accuracy": 1.0} and scorer.extra["golden_answer"] == ["4"]
 
 
-def test_the_step_counts_batches_and_can_be_set() -> None:
+def test_the_step_is_the_generation() -> None:
     scorer = RewardScorer(lambda completions, trainer_state: [trainer_state.global_step] * len(completions))
-    found = [scorer.score(["p"], ["c"], {}).rewards.tolist() for _ in range(3)]
-    scorer.trainer_state.global_step = 10
-    assert [*found, scorer.score(["p"], ["c"], {}).rewards.tolist()] == [[0.0], [1.0], [2.0], [10.0]]
+    found = []
+    for generation in (0, 0, 10):
+        scorer.at(generation)
+        found += scorer.score(["p"], ["c"], {}).rewards.tolist()
+    assert found == [0.0, 0.0, 10.0]
 
 
 # --- TRL's own rewards -----------------------------------------------------------------------------------------

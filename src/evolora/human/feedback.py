@@ -90,6 +90,14 @@ class VotedScorer:
             log_odds = self.model.score(prompts, completions) - self._typical
         return Scores(_sigmoid(log_odds), np.zeros(len(completions), dtype=np.bool_))
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The reward model's held-out agreement."""
+        return {} if self.model is None or self.model.accuracy is None else {"agreement": self.model.accuracy}
+
+    def at(self, generation: int) -> None:
+        del generation
+
     def close(self) -> None:
         self.model = None
 

@@ -64,8 +64,8 @@ class FailedReward:
 
 @dataclass
 class TrainerState:
-    """What a reward may know of the training, under TRL's names: `global_step`, how many batches were scored before
-    this one."""
+    """What a reward may know of the training, under TRL's names: `global_step`, how many generations of the run are
+    over."""
 
     global_step: int = 0
 
@@ -189,7 +189,7 @@ class RewardScorer:
         self.failed = 0
         self.unscored = 0
         self.last_error: str | None = None
-        self.metrics: dict[str, float] = {}
+        self._metrics: dict[str, float] = {}
         self.extra: dict[str, list[object]] = {}
         self._compares = compares(reward)
         self._accepted = accepted_keywords(reward)
@@ -203,6 +203,15 @@ class RewardScorer:
     def failed_share(self) -> float:
         """The share of all completions so far on which the function failed, in [0, 1]; 0 before the first."""
         return self.failed / self.completions if self.completions else 0.0
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Of the latest batch, the means of what the function gave to `log_metric`."""
+        return self._metrics
+
+    def at(self, generation: int) -> None:
+        """So many generations are over: `trainer_state.global_step`."""
+        self.trainer_state.global_step = generation
 
     def close(self) -> None:
         """Close the reward, where it has a `close`, and end the scorer's thread."""
@@ -241,8 +250,7 @@ class RewardScorer:
             raise ValueError(f"the batch's columns differ in length: {lengths}")
         self._logged = Logged()
         values = self._score(batch) if completions else []
-        self.metrics, self.extra = self._logged.means(), self._logged.extra
-        self.trainer_state.global_step += 1
+        self._metrics, self.extra = self._logged.means(), self._logged.extra
         return self._count(values)
 
     def _score(self, batch: _Batch) -> list[Value]:

@@ -35,6 +35,15 @@ class Scorer(Protocol):
     name: str
     varies: bool
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """What the reward functions have logged of the latest batch."""
+        ...
+
+    def at(self, generation: int) -> None:
+        """So many generations are over."""
+        ...
+
     def score(
         self,
         prompts: Sequence[str],
@@ -95,6 +104,14 @@ class CombinedScorer:
         terms = {name: np.where(one.failed, math.nan, one.rewards) for name, one in scores.items()}
         rewards = np.where(failed, self.failed_reward, self.expression.combine(terms))
         return Scores(rewards, failed, {self.labels[name]: values for name, values in terms.items()})
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        return {name: value for scorer in self.scorers.values() for name, value in scorer.metrics.items()}
+
+    def at(self, generation: int) -> None:
+        for scorer in self.scorers.values():
+            scorer.at(generation)
 
     def close(self) -> None:
         for scorer in self.scorers.values():
