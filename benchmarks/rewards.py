@@ -9,6 +9,8 @@ import http.server
 import json
 import os
 import shlex
+import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -53,11 +55,16 @@ SHOWS = (
     Show("classifier", "--task sentiment --reward 'classifier({folder}/classifier, label=positive)'", "classifier"),
     Show("reward-model", "--task sentiment --reward 'reward-model({folder}/preferred, scale=sigmoid)'", "preferences"),
     Show("perplexity", "--task sentiment --reward perplexity"),
-    Show("verifiable", "--task gym:isomorphic_strings"),
-    Show("python", "--task sentiment --reward 'python({folder}/rewards.py:rhyme)'", "function"),
+    Show(
+        "verifiable",
+        "--task \"gym:gcd(max_numbers=2, max_value=99, template='{question} =')\" --reward verifiable(threshold=1)",
+    ),
+    Show("python", "--task sentiment --reward 'python({folder}/rewards.py:long_words)'", "function"),
     Show("command", "--task sentiment --reward \"command('{python} {folder}/score.py')\"", "program"),
     Show("http", "--task sentiment --reward 'http({url})'", "endpoint"),
+    Show("human", "--task sentiment --reward human --votes 20"),
 )
+PICTURE = ROOT / "docs" / "rewards" / "rating-page.png"
 
 
 def main(names: list[str]) -> None:
@@ -82,15 +89,17 @@ def run(show: Show, folder: Path) -> dict[str, Any]:
             options = options.replace("{" + name + "}", place)
         arguments = ["train", *shlex.split(options), "--gens", "10", "--out", str(folder / "run")]
         start = time.perf_counter()
-        done = evolora(*arguments)
+        code, errors = rated(*arguments) if show.reward == "human" else evolora(*arguments)
         seconds = time.perf_counter() - start
-    if done.returncode:
-        raise SystemExit(f"{show.reward}: {done.stderr}")
+    if code:
+        raise SystemExit(f"{show.reward}: {errors}")
     summary = json.loads((folder / "run" / "summary.json").read_text())
     base, winner = summary["base"]["test"], summary["winner"]["test"]
+    if show.reward == "human":  # the taste that the votes followed, beside what the reward model thinks of it
+        base["terms"], winner["terms"] = ({"VADER": value} for value in cheerfulness(folder / "run", summary))
     return {
         "reward": show.reward,
-        "command": f"evolora train {show.options.replace('{folder}/', '').replace('{minilm}', 'all-MiniLM-L6-v2')}",
+        "command": f"evolora train {readable(show.options)} --gens 10",
         "base": base["reward"],
         "winner": winner["reward"],
         "ci95": winner["ci95"],
@@ -99,10 +108,84 @@ def run(show: Show, folder: Path) -> dict[str, Any]:
     }
 
 
-def evolora(*arguments: str) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+def readable(options: str) -> str:
+    """The options without this machine's places."""
+    places = {"{folder}/": "", "{minilm}": "all-MiniLM-L6-v2", "{python}": "python", "{url}": "http://127.0.0.1/score"}
+    for place, name in places.items():
+        options = options.replace(place, name)
+    return options
+
+
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+
+
+def evolora(*arguments: str) -> tuple[int, str]:
+    """The command: its exit code and what it wrote to stderr."""
     command = [sys.executable, "-m", "evolora.cli", *arguments]
-    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    return done.returncode, done.stderr
+
+
+def rated(*arguments: str) -> tuple[int, str]:
+    """The command, and somebody in a real browser who clicks on the more cheerful completion. Takes the picture."""
+    from selenium import webdriver
+    from selenium.common.exceptions import WebDriverException
+    from selenium.webdriver.chrome.service import Service
+
+    from evolora.rewards import sentiment
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = shutil.which("chromium") or ""
+    for option in (
+        "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+        "--disable-component-update --disable-sync --window-size=1200,860"
+    ).split():
+        options.add_argument(option)
+    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
+    command = [sys.executable, "-m", "evolora.cli", *arguments]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout is not None and process.stderr is not None
+    driver.get(next(line.split()[-1] for line in process.stdout if line.startswith("Rate completions at")))
+    threading.Thread(target=process.stdout.read, daemon=True).start()
+    votes = 0
+    with contextlib.suppress(WebDriverException):  # the page ends with the run
+        while process.poll() is None:
+            shown = driver.execute_script(
+                "const work = document.querySelector('#work');"
+                "if (!work || work.getAttribute('aria-busy') !== 'false' || work.dataset.state !== 'question') return;"
+                "return ['left', 'right'].map(id => document.getElementById(id).textContent)"
+                "    .concat(work.dataset.question);"
+            )
+            if shown is None:
+                time.sleep(0.05)
+                continue
+            votes += 1
+            if votes == 48:
+                PICTURE.parent.mkdir(exist_ok=True)
+                driver.save_screenshot(str(PICTURE))
+            left, right = sentiment(shown[:2])
+            choice = "tie" if left == right else "left" if left > right else "right"
+            driver.find_element("id", f"choose-{choice}").click()
+            while process.poll() is None and driver.execute_script(
+                f"return document.querySelector('#work')?.dataset.question === '{shown[2]}'"
+            ):
+                time.sleep(0.02)
+    process.wait()
+    driver.quit()
+    return process.returncode, process.stderr.read()
+
+
+def cheerfulness(run: Path, summary: dict[str, Any]) -> list[float]:
+    """VADER's mean of what the base and the winner wrote in the test."""
+    from evolora.rewards import sentiment
+
+    database = sqlite3.connect(run / "lineage.sqlite")
+    means = []
+    for individual in (0, summary["winner"]["id"]):
+        query = "SELECT completion FROM samples WHERE stage = 'test' AND individual = ?"
+        values = sentiment([text for (text,) in database.execute(query, (individual,))])
+        means.append(sum(values) / len(values))
+    return means
 
 
 @contextlib.contextmanager
@@ -200,19 +283,20 @@ def preferences(folder: Path) -> None:
                 rows.append({"prompt": prompt, "chosen": high[1], "rejected": low[1]})
     file = folder / "pairs.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    done = evolora("reward-model", "train", str(file), "--model", "tiny-gpt2", "--out", str(folder / "preferred"))
-    print(done.stdout.strip())
-    if done.returncode:
-        raise SystemExit(done.stderr)
+    code, errors = evolora(
+        "reward-model", "train", str(file), "--model", "tiny-gpt2", "--out", str(folder / "preferred")
+    )
+    if code:
+        raise SystemExit(errors)
 
 
 def function(folder: Path) -> None:
     """A function of one's own, async, as TRL's documentation has them."""
     (folder / "rewards.py").write_text(
-        "async def rhyme(completions, **kwargs):\n"
-        '    """1 where the first and the last word begin with the same letter."""\n'
-        "    words = [completion.lower().split() for completion in completions]\n"
-        "    return [float(len(w) > 1 and w[0][0] == w[-1][0]) for w in words]\n"
+        "async def long_words(completions, **kwargs):\n"
+        '    """The share of words with more than six letters."""\n'
+        "    words = [completion.split() for completion in completions]\n"
+        "    return [sum(len(w) > 6 for w in text) / max(1, len(text)) for text in words]\n"
     )
 
 
