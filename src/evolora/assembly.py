@@ -172,7 +172,7 @@ def _voted_scorer(config: RunConfig, base: BaseModel, device: str, *, finished: 
         if not votes.is_file():
             raise InputError(f"--reward human: found no votes at {votes}, expected a run that people have voted in")
         store = VoteStore(votes)
-        scorer.learn(voted_preferences(store))
+        scorer.learn_when_asked(voted_preferences(store))
         store.close()
     return scorer
 

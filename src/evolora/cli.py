@@ -112,7 +112,7 @@ def _parser() -> argparse.ArgumentParser:
     reward_model = _command(commands, "reward-model", "train a reward model from preferences", None)
     ways = reward_model.add_subparsers(required=True, metavar="train", parser_class=_Parser)
     fitted = _command(ways, "train", "fit one to JSONL of prompt, chosen, rejected", _train_reward_model)
-    fitted.add_argument("file", metavar="FILE", help="the preferences")
+    fitted.add_argument("file", metavar="FILE|RUN", help="the preferences, or a run with --reward human")
     fitted.add_argument("--out", metavar="DIR", required=True, help="a new folder for the model")
     for option, default, text in _REWARD_MODEL_OPTIONS:
         kind: dict[str, Any] = {} if isinstance(default, str) else {"type": type(default)}

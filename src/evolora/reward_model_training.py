@@ -8,6 +8,7 @@ import torch
 
 from evolora.checkpoint import temporary_folder, write_folder, write_text
 from evolora.errors import InputError
+from evolora.human.exchange import run_votes
 from evolora.preferences import read_preferences
 from evolora.reward_model import FittedRewardModel, fit_reward_model
 
@@ -52,7 +53,8 @@ def train_reward_model(
     device: str,
     threads: int,
 ) -> TrainedRewardModel:
-    """Fit a reward model to the preferences in `file` and write it to the new folder `out`, all of it or nothing.
+    """Fit a reward model to the preferences in `file`, or to the votes of the run in that folder, ties among them, and
+    write it to the new folder `out`, all of it or nothing.
 
     Raises InputError, before any work, for options out of range, a bad file, and a folder that holds something.
     """
@@ -66,7 +68,7 @@ def train_reward_model(
         raise InputError(f"--holdout {holdout}: expected a share of at least 0 and less than 1")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out}: exists already, expected a new or empty folder")
-    preferences = read_preferences(file)
+    preferences = run_votes(file) if file.is_dir() else read_preferences(file)
     torch.set_num_threads(threads)
     start = time.perf_counter()
     fitted = fit_reward_model(

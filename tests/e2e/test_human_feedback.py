@@ -132,6 +132,8 @@ def test_a_scripted_rater_at_the_page_gets_what_he_likes(
     assert all(preferred(row["chosen"], row["rejected"], cheerful) == "left" for row in rows)
     store.close()
     assert evolora("votes", "import", run, file)[1].startswith("0 votes added")
+    code, out, _ = evolora("reward-model", "train", run, "--out", tmp_path / "model")
+    assert code == 0 and "held-out agreement" in out and (tmp_path / "model" / "model.safetensors").is_file()
     # What the votes say of an adapter can be asked again.
     code, out, _ = evolora("evaluate", run, "--no-base")
     assert code == 0 and f"test reward {summary['winner']['test']['reward']:.4f}" in out

@@ -1,6 +1,7 @@
 """Sums, products and gates of rewards: what they parse to, what they are worth, how bad ones are refused."""
 
 import math
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from evolora.config import make_config, read_config
 from evolora.errors import InputError, RewardError
 from evolora.rewards import (
+    BUILTIN_REWARDS,
     CombinedScorer,
     RewardContext,
     RewardScorer,
@@ -195,3 +197,16 @@ def test_toml_tables_say_the_same(tmp_path: Path) -> None:
         file.write_text(f"[[reward]]\n{wrong}\n")
         with pytest.raises(InputError, match=r"\[\[reward\]\] number 1 is .*expected a term"):
             read_config(file)
+
+
+def test_the_examples_of_the_docs_can_be_read() -> None:
+    root = Path(__file__).parents[2]
+    text = (root / "docs" / "rewards.md").read_text() + (root / "README.md").read_text()
+    found = re.findall(r"""--reward (?:'([^']*)'|"([^"]*)"|([^\s`'"]+))""", text)
+    specs = {single or double or bare for single, double, bare in found}
+    specs = {spec for spec in specs if not spec.startswith("human")}
+    assert len(specs) > 25
+    for spec in specs:
+        parse_reward(spec)
+    named = {term.name for spec in specs for term in parse_reward(spec).terms}
+    assert set(BUILTIN_REWARDS) - {"similarity", "python", "verifiable"} <= named

@@ -5,7 +5,7 @@ from pathlib import Path
 from evolora.errors import InputError
 from evolora.human.feedback import VOTES_FILE, voted_preferences
 from evolora.human.votes import VoteStore
-from evolora.preferences import read_preferences, write_preferences
+from evolora.preferences import Preference, read_preferences, write_preferences
 
 
 def export_votes(run: Path, to: Path) -> int:
@@ -13,11 +13,7 @@ def export_votes(run: Path, to: Path) -> int:
     place in that form. Raises InputError for a run without votes and a file that is there already."""
     if to.exists():
         raise InputError(f"--to {to}: exists already, expected a new file")
-    store = _store(run)
-    try:
-        preferences = [one for one in voted_preferences(store) if not one.tie]
-    finally:
-        store.close()
+    preferences = [one for one in run_votes(run) if not one.tie]
     to.parent.mkdir(parents=True, exist_ok=True)
     write_preferences(to, preferences)
     return len(preferences)
@@ -36,8 +32,13 @@ def import_votes(run: Path, file: Path) -> int:
         store.close()
 
 
-def _store(run: Path) -> VoteStore:
+def run_votes(run: Path) -> list[Preference]:
+    """All votes of a run, ties among them. Raises InputError for a folder without any store of votes."""
     file = run / VOTES_FILE
     if not file.is_file():
         raise InputError(f"{run}: found no {VOTES_FILE}, expected the folder of a run with --reward human")
-    return VoteStore(file)
+    store = VoteStore(file)
+    try:
+        return voted_preferences(store)
+    finally:
+        store.close()

@@ -63,6 +63,11 @@ class VotedScorer:
         self.seed = seed
         self.model: FittedRewardModel | None = None
         self._typical = 0.0
+        self._pending: Sequence[Preference] | None = None
+
+    def learn_when_asked(self, preferences: Sequence[Preference]) -> None:
+        """Fit the model before the next score: nobody may ask for one."""
+        self._pending = preferences
 
     def learn(self, preferences: Sequence[Preference]) -> None:
         """Fit the model anew to all votes; too few, and it stays as it is."""
@@ -85,6 +90,9 @@ class VotedScorer:
         messages: Sequence[Sequence[Mapping[str, object]]] | None = None,
     ) -> Scores:
         del columns, completion_ids, groups, messages
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            self.learn(pending)
         log_odds = np.zeros(len(completions))
         if self.model is not None and completions:
             log_odds = self.model.score(prompts, completions) - self._typical

@@ -22,6 +22,7 @@ from evolora.rewards.cache import CachedReward
 from evolora.rewards.context import RewardContext
 from evolora.rewards.expression import Expression, Term
 from evolora.rewards.loading import make_reward, needs_context
+from evolora.rewards.registry import BUILTIN_REWARDS
 from evolora.rewards.workers import WorkerPool
 
 
@@ -152,9 +153,13 @@ def function_scorer(function: Reward, columns: Iterable[str], options: ScoringOp
 def _scorer(term: Term, columns: Sequence[str], options: ScoringOptions, context: RewardContext) -> RewardScorer:
     reward = make_reward(term, context)
     check_signature(reward, columns)
-    # A worker makes the reward anew from its text, which one that needs the run's base model cannot be made from;
-    # programs and endpoints have time limits of their own.
-    source = None if needs_context(term) or term.name in ("command", "http") else str(term)
+    # A worker makes the reward anew, from its text or, of one that was registered in this process, by reference. One
+    # that needs the run's base model cannot be made there; programs and endpoints have time limits of their own.
+    source: Reward | str | None = str(term)
+    if needs_context(term) or term.name in ("command", "http"):
+        source = None
+    elif not term.is_function and term.name not in BUILTIN_REWARDS:
+        source = reward
     return _wrapped(reward, source, options, name=term.label, place=str(term))
 
 
