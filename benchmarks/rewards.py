@@ -40,15 +40,15 @@ SHOWS = (
     Show("similarity", "--task translate"),
     Show("edit", "--task translate --reward edit"),
     Show("exact", "--task arithmetic --reward exact"),
-    Show("contains", "--task sentiment --reward \"contains('great')\""),
-    Show("regex", "--task sentiment --reward \"regex('very \\w+')\""),
+    Show("contains", "--task sentiment --reward 'contains(text=\"best\")'"),
+    Show("regex", "--task sentiment --reward 'regex(pattern=\"^[^,]*[.!]$\")'"),
     Show("json", "--task format --reward json"),
     Show("json-schema", "--task format --reward json-schema({folder}/schema.json)", "schema"),
-    Show("length", "--task sentiment --reward length(5)"),
+    Show("length", "--task sentiment --reward 'length(target=4)'"),
     Show("brevity", "--task translate --reward 'similarity * brevity(limit=4)'"),
-    Show("bleu", "--task format --reward bleu"),
+    Show("bleu", "--task translate --reward 'bleu(order=2)'"),
     Show("chrf", "--task translate --reward chrf"),
-    Show("rouge", "--task format --reward rouge"),
+    Show("rouge", "--task translate --reward 'rouge(type=rouge1)'"),
     Show("diversity", "--task sentiment --reward 'sentiment + diversity'"),
     Show("sentiment", "--task sentiment --reward sentiment"),
     Show("cosine", "--task translate --reward cosine({minilm})"),
@@ -68,17 +68,17 @@ PICTURE = ROOT / "docs" / "rewards" / "rating-page.png"
 
 
 def main(names: list[str]) -> None:
-    """Run the shows and, when that are all of them, write results and table."""
-    shows = [show for show in SHOWS if not names or show.reward in names]
-    rows = []
-    for show in shows:
+    """Run the shows, one result after another into the file, and write the table of all results."""
+    text = RESULTS.read_text() if RESULTS.exists() else ""
+    rows = {row["reward"]: row for row in map(json.loads, text.splitlines())}
+    for show in (show for show in SHOWS if not names or show.reward in names):
         with tempfile.TemporaryDirectory(prefix="evolora-rewards-") as folder:
             row = run(show, Path(folder))
-        rows.append(row)
+        rows[show.reward] = row
         print(f"{row['reward']:13} {row['base']:.3f} -> {row['winner']:.3f}  {row['seconds']:.0f} s  {row['command']}")
-    if not names:
-        RESULTS.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        write_table(rows)
+        ordered = [rows[one.reward] for one in SHOWS if one.reward in rows]
+        RESULTS.write_text("".join(json.dumps(one) + "\n" for one in ordered))
+    write_table(ordered)
 
 
 def run(show: Show, folder: Path) -> dict[str, Any]:

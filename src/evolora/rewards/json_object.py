@@ -30,13 +30,27 @@ def json_object(completions: Sequence[str], target: Sequence[object] | None = No
 
 
 def make_json() -> Reward:
-    """`json_object`."""
+    """The reward `json_object`."""
     return json_object
 
 
+def parse_json(text: str) -> object:
+    """The JSON value that `text` is. Raises ValueError when it is none: NaN and Infinity are none, nor is what is
+    nested too deeply for Python to read, as thousands of opening brackets are, which models do write.
+
+    >>> parse_json('[1, {"a": null}]')
+    [1, {'a': None}]
+    """
+    try:
+        value: object = json.loads(text, parse_constant=_no_constant)
+    except RecursionError as error:
+        raise ValueError("the JSON is nested too deeply") from error
+    return value
+
+
 def _score(completion: str, target: object) -> float:
-    found = parse_object(completion)
-    wanted = parse_object(target) if isinstance(target, str) else target
+    found = _parse(completion)
+    wanted = _parse(target) if isinstance(target, str) else target
     if target is not None and not isinstance(wanted, dict):
         raise ValueError(f"the target is {target!r}, expected a JSON object or its text")
     if found is None:
@@ -48,11 +62,10 @@ def _score(completion: str, target: object) -> float:
     return VALID_CREDIT + (1 - VALID_CREDIT) * (agreeing / len(keys) if keys else 1.0)
 
 
-def parse_object(text: str) -> dict[str, object] | None:
-    """The JSON object that a text is, or None when it is none."""
+def _parse(text: str) -> dict[str, object] | None:
     try:
-        value = json.loads(text, parse_constant=_no_constant)
-    except (ValueError, RecursionError):  # RecursionError: thousands of opening brackets, which models do write
+        value = parse_json(text)
+    except ValueError:
         return None
     return value if isinstance(value, dict) else None
 

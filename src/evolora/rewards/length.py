@@ -1,70 +1,65 @@
-"""Rewards for how long a completion is."""
+"""Rewards that depend on nothing but how long a completion is."""
 
-from collections.abc import Sequence
-from typing import Literal, get_args
+import math
+from collections.abc import Callable, Sequence
 
 from evolora.errors import InputError
 from evolora.rewards.base import Reward
 
-Unit = Literal["words", "characters", "tokens"]
+UNITS = ("words", "characters", "tokens")
 
 
 def make_length(*, target: int, unit: str = "words", width: float | None = None) -> Reward:
-    """How near the completion's length is to `target`: 1 there, falling in a straight line to 0 at `width` more or less
-    (default: the target, so that nothing is worth 0 and twice the target too). In [0, 1].
+    """How close the completion's length n is to `target`, in [0, 1]: max(0, 1 - |n - target| / width), a triangle with
+    1 at the target and 0 from `width` off it. `width` is `target` unless given: 0 for nothing and for twice as much.
 
-    `unit`: words (between blanks), characters (of the stripped text) or tokens (the end of the text is one).
+    Units: "words" (parted by whitespace), "characters" (of the stripped text), "tokens" (the model's own, the
+    end-of-sequence token included).
 
-    >>> make_length(target=4)(completions=["one two three", "one two three four", ""])
-    [0.75, 1.0, 0.0]
+    Raises InputError for an unknown unit, and for a target or a width that is not positive.
+
+    >>> make_length(target=4)(completions=["", "two words", "a b c d", "a b c d e"])
+    [0.0, 0.5, 1.0, 0.75]
     """
-    kind = _unit("length", unit)
-    if target < 1:
+    if target <= 0:
         raise InputError(f"reward length: target is {target}, expected a positive number.")
-    if width is not None and width <= 0:
+    if width is None:
+        width = float(target)
+    if not (math.isfinite(width) and width > 0):
         raise InputError(f"reward length: width is {width}, expected a positive number.")
-    reach = float(target) if width is None else width
-
-    def length(
-        completions: Sequence[str], completion_ids: Sequence[Sequence[int]] | None = None, **_: object
-    ) -> list[float | None]:
-        lengths = _lengths(kind, completions, completion_ids)
-        return [max(0.0, 1 - abs(found - target) / reach) for found in lengths]
-
-    return length
+    return _of_length("length", unit, lambda count: max(0.0, 1 - abs(count - target) / width))
 
 
 def make_brevity(*, limit: int = 20, unit: str = "words") -> Reward:
-    """How short the completion is: 1 for nothing, falling in a straight line to 0 at `limit`. In [0, 1].
+    """How short the completion is, in [0, 1]: max(0, 1 - n / limit), 1 for nothing and 0 from `limit` on. Units as in
+    `make_length`.
 
-    Alone it rewards saying nothing; combine it, as in `similarity * brevity(limit=8)`. `unit` as for `length`.
+    An empty completion is the best there is, so alone this reward teaches silence: give it a small weight beside a
+    reward that empty text does not get, or multiply the two.
 
-    >>> make_brevity(limit=4)(completions=["", "one", "one two three four five"])
-    [1.0, 0.75, 0.0]
+    Raises InputError for an unknown unit and for a limit that is not positive.
+
+    >>> make_brevity(limit=4)(completions=["", "one", "a b c d", "a b c d e"])
+    [1.0, 0.75, 0.0, 0.0]
     """
-    kind = _unit("brevity", unit)
-    if limit < 1:
+    if limit <= 0:
         raise InputError(f"reward brevity: limit is {limit}, expected a positive number.")
-
-    def brevity(
-        completions: Sequence[str], completion_ids: Sequence[Sequence[int]] | None = None, **_: object
-    ) -> list[float | None]:
-        return [max(0.0, 1 - found / limit) for found in _lengths(kind, completions, completion_ids)]
-
-    return brevity
+    return _of_length("brevity", unit, lambda count: max(0.0, 1 - count / limit))
 
 
-def _unit(reward: str, unit: str) -> Unit:
-    for kind in get_args(Unit):
-        if unit == kind:
-            found: Unit = kind
-            return found
-    raise InputError(f"reward {reward}: unit is {unit!r}, expected one of {', '.join(get_args(Unit))}.")
+def _of_length(name: str, unit: str, score: Callable[[int], float]) -> Reward:
+    """The reward that gives `score` of each completion's length."""
+    if unit not in UNITS:
+        raise InputError(f"reward {name}: unit is {unit!r}, expected one of {', '.join(UNITS)}.")
 
+    def of_tokens(completion_ids: Sequence[Sequence[int]], **_: object) -> list[float]:
+        return [score(len(ids)) for ids in completion_ids]
 
-def _lengths(unit: Unit, completions: Sequence[str], ids: Sequence[Sequence[int]] | None) -> list[int]:
+    def of_text(completions: Sequence[str], **_: object) -> list[float]:
+        return [score(len(text.split() if unit == "words" else text.strip())) for text in completions]
+
     if unit == "tokens":
-        if ids is None:
-            raise ValueError("the length in tokens is asked for, and no token ids are given")
-        return [len(row) for row in ids]
-    return [len(text.split()) if unit == "words" else len(text.strip()) for text in completions]
+        of_tokens.__name__ = name
+        return of_tokens
+    of_text.__name__ = name
+    return of_text

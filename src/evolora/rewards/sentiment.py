@@ -21,7 +21,7 @@ def sentiment(completions: Sequence[str], **_: object) -> list[float]:
 
 
 def make_sentiment() -> Reward:
-    """`sentiment`."""
+    """The reward `sentiment`."""
     return sentiment
 
 

@@ -1,13 +1,15 @@
-"""Rewards that compare a completion with its target, or look for something in it."""
+"""Rewards that compare a completion's characters with its target."""
 
+import functools
 import re
 from collections.abc import Sequence
 from difflib import SequenceMatcher
 
-from rapidfuzz.distance import Indel
-
 from evolora.errors import InputError
 from evolora.rewards.base import Reward
+from evolora.rewards.targets import target_text, target_texts
+
+EDIT_DISTANCES = ("levenshtein", "indel")
 
 
 def similarity(completions: Sequence[str], target: Sequence[object], **_: object) -> list[float | None]:
@@ -20,7 +22,7 @@ def similarity(completions: Sequence[str], target: Sequence[object], **_: object
     [0.7142857142857143, 1.0]
     """
     return [
-        None if (wanted := _text(goal)) is None else SequenceMatcher(None, completion.strip(), wanted).ratio()
+        None if (wanted := target_text(goal)) is None else SequenceMatcher(None, completion.strip(), wanted).ratio()
         for completion, goal in zip(completions, target, strict=True)
     ]
 
@@ -34,35 +36,47 @@ def exact(completions: Sequence[str], target: Sequence[object], **_: object) -> 
     [1.0, 1.0, 0.0]
     """
     return [
-        None if (wanted := _text(goal)) is None else float(completion.strip() == wanted)
+        None if (wanted := target_text(goal)) is None else float(completion.strip() == wanted)
         for completion, goal in zip(completions, target, strict=True)
     ]
 
 
 def make_similarity() -> Reward:
-    """`similarity`."""
+    """The reward `similarity`."""
     return similarity
 
 
 def make_exact() -> Reward:
-    """`exact`."""
+    """The reward `exact`."""
     return exact
 
 
-def make_edit() -> Reward:
-    """How few characters must be inserted or deleted to make the stripped completion its stripped target, in [0, 1]:
-    1 - operations / (length of both together), the normalised indel similarity of rapidfuzz. 1 when equal.
+def make_edit(*, distance: str = "levenshtein") -> Reward:
+    """How few characters must be edited to turn the completion into the target, in [0, 1], by rapidfuzz, of the
+    stripped texts; symmetric, 1 only when they are equal. `distance` is one of
 
-    Like `similarity`, 2 * matches / all characters, but with the longest common subsequence for the matches, so it does
-    not depend on which text comes first, and it is faster. A target may be text or a number; None is not scored.
+    - "levenshtein": 1 - D / max(m, n), D the least number of insertions, deletions and substitutions (Levenshtein,
+      1966), m and n the lengths. 0 when no character can stay in its place. The default, because two unrelated texts
+      get less by it than by the other, so that little is to be had from likely letters.
+    - "indel": 2 L / (m + n), L the length of the longest common subsequence. `similarity` has the same formula with the
+      matching characters that its heuristic finds, never more than L; so this is the quick stand-in for it.
 
-    >>> make_edit()(completions=["abcd", " abc "], target=["abce", "abc"])
-    [0.75, 1.0]
+    A target may be text or a number; None is not scored. Raises InputError for another distance.
+
+    >>> make_edit()(completions=["bonjour ", "bon"], target=["bonsoir", "bonjour"])
+    [0.7142857142857143, 0.4285714285714286]
+    >>> make_edit(distance="indel")(completions=["bon"], target=["bonjour"])
+    [0.6]
     """
+    from rapidfuzz.distance import Indel, Levenshtein
+
+    if distance not in EDIT_DISTANCES:
+        raise InputError(f"reward edit: distance is {distance!r}, expected one of {', '.join(EDIT_DISTANCES)}.")
+    similarity_of = (Levenshtein if distance == "levenshtein" else Indel).normalized_similarity
 
     def edit(completions: Sequence[str], target: Sequence[object], **_: object) -> list[float | None]:
         return [
-            None if (wanted := _text(goal)) is None else Indel.normalized_similarity(completion.strip(), wanted)
+            None if (wanted := target_text(goal)) is None else similarity_of(completion.strip(), wanted)
             for completion, goal in zip(completions, target, strict=True)
         ]
 
@@ -70,80 +84,94 @@ def make_edit() -> Reward:
 
 
 def make_contains(*, text: str | None = None, ignore_case: bool = True) -> Reward:
-    """1 when the completion contains `text`, else 0. Without `text`: the share of the targets that it contains; a
-    target is text, a number or a list of these, and None is not scored.
+    """1 when the completion contains the target, else 0; when the target is a list, the share of its texts that the
+    completion contains. With `text`, that instead of a target. In [0, 1].
 
-    >>> make_contains(text="very good")(completions=["Very good!", "good"])
-    [1.0, 0.0]
-    >>> make_contains()(completions=["a cat and a dog"], target=[["cat", "cow"]])
-    [0.5]
+    Targets are stripped, `text` is taken as it is. A target of None is not scored; an empty one, which is in every
+    completion, raises ValueError, and an empty `text` InputError.
+
+    >>> make_contains()(completions=["A red rose.", "A red rose."], target=["Red", ["red", "blue"]])
+    [1.0, 0.5]
+    >>> make_contains(text="rose", ignore_case=False)(completions=["Rose", "rose"])
+    [0.0, 1.0]
     """
     if text == "":
-        raise InputError("reward contains: text is empty, expected some text.")
+        raise InputError("reward contains: text is empty, expected text to look for.")
 
-    def folded(words: str) -> str:
-        return words.casefold() if ignore_case else words
+    def fold(some: str) -> str:
+        return some.casefold() if ignore_case else some
+
+    def share(completion: str, goal: object) -> float | None:
+        wanted = target_texts(goal)
+        if wanted is None:
+            return None
+        if "" in wanted:
+            raise ValueError(f"the target is {goal!r}, expected text to look for, not empty text")
+        return sum(fold(one) in fold(completion) for one in wanted) / len(wanted)
 
     if text is not None:
-        wanted = folded(text)
 
-        def contains_text(completions: Sequence[str], **_: object) -> list[float | None]:
-            return [float(wanted in folded(completion)) for completion in completions]
+        def contains_text(completions: Sequence[str], **_: object) -> list[float]:
+            return [float(fold(text) in fold(completion)) for completion in completions]
 
         contains_text.__name__ = "contains"
         return contains_text
 
     def contains(completions: Sequence[str], target: Sequence[object], **_: object) -> list[float | None]:
-        shares: list[float | None] = []
-        for completion, goal in zip(completions, target, strict=True):
-            goals = [found for one in (goal if isinstance(goal, list) else [goal]) if (found := _text(one)) is not None]
-            found_in = folded(completion)
-            shares.append(sum(folded(one) in found_in for one in goals) / len(goals) if goals else None)
-        return shares
+        return [share(completion, goal) for completion, goal in zip(completions, target, strict=True)]
 
     return contains
 
 
 def make_regex(*, pattern: str | None = None, full: bool = False) -> Reward:
-    """1 when Python's regular expression `pattern` matches somewhere in the completion, with `full` all of it stripped;
-    else 0. Without `pattern`: the data's column `pattern`, where None is not scored.
+    """1 when the regular expression (Python's `re`) matches somewhere in the stripped completion, or with `full` the
+    whole of it; else 0. The expression is `pattern`, or where that is left out the data's column `pattern`, in which
+    None is not scored.
 
-    Some patterns take ages on some texts, `(a+)+$` for one: `--reward-workers 1 --reward-timeout 1` ends them. Raises
-    InputError for a pattern that is none; one in the data raises `re.error` when it is met.
+    Raises InputError for a `pattern` that is no expression; a bad one in the data raises ValueError when it is met.
 
-    >>> make_regex(pattern="[0-9]+", full=True)(completions=[" 42 ", "42 apples"])
+    >>> make_regex(pattern="[0-9]+")(completions=["7 o'clock", "seven"])
     [1.0, 0.0]
+    >>> make_regex(full=True)(completions=["7 o'clock", " 7"], pattern=["[0-9]+", "[0-9]+"])
+    [0.0, 1.0]
     """
 
-    def matches(found: re.Pattern[str], completion: str) -> float:
-        return float((found.fullmatch(completion.strip()) if full else found.search(completion)) is not None)
+    def matches(expression: re.Pattern[str], completion: str) -> float:
+        match = expression.fullmatch if full else expression.search
+        return float(match(completion.strip()) is not None)
 
     if pattern is not None:
         try:
-            compiled = re.compile(pattern)
-        except re.error as error:
+            expression = re.compile(pattern)
+        except (re.error, OverflowError, RecursionError) as error:
             raise InputError(
-                f"reward regex: pattern is {pattern!r} ({error}), expected a regular expression."
-            ) from None
+                f"reward regex: pattern is {pattern!r} ({error}), expected a regular expression of Python's re."
+            ) from error
 
-        def regex_pattern(completions: Sequence[str], **_: object) -> list[float | None]:
-            return [matches(compiled, completion) for completion in completions]
+        def regex_option(completions: Sequence[str], **_: object) -> list[float]:
+            return [matches(expression, completion) for completion in completions]
 
-        regex_pattern.__name__ = "regex"
-        return regex_pattern
+        regex_option.__name__ = "regex"
+        return regex_option
 
     def regex(completions: Sequence[str], pattern: Sequence[object], **_: object) -> list[float | None]:
         return [
-            None if one is None else matches(re.compile(str(one)), completion)  # re keeps what it has compiled
+            None if one is None else matches(_compiled(one), completion)
             for completion, one in zip(completions, pattern, strict=True)
         ]
 
     return regex
 
 
-def _text(target: object) -> str | None:
-    if target is None:
-        return None
-    if isinstance(target, bool) or not isinstance(target, str | int | float):
-        raise TypeError(f"the target is {target!r}, expected text or a number")
-    return str(target).strip()
+def _compiled(pattern: object) -> re.Pattern[str]:
+    if not isinstance(pattern, str):
+        raise TypeError(f"the pattern is {pattern!r}, expected text")
+    return _compiled_text(pattern)
+
+
+@functools.lru_cache(maxsize=4096)  # one for each row of the data; re's own cache holds 512
+def _compiled_text(pattern: str) -> re.Pattern[str]:
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise ValueError(f"the pattern is {pattern!r} ({error}), expected a regular expression") from error
