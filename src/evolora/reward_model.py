@@ -24,6 +24,8 @@ from evolora.preferences import Preference
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.sequence_scores import classifier_outputs, encoded, written
 
+# The share of the preferences that is not learned from.
+HOLDOUT = 0.2
 # Of fewer held-out preferences a share would say nothing.
 _FEWEST_HELD_OUT = 5
 
@@ -67,7 +69,7 @@ def fit_reward_model(
     batch_size: int = 16,
     r: int = 8,
     alpha: int = 16,
-    holdout: float = 0.2,
+    holdout: float = HOLDOUT,
     device: str = "cpu",
 ) -> FittedRewardModel:
     """Fit a reward model on top of `base`, a causal LM by name or folder.
@@ -77,8 +79,8 @@ def fit_reward_model(
 
     Raises InputError for a base that cannot be loaded, and for no preferences.
     """
-    learned = [one for one in preferences if not _is_held_out(one, holdout)]
-    held_out = [one for one in preferences if _is_held_out(one, holdout) and not one.tie]
+    learned = [one for one in preferences if not is_held_out(one, holdout)]
+    held_out = [one for one in preferences if is_held_out(one, holdout) and not one.tie]
     if not any(not one.tie for one in learned):
         raise InputError("the reward model: found no preferences to learn from, expected at least one that is no tie")
     with torch.random.fork_rng(devices=[]):
@@ -137,7 +139,8 @@ def _load(base: str, r: int, alpha: int, device: str) -> tuple[PreTrainedModel, 
     return model, tokenizer
 
 
-def _is_held_out(preference: Preference, share: float) -> bool:
+def is_held_out(preference: Preference, share: float = HOLDOUT) -> bool:
+    """Whether a preference only measures agreement: by a hash of its texts, so about `share` of all are."""
     texts = sorted((preference.chosen, preference.rejected))
     return keyed_seed(0, "held out", preference.prompt, *texts) / 2**63 < share
 

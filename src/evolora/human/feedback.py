@@ -20,7 +20,7 @@ from evolora.human.status import PageStatus
 from evolora.human.votes import Pair, VoteStore
 from evolora.population import Population
 from evolora.preferences import Preference
-from evolora.reward_model import FittedRewardModel, fit_reward_model
+from evolora.reward_model import FittedRewardModel, fit_reward_model, is_held_out
 from evolora.rewards import Scores
 from evolora.rng import keyed_seed
 from evolora.task import Example
@@ -71,7 +71,7 @@ class VotedScorer:
 
     def learn(self, preferences: Sequence[Preference]) -> None:
         """Fit the model anew to all votes; too few, and it stays as it is."""
-        if sum(not one.tie for one in preferences) < FEWEST_PREFERENCES:
+        if sum(not one.tie and not is_held_out(one) for one in preferences) < FEWEST_PREFERENCES:
             return
         seed = keyed_seed(self.seed, "reward model", len(preferences))
         self.model = fit_reward_model(self.base, preferences, seed=seed, device=self.device)
