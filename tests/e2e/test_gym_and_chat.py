@@ -76,7 +76,7 @@ def test_chat_messages_become_prompts(
     command: Any, evolora: Any, facts: Any, toy: Any, chat_data: Path, chat_model: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    options = ["--data", str(chat_data), "--reward", toy.reward]
+    options = ["--data", str(chat_data), "--reward", "edit"]  # a built-in reward reads the texts
     command("-m", "evolora.cli", *short(run, "--model", str(chat_model), *options))
     database = sqlite3.connect(run / "lineage.sqlite")
     prompts = {prompt for (prompt,) in database.execute("SELECT prompt FROM samples")}

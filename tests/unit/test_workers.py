@@ -268,6 +268,8 @@ def _script(folder: Path, then: str) -> "subprocess.Popen[str]":
     )
     code = (
         "import os, signal, threading, time\n"
+        # Whoever starts the tests in the background has them ignore it.
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"
         "from evolora.rewards.workers import WorkerPool\n"
         f"pool = WorkerPool({str(folder / 'sleepy.py')!r} + ':f', workers=1)\n" + textwrap.dedent(then)
     )

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +24,9 @@ from evolora.rewards.expression import Expression, Term
 from evolora.rewards.loading import make_reward, needs_context
 from evolora.rewards.registry import BUILTIN_REWARDS
 from evolora.rewards.workers import WorkerPool
+
+# Of the built-in rewards those that make something of chat messages; the others read the texts.
+_TAKES_MESSAGES = ("python", "reward-model")
 
 
 class Scorer(Protocol):
@@ -160,6 +163,8 @@ def _scorer(term: Term, columns: Sequence[str], options: ScoringOptions, context
         source = None
     elif not term.is_function and term.name not in BUILTIN_REWARDS:
         source = reward
+    if term.name in BUILTIN_REWARDS and term.name not in _TAKES_MESSAGES:
+        options = replace(options, conversational=False)
     return _wrapped(reward, source, options, name=term.label, place=str(term))
 
 
