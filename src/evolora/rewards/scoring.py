@@ -2,7 +2,8 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -24,6 +25,9 @@ from evolora.rewards.expression import Expression, Term
 from evolora.rewards.loading import make_reward, needs_context
 from evolora.rewards.registry import BUILTIN_REWARDS
 from evolora.rewards.workers import WorkerPool
+
+# Of the built-in rewards, those that read chat messages where the data has them. The others read text.
+_READ_MESSAGES = ("reward-model", "python", "command", "http")
 
 
 class Scorer(Protocol):
@@ -115,8 +119,9 @@ class CombinedScorer:
             scorer.at(generation)
 
     def close(self) -> None:
-        for scorer in self.scorers.values():
-            scorer.close()
+        with ExitStack() as stack:  # all of them, whichever of them fails
+            for scorer in self.scorers.values():
+                stack.callback(scorer.close)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,6 +165,8 @@ def _scorer(term: Term, columns: Sequence[str], options: ScoringOptions, context
         source = None
     elif not term.is_function and term.name not in BUILTIN_REWARDS:
         source = reward
+    if term.name in BUILTIN_REWARDS and term.name not in _READ_MESSAGES:
+        options = replace(options, conversational=False)
     return _wrapped(reward, source, options, name=term.label, place=str(term))
 
 
