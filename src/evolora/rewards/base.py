@@ -219,7 +219,7 @@ class RewardScorer:
         self.extra: dict[str, list[object]] = {}
         self._compares = compares(reward)
         self._accepted = accepted_keywords(reward)
-        self.varies = self._compares or (self._accepted is not None and "trainer_state" in self._accepted)
+        self.varies = self._compares or any(parameter.name == "trainer_state" for parameter in parameters(reward))
         self._loop = EventLoop()
         self._log = BoundedLog(log)
         self._logged = Logged()
