@@ -54,7 +54,7 @@ SHOWS = (
     Show("cosine", "--task translate --reward cosine({minilm})"),
     Show("classifier", "--task sentiment --reward 'classifier({folder}/classifier, label=positive)'", "classifier"),
     Show("reward-model", "--task sentiment --reward 'reward-model({folder}/preferred, scale=sigmoid)'", "preferences"),
-    Show("perplexity", "--task sentiment --reward perplexity"),
+    Show("perplexity", "--task sentiment --reward 'sentiment + 0.5 * perplexity'"),
     Show(
         "verifiable",
         "--task \"gym:gcd(max_numbers=2, max_value=99, template='{question} =')\" --reward verifiable(threshold=1)",
@@ -321,12 +321,12 @@ PREPARATIONS = {
 
 @contextlib.contextmanager
 def endpoint() -> Iterator[str]:
-    """A server on this machine that prefers completions with many different letters."""
+    """A server on this machine that prefers completions with eight different words."""
 
     class Handler(http.server.BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            scores = [len(set(text.lower()) & set("abcdefghijklmnopqrstuvwxyz")) / 26 for text in asked["completions"]]
+            scores = [min(1.0, len(set(text.lower().split())) / 8) for text in asked["completions"]]
             body = json.dumps({"scores": scores}).encode()
             self.send_response(200)
             self.send_header("Content-Type", "application/json")

@@ -232,10 +232,10 @@ def _run(folder: Path, parts: Parts) -> Result:
         raise Interrupted(folder) from end
     finally:
         parts.view.close()
-        parts.scorer.close()
         if feedback is not None:
             feedback.close()
         lineage.close()
+        parts.scorer.close()  # last: a reward of one's own may fail even here
     return Result(folder, summary, metrics.read())
 
 

@@ -76,7 +76,13 @@ def test_chat_messages_become_prompts(
     command: Any, evolora: Any, facts: Any, toy: Any, chat_data: Path, chat_model: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    options = ["--data", str(chat_data), "--reward", "edit"]  # a built-in reward reads the texts
+    own = tmp_path / "own.py"  # as a function for TRL reads the conversational format
+    own.write_text(
+        "def distinct(prompts, completions, **kwargs):\n"
+        "    assert all([m['role'] for m in prompt] == ['system', 'user'] for prompt in prompts)\n"
+        "    return [len(set(completion[0]['content'])) / 10 for completion in completions]\n"
+    )
+    options = ["--data", str(chat_data), "--reward", f"{own}:distinct + 0.1 * similarity"]
     command("-m", "evolora.cli", *short(run, "--model", str(chat_model), *options))
     database = sqlite3.connect(run / "lineage.sqlite")
     prompts = {prompt for (prompt,) in database.execute("SELECT prompt FROM samples")}

@@ -135,6 +135,10 @@ def test_paths_become_absolute_and_texts_stay(tmp_path: Path, monkeypatch: pytes
     (tmp_path / "a b" / "own.py").write_text("def f(completions, **kwargs):\n    return [1.0] * len(completions)\n")
     assert str(parse_reward("contains(text=cat)")) == "contains(text=cat)"
     assert str(parse_reward("own.py:f + exact")) == f"{tmp_path}/own.py:f + exact"
+    (tmp_path / "own.py").write_text("def f(completions):\n    return [1.0] * len(completions)\n")
+    found = parse_reward("own.py:f + exact")  # also where the file is there, as it has to be
+    assert [term.name for term in found.terms] == [f"{tmp_path}/own.py:f", "exact"]
+    assert parse_reward(str(found)) == found
     whole = parse_reward("a b/own.py:f")
     assert load_reward("a b/own.py:f")(completions=["x"]) == [1.0]
     assert whole.single is not None and whole.single.name == f"{tmp_path}/a b/own.py:f"

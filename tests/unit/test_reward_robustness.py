@@ -14,7 +14,9 @@ import pytest
 
 from evolora.errors import InputError, RewardError
 from evolora.rewards import FailedReward, RewardScorer, check_signature, load_reward
+from evolora.rewards.expression import parse
 from evolora.rewards.output import BoundedLog, captured
+from evolora.rewards.scoring import CombinedScorer
 from evolora.rewards.workers import WorkerPool
 
 # Good rewards are the lengths of the completions; one whose text names a fault has it.
@@ -152,6 +154,147 @@ def test_the_traceback_comes_from_the_worker(pool: WorkerPool) -> None:
     assert "evolora/rewards" not in str(error.value), "its own traceback, not evolora's"
 
 
+# --- exceptions of all kinds -----------------------------------------------------------------------------------
+
+
+class PanicError(BaseException):
+    """As pyo3 makes them of what Rust code, tokenizers for one, panics with."""
+
+
+class UnspeakableError(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("not even this")
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (PanicError("out of range"), "raised PanicError: out of range"),
+        (asyncio.CancelledError(), "raised CancelledError"),
+        (GeneratorExit(), "raised GeneratorExit"),
+        (UnspeakableError(), "raised UnspeakableError: its message raised RuntimeError"),
+    ],
+)
+def test_what_is_no_exception_or_cannot_be_shown_is_a_failure_too(
+    error: BaseException, said: str, is_async: bool
+) -> None:
+    def one(text: str) -> float:
+        if text == "bad":
+            raise error
+        return 1.0
+
+    async def later(completions: list[str]) -> list[float]:
+        return [one(text) for text in completions]
+
+    reward: Any = later if is_async else lambda completions: [one(text) for text in completions]
+    scorer = RewardScorer(reward, on_error="skip")
+    assert scorer.score(["p"] * 3, ["a", "bad", "c"], {}).failed.tolist() == [False, True, False]
+    assert scorer.last_error is not None and said in scorer.last_error
+    with pytest.raises(RewardError, match=said):
+        RewardScorer(reward).score(["p"], ["bad"], {})
+    scorer.close()
+
+
+@pytest.mark.parametrize("is_async", [False, True])
+def test_an_interrupt_is_none(is_async: bool) -> None:
+    def reward(completions: list[str]) -> list[float]:
+        raise KeyboardInterrupt
+
+    async def later(completions: list[str]) -> list[float]:
+        return reward(completions)
+
+    with pytest.raises(KeyboardInterrupt):
+        RewardScorer(later if is_async else reward, on_error="skip").score(["p"], ["c"], {})  # type: ignore[arg-type]
+
+
+def test_a_message_is_cut_however_long_its_parts_are() -> None:
+    def raises(completions: list[str]) -> list[float]:
+        raise ValueError("begins" + "x" * 5_000_000 + "ends")
+
+    def ping(completions: list[str]) -> list[float]:
+        return pong(completions)
+
+    def pong(completions: list[str]) -> list[float]:
+        return ping(completions)
+
+    def reports(completions: list[str]) -> list[float | FailedReward]:
+        return [FailedReward("was ill", details="d" * 5_000_000)]
+
+    def leaves(completions: list[str]) -> list[float]:
+        sys.exit("s" * 5_000_000)
+
+    for reward in (raises, ping, reports, leaves):
+        scorer = RewardScorer(reward, on_error="skip")
+        scorer.score(["p"], ["c"], {})
+        assert scorer.last_error is not None and len(scorer.last_error) < 50_000
+        assert "characters are left out" in scorer.last_error and scorer.last_error.endswith("completion: 'c'")
+    with pytest.raises(RewardError, match="raised ValueError: beginsxxx") as error:
+        RewardScorer(raises).score(["p"], ["c"], {})
+    assert len(str(error.value)) < 50_000 and "in raises" in str(error.value) and "xxxends" in str(error.value)
+
+
+def test_what_has_no_end_is_not_waited_for() -> None:
+    def endless(completions: list[str]) -> Iterator[float]:
+        while True:
+            yield 1.0
+
+    with pytest.raises(RewardError, match="returned more than 2 values for 2 completions"):
+        RewardScorer(endless).score(["p", "p"], ["a", "b"], {})  # type: ignore[arg-type]
+
+
+def test_the_run_keeps_its_own_data() -> None:
+    def edits(completions: list[Any], target: list[Any], completion_ids: list[list[int]]) -> list[float]:
+        target[0]["a"].clear()
+        completion_ids[0].append(7)
+        return [0.0]
+
+    lock = threading.Lock()
+    target, ids = [{"a": [1], "b": "text"}], [[1, 2]]
+    RewardScorer(edits).score(["p"], ["c"], {"target": target}, ids)
+    assert target == [{"a": [1], "b": "text"}] and ids == [[1, 2]]
+    seen: list[object] = []
+    RewardScorer(lambda lock: seen.extend(lock) or [0.0]).score(["p"], ["c"], {"lock": [lock]})  # type: ignore[func-returns-value]
+    assert seen == [lock], "what cannot be copied is handed over as it is"
+
+
+@pytest.mark.parametrize("on_error", ["raise", "skip"])
+def test_a_reward_that_cannot_be_closed(on_error: Any, tmp_path: Path) -> None:
+    class Stuck:
+        def __call__(self, completions: list[str]) -> list[float]:
+            return [0.0]
+
+        def close(self) -> None:
+            print("closing")
+            raise OSError("gone")
+
+    log = tmp_path / "log"
+    scorer = RewardScorer(Stuck(), on_error=on_error, log=log)
+    if on_error == "raise":
+        with pytest.raises(RewardError, match="reward Stuck raised OSError: gone, when it was closed"):
+            scorer.close()
+    else:
+        scorer.close()
+    assert scorer.last_error is not None and "in close" in scorer.last_error and log.read_text() == "closing\n"
+
+
+def test_a_combination_closes_all_of_its_rewards() -> None:
+    closed = []
+
+    class Term:
+        def __call__(self, completions: list[str]) -> list[float]:
+            return [0.0]
+
+        def close(self) -> None:
+            closed.append(self)
+            raise OSError("gone")
+
+    terms = {"a": RewardScorer(Term()), "b": RewardScorer(Term())}
+    with pytest.raises(RewardError, match="when it was closed"):
+        CombinedScorer(parse("a + b"), terms).close()
+    assert len(closed) == 2
+
+
 # --- failures that a reward reports itself ---------------------------------------------------------------------
 
 
@@ -230,6 +373,33 @@ def test_async_functions_run_on_one_thread_and_also_inside_a_running_loop() -> N
     (thread,) = (thread for thread in threading.enumerate() if thread.ident in waits.threads)
     scorer.close()
     assert not thread.is_alive()
+
+
+def test_tasks_that_go_on_are_ended_with_the_scorer() -> None:
+    ended = []
+
+    async def background() -> None:
+        try:
+            await asyncio.sleep(1000)
+        finally:
+            await asyncio.sleep(0.01)  # as one that closes a connection
+            ended.append(True)
+
+    tasks = []
+
+    async def starts(completions: list[str]) -> list[float]:
+        tasks.append(asyncio.create_task(background()))
+        await asyncio.sleep(0)
+        return [0.0]
+
+    scorer = RewardScorer(starts)  # type: ignore[arg-type]
+    scorer.score(["p"], ["c"], {})
+    assert not ended
+    scorer.close()
+    assert ended == [True]
+    scorer.close()  # harmless
+    assert scorer.score(["p"], ["c"], {}).rewards.tolist() == [0.0], "a later call starts another thread"
+    scorer.close()
 
 
 def test_the_traceback_of_an_async_function_begins_with_its_own_frame() -> None:
@@ -311,8 +481,8 @@ def test_megabytes_are_cut_and_said(tmp_path: Path, capfd: pytest.CaptureFixture
     passing = RewardScorer(floods)
     for _ in range(3):
         passing.score(["p"], ["c"], {})
-    out = capfd.readouterr().out
-    assert 64_000 <= len(out) < 64_200 and out.count("was dropped") == 1
+        out = capfd.readouterr().out
+        assert 64_000 <= len(out) < 64_200 and out.count("was dropped") == 1, "for each batch"
 
 
 def test_what_a_reward_does_to_the_streams_is_undone(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

@@ -1,15 +1,25 @@
 """Reward functions as TRL's documentation of GRPOTrainer has them, copied and run unchanged."""
 
 import asyncio
+import functools
 import inspect
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from evolora.errors import InputError
-from evolora.rewards import RewardScorer, check_signature
+from evolora.errors import InputError, RewardError
+from evolora.rewards import (
+    RewardContext,
+    RewardScorer,
+    ScoringOptions,
+    check_signature,
+    function_scorer,
+    make_scorer,
+    parse_reward,
+)
 
 # --- from https://huggingface.co/docs/trl/grpo_trainer, verbatim ------------------------------------------------
 # ruff: noqa
@@ -156,6 +166,34 @@ def test_messages_are_the_prompts_of_a_conversational_function() -> None:
     assert seen[0][0][0][0].keys() == {"role", "content"} and seen[0][0][0][0]["role"] == "user"
     with pytest.raises(ValueError, match="differ in length"):
         scorer.score(["a", "b"], ["2", "3"], {"target": ["2", "3"]}, messages=messages)
+
+
+def test_a_failure_shows_the_texts_of_a_conversation() -> None:
+    scorer = RewardScorer(lambda completions: [math.nan], conversational=True)
+    with pytest.raises(RewardError) as error:
+        scorer.score(["user: 1+1?"], ["2"], {}, messages=[[{"role": "user", "content": "1+1?"}]])
+    assert str(error.value).endswith("prompt: 'user: 1+1?'\ncompletion: '2'")
+
+
+def test_of_chat_data_built_in_rewards_get_the_texts_and_own_functions_the_messages(tmp_path: Path) -> None:
+    own = tmp_path / "own.py"
+    own.write_text(inspect.getsource(format_reward_func).replace("def ", "import re\n\ndef ", 1))
+    text = "<think>so</think><answer>4</answer>"
+    for spec in (f"{own}:format_reward_func", f"python('{own}:format_reward_func')", "exact", "chrf", "sentiment * 2"):
+        options = ScoringOptions(conversational=True)
+        scorer = make_scorer(parse_reward(spec), ["target"], options, RewardContext())
+        messages = [[{"role": "user", "content": "1+1?"}]]
+        scores = scorer.score(["user: 1+1?"], [text], {"target": [text]}, messages=messages)
+        assert scores.rewards.tolist() == [1.0]
+        scorer.close()
+    scorer = function_scorer(format_reward_func, [], ScoringOptions(conversational=True))
+    assert scorer.score(["user: 1+1?"], [text], {}, messages=messages).rewards.tolist() == [1.0]
+
+
+def test_what_names_the_state_varies_and_so_is_not_remembered() -> None:
+    assert RewardScorer(dynamic_reward_func).varies
+    assert RewardScorer(functools.partial(dynamic_reward_func)).varies
+    assert not RewardScorer(reward_by_length).varies and not RewardScorer(logging_reward_func).varies
 
 
 def test_what_a_function_logs_is_kept_for_the_latest_call() -> None:

@@ -4,10 +4,11 @@ import contextlib
 import copy
 import functools
 import inspect
+import itertools
 import math
 import numbers
 import traceback
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping, Sequence, Set, Sized
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, get_args
@@ -23,6 +24,10 @@ STANDARD_KEYWORDS = ("prompts", "completions", "completion_ids")
 TRL_KEYWORDS = ("trainer_state", "log_extra", "log_metric")
 
 OnError = Literal["raise", "skip"]
+
+# What is shown of a text, and of a traceback and the like.
+_TEXT_LIMIT = 1000
+_LONG_LIMIT = 20_000
 
 # Those who call rewards here, whose frames tell a user nothing.
 _CALLERS = tuple(Path(__file__).with_name(name) for name in ("base.py", "event_loop.py", "cache.py"))
@@ -124,7 +129,25 @@ completion_ids and the data's columns (target).
 
 
 Value = float | FailedReward | None
-_Batch = Mapping[str, Sequence[object]]
+
+
+@dataclass(frozen=True)
+class _Batch:
+    """The texts, for messages to the user, and the keywords that have a value for each completion."""
+
+    prompts: Sequence[str]
+    completions: Sequence[str]
+    keywords: Mapping[str, Sequence[object]]
+
+    def __len__(self) -> int:
+        return len(self.completions)
+
+    def single(self, index: int) -> "_Batch":
+        keywords = {name: [values[index]] for name, values in self.keywords.items()}
+        return _Batch([self.prompts[index]], [self.completions[index]], keywords)
+
+    def singles(self) -> Iterable["_Batch"]:
+        return (self.single(index) for index in range(len(self)))
 
 
 class RewardScorer:
@@ -132,7 +155,8 @@ class RewardScorer:
 
     A function fails on a batch when it raises, leaves (`sys.exit`) or does not return one value for each completion; it
     fails on one completion when the value is NaN, infinite, no number or a `FailedReward`. Numbers are Python's, bools,
-    and scalars of numpy and torch. None is no failure: it means "not scored". KeyboardInterrupt passes through.
+    and scalars of numpy and torch. None is no failure: it means "not scored". Of what can be raised, only
+    KeyboardInterrupt passes through.
 
     `on_error="raise"` (default) raises RewardError, with the function's traceback if it raised, and the prompt and
     completion at fault. To find those, a function that raised on a batch is called again with one completion at a time,
@@ -144,15 +168,18 @@ class RewardScorer:
 
     So in either mode a function with side effects may see a completion of a failing batch twice. One with
     `compares = True` would mean something else there: it is not called again, and when it fails on a batch, it fails on
-    each of its completions. A function is given its own copies of the lists.
+    each of its completions. A function is given its own copies of all values.
 
     Async functions run on one event loop, in a thread that lives as long as the scorer.
 
     What the function prints and logs while it is called goes to the file `log`, up to 1 MB; without one to the screen,
-    up to 64 kB.
+    up to 64 kB for each batch.
 
     With `conversational` the function gets prompts as lists of chat messages (those given to `score`, or else one
     message of the user) and completions as lists with one message of the assistant, TRL's conversational format.
+
+    `varies` says that a completion may earn something else another time: the function compares, or names
+    `trainer_state`.
 
     Counts over the scorer's life: `completions`, `failed`, `unscored`. Of the latest call: `metrics`, the means of what
     the function gave to `log_metric`, and `extra`, what it gave to `log_extra`.
@@ -180,7 +207,6 @@ class RewardScorer:
             raise InputError(f"failed_reward is {failed_reward}, expected a finite number.")
         self.reward = reward
         self.name = name or reward_name(reward)
-        self.varies = compares(reward)
         self.on_error = on_error
         self.failed_reward = failed_reward
         self.conversational = conversational
@@ -193,6 +219,7 @@ class RewardScorer:
         self.extra: dict[str, list[object]] = {}
         self._compares = compares(reward)
         self._accepted = accepted_keywords(reward)
+        self.varies = self._compares or any(parameter.name == "trainer_state" for parameter in parameters(reward))
         self._loop = EventLoop()
         self._log = BoundedLog(log)
         self._logged = Logged()
@@ -214,12 +241,25 @@ class RewardScorer:
         self.trainer_state.global_step = generation
 
     def close(self) -> None:
-        """Close the reward, where it has a `close`, and end the scorer's thread."""
+        """Close the reward, where it has a `close`, and end the scorer's thread. Raises RewardError when the reward's
+        own `close` fails and `on_error` is "raise"."""
         with contextlib.ExitStack() as stack:
             stack.callback(self._log.close)
             stack.callback(self._loop.close)
             if hasattr(self.reward, "close"):
-                stack.callback(self.reward.close)
+                with captured(self._log):
+                    self._close_reward()
+
+    def _close_reward(self) -> None:
+        try:
+            self.reward.close()  # type: ignore[attr-defined]
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:
+            failure = _raised(error)
+            self.last_error = f"reward {self.name} {failure.what}, when it was closed\n{user_traceback(error)}"
+            if self.on_error == "raise":
+                raise RewardError(self.last_error) from error
 
     def score(
         self,
@@ -237,17 +277,19 @@ class RewardScorer:
         Raises RewardError when the function fails and `on_error` is "raise", and ValueError when prompts, completions,
         ids, columns, messages and groups differ in length.
         """
-        batch: dict[str, Sequence[object]] = {**columns, "prompts": prompts, "completions": completions}
+        keywords: dict[str, Sequence[object]] = {**columns, "prompts": prompts, "completions": completions}
         if completion_ids is not None:
-            batch["completion_ids"] = completion_ids
+            keywords["completion_ids"] = completion_ids
         if self.conversational:
-            batch["prompts"] = _as_messages(prompts, "user") if messages is None else messages
-            batch["completions"] = _as_messages(completions, "assistant")
+            keywords["prompts"] = _as_messages(prompts, "user") if messages is None else messages
+            keywords["completions"] = _as_messages(completions, "assistant")
         if self._compares and groups is not None:
-            batch["groups"] = groups
-        lengths = {name: len(values) for name, values in batch.items()}
-        if len(set(lengths.values())) > 1:
+            keywords["groups"] = groups
+        lengths = {name: len(values) for name, values in keywords.items()}
+        if len({len(prompts), *lengths.values()}) > 1:
             raise ValueError(f"the batch's columns differ in length: {lengths}")
+        batch = _Batch(prompts, completions, keywords)
+        self._log.begin()
         self._logged = Logged()
         values = self._score(batch) if completions else []
         self._metrics, self.extra = self._logged.means(), self._logged.extra
@@ -259,13 +301,12 @@ class RewardScorer:
             if self.on_error == "raise":
                 raise RewardError(self._report(values, batch)) from values.exception
             self.last_error = self._report(values, batch, find_offender=False)
-            count = len(batch["completions"])
-            if count == 1 or self._compares:
-                return [values] * count
-            return [value for one in _singles(batch) for value in self._score(one)]
+            if len(batch) == 1 or self._compares:
+                return [values] * len(batch)
+            return [value for one in batch.singles() for value in self._score(one)]
         for index, value in enumerate(values):
             if isinstance(value, FailedReward):
-                report = self._report(value, _single(batch, index))
+                report = self._report(value, batch.single(index))
                 if self.on_error == "raise":
                     raise RewardError(report) from value.exception
                 self.last_error = report
@@ -273,32 +314,33 @@ class RewardScorer:
 
     def _call(self, batch: _Batch) -> list[Value] | FailedReward:
         logged = Logged()
-        offered: dict[str, object] = {
-            # Messages are dictionaries, which the function could change.
-            name: copy.deepcopy(list(values)) if self.conversational and name in STANDARD_KEYWORDS else list(values)
-            for name, values in batch.items()
-        }
-        offered |= {
+        extras: dict[str, object] = {
             "trainer_state": copy.copy(self.trainer_state),
             "log_extra": logged.log_extra,
             "log_metric": logged.log_metric,
         }
-        keywords = {name: value for name, value in offered.items() if self._accepted is None or name in self._accepted}
+        offered: dict[str, object] = {
+            name: _own(values) for name, values in batch.keywords.items() if self._takes(name)
+        }
+        keywords = offered | {name: value for name, value in extras.items() if self._takes(name)}
         with captured(self._log):
-            outcome = call_reward(self.reward, keywords, len(batch["completions"]), self._loop)
+            outcome = call_reward(self.reward, keywords, len(batch), self._loop)
         if not isinstance(outcome, FailedReward):
             self._logged.add(logged)
         return outcome
 
+    def _takes(self, keyword: str) -> bool:
+        return self._accepted is None or keyword in self._accepted
+
     def _report(self, failure: FailedReward, batch: _Batch, *, find_offender: bool = True) -> str:
         """What went wrong, the traceback, and on which prompt and completion."""
         note = None
-        count = len(batch["completions"])
+        count = len(batch)
         if count > 1:
             note = f"The batch had {count} completions; the first is shown."
             if failure.exception is not None and find_offender and not self._compares:
                 note = f"The batch had {count} completions, none of which raises alone; the first is shown."
-                for one in _singles(batch):
+                for one in batch.singles():
                     again = self._call(one)
                     if isinstance(again, FailedReward) and again.exception is not None:
                         failure, batch, note = again, one, None
@@ -306,10 +348,10 @@ class RewardScorer:
         lines = [
             f"reward {self.name} {failure.what}",
             None if failure.exception is None else user_traceback(failure.exception),
-            failure.details.rstrip() or None,
+            _cut(failure.details.rstrip(), _LONG_LIMIT) or None,
             note,
-            f"prompt: {_show(batch['prompts'][0])}",
-            f"completion: {_show(batch['completions'][0])}",
+            f"prompt: {_show(batch.prompts[0])}",
+            f"completion: {_show(batch.completions[0])}",
         ]
         return "\n".join(line for line in lines if line is not None)
 
@@ -359,16 +401,41 @@ def call_reward(
         returned: object = reward(**keywords)
         if inspect.isawaitable(returned):
             returned = loop.run(returned)
-        values = _as_list(returned)
-    except (Exception, SystemExit) as error:
-        if isinstance(error, SystemExit):
-            return FailedReward(f"left Python with SystemExit({'' if error.code is None else repr(error.code)})", error)
-        return FailedReward(f"raised {type(error).__name__}: {error}", error)
+        values = _as_list(returned, count)
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # also those that are no Exception: a cancelled task's, a panic of Rust code
+        return _raised(error)
     if values is None:
         return FailedReward(f"returned {_show(returned)}, expected a list with one number for each completion")
     if len(values) != count:
-        return FailedReward(f"returned {len(values)} values for {count} completions, expected one for each")
+        found = f"more than {count}" if len(values) > count and not isinstance(returned, Sized) else len(values)
+        return FailedReward(f"returned {found} values for {count} completions, expected one for each")
     return [_number(value) for value in values]
+
+
+def _raised(error: BaseException) -> FailedReward:
+    if isinstance(error, SystemExit):
+        return FailedReward(f"left Python with SystemExit({'' if error.code is None else _show(error.code)})", error)
+    try:
+        message = _cut(str(error), _TEXT_LIMIT)
+    except Exception as again:
+        message = f"its message raised {type(again).__name__}"
+    return FailedReward(f"raised {type(error).__name__}: {message}", error)
+
+
+def _own(values: Iterable[object]) -> list[object]:
+    """A copy that a function may change."""
+    return [value if isinstance(value, str | int | float | None) else _copy(value) for value in values]
+
+
+def _copy(value: object) -> object:
+    if type(value) is list and all(type(one) is int for one in value):  # tokens; deepcopy takes 20 times as long
+        return value.copy()
+    try:
+        return copy.deepcopy(value)
+    except Exception:  # a lock, say, in data that was made in Python: nobody can have a copy
+        return value
 
 
 def _as_messages(texts: Sequence[str], role: str) -> list[list[dict[str, str]]]:
@@ -397,14 +464,14 @@ def accepted_keywords(reward: Reward) -> frozenset[str] | None:
     return frozenset(parameter.name for parameter in found if parameter.kind in by_keyword)
 
 
-def _as_list(returned: object) -> list[object] | None:
+def _as_list(returned: object, count: int) -> list[object] | None:
     """What a function returned as a list, or None when it is no ordered collection. May run the function's own code
-    (generators)."""
+    (generators). Of what does not know its length, one more than `count` at most: it may have no end."""
     if hasattr(returned, "tolist"):  # numpy, torch, pandas
         returned = returned.tolist()
     if not isinstance(returned, Iterable) or isinstance(returned, str | bytes | Mapping | Set):
         return None
-    return list(returned)
+    return list(returned) if isinstance(returned, Sized) else list(itertools.islice(returned, count + 1))
 
 
 def _number(value: object) -> Value:
@@ -419,16 +486,8 @@ def _number(value: object) -> Value:
     except OverflowError:
         number = math.inf
     except Exception as error:  # a type of the user's own may do anything
-        return FailedReward(f"returned a {type(value).__name__} that raised {type(error).__name__}: {error}", error)
+        return FailedReward(f"returned a {type(value).__name__} that {_raised(error).what}", error)
     return number if math.isfinite(number) else FailedReward(f"returned {number}, expected a finite number or None")
-
-
-def _single(batch: _Batch, index: int) -> _Batch:
-    return {name: [values[index]] for name, values in batch.items()}
-
-
-def _singles(batch: _Batch) -> Iterable[_Batch]:
-    return (_single(batch, index) for index in range(len(batch["completions"])))
 
 
 def user_traceback(error: BaseException) -> str:
@@ -436,7 +495,7 @@ def user_traceback(error: BaseException) -> str:
     frames = error.__traceback__
     while frames is not None and _is_ours(frames.tb_frame.f_code.co_filename):
         frames = frames.tb_next
-    return "".join(traceback.format_exception(type(error), error, frames)).rstrip()
+    return _cut("".join(traceback.format_exception(type(error), error, frames)).rstrip(), _LONG_LIMIT)
 
 
 def _is_ours(path: str) -> bool:
@@ -448,4 +507,11 @@ def _show(value: object) -> str:
         text = repr(value)
     except Exception as error:
         text = f"a {type(value).__name__} whose repr raised {type(error).__name__}"
-    return text if len(text) <= 1000 else text[:997] + "..."
+    return _cut(text, _TEXT_LIMIT)
+
+
+def _cut(text: str, limit: int) -> str:
+    """The text, or its beginning and its end."""
+    if len(text) <= limit:
+        return text
+    return f"{text[: limit // 2]} ... [{len(text) - limit} characters are left out] ... {text[-(limit // 2) :]}"

@@ -56,8 +56,11 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
         except (SystemExit, KeyboardInterrupt):
             continue  # asyncio hands these to the future and stops the loop as well
         break
-    for task in asyncio.all_tasks(loop):
+    left = asyncio.all_tasks(loop)
+    for task in left:
         task.cancel()
+    if left:  # what they close may take a moment; a task that does not end is left behind
+        loop.run_until_complete(asyncio.wait(left, timeout=2))
     loop.run_until_complete(loop.shutdown_asyncgens())
     loop.close()
 

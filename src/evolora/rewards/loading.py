@@ -76,7 +76,7 @@ def parse_reward(spec: str) -> Expression:
     Raises InputError for what is no expression, for unknown names and for options that a reward does not have.
     """
     path, _, function = spec.rpartition(":")
-    whole = function and (_PLACE.fullmatch(spec) or (path.endswith(".py") and Path(path).is_file()))
+    whole = function.isidentifier() and (_PLACE.fullmatch(spec) or (path.endswith(".py") and Path(path).is_file()))
     expression = Expression(Term(spec)) if whole else parse(spec)
     return expression.map(_checked)
 

@@ -19,7 +19,8 @@ class BoundedLog:
     """Takes up to `limit` bytes, then one line that says that the rest was dropped, then nothing more.
 
     With a path it appends to that file, whose whole size counts, so that several logs and several processes may share
-    one; `limit` is then 1 MB. Without one it passes everything through to the stream given to `write`, up to 64 kB.
+    one; `limit` is then 1 MB. Without one it passes everything through to the stream given to `write`, up to 64 kB from
+    one `begin` to the next.
     A file that cannot be written (a full disk) loses what was printed, not the reward.
     """
 
@@ -48,6 +49,11 @@ class BoundedLog:
             elif through is not None:
                 through.write(data.decode("utf-8", "replace"))
                 through.flush()
+
+    def begin(self) -> None:
+        """Another batch begins: without a file, as much again may pass."""
+        with self._lock:
+            self._passed = 0
 
     def close(self) -> None:
         """Close the file; a later write opens it again."""

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -25,8 +26,8 @@ from evolora.rewards.loading import make_reward, needs_context
 from evolora.rewards.registry import BUILTIN_REWARDS
 from evolora.rewards.workers import WorkerPool
 
-# Of the built-in rewards those that make something of chat messages; the others read the texts.
-_TAKES_MESSAGES = ("python", "reward-model")
+# Of the built-in rewards, those that read chat messages where the data has them. The others read text.
+_READ_MESSAGES = ("reward-model", "python", "command", "http")
 
 
 class Scorer(Protocol):
@@ -118,8 +119,9 @@ class CombinedScorer:
             scorer.at(generation)
 
     def close(self) -> None:
-        for scorer in self.scorers.values():
-            scorer.close()
+        with ExitStack() as stack:  # all of them, whichever of them fails
+            for scorer in self.scorers.values():
+                stack.callback(scorer.close)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,7 +165,7 @@ def _scorer(term: Term, columns: Sequence[str], options: ScoringOptions, context
         source = None
     elif not term.is_function and term.name not in BUILTIN_REWARDS:
         source = reward
-    if term.name in BUILTIN_REWARDS and term.name not in _TAKES_MESSAGES:
+    if term.name in BUILTIN_REWARDS and term.name not in _READ_MESSAGES:
         options = replace(options, conversational=False)
     return _wrapped(reward, source, options, name=term.label, place=str(term))
 
