@@ -299,8 +299,8 @@ class RunConfig(BaseModel):
     )
     kl_weight: float = _option(
         0.02,
-        "weight of the KL penalty against the base model: on each token's reward (ppo), on each token's loss (grpo), "
-        "on each completion's reward (rloo)",
+        "weight of the KL penalty against the base model: on each token's loss (ppo, grpo; ppo's reward with "
+        "--kl-place reward), on each completion's reward (rloo)",
         _REFINER,
         ge=0,
     )
@@ -314,8 +314,11 @@ class RunConfig(BaseModel):
     kl_horizon: float = _option(
         256, "completions over which --kl-target changes the KL weight by at most a fifth", _REFINER, gt=0
     )
+    kl_place: Literal["reward", "loss"] = _option(
+        "loss", "where the KL penalty stands: in each token's loss, as grpo has it, or in its reward (ppo)", _REFINER
+    )
     kl_estimator: Literal["k1", "k3"] = _option(
-        "k1", "estimator of the KL penalty; grpo has k3, rloo k1 (ppo)", _REFINER
+        "k1", "estimator of the KL penalty in the reward; in the loss it is k3 (ppo)", _REFINER
     )
     target_kl: float | None = _option(
         0.1,

@@ -187,6 +187,36 @@ def test_the_kl_weight_holds_the_policy_near_the_base(
     assert kl(1.0) < 0.5 * kl(1e-6)
 
 
+@pytest.mark.parametrize("place", ["loss", "reward"])
+def test_ppo_is_held_by_its_kl_wherever_it_stands(
+    place: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, genome = founder
+
+    def kl(weight: float) -> float:
+        refiner = make_refiner(base, layout, kl_place=place, kl_weight=weight, rl_steps=10, target_kl=None, lr=2e-3)
+        return refiner.refine(genome[None], list(TRAIN[:32]), key=[(1, 0)]).stats[0]["kl_k3"]
+
+    assert kl(1.0) < 0.5 * kl(1e-6)
+
+
+def test_a_kl_in_the_loss_is_no_credit(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    layout, genome = founder
+
+    def credit(**options: Any) -> Tensor:
+        refiner = make_refiner(base, layout, **options)
+        refiner.begin([{}])
+        rollout = refiner.collect(torch.randn_like(genome)[None] * 0.02, EXAMPLES, [(1, 0, 0)])
+        return refiner.credit(rollout)[0]
+
+    torch.manual_seed(0)
+    without = credit(kl_weight=0.0)
+    torch.manual_seed(0)
+    assert torch.equal(credit(kl_weight=0.5, kl_place="loss"), without)
+    torch.manual_seed(0)
+    assert not torch.allclose(credit(kl_weight=0.5, kl_place="reward"), without)
+
+
 @kinds
 def test_without_a_penalty_the_reference_is_not_asked(
     kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
@@ -554,7 +584,7 @@ def test_a_kl_that_is_no_number_leaves_its_weight_and_no_others() -> None:
 @kinds
 def test_the_kl_weight_follows_its_target(kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
     layout, genome = founder
-    options: dict[str, Any] = {"kl_weight": 0.2, "target_kl": None, "lr": 2e-3, "rl_steps": 1, "kl_horizon": 12}
+    options: dict[str, Any] = {"kl_weight": 1.0, "target_kl": None, "lr": 2e-3, "rl_steps": 1, "kl_horizon": 12}
 
     def refine(target: float) -> tuple[list[dict[str, float]], PolicyGradientRefiner[Any]]:
         """Sixteen refinements, each of the last one's child."""
@@ -578,8 +608,8 @@ def test_the_kl_weight_follows_its_target(kind: str, base: BaseModel, founder: t
     resumed.load_state_dict(refiner.state_dict())
     resumed.keep(people((16, 15), (18, 16)))
     stats = resumed.refine(genome.repeat(2, 1), EXAMPLES, key=[(20, 18), (20, 19)]).stats
-    assert [each["kl_weight"] for each in stats] == pytest.approx([float(refiner.carried.of(16)["kl_weight"]), 0.2])
-    assert stats[0]["kl_weight"] != pytest.approx(0.2)
+    assert [each["kl_weight"] for each in stats] == pytest.approx([float(refiner.carried.of(16)["kl_weight"]), 1.0])
+    assert stats[0]["kl_weight"] != pytest.approx(1.0)
 
 
 def test_heads_of_their_own_travel_with_individuals(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:

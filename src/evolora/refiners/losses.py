@@ -107,6 +107,14 @@ def clipped_policy_loss(
     return masked_mean(terms, mask), _update_stats(clipped, mask, log_ratio, mask)
 
 
+def kl_terms(logp: Tensor, old_logp: Tensor, ref_logp: Tensor, mask: Tensor, *, kl_weight: float | Tensor) -> Tensor:
+    """The KL penalty of each token's loss: `kl_weight` (one, or each individual's, [k]) * r * k3, where r is the ratio
+    of the policy to that at sampling, which makes the gradient unbiased (DeepSeek-AI, 2025, arXiv 2512.02556). 0
+    outside the mask."""
+    ratio = _inside(logp - old_logp, mask).exp()
+    return _each(kl_weight) * ratio * k3_kl(_inside(logp, mask), _inside(ref_logp, mask))
+
+
 def grpo_loss(
     logp: Tensor,
     old_logp: Tensor,
@@ -153,7 +161,7 @@ def grpo_loss(
     log_ratio = _inside(logp - old_logp, mask)
     terms, clipped = _clipped_terms(log_ratio, advantages[..., None], clip_range, clip_range_high)
     if torch.as_tensor(kl_weight).any():
-        terms = terms + _each(kl_weight) * log_ratio.exp() * k3_kl(_inside(logp, mask), _inside(ref_logp, mask))
+        terms = terms + kl_terms(logp, old_logp, ref_logp, mask, kl_weight=kl_weight)
     sums, lengths = _inside(terms, mask).sum(-1), mask.bool().sum(-1)
     completions = (lengths > 0).sum(-1).clamp(min=1)
     if loss_type == "grpo":

@@ -1,7 +1,8 @@
 """Proximal policy optimisation: Schulman et al., 2017, arXiv 1707.06347. On text: Ziegler et al., 2019, arXiv
 1909.08593.
 
-Credit is per token, by generalised advantage estimation over a value head; the KL penalty is part of the reward.
+Credit is per token, by generalised advantage estimation over a value head. The KL penalty is part of the loss, as GRPO
+has it, or of the reward, as Ziegler et al. and TRL's PPOTrainer have it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +17,14 @@ from evolora.population_model import PopulationModel
 from evolora.refiners.advantages import generalized_advantages, whiten
 from evolora.refiners.carried import Carried
 from evolora.refiners.critic import Critic
-from evolora.refiners.losses import KLEstimator, clipped_policy_loss, masked_variance, per_token_reward
+from evolora.refiners.losses import (
+    KLEstimator,
+    clipped_policy_loss,
+    kl_terms,
+    masked_mean,
+    masked_variance,
+    per_token_reward,
+)
 from evolora.refiners.policy_gradient import Minibatch, PolicyGradientConfig, PolicyGradientRefiner, Rollout
 from evolora.rewards import Scorer
 
@@ -29,6 +37,7 @@ class PPOConfig(PolicyGradientConfig):
     critic_lr: float = 1e-2
     critic_epochs: int = 8
     value_clip_range: float = 0.2
+    kl_place: Literal["reward", "loss"] = "loss"
     kl_estimator: KLEstimator = "k1"
     discount: float = 1.0
     trace_decay: float = 0.95
@@ -37,8 +46,8 @@ class PPOConfig(PolicyGradientConfig):
 class PPORefiner(PolicyGradientRefiner[PPOConfig]):
     """PPO of LoRA genomes against a Python reward, for k individuals in one batch, in the manner of TRL's PPOTrainer.
 
-    Each rollout's per-token KL against the base model is penalised, advantages come from a value head and GAE and are
-    whitened, each individual's for itself.
+    The per-token KL against the base model is penalised, advantages come from a value head and GAE and are whitened,
+    each individual's for itself.
 
     Used alone, on one adapter with a Python reward:
 
@@ -92,7 +101,7 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
             rollout.log_probs,
             rollout.reference_log_probs,
             rollout.mask,
-            kl_weight=self.settings(rollout).kl_weight,
+            kl_weight=self.settings(rollout).kl_weight if self.config.kl_place == "reward" else 0.0,
             estimator=self.config.kl_estimator,
         )
         values = self.critic.values(self._heads, rollout.features)
@@ -106,9 +115,19 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
         }
 
     def policy_loss(self, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
-        return clipped_policy_loss(
+        loss, stats = clipped_policy_loss(
             batch.log_probs, batch.old_log_probs, batch.advantages, batch.mask, clip_range=self.config.clip_range
         )
+        if self.config.kl_place == "loss" and bool(batch.kl_weight.any()):
+            terms = kl_terms(
+                batch.log_probs,
+                batch.old_log_probs,
+                batch.reference_log_probs,
+                batch.mask,
+                kl_weight=batch.kl_weight,
+            )
+            loss = loss + masked_mean(terms, batch.mask)
+        return loss, stats
 
     def end(self) -> None:
         self.critic.keep(self._heads)
