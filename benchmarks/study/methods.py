@@ -137,6 +137,8 @@ def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
             unused |= _OF_THE_GA
         if config.refiner == "none":
             unused |= {name for name in values if _group(name) == "refiner"} - {"refiner"}
+        if config.refiner != "ppo":
+            unused |= {"kl_place"}
         if config.racing is None:
             unused |= {"racing_block"}
         works = {name: value for name, value in values.items() if name not in unused and value}
