@@ -9,7 +9,6 @@ import http.server
 import json
 import os
 import shlex
-import shutil
 import sqlite3
 import subprocess
 import sys
@@ -128,51 +127,29 @@ def evolora(*arguments: str) -> tuple[int, str]:
 
 def rated(*arguments: str) -> tuple[int, str]:
     """The command, and somebody in a real browser who clicks on the more cheerful completion. Takes the picture."""
-    from selenium import webdriver
-    from selenium.common.exceptions import WebDriverException
-    from selenium.webdriver.chrome.service import Service
+    from rater import headless_chromium, rate
 
     from evolora.rewards import sentiment
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or ""
-    for option in (
-        "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --window-size=1200,860"
-    ).split():
-        options.add_argument(option)
-    driver = webdriver.Chrome(options=options, service=Service(shutil.which("chromedriver")))
-    command = [sys.executable, "-m", "evolora.cli", *arguments]
-    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stderr is not None
-    driver.get(next(line.split()[-1] for line in process.stdout if line.startswith("Rate completions at")))
-    threading.Thread(target=process.stdout.read, daemon=True).start()
-    votes = 0
-    with contextlib.suppress(WebDriverException):  # the page ends with the run
-        while process.poll() is None:
-            shown = driver.execute_script(
-                "const work = document.querySelector('#work');"
-                "if (!work || work.getAttribute('aria-busy') !== 'false' || work.dataset.state !== 'question') return;"
-                "return ['left', 'right'].map(id => document.getElementById(id).textContent)"
-                "    .concat(work.dataset.question);"
-            )
-            if shown is None:
-                time.sleep(0.05)
-                continue
-            votes += 1
-            if votes == 48:
+    with tempfile.TemporaryDirectory(prefix="evolora-chromium-") as profile:
+        driver = headless_chromium(Path(profile))
+        if driver is None:
+            raise SystemExit("human: found no chromium and chromedriver, expected Debian's packages")
+        command = [sys.executable, "-m", "evolora.cli", *arguments]
+        process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        assert process.stdout is not None and process.stderr is not None
+        address = next(line.split()[-1] for line in process.stdout if line.startswith("Rate completions at"))
+        threading.Thread(target=process.stdout.read, daemon=True).start()
+
+        def picture(vote: int) -> None:
+            if vote == 48:
                 PICTURE.parent.mkdir(exist_ok=True)
                 driver.save_screenshot(str(PICTURE))
-            left, right = sentiment(shown[:2])
-            choice = "tie" if left == right else "left" if left > right else "right"
-            driver.find_element("id", f"choose-{choice}").click()
-            while process.poll() is None and driver.execute_script(
-                f"return document.querySelector('#work')?.dataset.question === '{shown[2]}'"
-            ):
-                time.sleep(0.02)
-    process.wait()
-    driver.quit()
-    return process.returncode, process.stderr.read()
+
+        rate(driver, address, process, lambda text: sentiment([text])[0], picture)
+        process.wait()
+        driver.quit()
+        return process.returncode, process.stderr.read()
 
 
 def cheerfulness(run: Path, summary: dict[str, Any]) -> list[float]:

@@ -18,8 +18,8 @@ from evolora.errors import InputError
 from evolora.evaluation import LocalEvaluator
 from evolora.export import load_adapter
 from evolora.genome import GenomeLayout
-from evolora.human import VoteStore
-from evolora.human.feedback import VOTES_FILE, VotedScorer, check_page, voted_preferences
+from evolora.human.exchange import run_votes
+from evolora.human.feedback import VotedScorer, check_page
 from evolora.kernels import Products, fastest_products, onednn_works, use_kernels
 from evolora.model import BaseModel, load_base, lora_config, lora_layout
 from evolora.population_model import PopulationModel
@@ -96,12 +96,11 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
         layout, founder = _layout(base, lora, config)
     max_new_tokens = config.max_new_tokens or _longest_target(base, task)
     scoring = _scoring(config, conversational=task.conversational)
-    context = RewardContext(base, None if config.out is None else Path(config.out))
     scorer: Scorer
     if human:
         scorer = _voted_scorer(config, base, device, finished=adapter is not None)
     elif expression is not None:
-        scorer = make_scorer(expression, task.columns, scoring, context)
+        scorer = make_scorer(expression, task.columns, scoring, RewardContext(base))
     else:
         assert reward is not None
         scorer = function_scorer(reward, task.columns, scoring)
@@ -168,12 +167,7 @@ def _voted_scorer(config: RunConfig, base: BaseModel, device: str, *, finished: 
     """Rewards by the votes of the run. An adapter that is done is scored by all of them."""
     scorer = VotedScorer(base.path, device=device, seed=config.seed)
     if finished:
-        votes = Path(config.out or "") / VOTES_FILE
-        if not votes.is_file():
-            raise InputError(f"--reward human: found no votes at {votes}, expected a run that people have voted in")
-        store = VoteStore(votes)
-        scorer.learn_when_asked(voted_preferences(store))
-        store.close()
+        scorer.learn_when_asked(run_votes(Path(config.out or "")))
     return scorer
 
 

@@ -14,18 +14,19 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from peft import get_peft_model
-from torch import Tensor
 from torch.nn import functional as F
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForSequenceClassification, PreTrainedModel, PreTrainedTokenizerBase
 
 from evolora.errors import InputError
 from evolora.model import lora_config, model_path
 from evolora.preferences import Preference
 from evolora.rng import keyed_generator, keyed_seed
-from evolora.sequence_scores import classifier_outputs, encoded, written
+from evolora.sequence_scores import classifier_outputs, load_model, outputs_of, written
 
 # The share of the preferences that is not learned from.
 HOLDOUT = 0.2
+# Texts that are scored together.
+_BATCH_SIZE = 64
 # Of fewer held-out preferences a share would say nothing.
 _FEWEST_HELD_OUT = 5
 
@@ -36,22 +37,20 @@ class FittedRewardModel:
 
     `accuracy`: on the share `held_out` / (`held_out` + `pairs`) of the preferences that it has not learned from, how
     many it puts in the right order; None where they are fewer than five. `train_accuracy`: the same of the `pairs` that
-    it has learned from. Ties count in neither.
+    it has learned from. Ties count in neither. `typical`: the mean score of all texts in the preferences.
     """
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     accuracy: float | None
-    train_accuracy: float | None
+    train_accuracy: float
+    typical: float
     pairs: int
     held_out: int
 
-    def score(
-        self, prompts: Sequence[str], completions: Sequence[str], *, batch_size: int = 64
-    ) -> npt.NDArray[np.float64]:
+    def score(self, prompts: Sequence[str], completions: Sequence[str]) -> npt.NDArray[np.float64]:
         """The scores [completions], in log-odds up to one constant."""
-        texts = written(self.tokenizer, prompts, completions)
-        return np.asarray(classifier_outputs(self.model, self.tokenizer, texts, batch_size)[:, 0].numpy())
+        return _scored(self.model, self.tokenizer, prompts, completions)
 
     def save(self, folder: Path) -> None:
         """Write model and tokenizer, from which `AutoModelForSequenceClassification` loads the same scores."""
@@ -80,7 +79,6 @@ def fit_reward_model(
     Raises InputError for a base that cannot be loaded, and for no preferences.
     """
     learned = [one for one in preferences if not is_held_out(one, holdout)]
-    held_out = [one for one in preferences if is_held_out(one, holdout) and not one.tie]
     if not any(not one.tie for one in learned):
         raise InputError("the reward model: found no preferences to learn from, expected at least one that is no tie")
     with torch.random.fork_rng(devices=[]):
@@ -94,7 +92,7 @@ def fit_reward_model(
         order = torch.randperm(len(learned), generator=keyed_generator(seed, "reward model", epoch))
         for rows in order.split(batch_size):
             texts = [chosen[row] for row in rows.tolist()] + [rejected[row] for row in rows.tolist()]
-            scores = _scores(model, tokenizer, texts)
+            scores = outputs_of(model, tokenizer, texts)[:, 0]
             gap = scores[: len(rows)] - scores[len(rows) :]
             won = F.logsigmoid(gap)
             loss = -torch.where(ties[rows], (won + F.logsigmoid(-gap)) / 2, won).mean()
@@ -102,37 +100,44 @@ def fit_reward_model(
             loss.backward()
             optimiser.step()
     merged: PreTrainedModel = model.merge_and_unload().eval().requires_grad_(False)
-    known = [one for one in learned if not one.tie]
-    fitted = FittedRewardModel(merged, tokenizer, None, None, len(learned), len(held_out))
-    enough = len(held_out) >= _FEWEST_HELD_OUT
+
+    def scores_of(completions: Sequence[str]) -> npt.NDArray[np.float64]:
+        return _scored(merged, tokenizer, [one.prompt for one in preferences], completions)
+
+    better, worse = scores_of([one.chosen for one in preferences]), scores_of([one.rejected for one in preferences])
+    right = better > worse
+    known = np.array([not one.tie for one in preferences])
+    held_out = np.array([is_held_out(one, holdout) for one in preferences])
+    enough = int((known & held_out).sum()) >= _FEWEST_HELD_OUT
     return FittedRewardModel(
         merged,
         tokenizer,
-        _agreement(fitted, held_out) if enough else None,
-        _agreement(fitted, known),
-        len(learned),
-        len(held_out),
+        accuracy=float(right[known & held_out].mean()) if enough else None,
+        train_accuracy=float(right[known & ~held_out].mean()),
+        typical=float(np.mean([better, worse])),
+        pairs=len(learned),
+        held_out=int((known & held_out).sum()),
     )
 
 
-def _scores(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
-    scores: Tensor = model(**encoded(model, tokenizer, texts)).logits[:, 0]
-    return scores
+def _scored(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    completions: Sequence[str],
+) -> npt.NDArray[np.float64]:
+    outputs = classifier_outputs(model, tokenizer, written(tokenizer, prompts, completions), _BATCH_SIZE)
+    return np.asarray(outputs[:, 0].numpy())
 
 
 def _load(base: str, r: int, alpha: int, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    path = model_path(base)
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="right")
-        model = AutoModelForSequenceClassification.from_pretrained(path, num_labels=1)
-    except (OSError, ValueError) as error:
-        raise InputError(f"the reward model's base {base}: cannot be loaded: {str(error).splitlines()[0]}") from None
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+    model, tokenizer = load_model(
+        "the reward model's base", AutoModelForSequenceClassification, model_path(base), device, num_labels=1
+    )
     model.config.pad_token_id = tokenizer.pad_token_id
     config = lora_config(model, r=r, alpha=alpha, dropout=0.0)
     config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]
-    model = get_peft_model(model, config).to(device).eval()  # dropout off: few pairs, few steps
+    model = get_peft_model(model, config).eval()  # dropout off: few pairs, few steps
     for name, parameter in model.named_parameters():
         if ".score." in name and parameter.requires_grad:
             torch.nn.init.zeros_(parameter)  # nothing is better than anything else at first
@@ -143,12 +148,3 @@ def is_held_out(preference: Preference, share: float = HOLDOUT) -> bool:
     """Whether a preference only measures agreement: by a hash of its texts, so about `share` of all are."""
     texts = sorted((preference.chosen, preference.rejected))
     return keyed_seed(0, "held out", preference.prompt, *texts) / 2**63 < share
-
-
-def _agreement(fitted: FittedRewardModel, preferences: Sequence[Preference]) -> float | None:
-    if not preferences:
-        return None
-    prompts = [one.prompt for one in preferences]
-    better = fitted.score(prompts, [one.chosen for one in preferences])
-    worse = fitted.score(prompts, [one.rejected for one in preferences])
-    return float((better > worse).mean())

@@ -32,7 +32,7 @@ class TrainedRewardModel:
             )
         return [
             f"learned from {fitted.pairs} preferences in {self.seconds:.1f} s",
-            *([] if fitted.train_accuracy is None else [f"agreement with them {fitted.train_accuracy:.3f}"]),
+            f"agreement with them {fitted.train_accuracy:.3f}",
             held_out,
             f"reward model: {self.folder}",
         ]

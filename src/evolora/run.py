@@ -1,5 +1,6 @@
 """A run from its options to its folder: set-up, the loop with its checkpoints, the winner, the test."""
 
+import copy
 import importlib.metadata
 import json
 import math
@@ -10,50 +11,31 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
 from evolora.assembly import Parts, assemble
+from evolora.building import build_evolution
 from evolora.checkpoint import write_text
 from evolora.config import HUMAN, RunConfig, config_toml, make_config, read_config
 from evolora.cost import Cost, Costs
-from evolora.distillation import Distiller
 from evolora.errors import InputError, RewardError
-from evolora.evaluation import Evaluation, Evaluator, bootstrap_interval, compare, mean_fitness, term_means
-from evolora.evolution import Evolution, LoopConfig
+from evolora.evaluation import Evaluation, bootstrap_interval, compare, mean_fitness, term_means
+from evolora.evolution import Evolution
 from evolora.export import export_adapter, export_merged, load_adapter, model_card
 from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
 from evolora.lineage import Lineage
-from evolora.memory import RememberingEvaluator
 from evolora.model import BUNDLED_MODEL
 from evolora.population import Population, genome_sha256
-from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, Refiner, RLOOConfig, RLOORefiner
 from evolora.rewards import Reward, reward_name
-from evolora.rng import keyed_generator, keyed_seed
-from evolora.sensitivity import OutputSensitivity
+from evolora.rng import keyed_seed
 from evolora.snapshot import Snapshot, restore
-from evolora.strategies import (
-    Eggroll,
-    ESConfig,
-    EvolutionStrategy,
-    GAConfig,
-    GeneticAlgorithm,
-    Islands,
-    PBTConfig,
-    PerturbationConfig,
-    PopulationBasedTraining,
-    RandomPerturbation,
-    RefinerAlone,
-    SepCMAES,
-    SepCMAESConfig,
-    Strategy,
-)
 from evolora.tracking import MetricsLog, Silence, View
 from evolora.voting import voted_rewards
 
@@ -189,7 +171,7 @@ def resume(
 def _run(folder: Path, parts: Parts) -> Result:
     config = parts.config
     metrics, lineage = MetricsLog(folder / "metrics.jsonl"), Lineage(folder / "lineage.sqlite")
-    evolution = _evolution(parts, lineage)
+    evolution = build_evolution(parts, lineage)
     seconds_before = restore(folder, parts, evolution)
     # Not before: new options that come with changed data, say, must not stay behind in a run that was refused.
     write_text(folder / "config.toml", config_toml(config))
@@ -206,7 +188,16 @@ def _run(folder: Path, parts: Parts) -> Result:
     try:
         with _interruptible(parts.view) as interrupted:
             if config.reward == HUMAN:
-                feedback = evolution.judge = _feedback(folder, parts, evolution.generation, interrupted)
+                assert isinstance(parts.scorer, VotedScorer)
+                feedback = evolution.judge = open_page(
+                    folder,
+                    parts.evaluator,
+                    parts.scorer,
+                    config,
+                    generation=evolution.generation,
+                    stop=interrupted,
+                    say=parts.view.say,
+                )
             done = _progress(config, {"generation": evolution.generation, **evolution.spent()})
             while done < 1:
                 parts.scorer.at(evolution.generation)
@@ -216,10 +207,12 @@ def _run(folder: Path, parts: Parts) -> Result:
                 metrics.append({**measured, **logged, "time.total": seconds()})
                 done = _progress(config, measured)
                 parts.view.generation(measured, config.most_gens, done)
-                unsaved = Snapshot.of(evolution, seconds())
+                snapshot = Snapshot.of(evolution, seconds())
                 if done >= 1 or interrupted() or evolution.generation % config.save_every == 0:
-                    unsaved.write(folder, parts)
+                    snapshot.write(folder, parts)
                     unsaved = None
+                else:
+                    unsaved = copy.deepcopy(snapshot)  # the next generation may change what it is made of
                 if interrupted():
                     raise KeyboardInterrupt
         summary = _finish(folder, parts, evolution, lineage, seconds)
@@ -237,113 +230,6 @@ def _run(folder: Path, parts: Parts) -> Result:
         lineage.close()
         parts.scorer.close()  # last: a reward of one's own may fail even here
     return Result(folder, summary, metrics.read())
-
-
-def _feedback(folder: Path, parts: Parts, generation: int, stop: Callable[[], bool]) -> HumanFeedback:
-    """The page where people vote, open; the scorer as it was after `generation`."""
-    config, scorer = parts.config, parts.scorer
-    assert isinstance(scorer, VotedScorer)
-    feedback = open_page(
-        folder,
-        parts.evaluator,
-        scorer,
-        votes=config.votes,
-        host=config.rating_host,
-        port=config.rating_port,
-        seed=config.seed,
-        temperature=config.temperature,
-        stop=stop,
-        say=parts.view.say,
-    )
-    scorer.learn(feedback.preferences(generation))
-    return feedback
-
-
-def _evolution(parts: Parts, lineage: Lineage) -> Evolution:
-    config = parts.config
-    strategy: Strategy
-    if config.strategy == "none":
-        strategy = RefinerAlone(parts.founder)
-    elif config.strategy == "pbt":
-        strategy = PopulationBasedTraining(parts.founder, _part(PBTConfig, config), seed=config.seed)
-    elif config.strategy == "es":
-        strategy = EvolutionStrategy(parts.founder, _part(ESConfig, config), seed=config.seed)
-    elif config.strategy == "eggroll":
-        strategy = Eggroll(parts.founder, parts.layout, _part(ESConfig, config), seed=config.seed)
-    elif config.strategy == "sep-cmaes":
-        strategy = SepCMAES(parts.founder, _part(SepCMAESConfig, config), seed=config.seed)
-    elif config.strategy == "random":
-        strategy = RandomPerturbation(parts.founder, _part(PerturbationConfig, config), seed=config.seed)
-    else:
-        kind = Islands if config.islands > 1 else GeneticAlgorithm
-        strategy = kind(
-            parts.founder,
-            parts.layout,
-            _part(GAConfig, config),
-            seed=config.seed,
-            sensitivity=_sensitivity(parts),
-            distill=Distiller(
-                parts.population_model, parts.base.tokenizer, steps=config.distill_steps, lr=config.distill_lr
-            ),
-        )
-    return Evolution(
-        strategy=strategy,
-        refiner=_refiner(parts),
-        evaluator=_evaluator(parts),
-        task=parts.task,
-        lineage=lineage,
-        config=_part(LoopConfig, config),
-    )
-
-
-def _sensitivity(parts: Parts) -> OutputSensitivity | None:
-    """What safe mutation measures on: the same training prompts throughout a run."""
-    config, train = parts.config, parts.task.train
-    if "safe" not in config.used_mutations:
-        return None
-    order = torch.randperm(len(train), generator=keyed_generator(config.seed, "sensitivity prompts"))
-    return OutputSensitivity(
-        parts.population_model,
-        parts.base.tokenizer,
-        [train[index] for index in order[: config.safe_prompts].tolist()],
-        max_new_tokens=parts.max_new_tokens,
-        seed=config.seed,
-        projections=config.safe_projections,
-    )
-
-
-def _refiner(parts: Parts) -> Refiner | None:
-    config, model, tokenizer, scorer = parts.config, parts.population_model, parts.base.tokenizer, parts.scorer
-    if config.refiner == "ppo":
-        return PPORefiner(model, tokenizer, scorer, _part(PPOConfig, config), seed=config.seed)
-    if config.refiner == "grpo":
-        return GRPORefiner(model, tokenizer, scorer, _part(GRPOConfig, config), seed=config.seed)
-    if config.refiner == "rloo":
-        return RLOORefiner(model, tokenizer, scorer, _part(RLOOConfig, config), seed=config.seed)
-    return None
-
-
-def _evaluator(parts: Parts) -> Evaluator:
-    return RememberingEvaluator(parts.evaluator) if parts.config.remember else parts.evaluator
-
-
-Part = TypeVar(
-    "Part",
-    GAConfig,
-    PBTConfig,
-    ESConfig,
-    SepCMAESConfig,
-    PerturbationConfig,
-    PPOConfig,
-    GRPOConfig,
-    RLOOConfig,
-    LoopConfig,
-)
-
-
-def _part(kind: type[Part], config: RunConfig) -> Part:
-    """A part's options, which have the same names as the run's."""
-    return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})
 
 
 def _finish(

@@ -22,10 +22,10 @@ def written(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completi
     return [f"{prompt}{text}{tokenizer.eos_token or ''}" for prompt, text in zip(prompts, completions, strict=True)]
 
 
-def load_model(reward: str, kind: Any, model: str, device: str, **options: Any) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_model(what: str, kind: Any, model: str, device: str, **options: Any) -> tuple[Any, PreTrainedTokenizerBase]:
     """A model of transformers' auto class `kind`, frozen, in evaluation mode, and its tokenizer, padding on the right.
 
-    Raises InputError, which names the reward and the model, when either cannot be loaded.
+    Raises InputError, which says `what` it is and names the model, when either cannot be loaded.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right")
@@ -33,10 +33,10 @@ def load_model(reward: str, kind: Any, model: str, device: str, **options: Any) 
         loaded = loaded.eval().requires_grad_(False).to(device)
     except (OSError, ValueError, RuntimeError, AssertionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"reward {reward}: model is {model!r} on {device}, and cannot be loaded: {reason}") from None
+        raise InputError(f"{what} is {model!r} on {device}, and cannot be loaded: {reason}") from None
     # transformers makes an empty tokenizer where there is none.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
-        raise InputError(f"reward {reward}: model is {model!r}, found no tokenizer with it, expected one.")
+        raise InputError(f"{what} is {model!r}, found no tokenizer with it, expected one.")
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return loaded, tokenizer
@@ -44,7 +44,7 @@ def load_model(reward: str, kind: Any, model: str, device: str, **options: Any) 
 
 def load_classifier(reward: str, model: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A sequence classifier. Raises InputError as `load_model` does, and for weights that lack a classifier's head."""
-    loaded, tokenizer = load_model(reward, AutoModelForSequenceClassification, model, device)
+    loaded, tokenizer = load_model(f"reward {reward}: model", AutoModelForSequenceClassification, model, device)
     kinds = loaded.config.architectures or ["no architecture"]
     if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
         # transformers would make up a head of random weights.
@@ -63,14 +63,15 @@ def classifier_outputs(
     with torch.no_grad():
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            found.append(_outputs(model, tokenizer, [texts[row] for row in rows]).double().cpu())
+            found.append(outputs_of(model, tokenizer, [texts[row] for row in rows]).double().cpu())
     outputs = torch.cat(found) if found else torch.zeros(0, model.config.num_labels, dtype=torch.float64)
     back = torch.empty(len(order), dtype=torch.long)
     back[torch.tensor(order, dtype=torch.long)] = torch.arange(len(order))
     return outputs[back]
 
 
-def _outputs(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
+def outputs_of(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> Tensor:
+    """The classifier's raw outputs for one batch: [texts, labels], with gradients where there are any."""
     outputs: Tensor = model(**encoded(model, tokenizer, texts)).logits
     return outputs
 
@@ -87,6 +88,12 @@ def encoded(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, texts: S
     if batch["input_ids"].shape[1] == 0:  # nothing but empty texts: one token to look at
         batch = tokenizer([tokenizer.pad_token] * len(texts), return_tensors="pt")
     return batch.to(model.device)
+
+
+def check_batch_size(reward: str, batch_size: int) -> None:
+    """Raise InputError for a batch without a text."""
+    if batch_size < 1:
+        raise InputError(f"reward {reward}: batch_size is {batch_size}, expected 1 or more.")
 
 
 def model_version(model: str) -> str:

@@ -1,6 +1,5 @@
 """A run at the end of a generation: kept in memory, written as a checkpoint, taken up again."""
 
-import copy
 import hashlib
 import json
 from dataclasses import dataclass
@@ -27,8 +26,8 @@ from evolora.task import Task
 
 @dataclass(frozen=True)
 class Snapshot:
-    """All that a resumed run needs after `generation`, and the `best` genome so far. The next generation changes none
-    of it: when a reward fails in its middle, this is what the run goes back to."""
+    """All that a resumed run needs after `generation`, and the `best` genome so far. A deep copy outlives the next
+    generation: when a reward fails in its middle, that is what the run goes back to."""
 
     generation: int
     best: Tensor
@@ -38,8 +37,7 @@ class Snapshot:
     @classmethod
     def of(cls, evolution: Evolution, seconds: float) -> "Snapshot":
         """Taken after a generation's end."""
-        best = evolution.best().genomes[0].clone()
-        return cls(evolution.generation, best, copy.deepcopy(evolution.state_dict()), seconds)
+        return cls(evolution.generation, evolution.best().genomes[0], evolution.state_dict(), seconds)
 
     def write(self, folder: Path, parts: Parts) -> None:
         """As a checkpoint of the run in `folder`."""

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 import torch
+from rater import headless_chromium
 from selenium import webdriver
-from selenium.webdriver.chrome.service import Service
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -231,18 +231,8 @@ def digest() -> Callable[[Path], dict[str, str]]:
 @pytest.fixture(scope="session")
 def chromium(tmp_path_factory: pytest.TempPathFactory) -> Iterator[webdriver.Chrome]:
     """A real browser without a window."""
-    browser, driver_program = shutil.which("chromium"), shutil.which("chromedriver")
-    if browser is None or driver_program is None:
+    driver = headless_chromium(tmp_path_factory.mktemp("chromium"))
+    if driver is None:
         pytest.skip("needs Debian's chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = browser
-    for option in (
-        "--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-        "--disable-component-update --disable-sync --window-size=1200,860"
-    ).split():
-        options.add_argument(option)
-    options.add_argument(f"--user-data-dir={tmp_path_factory.mktemp('chromium')}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    driver = webdriver.Chrome(options=options, service=Service(driver_program))
     yield driver
     driver.quit()

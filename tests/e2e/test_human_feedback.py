@@ -14,19 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rater import preferred, rate
 from selenium import webdriver
-from selenium.common.exceptions import WebDriverException
 
 from evolora.human import VoteStore
 from evolora.rewards import sentiment
 
 Taste = Callable[[str], float]
-
-
-def preferred(left: str, right: str, taste: Taste) -> str:
-    """left, right or tie, as somebody with this taste votes."""
-    a, b = taste(left), taste(right)
-    return "tie" if a == b else "left" if a > b else "right"
 
 
 def cheerful(text: str) -> float:
@@ -90,25 +84,7 @@ def test_a_scripted_rater_at_the_page_gets_what_he_likes(
     rest: list[str] = []
     reader = threading.Thread(target=lambda: rest.extend(process.stdout), daemon=True)
     reader.start()
-    chromium.get(address)
-    votes = 0
-    with contextlib.suppress(WebDriverException):  # the page ends with the run
-        while process.poll() is None:
-            shown = chromium.execute_script(
-                "const work = document.querySelector('#work');"
-                "if (!work || work.getAttribute('aria-busy') !== 'false' || work.dataset.state !== 'question') return;"
-                "return ['left', 'right'].map(id => document.getElementById(id).textContent)"
-                "    .concat(work.dataset.question);"
-            )
-            if shown is None:
-                time.sleep(0.05)
-                continue
-            chromium.find_element("id", f"choose-{preferred(shown[0], shown[1], cheerful)}").click()
-            votes += 1
-            while process.poll() is None and chromium.execute_script(
-                f"return document.querySelector('#work')?.dataset.question === '{shown[2]}'"
-            ):
-                time.sleep(0.02)
+    votes = rate(chromium, address, process, cheerful)
     process.wait(timeout=120)
     reader.join(timeout=10)
     assert process.returncode == 0, process.stderr.read()

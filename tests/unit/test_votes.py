@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from evolora.human.votes import Pair, Preference, Question, VoteStore
+from evolora.human.votes import Pair, Question, VoteStore
+from evolora.preferences import Preference
 
 
 def pairs(count: int, *, first: int = 0) -> list[Pair]:
@@ -196,10 +197,10 @@ def test_preferences_go_out_and_come_in_once(store: VoteStore, tmp_path: Path) -
     ]
     assert store.add_preferences(rows) == 0  # its own
     other = VoteStore(tmp_path / "other.sqlite")
-    file = [*rows, rows[0], ("prompt 2", "b 2", "a 2", True)]  # two people said the same
+    file = [*rows, rows[0], Preference("prompt 2", "b 2", "a 2", True)]  # two people said the same
     assert other.add_preferences(file) == 6
     assert other.add_preferences(file) == 0
-    assert other.add_preferences([("prompt 1", "a 1", "b 1", False)]) == 1  # somebody disagrees
+    assert other.add_preferences([Preference("prompt 1", "a 1", "b 1", False)]) == 1  # somebody disagrees
     assert Counter(other.preferences())[rows[0]] == 2
     assert other.count() == 7
     assert {(vote.generation, vote.individual_a, vote.individual_b) for vote in other.decided()} == {(None, None, None)}

@@ -4,7 +4,7 @@ from evolora.human.bradley_terry import Comparison, Fit, comparisons, fit_streng
 from evolora.human.choice import choose_pairs
 from evolora.human.server import RatingPage
 from evolora.human.status import PageStatus
-from evolora.human.votes import Choice, Pair, Preference, Question, Vote, VoteStore
+from evolora.human.votes import Choice, Pair, Question, Vote, VoteStore
 
 __all__ = [
     "Choice",
@@ -12,7 +12,6 @@ __all__ = [
     "Fit",
     "PageStatus",
     "Pair",
-    "Preference",
     "Question",
     "RatingPage",
     "Vote",

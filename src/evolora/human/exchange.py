@@ -3,8 +3,7 @@
 from pathlib import Path
 
 from evolora.errors import InputError
-from evolora.human.feedback import VOTES_FILE, voted_preferences
-from evolora.human.votes import VoteStore
+from evolora.human.votes import VOTES_FILE, VoteStore
 from evolora.preferences import Preference, read_preferences, write_preferences
 
 
@@ -27,7 +26,7 @@ def import_votes(run: Path, file: Path) -> int:
         raise InputError(f"{run}: found no config.toml, expected the folder of a run")
     store = VoteStore(run / VOTES_FILE)
     try:
-        return store.add_preferences((one.prompt, one.chosen, one.rejected, one.tie) for one in preferences)
+        return store.add_preferences(preferences)
     finally:
         store.close()
 
@@ -39,6 +38,6 @@ def run_votes(run: Path) -> list[Preference]:
         raise InputError(f"{run}: found no {VOTES_FILE}, expected the folder of a run with --reward human")
     store = VoteStore(file)
     try:
-        return voted_preferences(store)
+        return store.preferences()
     finally:
         store.close()

@@ -1,6 +1,5 @@
 """Human votes as fitness and, through a reward model, as rewards: what `--reward human` does in a run."""
 
-import importlib.util
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evolora.config import RunConfig
 from evolora.cost import Cost
 from evolora.errors import InputError
 from evolora.evaluation import Evaluation, Judge, LocalEvaluator
@@ -17,7 +17,7 @@ from evolora.human.bradley_terry import Fit, comparisons, fit_strengths
 from evolora.human.choice import choose_pairs
 from evolora.human.server import RatingPage
 from evolora.human.status import PageStatus
-from evolora.human.votes import Pair, VoteStore
+from evolora.human.votes import VOTES_FILE, Pair, VoteStore
 from evolora.population import Population
 from evolora.preferences import Preference
 from evolora.reward_model import FittedRewardModel, fit_reward_model, is_held_out
@@ -28,8 +28,6 @@ from evolora.task import Example
 Floats = npt.NDArray[np.float64]
 
 _THANKS = "Thank you. The run goes on with your votes; the next questions come by themselves."
-# A run's votes, in its folder.
-VOTES_FILE = "votes.sqlite"
 # Fewer pairs teach a reward model nothing but noise.
 FEWEST_PREFERENCES = 4
 # Standard deviation, in log-odds, of what individuals are worth around what the reward model says.
@@ -37,13 +35,7 @@ PRIOR_SCALE = 1.0
 
 
 def check_page(host: str, port: int) -> None:
-    """Raise InputError when what serves the page is not there, or when it could not answer at this address."""
-    for package in ("flask", "waitress"):
-        if importlib.util.find_spec(package) is None:
-            raise InputError(
-                f"--reward human: found no package {package}, expected it installed: pip install 'evolora[human]'"
-            )
-    # Opened and closed again: so that a run that could not show its page is refused before it leaves anything.
+    """Raise InputError where the page could not be served: before a run leaves anything."""
     RatingPage(VoteStore(), host=host, port=port).check()
 
 
@@ -62,7 +54,6 @@ class VotedScorer:
         self.device = device
         self.seed = seed
         self.model: FittedRewardModel | None = None
-        self._typical = 0.0
         self._pending: Sequence[Preference] | None = None
 
     def learn_when_asked(self, preferences: Sequence[Preference]) -> None:
@@ -75,9 +66,6 @@ class VotedScorer:
             return
         seed = keyed_seed(self.seed, "reward model", len(preferences))
         self.model = fit_reward_model(self.base, preferences, seed=seed, device=self.device)
-        prompts = [one.prompt for one in preferences]
-        texts = [[one.chosen for one in preferences], [one.rejected for one in preferences]]
-        self._typical = float(np.mean([self.model.score(prompts, side) for side in texts]))
 
     def score(
         self,
@@ -95,7 +83,7 @@ class VotedScorer:
             self.learn(pending)
         log_odds = np.zeros(len(completions))
         if self.model is not None and completions:
-            log_odds = self.model.score(prompts, completions) - self._typical
+            log_odds = self.model.score(prompts, completions) - self.model.typical
         return Scores(_sigmoid(log_odds), np.zeros(len(completions), dtype=np.bool_))
 
     @property
@@ -126,10 +114,8 @@ class HumanFeedback(Judge):
         scorer: VotedScorer,
         store: VoteStore,
         page: RatingPage,
+        config: RunConfig,
         *,
-        votes: int,
-        seed: int,
-        temperature: float,
         stop: Callable[[], bool],
         say: Callable[[str], None],
     ) -> None:
@@ -137,9 +123,9 @@ class HumanFeedback(Judge):
         self.scorer = scorer
         self.store = store
         self.page = page
-        self.votes = votes
-        self.seed = seed
-        self.temperature = temperature
+        self.votes = config.votes
+        self.seed = config.seed
+        self.temperature = config.temperature
         self.stop = stop
         self.say = say
 
@@ -157,7 +143,7 @@ class HumanFeedback(Judge):
         )
         pairs = _pairs(ids, examples, evaluation.completions, sampled)
         self._collect(generation, ids, pairs, self._prior(ids, evaluation))
-        self.scorer.learn(self.preferences(generation))
+        self.scorer.learn(self.store.preferences(until=generation))
         judged = self._scored(evaluation, examples, cost)
         fit = self._fit(generation, ids, self._prior(ids, judged))
         self._show(generation, 0, fit, _THANKS)
@@ -172,10 +158,6 @@ class HumanFeedback(Judge):
         """Close the page and the store."""
         self.page.close()
         self.store.close()
-
-    def preferences(self, generation: int) -> list[Preference]:
-        """All votes up to a generation, and the imported ones: what a run that is resumed there knew, too."""
-        return voted_preferences(self.store, generation)
 
     def _collect(self, generation: int, ids: Sequence[int], pairs: Sequence[Pair], prior: Mapping[int, float]) -> None:
         """Ask, and wait for the votes. What is asked does not depend on votes of this generation, so that a resumed run
@@ -229,38 +211,24 @@ def open_page(
     folder: Path,
     evaluator: LocalEvaluator,
     scorer: VotedScorer,
+    config: RunConfig,
     *,
-    votes: int,
-    host: str,
-    port: int,
-    seed: int,
-    temperature: float,
+    generation: int,
     stop: Callable[[], bool],
     say: Callable[[str], None],
 ) -> HumanFeedback:
-    """Open the page of the run in `folder`, and say where it is. Raises InputError when the address cannot be had."""
+    """Open the page of the run in `folder`, and say where it is; the scorer is as it was after `generation`. Raises
+    InputError when the address cannot be had."""
     store = VoteStore(folder / VOTES_FILE)
-    page = RatingPage(store, host=host, port=port)
+    page = RatingPage(store, host=config.rating_host, port=config.rating_port)
     try:
         page.start()
     except InputError:
         store.close()
         raise
     say(f"Rate completions at {page.url}")
-    return HumanFeedback(
-        evaluator, scorer, store, page, votes=votes, seed=seed, temperature=temperature, stop=stop, say=say
-    )
-
-
-def voted_preferences(store: VoteStore, generation: int | None = None) -> list[Preference]:
-    """The votes up to a generation (default: all) and the imported ones, as preferences."""
-    return [
-        Preference(vote.prompt, vote.text_b, vote.text_a)
-        if vote.outcome == "b"
-        else Preference(vote.prompt, vote.text_a, vote.text_b, tie=vote.outcome != "a")
-        for vote in store.decided()
-        if generation is None or vote.generation is None or vote.generation <= generation
-    ]
+    scorer.learn(store.preferences(until=generation))
+    return HumanFeedback(evaluator, scorer, store, page, config, stop=stop, say=say)
 
 
 def _pairs(

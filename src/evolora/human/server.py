@@ -45,7 +45,8 @@ class RatingPage:
         self._thread: threading.Thread | None = None
 
     def check(self) -> None:
-        """Raise InputError where `start` would for want of the address."""
+        """Raise InputError where `start` would for want of a package or of the address."""
+        _web()
         family = socket.AF_INET6 if self._address.version == 6 else socket.AF_INET
         with socket.socket(family, socket.SOCK_STREAM) as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -56,14 +57,7 @@ class RatingPage:
 
     def start(self) -> None:
         """Start to serve. From then on `url` is known."""
-        try:
-            from waitress.server import create_server
-
-            from evolora.human.page import create_app
-        except ImportError as error:
-            raise InputError(
-                f"the rating page needs {error.name}, which is not installed: pip install 'evolora[human]'."
-            ) from error
+        create_server, create_app = _web()
         logging.getLogger("waitress").setLevel(logging.ERROR)  # its news would break into the run's own display
         app = create_app(self._store, lambda: self.status, self._guard, self._voted.set)
         try:
@@ -146,3 +140,16 @@ class RatingPage:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def _web() -> tuple[Any, Any]:
+    """What makes a server, and what makes the app. Raises InputError where flask or waitress is missing."""
+    try:
+        from waitress.server import create_server
+
+        from evolora.human.page import create_app
+    except ImportError as error:
+        raise InputError(
+            f"the rating page needs {error.name}, which is not installed: pip install 'evolora[human]'."
+        ) from error
+    return create_server, create_app

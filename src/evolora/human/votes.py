@@ -7,16 +7,22 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
+
+from evolora.preferences import Preference
 
 Choice = Literal["a", "b", "tie", "bad", "skip"]
 """What a rater can say of a pair: one is better, a tie, both bad, or nothing."""
 Outcome = Literal["a", "b", "tie", "bad"]
 """A choice that decides a question."""
 Verdict = Literal["accepted", "already", "taken", "closed"]
-"""What became of a vote: it counts; this rater had voted before and that vote stays; another rater was first."""
+"""What became of a vote: it counts; this rater had voted before and that vote stays; another rater was first; the
+generation's votes are in use."""
+
+VOTES_FILE = "votes.sqlite"
+"""A run's votes, in its folder."""
 
 LEASE_SECONDS = 180.0
 
@@ -76,15 +82,6 @@ class Vote:
     individual_a: int | None
     individual_b: int | None
     outcome: Outcome
-
-
-class Preference(NamedTuple):
-    """A vote without its individuals; in a tie neither text is better, and their order means nothing."""
-
-    prompt: str
-    chosen: str
-    rejected: str
-    tie: bool
 
 
 class VoteStore:
@@ -194,30 +191,32 @@ class VoteStore:
         )
         return [Vote(*row) for row in rows]
 
-    def preferences(self) -> list[Preference]:
-        """All votes that count, as what was chosen and what was rejected; "both bad" is a tie."""
+    def preferences(self, until: int | None = None) -> list[Preference]:
+        """All votes that count, or those up to generation `until`, the imported ones always among them: what was chosen
+        and what was rejected; "both bad" is a tie."""
         return [
-            Preference(vote.prompt, vote.text_b, vote.text_a, False)
+            Preference(vote.prompt, vote.text_b, vote.text_a)
             if vote.outcome == "b"
-            else Preference(vote.prompt, vote.text_a, vote.text_b, vote.outcome != "a")
+            else Preference(vote.prompt, vote.text_a, vote.text_b, tie=vote.outcome != "a")
             for vote in self.decided()
+            if until is None or vote.generation is None or vote.generation <= until
         ]
 
-    def add_preferences(self, rows: Iterable[tuple[str, str, str, bool]]) -> int:
-        """Add the preferences of one file, (prompt, chosen, rejected, tie) each, and return how many were new.
+    def add_preferences(self, preferences: Iterable[Preference]) -> int:
+        """Add the preferences of one file, and return how many were new.
 
-        Afterwards the store has each row at least as often as the file does. So the same file counts once however often
-        it is added, and so do this store's own votes when they come back from a file.
+        Afterwards the store has each at least as often as the file does. So the same file counts once however often it
+        is added, and so do this store's own votes when they come back from a file.
         """
         with self._transaction():
             known = Counter(map(_key, self.preferences()))
             added = 0
-            for row in (Preference(*row) for row in rows):
-                if known[_key(row)] > 0:  # this one is accounted for
-                    known[_key(row)] -= 1
+            for one in preferences:
+                if known[_key(one)] > 0:  # this one is accounted for
+                    known[_key(one)] -= 1
                     continue
-                identifier = self._insert_question(None, row.prompt, row.chosen, row.rejected)
-                self._insert_vote(identifier, _IMPORT, "tie" if row.tie else "a")
+                identifier = self._insert_question(None, one.prompt, one.chosen, one.rejected)
+                self._insert_vote(identifier, _IMPORT, "tie" if one.tie else "a")
                 added += 1
             return added
 
@@ -272,7 +271,7 @@ class VoteStore:
         if choice not in get_args(Choice):
             raise ValueError(f"choice is {choice!r}, expected one of {', '.join(get_args(Choice))}")
         with self._transaction():
-            self.question(identifier)
+            question = self.question(identifier)
             before = self._all(
                 "SELECT rater, choice FROM votes WHERE question = ? AND undone = 0 ORDER BY rater = ? DESC",
                 identifier,
@@ -283,7 +282,7 @@ class VoteStore:
                 return "already"
             if any(given != "skip" for _, given in before):
                 return "taken"
-            if self.question(identifier).generation != self.generation:
+            if question.generation != self.generation:
                 return "closed"
             if own == "skip":  # a page that still shows it: the rater has thought again
                 self._connection.execute(
@@ -379,7 +378,9 @@ class VoteStore:
         return None if row is None else row[0]
 
 
-def _key(row: Preference) -> Preference:
-    """Equal for rows that say the same: a tie has no order."""
-    chosen, rejected = sorted((row.chosen, row.rejected)) if row.tie else (row.chosen, row.rejected)
-    return Preference(row.prompt, chosen, rejected, bool(row.tie))
+def _key(preference: Preference) -> Preference:
+    """Equal for those that say the same: a tie has no order."""
+    if not preference.tie:
+        return preference
+    chosen, rejected = sorted((preference.chosen, preference.rejected))
+    return replace(preference, chosen=chosen, rejected=rejected)

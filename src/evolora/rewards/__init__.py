@@ -1,19 +1,11 @@
 """Reward functions: the signature they share, the built-in ones, how one's own are found, and how they are called."""
 
-from evolora.rewards.base import (
-    FailedReward,
-    OnError,
-    Reward,
-    RewardScorer,
-    Scores,
-    TrainerState,
-    check_signature,
-    reward_name,
-)
+from evolora.rewards.base import FailedReward, Reward, TrainerState, check_signature, reward_name
 from evolora.rewards.context import RewardContext
 from evolora.rewards.json_object import json_object
 from evolora.rewards.loading import known_rewards, load_function, load_reward, parse_reward, register_reward
 from evolora.rewards.registry import BUILTIN_REWARDS
+from evolora.rewards.scorer import OnError, RewardScorer, Scores
 from evolora.rewards.scoring import CombinedScorer, Scorer, ScoringOptions, function_scorer, make_scorer
 from evolora.rewards.sentiment import sentiment
 from evolora.rewards.text import exact, similarity

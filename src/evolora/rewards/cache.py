@@ -3,12 +3,12 @@
 import hashlib
 import json
 import sqlite3
-import threading
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from evolora.rewards.base import TRL_KEYWORDS, FailedReward, Reward, accepted_keywords, call_reward
+from evolora.rewards.base import TRL_KEYWORDS, FailedReward, Reward, accepted_keywords
+from evolora.rewards.calling import call_reward
 from evolora.rewards.event_loop import EventLoop
 
 _SCHEMA = "CREATE TABLE IF NOT EXISTS rewards (key BLOB PRIMARY KEY, reward REAL) WITHOUT ROWID"
@@ -32,7 +32,6 @@ class CachedReward:
         self.hits = 0
         self.misses = 0
         self._accepted = accepted_keywords(reward)
-        self._lock = threading.Lock()
         self._loop = EventLoop()
         self._path = path
         self._opened: sqlite3.Connection | None = None
@@ -47,8 +46,7 @@ class CachedReward:
             self._key(prompt, completion, {name: values[row] for name, values in columns.items()})
             for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
         ]
-        with self._lock:
-            known = self._known(set(keys))
+        known = self._known(set(keys))
         fresh = {key: row for row, key in reversed(list(enumerate(keys))) if key not in known}
         rows = sorted(fresh.values())
         self.hits, self.misses = self.hits + len(keys) - len(rows), self.misses + len(rows)
@@ -69,7 +67,7 @@ class CachedReward:
     def _connection(self) -> sqlite3.Connection:
         """Opened when it is first needed: a run that is refused before any work leaves nothing behind."""
         if self._opened is None:
-            self._opened = sqlite3.connect(self._path, check_same_thread=False)
+            self._opened = sqlite3.connect(self._path)
             self._opened.execute(_SCHEMA)
         return self._opened
 
@@ -97,5 +95,5 @@ class CachedReward:
         return known
 
     def _remember(self, values: dict[bytes, float | None]) -> None:
-        with self._lock, self._connection:
+        with self._connection:
             self._connection.executemany("INSERT OR REPLACE INTO rewards VALUES (?, ?)", values.items())

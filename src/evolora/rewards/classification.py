@@ -5,7 +5,7 @@ from typing import Any
 
 from evolora.errors import InputError
 from evolora.rewards.base import Reward
-from evolora.sequence_scores import classifier_outputs, load_classifier, model_version, written
+from evolora.sequence_scores import check_batch_size, classifier_outputs, load_classifier, model_version, written
 
 
 class Classifier:
@@ -82,19 +82,14 @@ def make_classifier(
     *, model: str, label: str, device: str = "cpu", batch_size: int = 32, with_prompt: bool = False
 ) -> Reward:
     """`Classifier`. Raises InputError for a model that cannot be loaded, and for a label that it does not have."""
-    _check_batch("classifier", batch_size)
+    check_batch_size("classifier", batch_size)
     return Classifier(model, label, device=device, batch_size=batch_size, with_prompt=with_prompt)
 
 
 def make_reward_model(*, model: str, device: str = "cpu", batch_size: int = 32, scale: str = "none") -> Reward:
     """`RewardModelReward`. `scale` sigmoid brings the score into (0, 1), none leaves it as it is. Raises InputError for
     a model that cannot be loaded, or has more than one output."""
-    _check_batch("reward-model", batch_size)
+    check_batch_size("reward-model", batch_size)
     if scale not in ("none", "sigmoid"):
         raise InputError(f"reward reward-model: scale is {scale!r}, expected none or sigmoid.")
     return RewardModelReward(model, device=device, batch_size=batch_size, scale=scale)
-
-
-def _check_batch(reward: str, batch_size: int) -> None:
-    if batch_size < 1:
-        raise InputError(f"reward {reward}: batch_size is {batch_size}, expected 1 or more.")

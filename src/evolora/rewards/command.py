@@ -7,11 +7,9 @@ import shutil
 from collections.abc import Sequence
 
 from evolora.errors import InputError
-from evolora.rewards.base import FailedReward, Reward, Value
+from evolora.rewards.base import FailedReward, Reward, Value, data_columns
 from evolora.rewards.output import BoundedLog
 from evolora.rewards.processes import Program, ProgramError
-
-_LOCAL = ("completion_ids", "trainer_state", "log_extra", "log_metric")
 
 
 def make_command(*, command: str, timeout: float = 10.0, restarts: int = 5) -> Reward:
@@ -61,9 +59,7 @@ class CommandReward:
         self._log = BoundedLog()
 
     def __call__(self, prompts: Sequence[object], completions: Sequence[object], **columns: object) -> list[Value]:
-        shared = {
-            name: values for name, values in columns.items() if name not in _LOCAL and isinstance(values, Sequence)
-        }
+        shared = data_columns(columns)
         values: list[Value] = []
         failures = 0
         for row, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):

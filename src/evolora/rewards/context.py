@@ -1,7 +1,6 @@
 """What a reward may know of the run that it is made for."""
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # worker processes make rewards too, and need not load what a model needs
@@ -10,10 +9,9 @@ if TYPE_CHECKING:  # worker processes make rewards too, and need not load what a
 
 @dataclass(frozen=True)
 class RewardContext:
-    """The run's base model, and its folder, where there are any. A factory that has a parameter `context` is given it.
+    """The run's base model, where there is one. A factory that has a parameter `context` is given it.
 
     Outside `PopulationModel.adapted`, where rewards are called, the base model computes as if it had no adapters.
     """
 
     base: "BaseModel | None" = None
-    folder: Path | None = None

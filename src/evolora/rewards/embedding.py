@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
-from evolora.errors import InputError
 from evolora.rewards.base import Reward
-from evolora.sequence_scores import encoded, load_model, model_version
+from evolora.rewards.targets import target_text
+from evolora.sequence_scores import check_batch_size, encoded, load_model, model_version
 
 # Embeddings that are kept: some 400 floats each.
 _KEPT = 50_000
@@ -26,13 +26,13 @@ class Cosine:
     __name__ = "cosine"
 
     def __init__(self, model: str, *, device: str, batch_size: int) -> None:
-        self.model, self.tokenizer = load_model("cosine", AutoModel, model, device)
+        self.model, self.tokenizer = load_model("reward cosine: model", AutoModel, model, device)
         self.batch_size = batch_size
         self.version = model_version(model)
         self._known: OrderedDict[str, Tensor] = OrderedDict()
 
     def __call__(self, completions: Sequence[str], target: Sequence[object], **_: object) -> list[float | None]:
-        goals = [_text(goal) for goal in target]
+        goals = [target_text(goal) for goal in target]
         texts = [completion.strip() for completion in completions]
         embedded = self.embed([*texts, *(goal for goal in goals if goal is not None)])
         return [
@@ -63,14 +63,5 @@ class Cosine:
 
 def make_cosine(*, model: str, device: str = "cpu", batch_size: int = 32) -> Reward:
     """`Cosine` by any encoder, by folder or hub name. Raises InputError for one that cannot be loaded."""
-    if batch_size < 1:
-        raise InputError(f"reward cosine: batch_size is {batch_size}, expected 1 or more.")
+    check_batch_size("cosine", batch_size)
     return Cosine(model, device=device, batch_size=batch_size)
-
-
-def _text(target: object) -> str | None:
-    if target is None:
-        return None
-    if isinstance(target, bool) or not isinstance(target, str | int | float):
-        raise TypeError(f"the target is {target!r}, expected text or a number")
-    return str(target).strip()

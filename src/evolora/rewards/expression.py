@@ -27,6 +27,7 @@ _NUMBER = re.compile(r"(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?")
 _FILE = re.compile(r"[^\s()*+,'\"<>=]+\.py:[A-Za-z_]\w*")
 _MODULE = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 _NAME = re.compile(r"[A-Za-z_]\w*(-[A-Za-z_]\w*)*")
+_OPTION = re.compile(r"[A-Za-z_]\w*(?=\s*=[^=])")
 _COMPARISON = re.compile(r">=|<=|>|<")
 _TEXT = re.compile(r"""[^\s,()'"]+""")
 _QUOTED = re.compile(r""""((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'""")
@@ -276,7 +277,7 @@ class _Parser:
         positional: list[Argument] = []
         options: dict[str, Argument] = {}
         while self.peek() != ")":
-            if option := self.take(re.compile(r"[A-Za-z_]\w*(?=\s*=[^=])")):
+            if option := self.take(_OPTION):
                 self.peek()
                 self.at += 1
                 self.peek()

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokeni
 from evolora.errors import InputError
 from evolora.rewards.base import Reward
 from evolora.rewards.context import RewardContext
-from evolora.sequence_scores import load_model, model_version
+from evolora.sequence_scores import check_batch_size, load_model, model_version
 
 
 class Fluency:
@@ -81,13 +81,12 @@ def make_perplexity(
 ) -> Reward:
     """`Fluency` under the run's base model without adapters, or under another causal language model, by folder or hub
     name, on its own device. Raises InputError for one that cannot be loaded."""
-    if batch_size < 1:
-        raise InputError(f"reward perplexity: batch_size is {batch_size}, expected 1 or more.")
+    check_batch_size("perplexity", batch_size)
     if model is None:
         if context.base is None:
             raise InputError("reward perplexity: found no base model here, expected model=, a folder or a hub name.")
         return Fluency(context.base.model, context.base.tokenizer, own=True, batch_size=batch_size)
-    loaded, tokenizer = load_model("perplexity", AutoModelForCausalLM, model, device)
+    loaded, tokenizer = load_model("reward perplexity: model", AutoModelForCausalLM, model, device)
     reward = Fluency(loaded, tokenizer, own=False, batch_size=batch_size)
     reward.version = model_version(model)  # type: ignore[attr-defined]
     return reward

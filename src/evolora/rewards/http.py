@@ -15,11 +15,10 @@ from collections.abc import Sequence
 from typing import IO
 
 from evolora.errors import InputError
-from evolora.rewards.base import FailedReward, Reward, Value
+from evolora.rewards.base import FailedReward, Reward, Value, data_columns
 
 MAX_WAIT = 60.0
 MAX_ANSWER = 64 * 2**20
-_LOCAL = ("completion_ids", "trainer_state", "log_extra", "log_metric")
 # The server may be fine again in a moment. Other 5xx are retried too.
 _PASSING = (408, 425, 429)
 # What the server says of this request's content, so that another content may be answered.
@@ -88,10 +87,7 @@ class HTTPReward:
         self._opener = urllib.request.build_opener(_NoRedirects)
 
     def __call__(self, prompts: Sequence[object], completions: Sequence[object], **columns: object) -> list[Value]:
-        batch = {
-            name: values for name, values in columns.items() if name not in _LOCAL and isinstance(values, Sequence)
-        }
-        batch |= {"prompts": prompts, "completions": completions}
+        batch = data_columns(columns) | {"prompts": prompts, "completions": completions}
         values: list[Value] = []
         for start in range(0, len(completions), self._batch_size):
             rows = range(start, min(start + self._batch_size, len(completions)))

@@ -10,20 +10,13 @@ from typing import Any, Protocol
 import numpy as np
 
 from evolora.errors import InputError
-from evolora.rewards.base import (
-    OnError,
-    Reward,
-    RewardScorer,
-    Scores,
-    check_signature,
-    compares,
-    reward_name,
-)
+from evolora.rewards.base import Reward, check_signature, compares, reward_name
 from evolora.rewards.cache import CachedReward
 from evolora.rewards.context import RewardContext
 from evolora.rewards.expression import Expression, Term
 from evolora.rewards.loading import make_reward, needs_context
 from evolora.rewards.registry import BUILTIN_REWARDS
+from evolora.rewards.scorer import OnError, RewardScorer, Scores
 from evolora.rewards.workers import WorkerPool
 
 # Of the built-in rewards, those that read chat messages where the data has them. The others read text.

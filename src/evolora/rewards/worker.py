@@ -57,7 +57,7 @@ def main() -> None:
         return
     answer(described)
 
-    from evolora.rewards.base import Logged, call_reward
+    from evolora.rewards.calling import Logged, call_reward
     from evolora.rewards.event_loop import EventLoop
 
     loop = EventLoop()
@@ -138,11 +138,11 @@ def _import_main(path: str) -> None:
 
 
 def _describe(reward: "Reward") -> dict[str, Any]:
-    from evolora.rewards.base import parameters, reward_name
+    from evolora.rewards.base import compares, parameters, reward_name
 
     return {
         "name": reward_name(reward),
-        "compares": bool(getattr(reward, "compares", False)),
+        "compares": compares(reward),
         "version": getattr(reward, "version", None),
         "parameters": [
             [one.name, int(one.kind), one.default is not inspect.Parameter.empty] for one in parameters(reward)
@@ -152,7 +152,8 @@ def _describe(reward: "Reward") -> dict[str, Any]:
 
 def _plain(value: object) -> object:
     """A value as JSON: a failure with its traceback as text."""
-    from evolora.rewards.base import FailedReward, user_traceback
+    from evolora.rewards.base import FailedReward
+    from evolora.rewards.calling import user_traceback
 
     if not isinstance(value, FailedReward):
         return value
