@@ -92,6 +92,8 @@ _METHODS = (
     _ablation("lineage", "that refines each generation's best", {"refine_whom": "best"}),
     _ablation("average", "without the lineage's average", {"average": 0.0}),
     _ablation("replay", "without replay", {"replay": 0}),
+    _ablation("groups", "with one completion a prompt", {"rollout_samples": 1}),
+    _ablation("skipping", "that updates on equal groups too", {"equal_groups": "keep"}),
     _ablation("crossover", "without crossover", {"crossover_rate": 0.0}),
     _ablation("mutation", "whose children are crossed only", {"crossover_rate": 1.0, "mutation_rate": 0.0}),
     _ablation("self-adaptation", "with fixed mutation scales", {"mutation_adapt": 0.0}),
@@ -142,6 +144,14 @@ def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
         if config.racing is None:
             unused |= {"racing_block"}
         works = {name: value for name, value in values.items() if name not in unused and value}
+        if config.strategy == "ga" and config.refiner != "none":
+            # What the hybrid's defaults come to: options that are left out leave them to the strategy.
+            works |= {
+                "replay": config.replayed,
+                "rollout_samples": config.samples_a_prompt,
+                "rollout_prompts": config.prompts_a_rollout,
+                "equal_groups": config.equal_group_rule,
+            }
     return hashlib.sha256(json.dumps([method.kind, works], sort_keys=True).encode()).hexdigest()[:12]
 
 

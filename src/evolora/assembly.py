@@ -123,6 +123,7 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
             "refine": config.refined_individuals,
             "refined_scale": config.refined_scale_rule,
             "rollout_samples": config.samples_a_prompt,
+            "equal_groups": config.equal_group_rule,
             "rollout_prompts": config.prompts_a_rollout,
         }
     )

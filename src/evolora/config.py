@@ -249,8 +249,9 @@ class RunConfig(BaseModel):
     )
     replay: int | None = _option(
         None,
-        "after each rollout, imitate so many of the best completions that anybody in the run has written, on prompts "
-        "where the policy earns less; default 64 with --strategy ga, else 0, none",
+        "after each rollout, imitate up to so many of the best completions that anybody in the run has written, on "
+        "prompts where the policy earns less; the fewer, the more the rollout tells by itself; default 64 with "
+        "--strategy ga, else 0, none",
         _REFINER,
         ge=0,
     )
@@ -268,13 +269,20 @@ class RunConfig(BaseModel):
     critic_epochs: int = _option(8, "optimiser steps of the value head on each rollout (ppo)", _REFINER, ge=1)
     rl_steps: int = _option(3, "rollouts a refinement", _REFINER, ge=1)
     rollout_prompts: int | None = _option(
+        None, "prompts a rollout, for each refined individual; default 64 / --rollout-samples", _REFINER, ge=1
+    )
+    rollout_samples: int | None = _option(
         None,
-        "prompts a rollout, for each refined individual; default 64 for ppo, 64 / --rollout-samples for grpo and rloo",
+        "sampled completions a prompt; default 4 with --strategy ga; else 1 for ppo, 8 for grpo and rloo, which need a "
+        "group",
         _REFINER,
         ge=1,
     )
-    rollout_samples: int | None = _option(
-        None, "sampled completions a prompt; default 1 for ppo, 8 for grpo and rloo, which need a group", _REFINER, ge=1
+    equal_groups: Literal["skip", "keep"] | None = _option(
+        None,
+        "prompts whose completions all earn the same: skip them in updates, or keep them; default skip with --strategy "
+        "ga, else keep",
+        _REFINER,
     )
     epochs: int = _option(2, "passes over each rollout", _REFINER, ge=1)
     minibatches: int = _option(1, "optimiser steps a pass", _REFINER, ge=1)
@@ -483,12 +491,18 @@ class RunConfig(BaseModel):
     @property
     def samples_a_prompt(self) -> int:
         """How many completions of a prompt a rollout samples."""
-        return self.rollout_samples or (8 if self.refiner in GROUP_REFINERS else 1)
+        default = 4 if self.strategy == "ga" else 8 if self.refiner in GROUP_REFINERS else 1
+        return self.rollout_samples or default
+
+    @property
+    def equal_group_rule(self) -> str:
+        """What updates do with prompts whose completions all earn the same."""
+        return self.equal_groups or ("skip" if self.strategy == "ga" else "keep")
 
     @property
     def prompts_a_rollout(self) -> int:
         """How many prompts a rollout has: 64 completions in all, unless told otherwise."""
-        return self.rollout_prompts or (max(1, 64 // self.samples_a_prompt) if self.refiner in GROUP_REFINERS else 64)
+        return self.rollout_prompts or max(1, 64 // self.samples_a_prompt)
 
     @property
     def refined_individuals(self) -> int:

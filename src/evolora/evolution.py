@@ -109,7 +109,8 @@ class Evolution:
             metrics.update(refined)
         best = int(elites(torch.from_numpy(fitness), 1)[0])
         average = newest(population, AVERAGE)
-        validation = self._validate(population.select([best, *([] if average in (None, best) else [average])]))
+        # An average smooths out what one generation's prompts have favoured.
+        validation = self._validate(population.select([best if average is None else average]))
         self.strategy.tell(population, fitness)
         living = self.strategy.ask().join(self._hall())
         self.evaluator.keep(living.genomes)

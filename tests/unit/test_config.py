@@ -107,10 +107,12 @@ def test_a_written_configuration_reads_back_the_same(options: dict[str, Any]) ->
 @pytest.mark.parametrize(
     ("options", "samples", "prompts"),
     [
-        ({}, 1, 64),
-        ({"refiner": "none"}, 1, 64),
-        ({"rollout_samples": 4}, 4, 64),
-        ({"refiner": "grpo"}, 8, 8),
+        ({}, 4, 16),
+        ({"rollout_samples": 1}, 1, 64),
+        ({"refiner": "grpo"}, 4, 16),
+        ({"strategy": "none"}, 1, 64),
+        ({"strategy": "none", "rollout_samples": 2}, 2, 32),
+        ({"strategy": "none", "refiner": "grpo"}, 8, 8),
         ({"refiner": "rloo", "rollout_samples": 4}, 4, 16),
         ({"refiner": "grpo", "rollout_samples": 100}, 100, 1),
         ({"refiner": "grpo", "rollout_samples": 4, "rollout_prompts": 5}, 4, 5),

@@ -255,6 +255,82 @@ def test_groups_of_equal_rewards_teach_nothing_and_are_counted(
     assert some["grad_norm"] > 0.01
 
 
+def worthless(completions: Sequence[str], **_: object) -> list[float]:
+    return [0.0] * len(completions)
+
+
+def tells_some_apart(completions: Sequence[str], prompts: Sequence[str], **_: object) -> list[float]:
+    """Of half of the prompts all completions earn the same, whatever they are."""
+    earned = short(completions)
+    return [reward if len(prompt) % 2 else 0.5 for reward, prompt in zip(earned, prompts, strict=True)]
+
+
+@kinds
+def test_groups_of_equal_rewards_are_left_out_of_updates(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    """What is learned is what the other prompts alone teach, and only they are paid for."""
+    layout, genome = founder
+    assert 0 < sum(len(example.prompt) % 2 for example in EXAMPLES) < len(EXAMPLES)
+    options = {"rl_steps": 1, "rollout_samples": 3, "kl_weight": 0.02, "reward": tells_some_apart, "lr": 1e-3}
+    found = {}
+    for rule in ("skip", "keep"):
+        refiner = make(kind, base, layout, equal_groups=rule, **options)
+        rollout = refiner.collect(genome[None], EXAMPLES, [(1, 0, 0)])
+        apart = refiner.told_apart(rollout)
+        odd = torch.tensor([len(example.prompt) % 2 == 1 for example in EXAMPLES]).repeat_interleave(3)
+        assert bool(apart.all()) if rule == "keep" else not bool(apart[0, ~odd].any())
+        found[rule] = refiner.refine(genome[None], EXAMPLES, key=[(1, 0)]), int(apart.sum())
+    (skipped, fewer), (kept, all_rows) = found["skip"], found["keep"]
+    assert 0 < fewer < all_rows == 36
+    update = {rule: found[rule][0].costs.by_purpose["update"] for rule in found}
+    assert update["skip"].tokens < update["keep"].tokens and update["skip"].flops < update["keep"].flops
+    assert not torch.equal(skipped.genomes, genome[None]) and not torch.equal(skipped.genomes, kept.genomes)
+
+
+@kinds
+def test_elites_that_skip_different_groups_come_out_as_alone(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, _ = founder
+    genomes = population(founder, 2)
+    options = {"rl_steps": 1, "rollout_samples": 2, "reward": tells_some_apart, "equal_groups": "skip"}
+    together = make(kind, base, layout, **options).refine(genomes, EXAMPLES, key=[(1, 0), (1, 1)])
+    for row in range(2):
+        alone = make(kind, base, layout, **options).refine(genomes[row : row + 1], EXAMPLES, key=[(1, row)])
+        step = (alone.genomes[0] - genomes[row]).abs().max()
+        assert float((together.genomes[row] - alone.genomes[0]).abs().max()) < 0.05 * float(step)
+
+
+def test_where_all_groups_are_equal_no_update_is_made(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    layout, genome = founder
+    refiner = make("ppo", base, layout, equal_groups="skip", rollout_samples=2, reward=worthless)
+    refined = refiner.refine(genome[None], EXAMPLES, key=[(1, 0)])
+    assert torch.equal(refined.genomes, genome[None])
+    assert refined.stats[0]["updates"] == 0 and refined.costs.by_purpose["update"].tokens == 0
+    assert all(math.isfinite(value) for value in refined.stats[0].values())
+
+
+def test_the_more_a_rollout_tells_the_less_is_taught_again(
+    base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, genome = founder
+    model = PopulationModel(base.model, layout)
+    evaluator = LocalEvaluator(model, base.tokenizer, RewardScorer(short), max_new_tokens=8)
+    taught = {}
+    for name, reward in (("nothing", worthless), ("much", short)):
+        refiner = make("ppo", base, layout, replay=12, rollout_samples=4, rl_steps=1, reward=reward)
+        evaluation = evaluator.evaluate(genome[None], EXAMPLES)
+        answer = base.tokenizer(" window")["input_ids"]  # nobody says that
+        evaluation.completion_ids[0][:] = [list(answer) for _ in EXAMPLES]
+        evaluation.rewards[:] = 2.0
+        refiner.observe(EXAMPLES, evaluation)
+        stats = refiner.refine(genome[None], EXAMPLES, key=[(1, 0)]).stats[0]
+        taught[name] = stats["taught"]
+        assert stats["lessons"] == len(EXAMPLES)
+    assert taught["nothing"] == len(EXAMPLES) and taught["much"] < len(EXAMPLES) / 2
+
+
 @pytest.mark.parametrize("kind", ["grpo", "rloo"])
 def test_completions_without_a_score_are_in_no_group(
     kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]

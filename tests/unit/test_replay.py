@@ -38,6 +38,35 @@ def test_a_lesson_is_the_best_completion_where_the_policy_earns_less() -> None:
     assert replay.lessons() == []
 
 
+def test_what_is_no_better_than_the_usual_is_no_lesson() -> None:
+    """On prompts where it says something worse, the policy must not be taught to say what earns it 0.4 elsewhere."""
+    replay = filled({1: [0.4], 2: [0.0]}, prompts=8)
+    for prompt in range(4):
+        replay.add(f"p{prompt}", [3], 1.0, by_policy=False)
+    for _ in range(60):
+        replay.add("elsewhere", [1], 0.4, by_policy=True)
+    for prompt in range(8):
+        replay.add(f"p{prompt}", [2], 0.0, by_policy=True)
+    for _ in range(600):
+        replay.add("elsewhere", [1], 0.4, by_policy=True)
+    assert {(lesson.prompt, lesson.completion_ids) for lesson in replay.lessons()} == {
+        (f"p{prompt}", (3,)) for prompt in range(4)
+    }
+    assert [lesson.gain for lesson in replay.lessons()] == pytest.approx([0.6] * 4, abs=0.01)
+
+
+@given(st.floats(0, 1))
+def test_what_the_policy_has_learned_is_less_of_a_lesson(probability: float) -> None:
+    replay = filled({1: [0.0], 2: [1.0]})
+    for prompt in range(4):
+        replay.add(f"p{prompt}", [1], 0.0, by_policy=True)
+    for lesson in replay.lessons():
+        assert (lesson.gain, lesson.reward) == (1.0, 1.0)
+        replay.learned(lesson, probability)
+    gains = [lesson.gain for lesson in replay.lessons()]
+    assert gains == pytest.approx([1 - probability] * 4) if probability < 0.99 else len(gains) in (0, 4)
+
+
 def test_few_lessons_are_not_taught() -> None:
     assert filled({1: [0.0], 2: [1.0]}, prompts=3).lessons() == []
     assert len(filled({1: [0.0], 2: [1.0]}, prompts=4).lessons()) == 4

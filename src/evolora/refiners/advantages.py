@@ -113,6 +113,34 @@ def equal_groups(scores: Tensor, scored: Tensor, *, group_size: int) -> Tensor:
     return (highest <= lowest).to(scores.dtype).mean(-1)
 
 
+def unequal_groups(scores: Tensor, scored: Tensor, *, group_size: int) -> Tensor:
+    """Which completions are in a group whose scores differ: [k, rows].
+
+    >>> unequal_groups(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), torch.ones(1, 4), group_size=2)
+    tensor([[ True,  True, False, False]])
+    """
+    return (_group_variances(scores, scored, group_size) > 0).repeat_interleave(group_size, dim=-1)
+
+
+def group_signal(scores: Tensor, scored: Tensor, *, group_size: int, noise: float) -> Tensor:
+    """How much groups tell of their completions' worth: the mean over groups of the share of the variance of their
+    scores that rewards' own `noise`, a variance, does not explain; 0 where scores are equal. [k].
+
+    >>> scores = torch.tensor([[0.0, 2.0, 5.0, 5.0]])
+    >>> [float(group_signal(scores, torch.ones(1, 4), group_size=2, noise=noise)) for noise in (0.0, 1.0, 9.0)]
+    [0.5, 0.25, 0.0]
+    """
+    variances = _group_variances(scores, scored, group_size)
+    share = 1 - noise / variances.clamp(min=torch.finfo(variances.dtype).tiny)
+    return torch.where(variances > 0, share.clamp(min=0), 0.0).mean(-1)
+
+
+def _group_variances(scores: Tensor, scored: Tensor, group_size: int) -> Tensor:
+    """[k, groups], unbiased; 0 for a group with fewer than two scores."""
+    # A group as an individual of one row, for the masked statistics.
+    return masked_variance(_groups(scores, group_size)[..., None, :], _groups(scored.bool(), group_size)[..., None, :])
+
+
 def _groups(rows: Tensor, group_size: int) -> Tensor:
     """[k, rows] -> [k, groups, group_size]."""
     grouped: Tensor = rows.unflatten(-1, (-1, group_size))

@@ -7,7 +7,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from evolora.cost import Cost, Costs
 from evolora.evaluation import Evaluation
 from evolora.population import Hyperparameters, Individual
 from evolora.population_model import PopulationModel
+from evolora.refiners.advantages import group_signal, unequal_groups
 from evolora.refiners.base import Refinement
 from evolora.refiners.carried import Carried, CarriedStates
 from evolora.refiners.kl_control import adapted_kl_weight
@@ -50,6 +51,7 @@ class PolicyGradientConfig:
     replay: int = 0
     rl_steps: int = 3
     rollout_samples: int = 1
+    equal_groups: Literal["skip", "keep"] = "keep"
     epochs: int = 2
     minibatches: int = 1
     clip_range: float = 0.2
@@ -79,6 +81,9 @@ class GroupConfig(PolicyGradientConfig):
         """How far above 1 a ratio is clipped: as far as below, unless told otherwise."""
         return self.clip_range if self.clip_range_high is None else self.clip_range_high
 
+
+# What every algorithm's updates report.
+_UPDATE_STATS = ("policy_loss", "entropy", "clip_fraction", "approx_kl", "grad_norm")
 
 Config = TypeVar("Config", bound=PolicyGradientConfig)
 
@@ -125,7 +130,7 @@ class Rollout:
 class Minibatch:
     """Some rows of a rollout under the present policy: tensors [k, rows, time], but `advantages` as `credit` gave them.
 
-    `batch_tokens` [k] is the number of the rollout's masked-in tokens times the share of its rows that are here;
+    `batch_tokens` [k] is the number of the tokens that count in the rollout times the share of its rows that are here;
     `kl_weight` [k].
     """
 
@@ -235,7 +240,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 # An early stop ends the updates on one rollout: the next rollout starts from a policy on target.
                 stopped.zero_()
                 update_stats = self._update(rows, optimiser, rollout, advantages, stopped, (key[0][0], step), costs)
-                learned = self._learn_again(rows, optimiser, (*key[0], step), costs)
+                learned = self._learn_again(rows, optimiser, rollout, (*key[0], step), costs)
             rollout_stats = {**_rollout_stats(rollout), **learned}
             measured = {**rollout_stats, **update_stats, **credit_stats}
             if hyperparameters is not None and any(own is not None for own in hyperparameters):
@@ -284,16 +289,30 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 self.replay.add(prompt, ids, reward, by_policy=True)
 
     def _learn_again(
-        self, rows: Tensor, optimiser: RowAdam, key: tuple[int, int, int], costs: Costs
+        self, rows: Tensor, optimiser: RowAdam, rollout: Rollout, key: tuple[int, int, int], costs: Costs
     ) -> dict[str, Tensor]:
         """One step of all individuals towards some of the best completions that were ever written, by the mean of
-        -gain * log p over their tokens, the gains scaled to a mean of 1."""
-        lessons = self.replay.lessons() if self.config.replay else []
-        counts = {"lessons": torch.full((len(rows),), float(len(lessons)))} if self.config.replay else {}
-        if not lessons:
+        -weight * log p over their tokens. A lesson's weight is its gain times the probability that the policy does not
+        write it, scaled to a mean of 1; it is drawn with a probability in proportion to its gain."""
+        if not self.config.replay:
+            return {}
+        lessons = self.replay.lessons()
+        # A group that tells its completions apart is taught by them, and needs no lesson.
+        share = 1.0
+        if self.config.rollout_samples > 1:
+            size = self.config.rollout_samples
+            signal = group_signal(rollout.scores, rollout.scored, group_size=size, noise=self.replay.noise)
+            share = 1 - float(signal.mean())
+        count = min(round(share * self.config.replay), len(lessons))
+        counts = {
+            "lessons": torch.full((len(rows),), float(len(lessons))),
+            "taught": torch.full((len(rows),), float(count)),
+        }
+        if not count:
             return counts
-        order = torch.randperm(len(lessons), generator=keyed_generator(self.seed, "replay", *key))
-        lessons = [lessons[index] for index in order[: self.config.replay].tolist()]
+        generator = keyed_generator(self.seed, "replay", *key)
+        chosen = torch.multinomial(torch.tensor([lesson.gain for lesson in lessons]), count, generator=generator)
+        lessons = [lessons[index] for index in chosen.tolist()]
         prompts = encode(self.tokenizer, [lesson.prompt for lesson in lessons], self.model.device).repeat(len(rows))
         completions = _padded([lesson.completion_ids for lesson in lessons] * len(rows), pad_token(self.tokenizer))
         completions = Completions(completions.ids.to(self.model.device), completions.mask.to(self.model.device))
@@ -302,7 +321,13 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             torch.manual_seed(keyed_seed(self.seed, "replay dropout", *key))
             log_probs, _ = completion_log_probs(self.model, prompts, completions, temperature=self.config.temperature)
         log_probs, mask = (each.unflatten(0, (len(rows), -1)) for each in (log_probs, completions.mask))
-        weighted = log_probs.where(mask, 0.0) * (gains / gains.mean())[None, :, None]
+        log_probs = log_probs.where(mask, 0.0)
+        known = log_probs.detach().sum(-1).exp()
+        for lesson, probability in zip(lessons, known.mean(0).tolist(), strict=True):
+            self.replay.learned(lesson, probability)
+        weights = gains * (1 - known)
+        weights = weights / weights.mean(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
+        weighted = log_probs * weights[..., None]
         rows.grad = None
         (-weighted.sum((-1, -2)) / mask.sum((-1, -2))).sum().backward()
         self._clip_gradients(rows)
@@ -413,12 +438,13 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
     ) -> dict[str, Tensor]:
         """Clipped updates of `rows` [k, genome_length], in place; the means of their statistics, each [k]. What they
         take is added to `costs`."""
-        k, n_rows = rollout.scores.shape
-        sums: dict[str, Tensor] = {}
-        updates = torch.zeros(k, device=rows.device)
-        for epoch in range(self.config.epochs):
-            costs.add("update", self._pass_cost(rollout))
-            order = torch.randperm(n_rows, generator=keyed_generator(self.seed, "minibatch", *key, epoch))
+        updates = torch.zeros(rollout.scores.shape[0], device=rows.device)
+        # Without a single update there is nothing else to report.
+        sums = {name: torch.zeros_like(updates) for name in _UPDATE_STATS}
+        told = self.told_apart(rollout).any(0).nonzero()[:, 0].cpu()
+        for epoch in range(self.config.epochs if len(told) else 0):
+            costs.add("update", self._pass_cost(rollout, told))
+            order = told[torch.randperm(len(told), generator=keyed_generator(self.seed, "minibatch", *key, epoch))]
             for index, part in enumerate(order.chunk(self.config.minibatches)):
                 seed = keyed_seed(self.seed, "dropout", *key, epoch, index)
                 losses = self.losses(rows, rollout, advantages, part.to(rows.device), seed)
@@ -438,14 +464,21 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         means = {name: value / updates.clamp(min=1) for name, value in sums.items()}
         return {**means, "updates": updates, "stopped": stopped.float()}
 
+    def told_apart(self, rollout: Rollout) -> Tensor:
+        """Which completions updates are made of, [k, rows]: with `--equal-groups skip` those whose group's rewards
+        differ (dynamic sampling: DAPO, Yu et al., 2025, arXiv 2503.14476), else all."""
+        if self.config.equal_groups == "keep" or self.config.rollout_samples == 1:
+            return torch.ones_like(rollout.scores, dtype=torch.bool)
+        return unequal_groups(rollout.scores, rollout.scored, group_size=self.config.rollout_samples)
+
     def losses(self, rows: Tensor, rollout: Rollout, advantages: Tensor, part: Tensor, seed: int) -> dict[str, Tensor]:
         """The loss and its statistics, each [k], of genomes `rows` [k, genome_length] on the rows `part` of a rollout;
         differentiable. `seed` is that of the dropout."""
-        k, n_rows = rollout.scores.shape
-        flat = (torch.arange(k, device=part.device)[:, None] * n_rows + part).flatten()
-        prompts = PromptBatch(rollout.prompts.ids[flat], rollout.prompts.mask[flat])
-        completions = select_rows(replace(rollout.completions, features=None), flat)
-        mask, settings = rollout.mask[:, part], self.settings(rollout)
+        k = len(rollout.scores)
+        prompts, completions = _texts(rollout, part)
+        told, settings = self.told_apart(rollout), self.settings(rollout)
+        counted = rollout.mask & told[..., None]
+        mask, share = counted[:, part], len(part) / max(int(told.any(0).sum()), 1)
         with torch.random.fork_rng(devices=[]), self.population_model.adapted(rows, dropout=True):
             torch.manual_seed(seed)
             log_probs, entropy = completion_log_probs(
@@ -463,7 +496,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 reference_log_probs=rollout.reference_log_probs[:, part],
                 advantages=advantages[:, part],
                 mask=mask,
-                batch_tokens=rollout.mask.sum((-1, -2)).clamp(min=1) * (len(part) / n_rows),
+                batch_tokens=counted.sum((-1, -2)).clamp(min=1) * share,
                 kl_weight=settings.kl_weight,
             )
         )
@@ -477,10 +510,12 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         reference = size.forward(lengths, adapted=False) if rollout.kl_measured else 0
         return Cost(rollout.completions.tokens, size.forward(lengths) + reference)
 
-    def _pass_cost(self, rollout: Rollout) -> Cost:
-        """Of one pass of updates over a rollout. An individual that was stopped stays in the batch until all are."""
-        size, lengths = self.population_model.size, lengths_read(rollout.prompts, rollout.completions)
-        return Cost(rollout.completions.tokens, size.forward(lengths) + size.backward(lengths))
+    def _pass_cost(self, rollout: Rollout, part: Tensor) -> Cost:
+        """Of one pass of updates over the rows `part` of a rollout. An individual that was stopped stays in the batch
+        until all are."""
+        prompts, completions = _texts(rollout, part.to(rollout.mask.device))
+        size, lengths = self.population_model.size, lengths_read(prompts, completions)
+        return Cost(completions.tokens, size.forward(lengths) + size.backward(lengths))
 
     def _clip_gradients(self, rows: Tensor) -> Tensor:
         """Clip each row's gradient to its own norm; the norms before, [k]."""
@@ -497,6 +532,14 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         self.carried.load_state_dict(state)
         if self.config.replay:
             self.replay.load_state_dict(state["replay"])
+
+
+def _texts(rollout: Rollout, part: Tensor) -> tuple[PromptBatch, Completions]:
+    """Prompts and completions of the rows `part` of every individual, without features."""
+    k, n_rows = rollout.scores.shape
+    flat = (torch.arange(k, device=part.device)[:, None] * n_rows + part).flatten()
+    prompts = PromptBatch(rollout.prompts.ids[flat], rollout.prompts.mask[flat])
+    return prompts, select_rows(replace(rollout.completions, features=None), flat)
 
 
 def _padded(completion_ids: Sequence[Sequence[int]], pad: int) -> Completions:

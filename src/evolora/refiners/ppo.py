@@ -109,7 +109,7 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
             rewards, values, rollout.mask, discount=self.config.discount, trace_decay=self.config.trace_decay
         )
         self._heads, value_loss = self.critic.fit(self._heads, rollout.features, returns, rollout.mask)
-        return whiten(advantages, rollout.mask), {
+        return whiten(advantages, rollout.mask & self.told_apart(rollout)[..., None]), {
             "value_loss": value_loss,
             "explained_variance": _explained_variance(values, returns, rollout.mask),
         }

@@ -15,19 +15,23 @@ import numpy as np
 _KEPT = 8
 # How fast the policy's mean reward on a prompt is followed.
 _FOLLOW = 0.3
+# How slowly the policy's mean reward on all prompts forgets: the weight of a reward after one more.
+_REMEMBER = 0.99
 # A lesson is worth at least this share of the range of rewards.
-_LEAST_GAIN = 0.05
+_LEAST_GAIN = 0.01
 # Fewer lessons are not taught: one completion alone would be learned by heart.
 _FEWEST = 4
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """A completion, by its token ids, that earns `gain` more than the policy does on the prompt."""
+    """A completion, by its token ids, that earns `reward`: `gain` more than the policy does, on the prompt as on all
+    prompts."""
 
     prompt: str
     completion_ids: tuple[int, ...]
     gain: float
+    reward: float
 
 
 @dataclass
@@ -65,6 +69,8 @@ class Replay:
         self.lowest, self.highest = np.inf, -np.inf
         # Squared differences between rewards of one completion, and their degrees of freedom.
         self.squares, self.freedom = 0.0, 0
+        # The policy's rewards and their number, both fading.
+        self.earned, self.weight = 0.0, 0.0
 
     def add(self, prompt: str, completion_ids: Sequence[int], reward: float, *, by_policy: bool) -> None:
         """Keep a completion that was scored; `by_policy` if the policy under refinement sampled it."""
@@ -72,6 +78,7 @@ class Replay:
         self.lowest, self.highest = min(self.lowest, reward), max(self.highest, reward)
         if by_policy:
             entry.policy = reward if entry.policy is None else entry.policy + _FOLLOW * (reward - entry.policy)
+            self.earned, self.weight = _REMEMBER * self.earned + reward, _REMEMBER * self.weight + 1
         entry.total, entry.count = entry.total + reward, entry.count + 1
         earned, times = entry.written.get(ids, (0.0, 0))
         if times:  # Welford, 1962
@@ -81,9 +88,22 @@ class Replay:
         if len(entry.written) > _KEPT:
             del entry.written[min(entry.written, key=lambda each: entry.written[each][0] / entry.written[each][1])]
 
+    @property
+    def noise(self) -> float:
+        """The variance of the rewards of one completion."""
+        return self.squares / max(self.freedom, 1)
+
+    def learned(self, lesson: Lesson, probability: float) -> None:
+        """The policy writes this lesson with that probability: it earns accordingly, until it is seen to earn less."""
+        entry = self.prompts[lesson.prompt]
+        policy = entry.total / entry.count if entry.policy is None else entry.policy
+        entry.policy = policy + probability * max(lesson.reward - policy, 0.0)
+
     def lessons(self) -> list[Lesson]:
-        """The best completion of each prompt whose policy earns clearly less; none if there are too few."""
-        within = self.squares / max(self.freedom, 1)
+        """The best completion of each prompt, if the policy earns clearly less there and on the whole: what is better
+        than an answer of no worth and no better than the usual one would be learned at the cost of better ones. None
+        if there are too few."""
+        within = self.noise
         written = [each for entry in self.prompts.values() for each in entry.written.values()]
         if not written:
             return []
@@ -100,8 +120,10 @@ class Replay:
             best = max(expected, key=lambda ids: expected[ids])
             # A few noisy rewards say little about the policy, all of the prompt's say more.
             base = mean if within or entry.policy is None else entry.policy
+            if self.weight:
+                base = max(base, self.earned / self.weight)
             if expected[best] - base > least:
-                found.append(Lesson(prompt, best, expected[best] - base))
+                found.append(Lesson(prompt, best, expected[best] - base, expected[best]))
         return found if len(found) >= _FEWEST else []
 
     def state_dict(self) -> dict[str, Any]:
@@ -118,6 +140,7 @@ class Replay:
             },
             "range": [self.lowest, self.highest] if self.prompts else None,
             "noise": [self.squares, self.freedom],
+            "policy": [self.earned, self.weight],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -127,3 +150,4 @@ class Replay:
         }
         self.lowest, self.highest = state["range"] or (np.inf, -np.inf)
         self.squares, self.freedom = state["noise"]
+        self.earned, self.weight = state["policy"]
