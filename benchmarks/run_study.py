@@ -6,7 +6,8 @@
     python benchmarks/run_study.py --methods hybrid ppo-alone --tasks sparse --seeds 0 1 2
 
 Each finished run is one JSON line in --out. What is there is not made again, unless a task or the options that a method
-resolves to have changed since. A run that fails leaves a line with its error, and is tried again the next time.
+resolves to have changed since, or it was made on another processor, where the same seconds are another cost. A run that
+fails leaves a line with its error, and is tried again the next time.
 """
 
 import argparse
@@ -17,11 +18,12 @@ from pathlib import Path
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+from speed.machine import cpu_model
 from study.base_rates import base_rates
 from study.budget import Budget
 from study.methods import MAIN_METHODS, METHODS
 from study.report import table, write_report
-from study.runner import Runner, missing_jobs, read_rows, search_jobs, study_jobs
+from study.runner import Runner, missing_jobs, of_processor, read_rows, search_jobs, study_jobs
 from study.tasks import TASKS
 
 from evolora import InputError
@@ -94,7 +96,7 @@ def main() -> int:
             if options.search:
                 jobs = search_jobs(options.tasks, options.methods, options.budget)
                 runner.run(missing_jobs(jobs, read_rows(options.out), runner.say))
-            rows = read_rows(options.out)
+            rows = of_processor(read_rows(options.out), cpu_model())
             jobs = study_jobs(
                 rows,
                 options.tasks,

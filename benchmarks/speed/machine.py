@@ -11,7 +11,7 @@ import torch
 def describe() -> dict[str, Any]:
     """The processor, the versions, torch's threads and the load average at this moment."""
     return {
-        "cpu": _cpu_model(),
+        "cpu": cpu_model(),
         "cores": cores(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "system": platform.system(),
@@ -27,7 +27,8 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
+    """The processor's name."""
     info = Path("/proc/cpuinfo")
     if info.exists():
         for line in info.read_text().splitlines():

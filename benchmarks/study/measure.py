@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from speed.machine import cpu_model
 from torch import Tensor
 
 from evolora import Evolution, evolve
@@ -64,6 +65,8 @@ class Job:
             "setting": self.setting,
             "seed": self.seed,
             "budget": self.budget.name,
+            # The same seconds are another budget on another one.
+            "processor": cpu_model(),
         }
 
 

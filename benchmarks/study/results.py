@@ -1,6 +1,7 @@
 """The raw rows, put in order: which of them count, and their figures by task, method and seed."""
 
 import functools
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -11,7 +12,7 @@ from evolora import InputError
 from study.budget import Budget
 from study.measure import Job, Row
 from study.methods import METHODS, Options
-from study.runner import chosen_setting
+from study.runner import chosen_setting, of_processor
 from study.statistics import at_cost
 from study.tasks import TASKS
 
@@ -72,8 +73,12 @@ class Results:
 
 
 def collect(rows: Iterable[Row], budget: Budget) -> Results:
-    """The runs that count: of each task's data and each method's options the newest, never two kinds side by side."""
+    """The runs that count: of the processor that has made most, of each task's data and each method's options the
+    newest, never two kinds side by side."""
     rows = [row for row in rows if row["budget"] == budget.name and row["task"] in TASKS and row["method"] in METHODS]
+    processors = Counter(row["processor"] for row in rows)
+    if processors:
+        rows = of_processor(rows, processors.most_common(1)[0][0])
     whole = [row for row in rows if "error" not in row]
     newest_task = {row["task"]: row["task_sha256"] for row in whole}
     whole = [row for row in whole if row["task_sha256"] == newest_task[row["task"]]]

@@ -49,9 +49,14 @@ def append_row(path: Path, row: Row) -> None:
         os.fsync(file.fileno())
 
 
+def of_processor(rows: Iterable[Row], processor: str) -> list[Row]:
+    """The rows that were made on such a processor: no others are compared with each other at equal seconds."""
+    return [row for row in rows if row["processor"] == processor]
+
+
 def key_of(row: Row) -> str:
     """What a finished run is known by, of a row or a job's identity."""
-    names = ("phase", "task", "task_sha256", "method", "options_sha256", "seed", "budget")
+    names = ("phase", "task", "task_sha256", "method", "options_sha256", "seed", "budget", "processor")
     return json.dumps([row[name] for name in names])
 
 

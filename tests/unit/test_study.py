@@ -29,6 +29,7 @@ from study.runner import (
     finished,
     key_of,
     missing_jobs,
+    of_processor,
     read_rows,
     search_jobs,
     study_jobs,
@@ -356,6 +357,7 @@ def synthetic(score: Score, **more: Any) -> list[Row]:
                 "setting": {},
                 "seed": seed,
                 "budget": "20 s",
+                "processor": "one",
                 "base": 0.1,
                 "test": test,
                 "seconds": 20.0,
@@ -455,6 +457,16 @@ def test_old_and_new_runs_of_a_method_are_never_mixed() -> None:
 
 
 # --- report ------------------------------------------------------------------------------------------------------
+
+
+def test_runs_on_different_processors_are_never_compared() -> None:
+    rows = synthetic(good)
+    other = [{**row, "processor": "another", "test": 0.0} for row in rows[:-1]]
+    assert collect([*rows, *other], BUDGET).runs == collect(rows, BUDGET).runs
+    assert of_processor([*rows, *other], "another") == other
+    job = Job("translate", "hybrid", 0, ONE)
+    elsewhere = {**row_of(job), "processor": "another"}
+    assert missing_jobs([job], [elsewhere]) == [job] and missing_jobs([job], [row_of(job)]) == []
 
 
 def test_the_report_keeps_what_is_written_by_hand(tmp_path: Path) -> None:
