@@ -281,7 +281,7 @@ class RunConfig(BaseModel):
     equal_groups: Literal["skip", "keep"] | None = _option(
         None,
         "prompts whose completions all earn the same: skip them in updates, or keep them; default skip with --strategy "
-        "ga, else keep",
+        "ga and more than one completion a prompt, else keep",
         _REFINER,
     )
     epochs: int = _option(2, "passes over each rollout", _REFINER, ge=1)
@@ -412,6 +412,10 @@ class RunConfig(BaseModel):
             raise ValueError(
                 f"--rollout-samples 1 with --refiner {self.refiner}: expected at least 2, a group to compare within"
             )
+        if self.equal_groups == "skip" and self.samples_a_prompt == 1:
+            raise ValueError(
+                "--equal-groups skip with one completion a prompt: expected --rollout-samples of at least 2"
+            )
         if self.refine_whom == "lineage" and not self._can_follow:
             raise ValueError("--refine-whom lineage: expected --refine 1 and --inheritance lamarckian beside it")
         if self.reward_timeout is not None and not self.reward_workers:
@@ -497,7 +501,7 @@ class RunConfig(BaseModel):
     @property
     def equal_group_rule(self) -> str:
         """What updates do with prompts whose completions all earn the same."""
-        return self.equal_groups or ("skip" if self.strategy == "ga" else "keep")
+        return self.equal_groups or ("skip" if self.strategy == "ga" and self.samples_a_prompt > 1 else "keep")
 
     @property
     def prompts_a_rollout(self) -> int:

@@ -44,6 +44,8 @@ from evolora.strategies import GAConfig
         ({"strategy": "none", "refiner": "none"}, ["--strategy none", "--refiner none"]),
         ({"refiner": "grpo", "rollout_samples": 1}, ["--rollout-samples 1", "--refiner grpo", "at least 2"]),
         ({"refiner": "rloo", "rollout_samples": 0}, ["--rollout-samples 0"]),
+        ({"equal_groups": "skip", "rollout_samples": 1}, ["--equal-groups skip", "--rollout-samples", "at least 2"]),
+        ({"equal_groups": "skip", "strategy": "none"}, ["--equal-groups skip", "--rollout-samples", "at least 2"]),
         ({"mutation": "other"}, ["--mutation", "other", "'svd'"]),
         ({"replacement": "steady-state", "children": 7}, ["--children 7", "--pop 8", "--elites 2"]),
         ({"islands": 5}, ["--islands 5", "found 1", "elites, 1"]),
@@ -123,6 +125,10 @@ def test_a_rollout_has_64_completions_unless_told_otherwise(
 ) -> None:
     config = make_config(options)
     assert (config.samples_a_prompt, config.prompts_a_rollout) == (samples, prompts)
+    # What a run writes down as resolved is accepted again.
+    assert config.equal_group_rule == ("skip" if config.strategy == "ga" and samples > 1 else "keep")
+    resolved = {**options, "rollout_samples": samples, "equal_groups": config.equal_group_rule}
+    assert make_config(resolved).equal_group_rule == config.equal_group_rule
 
 
 @pytest.mark.parametrize(

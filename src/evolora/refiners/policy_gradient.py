@@ -311,12 +311,12 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         if not count:
             return counts
         generator = keyed_generator(self.seed, "replay", *key)
-        chosen = torch.multinomial(torch.tensor([lesson.gain for lesson in lessons]), count, generator=generator)
-        lessons = [lessons[index] for index in chosen.tolist()]
+        gains = torch.tensor([lesson.gain for lesson in lessons], dtype=torch.float64)
+        chosen = torch.multinomial(gains, count, generator=generator)
+        lessons, gains = [lessons[index] for index in chosen.tolist()], gains[chosen].to(rows)
         prompts = encode(self.tokenizer, [lesson.prompt for lesson in lessons], self.model.device).repeat(len(rows))
         completions = _padded([lesson.completion_ids for lesson in lessons] * len(rows), pad_token(self.tokenizer))
         completions = Completions(completions.ids.to(self.model.device), completions.mask.to(self.model.device))
-        gains = torch.tensor([lesson.gain for lesson in lessons], dtype=self.dtype, device=self.model.device)
         with torch.random.fork_rng(devices=[]), self.population_model.adapted(rows, dropout=True):
             torch.manual_seed(keyed_seed(self.seed, "replay dropout", *key))
             log_probs, _ = completion_log_probs(self.model, prompts, completions, temperature=self.config.temperature)
