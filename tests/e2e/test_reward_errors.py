@@ -8,8 +8,10 @@ import pytest
 
 from evolora.checkpoint import verify
 
-# A generation of the toy calls the reward four times: population, rollout, refined, validation; the first one five
-# times, with the base's validation. So the third generation begins with call 10.
+# The first generation of the toy calls the reward five times: for the base's validation, the population, the rollout, the
+# refined one and its validation. The second does without the validation: the average of one is that one, whose
+# completions are remembered. So the third generation begins with call 9.
+THIRD = 9
 BROKEN = """
 calls = 0
 offender = None
@@ -35,7 +37,7 @@ FAULTS = {
 
 def broken(folder: Path, fault: str, last: int = 10**9) -> Path:
     path = folder / "own.py"
-    path.write_text(BROKEN.format(first=10, last=last, fault=FAULTS[fault]))
+    path.write_text(BROKEN.format(first=THIRD, last=last, fault=FAULTS[fault]))
     return path
 
 
@@ -95,7 +97,7 @@ def test_what_is_no_reward_stops_the_run(
 @pytest.mark.parametrize("fault", ["raises", "nan", "string"])
 def test_skipping_goes_on_and_counts(fault: str, toy: Any, evolora: Any, tmp_path: Path) -> None:
     """The offending prompt fails in the first call of the third generation, once for each of four individuals."""
-    own, run = broken(tmp_path, fault, last=10 + 56 * (fault == "raises")), tmp_path / "run"
+    own, run = broken(tmp_path, fault, last=THIRD + 56 * (fault == "raises")), tmp_path / "run"
     options = toy.options(run, "--on-reward-error", "skip", reward=f"{own}:distinct")
     code, out, _ = evolora("train", *options)
     assert code == 0 and "winner" in out
