@@ -8,8 +8,8 @@ import pytest
 
 from evolora.checkpoint import verify
 
-# The first generation of the toy calls the reward five times: for the base's validation, the population, the rollout, the
-# refined one and its validation. The second does without the validation: the average of one is that one, whose
+# The first generation of the toy calls the reward five times: for the base's validation, the population, the rollout,
+# the refined one and its validation. The second does without the validation: the average of one is that one, whose
 # completions are remembered. So the third generation begins with call 9.
 THIRD = 9
 BROKEN = """

@@ -165,7 +165,10 @@ def test_lineage_is_a_family_tree(finished: Path) -> None:
     assert set(people) - set(parents) == {0}, "everybody but the base has a parent"
     for child, (_, operator) in people.items():
         crossed = any(name in CROSSOVERS for name in operator.split("+"))
-        assert child == 0 or len(parents[child]) == (2 if crossed else 1)
+        # The first average of a lineage comes of the refined one alone, the next of the average before it too.
+        assert child == 0 or len(parents[child]) in ((2,) if crossed else (1, 2) if operator == "average" else (1,))
+        if operator == "average" and len(parents[child]) == 2:
+            assert [people[parent][1] for parent in parents[child]] == ["average", "ppo"]
     for generation in range(1, 7):
         stages = dict(
             database.execute(
