@@ -123,8 +123,7 @@ def test_long_lines_both_ways_do_not_block(program: Program) -> None:
 
 def test_a_program_that_never_stops_writing_does_not_fill_the_memory(program: Program) -> None:
     reward = program(code="while True: print(1)")
-    # On a busy machine its first lines may come one by one, just in time for an answer each.
-    values = reward(prompts=["p"] * 200, completions=["c"] * 200)
+    values = reward(prompts=["p"] * 3, completions=["c"] * 3)
     assert any(isinstance(value, FailedReward) for value in values)
 
 

@@ -46,6 +46,10 @@ def make_command(*, command: str, timeout: float = 10.0, restarts: int = 5) -> R
     return CommandReward(argv, timeout, restarts)
 
 
+# Seconds in which a program that writes on and on shows that after the last answer.
+_GRACE = 0.01
+
+
 class CommandReward:
     """See `make_command`."""
 
@@ -73,6 +77,10 @@ class CommandReward:
             value = self._score(json.dumps(example, allow_nan=False).encode())
             failures = failures + 1 if isinstance(value, FailedReward) else 0
             values.append(value)
+        # The lines of one that writes on and on may be there just in time for an answer each.
+        if self._program is not None and self._program.writes_on(_GRACE):
+            self.close()
+            values[-1] = FailedReward("wrote on after the last completion, expected one line for each")
         return values
 
     def use_log(self, log: BoundedLog) -> None:

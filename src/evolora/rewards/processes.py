@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 import weakref
 from collections.abc import Mapping, Sequence
 
@@ -95,6 +96,11 @@ class Program:
                 return found.rstrip(b"\r\n")
             self._answers.put(found)  # its end, or an endless line: for the next answer
         return None
+
+    def writes_on(self, wait: float) -> bool:
+        """Whether several lines that nobody asked for are there `wait` seconds from now."""
+        time.sleep(wait)
+        return self._answers.qsize() > 1
 
     def end(self) -> None:
         """Kill it and everything in its group."""
