@@ -26,6 +26,7 @@ from evolora.refiners import (
     RLOOConfig,
     RLOORefiner,
 )
+from evolora.refiners.advantages import equal_groups, group_signal, unequal_groups
 from evolora.refiners.critic import Critic
 from evolora.refiners.kl_control import adapted_kl_weight
 from evolora.refiners.optimiser import RowAdam
@@ -300,6 +301,14 @@ def test_elites_that_skip_different_groups_come_out_as_alone(
         alone = make(kind, base, layout, **options).refine(genomes[row : row + 1], EXAMPLES, key=[(1, row)])
         step = (alone.genomes[0] - genomes[row]).abs().max()
         assert float((together.genomes[row] - alone.genomes[0]).abs().max()) < 0.05 * float(step)
+
+
+@given(st.floats(-1e3, 1e3), st.integers(2, 9))
+def test_equal_scores_are_equal_however_their_mean_is_rounded(score: float, size: int) -> None:
+    scores, scored = torch.full((1, size), score), torch.ones(1, size)
+    assert not bool(unequal_groups(scores, scored, group_size=size).any())
+    assert float(group_signal(scores, scored, group_size=size, noise=0.0)) == 0
+    assert float(equal_groups(scores, scored, group_size=size)) == 1
 
 
 def test_where_all_groups_are_equal_no_update_is_made(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:

@@ -107,10 +107,7 @@ def equal_groups(scores: Tensor, scored: Tensor, *, group_size: int) -> Tensor:
     >>> equal_groups(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), torch.ones(1, 4), group_size=2)
     tensor([0.5000])
     """
-    grouped, inside = _groups(scores, group_size), _groups(scored.bool(), group_size)
-    highest = torch.where(inside, grouped, -torch.inf).amax(-1)
-    lowest = torch.where(inside, grouped, torch.inf).amin(-1)
-    return (highest <= lowest).to(scores.dtype).mean(-1)
+    return _equal(scores, scored, group_size).to(scores.dtype).mean(-1)
 
 
 def unequal_groups(scores: Tensor, scored: Tensor, *, group_size: int) -> Tensor:
@@ -119,7 +116,7 @@ def unequal_groups(scores: Tensor, scored: Tensor, *, group_size: int) -> Tensor
     >>> unequal_groups(torch.tensor([[1.0, 3.0, 5.0, 5.0]]), torch.ones(1, 4), group_size=2)
     tensor([[ True,  True, False, False]])
     """
-    return (_group_variances(scores, scored, group_size) > 0).repeat_interleave(group_size, dim=-1)
+    return ~_equal(scores, scored, group_size).repeat_interleave(group_size, dim=-1)
 
 
 def group_signal(scores: Tensor, scored: Tensor, *, group_size: int, noise: float) -> Tensor:
@@ -130,15 +127,19 @@ def group_signal(scores: Tensor, scored: Tensor, *, group_size: int, noise: floa
     >>> [float(group_signal(scores, torch.ones(1, 4), group_size=2, noise=noise)) for noise in (0.0, 1.0, 9.0)]
     [0.5, 0.25, 0.0]
     """
-    variances = _group_variances(scores, scored, group_size)
-    share = 1 - noise / variances.clamp(min=torch.finfo(variances.dtype).tiny)
-    return torch.where(variances > 0, share.clamp(min=0), 0.0).mean(-1)
-
-
-def _group_variances(scores: Tensor, scored: Tensor, group_size: int) -> Tensor:
-    """[k, groups], unbiased; 0 for a group with fewer than two scores."""
     # A group as an individual of one row, for the masked statistics.
-    return masked_variance(_groups(scores, group_size)[..., None, :], _groups(scored.bool(), group_size)[..., None, :])
+    grouped, inside = _groups(scores, group_size)[..., None, :], _groups(scored.bool(), group_size)[..., None, :]
+    variances = masked_variance(grouped, inside)
+    share = 1 - noise / variances.clamp(min=torch.finfo(variances.dtype).tiny)
+    return torch.where(_equal(scores, scored, group_size), 0.0, share.clamp(min=0)).mean(-1)
+
+
+def _equal(scores: Tensor, scored: Tensor, group_size: int) -> Tensor:
+    """Which groups have scores that are all equal, or fewer than two: [k, groups]. Not by their variance, which rounding
+    may leave above 0."""
+    grouped, inside = _groups(scores, group_size), _groups(scored.bool(), group_size)
+    highest = torch.where(inside, grouped, -torch.inf).amax(-1)
+    return highest <= torch.where(inside, grouped, torch.inf).amin(-1)
 
 
 def _groups(rows: Tensor, group_size: int) -> Tensor:
