@@ -135,8 +135,8 @@ def group_signal(scores: Tensor, scored: Tensor, *, group_size: int, noise: floa
 
 
 def _equal(scores: Tensor, scored: Tensor, group_size: int) -> Tensor:
-    """Which groups have scores that are all equal, or fewer than two: [k, groups]. Not by their variance, which rounding
-    may leave above 0."""
+    """Which groups have scores that are all equal, or fewer than two: [k, groups]. Not by their variance, which
+    rounding may leave above 0."""
     grouped, inside = _groups(scores, group_size), _groups(scored.bool(), group_size)
     highest = torch.where(inside, grouped, -torch.inf).amax(-1)
     return highest <= torch.where(inside, grouped, torch.inf).amin(-1)
