@@ -45,7 +45,7 @@ class RunConfig(BaseModel):
     threads: int = _option(0, "CPU threads; 0 chooses by the model's size and a measurement", _MODEL, ge=0)
     products: Literal["auto", "torch", "onednn"] = _option(
         "auto",
-        "what multiplies float32 matrices on a CPU: torch's own library, onednn, or the one measured faster",
+        "what multiplies float32 matrices on a CPU: torch's own library, onednn, or the faster one for the processor",
         _MODEL,
     )
     lora_r: int = _option(8, "rank of the LoRA adapters", _MODEL, ge=1)

@@ -4,8 +4,10 @@ Each computes what the layer itself computes, in float32, rounded a little diffe
 """
 
 import functools
-import time
+import platform
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,18 +27,24 @@ _ATTENTION = "evolora"
 _PLAIN_ATTENTION_SCORES = 1024
 
 
-def fastest_products(*, rows: int = 256, width: int = 512, repeats: int = 5) -> Products:
+def fastest_products() -> Products:
     """Which library multiplies float32 matrices faster here: torch's own choice (MKL, on most builds) or oneDNN.
 
-    Both are IEEE float32. MKL leaves AVX-512 unused on processors that are not Intel's, where oneDNN is over twice as
-    fast; elsewhere they are close, and `torch` is kept unless oneDNN is faster by a quarter. A measurement of
-    some milliseconds, with the present number of threads.
+    Both are IEEE float32. MKL leaves AVX-512 unused on x86 processors that are not Intel's, where oneDNN is over twice
+    as fast; on Intel's MKL is a little faster. The processor's maker decides and no measurement: beside other work a
+    measurement may say one thing now and the other later, and two runs of one seed would round differently.
     """
-    if not onednn_works():
-        return "torch"
-    x, weight = torch.ones(rows, width), torch.ones(width, width)
-    seconds = {name: _median_seconds(functools.partial(f, x, weight), repeats) for name, f in _PRODUCTS.items()}
-    return "onednn" if seconds["onednn"] * 1.25 < seconds["torch"] else "torch"
+    foreign = torch.backends.mkl.is_available() and _processor_maker() not in ("GenuineIntel", "")
+    return "onednn" if foreign and onednn_works() else "torch"
+
+
+def _processor_maker() -> str:
+    """As an x86 processor itself says it: GenuineIntel, AuthenticAMD, HygonGenuine. Empty where it is not told."""
+    try:
+        found = re.search(r"^vendor_id\s*:\s*(\S+)", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:  # not Linux: Windows ends the processor's name with it, macOS has x86 processors of Intel's alone
+        found = re.search(r"(GenuineIntel|AuthenticAMD|HygonGenuine)", platform.processor())
+    return found[1] if found else ""
 
 
 @functools.cache
@@ -151,19 +159,3 @@ def _attention_mask(*arguments: Any, dtype: torch.dtype = torch.float32, **optio
 
 ALL_ATTENTION_FUNCTIONS.register(_ATTENTION, _attention)
 ALL_MASK_ATTENTION_FUNCTIONS.register(_ATTENTION, _attention_mask)
-
-
-_PRODUCTS: dict[Products, Callable[[Tensor, Tensor], Tensor]] = {
-    "torch": torch.mm,
-    "onednn": lambda x, weight: _onednn(x, weight.t(), None),
-}
-
-
-def _median_seconds(function: Callable[[], object], repeats: int) -> float:
-    function()
-    seconds = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        function()
-        seconds.append(time.perf_counter() - start)
-    return sorted(seconds)[repeats // 2]

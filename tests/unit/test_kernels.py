@@ -11,7 +11,16 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.pytorch_utils import Conv1D
 
-from evolora.kernels import _attention, _attention_mask, _gelu, _linear, fastest_products, onednn_works, use_kernels
+from evolora.kernels import (
+    _attention,
+    _attention_mask,
+    _gelu,
+    _linear,
+    _processor_maker,
+    fastest_products,
+    onednn_works,
+    use_kernels,
+)
 
 Folder = Callable[[str], Path]
 
@@ -149,14 +158,41 @@ def test_a_model_computes_the_same(architecture: str, products: str, model_folde
     assert torch.equal(logits_of(again), expected)
 
 
-def test_the_fastest_is_one_of_those_that_work(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = torch.random.get_rng_state()
-    assert fastest_products() in ("torch", "onednn")
-    assert torch.equal(torch.random.get_rng_state(), state)
-    monkeypatch.setattr("evolora.kernels.onednn_works", lambda: False)
-    assert fastest_products() == "torch"
-    monkeypatch.setattr("evolora.kernels.onednn_works", lambda: True)
-    for seconds, expected in (({"torch": 1.0, "onednn": 0.7}, "onednn"), ({"torch": 1.0, "onednn": 0.9}, "torch")):
-        times = iter(seconds.values())
-        monkeypatch.setattr("evolora.kernels._median_seconds", lambda *_, times=times: next(times))
-        assert fastest_products() == expected
+@pytest.mark.parametrize(
+    ("maker", "works", "mkl", "expected"),
+    [
+        ("GenuineIntel", True, True, "torch"),
+        ("AuthenticAMD", True, True, "onednn"),
+        ("AuthenticAMD", False, True, "torch"),
+        ("AuthenticAMD", True, False, "torch"),
+        ("", True, True, "torch"),
+    ],
+)
+def test_the_processor_and_not_the_moment_decides_whose_products(
+    maker: str, works: bool, mkl: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evolora.kernels._processor_maker", lambda: maker)
+    monkeypatch.setattr("evolora.kernels.onednn_works", lambda: works)
+    monkeypatch.setattr("torch.backends.mkl.is_available", lambda: mkl)
+    assert fastest_products() == expected
+
+
+@pytest.mark.parametrize(
+    ("cpuinfo", "name", "expected"),
+    [
+        ("processor\t: 0\nvendor_id\t: GenuineIntel\nmodel\t: 207\n", "", "GenuineIntel"),
+        ("processor\t: 0\nvendor_id\t: AuthenticAMD\n", "", "AuthenticAMD"),
+        ("processor\t: 0\nCPU implementer\t: 0x41\n", "", ""),
+        (None, "AMD64 Family 25 Model 33 Stepping 0, AuthenticAMD", "AuthenticAMD"),
+        (None, "arm", ""),
+    ],
+)
+def test_who_made_the_processor(
+    cpuinfo: str | None, name: str, expected: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "cpuinfo"
+    if cpuinfo is not None:
+        path.write_text(cpuinfo)
+    monkeypatch.setattr("evolora.kernels.Path", lambda _: path)
+    monkeypatch.setattr("platform.processor", lambda: name)
+    assert _processor_maker() == expected
