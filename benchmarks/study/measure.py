@@ -191,8 +191,8 @@ def _recorded() -> Iterator[list[Tensor]]:
     known: dict[int, Tensor] = {}
     step = Evolution.step
 
-    def noted(self: Evolution) -> dict[str, Any]:
-        metrics = step(self)
+    def noted(self: Evolution, progress: float = 0.0) -> dict[str, Any]:
+        metrics = step(self, progress)
         best = self.best()
         bests.append(known.setdefault(best.individuals[0].id, best.genomes[0]))
         return metrics

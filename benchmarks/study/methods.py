@@ -68,6 +68,12 @@ _METHODS = (
         name="ppo-replay", title="PPO alone with replay", role="reference", options={"strategy": "none", "replay": 64}
     ),
     Method(
+        name="ppo-led",
+        title="PPO alone, its rate led by its updates",
+        role="reference",
+        options={"strategy": "none", "update_kl": 0.03},
+    ),
+    Method(
         name="grpo-default",
         title="GRPO alone, default rate",
         role="reference",
@@ -94,6 +100,7 @@ _METHODS = (
     _ablation("replay", "without replay", {"replay": 0}),
     _ablation("groups", "with one completion a prompt", {"rollout_samples": 1}),
     _ablation("skipping", "that updates on equal groups too", {"equal_groups": "keep"}),
+    _ablation("led-rate", "whose learning rate is not led by its updates", {"update_kl": 0.0}),
     _ablation("crossover", "without crossover", {"crossover_rate": 0.0}),
     _ablation("mutation", "whose children are crossed only", {"crossover_rate": 1.0, "mutation_rate": 0.0}),
     _ablation("self-adaptation", "with fixed mutation scales", {"mutation_adapt": 0.0}),
@@ -151,6 +158,7 @@ def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
                 "rollout_samples": config.samples_a_prompt,
                 "rollout_prompts": config.prompts_a_rollout,
                 "equal_groups": config.equal_group_rule,
+                "update_kl": config.led_update_kl,
             }
     return hashlib.sha256(json.dumps([method.kind, works], sort_keys=True).encode()).hexdigest()[:12]
 

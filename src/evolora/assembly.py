@@ -124,6 +124,7 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
             "refined_scale": config.refined_scale_rule,
             "rollout_samples": config.samples_a_prompt,
             "equal_groups": config.equal_group_rule,
+            "update_kl": config.led_update_kl,
             "rollout_prompts": config.prompts_a_rollout,
         }
     )

@@ -255,7 +255,21 @@ class RunConfig(BaseModel):
         _REFINER,
         ge=0,
     )
-    lr: float = _option(1e-3, "learning rate of the refiner", _REFINER, gt=0)
+    lr: float = _option(1e-3, "learning rate of the refiner, halfway through the run if it decays", _REFINER, gt=0)
+    lr_decay: float = _option(
+        1.0,
+        "factor by which the learning rate falls, geometrically, from the run's beginning to its end; 1: it does not",
+        _REFINER,
+        ge=1,
+    )
+    update_kl: float | None = _option(
+        None,
+        "lead the learning rate when an update moves the policy over six times as far as this or less than a sixth, in "
+        "nats a token at the middle of the run, and take back updates that move it by over 1; 0: do not; default 0.03 "
+        "with --strategy ga and more than one update on a rollout, else 0",
+        _REFINER,
+        ge=0,
+    )
     keep_optimiser: bool = _option(
         False, "Adam's moments and step count travel with the individual and to its children", _REFINER
     )
@@ -416,6 +430,11 @@ class RunConfig(BaseModel):
             raise ValueError(
                 "--equal-groups skip with one completion a prompt: expected --rollout-samples of at least 2"
             )
+        if self.update_kl and not self._sees_updates:
+            raise ValueError(
+                f"--update-kl {self.update_kl} with one update on a rollout: expected --epochs or --minibatches of at "
+                "least 2, the second of which sees how far the first has moved the policy"
+            )
         if self.refine_whom == "lineage" and not self._can_follow:
             raise ValueError("--refine-whom lineage: expected --refine 1 and --inheritance lamarckian beside it")
         if self.reward_timeout is not None and not self.reward_workers:
@@ -502,6 +521,17 @@ class RunConfig(BaseModel):
     def equal_group_rule(self) -> str:
         """What updates do with prompts whose completions all earn the same."""
         return self.equal_groups or ("skip" if self.strategy == "ga" and self.samples_a_prompt > 1 else "keep")
+
+    @property
+    def led_update_kl(self) -> float:
+        """The KL of an update, in nats a token, that the learning rate is led by; 0: it is not led."""
+        if self.update_kl is not None:
+            return self.update_kl
+        return 0.03 if self.strategy == "ga" and self._sees_updates else 0.0
+
+    @property
+    def _sees_updates(self) -> bool:
+        return self.epochs * self.minibatches > 1
 
     @property
     def prompts_a_rollout(self) -> int:

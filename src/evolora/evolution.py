@@ -93,8 +93,9 @@ class Evolution:
     # Of the best on validation, the mean of each term of a combined reward.
     terms: dict[str, float] = field(default_factory=dict)
 
-    def step(self) -> dict[str, Any]:
-        """One generation. Returns its metrics, as docs/metrics.md defines them."""
+    def step(self, progress: float = 0.0) -> dict[str, Any]:
+        """One generation, when `progress`, from 0 to 1, of the run is done. Returns its metrics, as docs/metrics.md
+        defines them."""
         start, tokens_before = time.perf_counter(), self.costs.generated_tokens
         self.generation += 1
         if self.hall_of_fame is None:
@@ -105,7 +106,7 @@ class Evolution:
         proposed, fitness = population, evaluation.fitness
         metrics: dict[str, Any] = {"generation": self.generation, "failed": int(np.isnan(fitness).sum())}
         if self.refiner is not None:
-            population, fitness, refined = self._refine(population, evaluation, prompts)
+            population, fitness, refined = self._refine(population, evaluation, prompts, progress)
             metrics.update(refined)
         best = int(elites(torch.from_numpy(fitness), 1)[0])
         average = newest(population, AVERAGE)
@@ -142,7 +143,7 @@ class Evolution:
         return {**self.costs.metrics(), "time.loop": self.seconds}
 
     def _refine(
-        self, population: Population, evaluation: Evaluation, prompts: Sequence[Example]
+        self, population: Population, evaluation: Evaluation, prompts: Sequence[Example], progress: float
     ) -> tuple[Population, Floats, dict[str, Any]]:
         """Refine the best by RL and let in those that earn it: the population, its fitness and metrics."""
         assert self.refiner is not None
@@ -164,6 +165,7 @@ class Evolution:
             children=children,
             hyperparameters=[parent.hyperparameters for parent in parents.individuals],
             parts=self.config.rl_steps,
+            progress=progress,
         )
         self.costs += refinement.costs
         self.failed_completions += refinement.failed

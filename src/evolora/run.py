@@ -201,7 +201,7 @@ def _run(folder: Path, parts: Parts) -> Result:
             done = _progress(config, {"generation": evolution.generation, **evolution.spent()})
             while done < 1:
                 parts.scorer.at(evolution.generation)
-                measured = evolution.step()
+                measured = evolution.step(done)
                 lineage.commit()
                 logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}
                 metrics.append({**measured, **logged, "time.total": seconds()})

@@ -45,6 +45,8 @@ from evolora.strategies import GAConfig
         ({"refiner": "grpo", "rollout_samples": 1}, ["--rollout-samples 1", "--refiner grpo", "at least 2"]),
         ({"refiner": "rloo", "rollout_samples": 0}, ["--rollout-samples 0"]),
         ({"equal_groups": "skip", "rollout_samples": 1}, ["--equal-groups skip", "--rollout-samples", "at least 2"]),
+        ({"update_kl": 0.1, "epochs": 1}, ["--update-kl 0.1", "--epochs", "at least 2"]),
+        ({"lr_decay": 0.5}, ["--lr-decay 0.5"]),
         ({"equal_groups": "skip", "strategy": "none"}, ["--equal-groups skip", "--rollout-samples", "at least 2"]),
         ({"mutation": "other"}, ["--mutation", "other", "'svd'"]),
         ({"replacement": "steady-state", "children": 7}, ["--children 7", "--pop 8", "--elites 2"]),
@@ -129,6 +131,26 @@ def test_a_rollout_has_64_completions_unless_told_otherwise(
     assert config.equal_group_rule == ("skip" if config.strategy == "ga" and samples > 1 else "keep")
     resolved = {**options, "rollout_samples": samples, "equal_groups": config.equal_group_rule}
     assert make_config(resolved).equal_group_rule == config.equal_group_rule
+
+
+@pytest.mark.parametrize(
+    ("options", "kl"),
+    [
+        ({}, 0.03),
+        ({"refiner": "grpo"}, 0.03),
+        ({"epochs": 1}, 0),
+        ({"epochs": 1, "minibatches": 2}, 0.03),
+        ({"strategy": "none"}, 0),
+        ({"strategy": "pbt"}, 0),
+        ({"strategy": "none", "update_kl": 0.1}, 0.1),
+        ({"update_kl": 0}, 0),
+    ],
+)
+def test_the_learning_rate_is_led_where_there_is_a_population(options: dict[str, Any], kl: float) -> None:
+    config = make_config(options)
+    assert config.led_update_kl == kl
+    # What a run writes down as resolved is accepted again.
+    assert make_config({**options, "update_kl": kl}).led_update_kl == kl
 
 
 @pytest.mark.parametrize(

@@ -79,7 +79,9 @@ class Step(Refiner):
         children: Sequence[int] | None = None,
         hyperparameters: Sequence[Hyperparameters | None] | None = None,
         parts: int = 1,
+        progress: float = 0.0,
     ) -> Refinement:
+        self.progress = progress
         assert children is not None
         self.calls.append(([example.prompt for example in examples], list(key)))
         self.children.append(list(children))
@@ -112,6 +114,14 @@ def test_the_refiners_name_marks_its_metrics_and_its_individuals() -> None:
     metrics = evolution.step()
     assert (metrics["rloo.refined"], metrics["rloo.accepted"], metrics["best.operator"]) == (2, 2, "rloo")
     assert not [name for name in metrics if name.startswith("ppo")]
+
+
+def test_the_refiner_is_told_how_much_of_the_run_is_done() -> None:
+    evolution = make_evolution()
+    assert isinstance(evolution.refiner, Step)
+    for progress in (0.0, 0.25):
+        evolution.step(progress)
+        assert evolution.refiner.progress == progress
 
 
 def test_the_refined_take_their_parents_place_in_the_next_population() -> None:

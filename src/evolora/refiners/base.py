@@ -40,12 +40,14 @@ class Refiner(Protocol):
         children: Sequence[int] | None = None,
         hyperparameters: Sequence[Hyperparameters | None] | None = None,
         parts: int = 1,
+        progress: float = 0.0,
     ) -> Refinement:
         """Refine `genomes` [k, genome_length], which stay as they are, on the prompts of `examples`.
 
         `key` names each row's draws: (generation, individual id). `children` are the ids of the refined individuals,
         for a refiner whose state travels with individuals; without them nothing of this refinement does.
-        `hyperparameters` are the individuals' own, None for the refiner's.
+        `hyperparameters` are the individuals' own, None for the refiner's. `progress`, from 0 to 1, is how much of the
+        run is done, for what changes over it.
         """
         ...
 

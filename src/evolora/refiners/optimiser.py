@@ -69,6 +69,14 @@ class RowAdam:
         self.steps = [new if each else old for new, old, each in zip(steps, self.steps, stepping.tolist(), strict=True)]
         return sound | ~active
 
+    def take_back(self, rows: Tensor, which: Tensor) -> None:
+        """Let the rows that are true in `which` [k] be those of `rows` [k, n] again, and begin anew."""
+        with torch.no_grad():
+            self.rows.copy_(torch.where(which[:, None], rows, self.rows))
+        self.first = self.first.masked_fill(which[:, None], 0.0)
+        self.second = self.second.masked_fill(which[:, None], 0.0)
+        self.steps = [0 if each else step for step, each in zip(self.steps, which.tolist(), strict=True)]
+
     def state(self, row: int) -> dict[str, Tensor]:
         """What a row's next optimiser needs to go on: the moments and the number of steps."""
         return {

@@ -22,6 +22,7 @@ from evolora.refiners.advantages import group_signal, unequal_groups
 from evolora.refiners.base import Refinement
 from evolora.refiners.carried import Carried, CarriedStates
 from evolora.refiners.kl_control import adapted_kl_weight
+from evolora.refiners.learning_rate import FAR, decayed, led
 from evolora.refiners.losses import k1_kl, k3_kl, masked_mean
 from evolora.refiners.optimiser import RowAdam
 from evolora.refiners.replay import Replay
@@ -47,6 +48,8 @@ class PolicyGradientConfig:
     """The options that all algorithms share; names and defaults are those of `RunConfig`, where each is described."""
 
     lr: float = 1e-3
+    lr_decay: float = 1.0
+    update_kl: float = 0.0
     keep_optimiser: bool = False
     replay: int = 0
     rl_steps: int = 3
@@ -150,7 +153,8 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
     individuals' rows by Adam. Individuals share the batch and nothing else: advantages, losses, gradient clipping and
     early stopping are each individual's own, and so may be the learning rate and the weights of KL and entropy. With
     `keep_optimiser` an individual's Adam goes on where that of its ancestors ended, and with `kl_target` so does its KL
-    weight, which follows that target (see `adapted_kl_weight`).
+    weight, which follows that target (see `adapted_kl_weight`). With `update_kl` the learning rate is led by how far
+    updates move the policies, by a factor that is one for all (see `evolora.refiners.learning_rate`).
 
     An algorithm is a subclass with a `name`, `credit` and `policy_loss`; it sets `keep_features` if its rollouts must
     hold the policy's last hidden states.
@@ -176,6 +180,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         self.seed = seed
         self.carried = CarriedStates()
         self.replay = Replay()
+        self.lr_factor = 1.0
         # Of scores, advantages and losses: half precision would lose them.
         self.dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
 
@@ -209,6 +214,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         children: Sequence[int] | None = None,
         hyperparameters: Sequence[Hyperparameters | None] | None = None,
         parts: int = 1,
+        progress: float = 0.0,
     ) -> Refinement:
         """Refine `genomes` [k, genome_length] on the prompts of `examples`; see `Refiner.refine`.
 
@@ -221,7 +227,9 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         rows = genomes.detach().to(self.model.device).clone().requires_grad_()
         carried = [self.carried.of(individual) for _, individual in key]
         settings = self._settings(hyperparameters or [None] * len(key), carried)
-        optimiser = RowAdam(rows, settings.lr, carried if config.keep_optimiser else [{}] * len(key))
+        decay = decayed(config.lr_decay, progress)
+        lr = settings.lr * decay
+        optimiser = RowAdam(rows, lr * self.lr_factor, carried if config.keep_optimiser else [{}] * len(key))
         stopped = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
         stats: list[dict[str, float]] = [{} for _ in key]
         trajectory = []
@@ -240,6 +248,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 # An early stop ends the updates on one rollout: the next rollout starts from a policy on target.
                 stopped.zero_()
                 update_stats = self._update(rows, optimiser, rollout, advantages, stopped, (key[0][0], step), costs)
+                rate_stats = self._lead_rate(optimiser, lr, update_stats.pop("update_kl"), config.update_kl * decay**2)
                 learned = self._learn_again(rows, optimiser, rollout, (*key[0], step), costs)
             rollout_stats = {**_rollout_stats(rollout), **learned}
             measured = {**rollout_stats, **update_stats, **credit_stats}
@@ -247,6 +256,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 measured |= {name: getattr(settings, name) for name in ("lr", "kl_weight", "entropy_weight")}
             elif config.kl_target is not None:
                 measured["kl_weight"] = settings.kl_weight
+            measured |= rate_stats
             stats = [{name: float(value[row]) for name, value in measured.items()} for row in range(len(key))]
             trajectory.append(rows.detach().to(genomes.device, copy=True))
             if config.kl_target is not None:
@@ -439,6 +449,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         """Clipped updates of `rows` [k, genome_length], in place; the means of their statistics, each [k]. What they
         take is added to `costs`."""
         updates = torch.zeros(rollout.scores.shape[0], device=rows.device)
+        before, moved = rows.detach().clone(), torch.zeros_like(updates)
         # Without a single update there is nothing else to report.
         sums = {name: torch.zeros_like(updates) for name in _UPDATE_STATS}
         told = self.told_apart(rollout).any(0).nonzero()[:, 0].cpu()
@@ -448,6 +459,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             for index, part in enumerate(order.chunk(self.config.minibatches)):
                 seed = keyed_seed(self.seed, "dropout", *key, epoch, index)
                 losses = self.losses(rows, rollout, advantages, part.to(rows.device), seed)
+                moved = torch.maximum(moved, losses["approx_kl"].detach().nan_to_num(nan=torch.inf))
                 over = losses["approx_kl"] > (self.config.target_kl or torch.inf)
                 stopped |= over
                 rows.grad = None
@@ -462,7 +474,22 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             if stopped.all():
                 break
         means = {name: value / updates.clamp(min=1) for name, value in sums.items()}
-        return {**means, "updates": updates, "stopped": stopped.float()}
+        if self.config.update_kl:
+            optimiser.take_back(before, moved > FAR)
+        return {**means, "updates": updates, "stopped": stopped.float(), "update_kl": moved}
+
+    def _lead_rate(self, optimiser: RowAdam, lr: Tensor, moved: Tensor, target: float) -> dict[str, Tensor]:
+        """Let the rates of `optimiser`, the individuals' own `lr` [k] times the common factor, follow how far an update
+        has `moved` each policy [k], in nats a token; what there is to report, each [k]."""
+        if not target and self.config.lr_decay == 1:
+            return {}
+        stats = {"lr": torch.tensor(optimiser.lr, dtype=torch.float64)}
+        if target:
+            for kl in moved[moved > 0].tolist():  # without an update there is nothing to follow
+                self.lr_factor = led(self.lr_factor, kl, target=target)
+            optimiser.lr = (lr * self.lr_factor).tolist()
+            stats |= {"update_kl": moved, "taken_back": (moved > FAR).to(moved)}
+        return stats
 
     def told_apart(self, rollout: Rollout) -> Tensor:
         """Which completions updates are made of, [k, rows]: with `--equal-groups skip` those whose group's rewards
@@ -526,12 +553,15 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
 
     def state_dict(self) -> dict[str, Any]:
         replay = {"replay": self.replay.state_dict()} if self.config.replay else {}
-        return {**self.carried.state_dict(), **replay}
+        rate = {"lr_factor": self.lr_factor} if self.config.update_kl else {}
+        return {**self.carried.state_dict(), **replay, **rate}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.carried.load_state_dict(state)
         if self.config.replay:
             self.replay.load_state_dict(state["replay"])
+        if self.config.update_kl:
+            self.lr_factor = state["lr_factor"]
 
 
 def _texts(rollout: Rollout, part: Tensor) -> tuple[PromptBatch, Completions]:
