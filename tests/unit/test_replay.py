@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from evolora import Example, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, lora_config, lora_layout
 from evolora.evaluation import LocalEvaluator
-from evolora.refiners.policy_gradient import _padded
+from evolora.refiners.imitation import padded
 from evolora.refiners.replay import Replay
 from evolora.rollout import completion_log_probs, encode
 
@@ -130,7 +130,7 @@ def test_replay_teaches_what_another_individual_wrote() -> None:
         refined = refiner.refine(genome[None], examples, key=[(1, 0)])
         prompts = encode(base.tokenizer, [example.prompt for example in examples], "cpu")
         with torch.no_grad(), model.adapted(refined.genomes):
-            log_probs, _ = completion_log_probs(base.model, prompts, _padded([answer] * 5, 0), temperature=1.0)
+            log_probs, _ = completion_log_probs(base.model, prompts, padded([answer] * 5, 0), temperature=1.0)
         probabilities.append(float(log_probs.sum(1).mean()))
         assert ("lessons" in refined.stats[0]) == bool(replay)
     assert probabilities[1] > probabilities[0] + 3

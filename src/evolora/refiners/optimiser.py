@@ -84,3 +84,16 @@ class RowAdam:
             SECOND: self.second[row].clone(),
             STEPS: torch.tensor(self.steps[row]),
         }
+
+
+def clip_rows(gradients: Tensor, max_norm: float) -> Tensor:
+    """Scale each row of `gradients` [k, n], in place, to at most this norm of its own; the norms before, [k].
+
+    >>> gradients = torch.tensor([[3.0, 4.0], [0.3, 0.4]])
+    >>> clip_rows(gradients, 1.0), gradients
+    (tensor([5.0000, 0.5000]), tensor([[0.6000, 0.8000],
+            [0.3000, 0.4000]]))
+    """
+    norms: Tensor = gradients.norm(dim=1)
+    gradients *= (max_norm / (norms + 1e-6)).clamp(max=1.0)[:, None]
+    return norms

@@ -3,7 +3,6 @@
 The loop is one; the algorithms (`ppo`, `grpo`, `rloo`) differ in what a token is credited with and in the loss.
 """
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,14 +17,14 @@ from evolora.cost import Cost, Costs
 from evolora.evaluation import Evaluation
 from evolora.population import Hyperparameters, Individual
 from evolora.population_model import PopulationModel
-from evolora.refiners.advantages import group_signal, unequal_groups
+from evolora.refiners.advantages import unequal_groups
 from evolora.refiners.base import Refinement
 from evolora.refiners.carried import Carried, CarriedStates
+from evolora.refiners.imitation import Imitation
 from evolora.refiners.kl_control import adapted_kl_weight
 from evolora.refiners.learning_rate import FAR, decayed, led
 from evolora.refiners.losses import k1_kl, k3_kl, masked_mean
-from evolora.refiners.optimiser import RowAdam
-from evolora.refiners.replay import Replay
+from evolora.refiners.optimiser import RowAdam, clip_rows
 from evolora.rewards import Scorer
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.rollout import (
@@ -179,7 +178,17 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         self.config = config
         self.seed = seed
         self.carried = CarriedStates()
-        self.replay = Replay()
+        self.imitation: Imitation | None = None
+        if config.replay:
+            self.imitation = Imitation(
+                population_model,
+                tokenizer,
+                most=config.replay,
+                group_size=config.rollout_samples,
+                temperature=config.temperature,
+                max_grad_norm=config.max_grad_norm,
+                seed=seed,
+            )
         self.lr_factor = 1.0
         # Of scores, advantages and losses: half precision would lose them.
         self.dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
@@ -241,15 +250,19 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 rollout = self.collect(rows.detach(), part, [(*each, step) for each in key], settings)
             costs.add("rollout", self._rollout_cost(rollout))
             failed += rollout.failed
-            if config.replay:
-                self._remember(part, rollout)
+            if self.imitation is not None:
+                self.imitation.remember(part, rollout.completions.rows(), rollout.scores, rollout.scored)
             with costs.timed("update"):
                 advantages, credit_stats = self.credit(rollout)
                 # An early stop ends the updates on one rollout: the next rollout starts from a policy on target.
                 stopped.zero_()
                 update_stats = self._update(rows, optimiser, rollout, advantages, stopped, (key[0][0], step), costs)
                 rate_stats = self._lead_rate(optimiser, lr, update_stats.pop("update_kl"), config.update_kl * decay**2)
-                learned = self._learn_again(rows, optimiser, rollout, (*key[0], step), costs)
+                learned = {}
+                if self.imitation is not None:
+                    learned = self.imitation.teach(
+                        rows, optimiser, rollout.scores, rollout.scored, (*key[0], step), costs
+                    )
             rollout_stats = {**_rollout_stats(rollout), **learned}
             measured = {**rollout_stats, **update_stats, **credit_stats}
             if hyperparameters is not None and any(own is not None for own in hyperparameters):
@@ -279,73 +292,8 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         return Refinement(rows.detach().to(genomes.device), stats, costs, failed, torch.stack(trajectory))
 
     def observe(self, examples: Sequence[Example], evaluation: Evaluation) -> None:
-        if self.config.replay:
-            for written, rewards in zip(evaluation.completion_ids, evaluation.rewards.tolist(), strict=True):
-                for example, ids, reward in zip(examples, written, rewards, strict=True):
-                    if not math.isnan(reward):
-                        self.replay.add(example.prompt, ids, reward, by_policy=False)
-
-    def _remember(self, examples: Sequence[Example], rollout: Rollout) -> None:
-        prompts = [example.prompt for example in examples for _ in range(self.config.rollout_samples)]
-        sampled = zip(
-            prompts * len(rollout.scores),
-            rollout.completions.rows(),
-            rollout.scores.flatten().tolist(),
-            rollout.scored.flatten().tolist(),
-            strict=True,
-        )
-        for prompt, ids, reward, scored in sampled:
-            if scored:
-                self.replay.add(prompt, ids, reward, by_policy=True)
-
-    def _learn_again(
-        self, rows: Tensor, optimiser: RowAdam, rollout: Rollout, key: tuple[int, int, int], costs: Costs
-    ) -> dict[str, Tensor]:
-        """One step of all individuals towards some of the best completions that were ever written, by the mean of
-        -weight * log p over their tokens. A lesson's weight is its gain times the probability that the policy does not
-        write it, scaled to a mean of 1; it is drawn with a probability in proportion to its gain."""
-        if not self.config.replay:
-            return {}
-        lessons = self.replay.lessons()
-        # A group that tells its completions apart is taught by them, and needs no lesson.
-        share = 1.0
-        if self.config.rollout_samples > 1:
-            size = self.config.rollout_samples
-            signal = group_signal(rollout.scores, rollout.scored, group_size=size, noise=self.replay.noise)
-            share = 1 - float(signal.mean())
-        count = min(round(share * self.config.replay), len(lessons))
-        counts = {
-            "lessons": torch.full((len(rows),), float(len(lessons))),
-            "taught": torch.full((len(rows),), float(count)),
-        }
-        if not count:
-            return counts
-        generator = keyed_generator(self.seed, "replay", *key)
-        gains = torch.tensor([lesson.gain for lesson in lessons], dtype=torch.float64)
-        chosen = torch.multinomial(gains, count, generator=generator)
-        lessons, gains = [lessons[index] for index in chosen.tolist()], gains[chosen].to(rows)
-        prompts = encode(self.tokenizer, [lesson.prompt for lesson in lessons], self.model.device).repeat(len(rows))
-        completions = _padded([lesson.completion_ids for lesson in lessons] * len(rows), pad_token(self.tokenizer))
-        completions = Completions(completions.ids.to(self.model.device), completions.mask.to(self.model.device))
-        with torch.random.fork_rng(devices=[]), self.population_model.adapted(rows, dropout=True):
-            torch.manual_seed(keyed_seed(self.seed, "replay dropout", *key))
-            log_probs, _ = completion_log_probs(self.model, prompts, completions, temperature=self.config.temperature)
-        log_probs, mask = (each.unflatten(0, (len(rows), -1)) for each in (log_probs, completions.mask))
-        log_probs = log_probs.where(mask, 0.0)
-        known = log_probs.detach().sum(-1).exp()
-        for lesson, probability in zip(lessons, known.mean(0).tolist(), strict=True):
-            self.replay.learned(lesson, probability)
-        weights = gains * (1 - known)
-        weights = weights / weights.mean(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-        weighted = log_probs * weights[..., None]
-        rows.grad = None
-        (-weighted.sum((-1, -2)) / mask.sum((-1, -2))).sum().backward()
-        self._clip_gradients(rows)
-        assert rows.grad is not None
-        optimiser.step(rows.grad, torch.ones(len(rows), dtype=torch.bool, device=rows.device))
-        size, lengths = self.population_model.size, lengths_read(prompts, completions)
-        costs.add("update", Cost(completions.tokens, size.forward(lengths) + size.backward(lengths)))
-        return counts
+        if self.imitation is not None:
+            self.imitation.observe(examples, evaluation)
 
     def keep(self, individuals: Sequence[Individual]) -> None:
         self.carried.keep(individuals)
@@ -464,8 +412,8 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 stopped |= over
                 rows.grad = None
                 losses.pop("loss").sum().backward()
-                losses["grad_norm"] = self._clip_gradients(rows)
                 assert rows.grad is not None
+                losses["grad_norm"] = clip_rows(rows.grad, self.config.max_grad_norm)
                 # A diverged row stops too.
                 stopped |= ~optimiser.step(rows.grad, ~stopped)
                 updates += ~stopped
@@ -544,22 +492,15 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         size, lengths = self.population_model.size, lengths_read(prompts, completions)
         return Cost(completions.tokens, size.forward(lengths) + size.backward(lengths))
 
-    def _clip_gradients(self, rows: Tensor) -> Tensor:
-        """Clip each row's gradient to its own norm; the norms before, [k]."""
-        assert rows.grad is not None
-        norms: Tensor = rows.grad.norm(dim=1)
-        rows.grad *= (self.config.max_grad_norm / (norms + 1e-6)).clamp(max=1.0)[:, None]
-        return norms
-
     def state_dict(self) -> dict[str, Any]:
-        replay = {"replay": self.replay.state_dict()} if self.config.replay else {}
+        replay = {} if self.imitation is None else {"replay": self.imitation.state_dict()}
         rate = {"lr_factor": self.lr_factor} if self.config.update_kl else {}
         return {**self.carried.state_dict(), **replay, **rate}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.carried.load_state_dict(state)
-        if self.config.replay:
-            self.replay.load_state_dict(state["replay"])
+        if self.imitation is not None:
+            self.imitation.load_state_dict(state["replay"])
         if self.config.update_kl:
             self.lr_factor = state["lr_factor"]
 
@@ -570,15 +511,6 @@ def _texts(rollout: Rollout, part: Tensor) -> tuple[PromptBatch, Completions]:
     flat = (torch.arange(k, device=part.device)[:, None] * n_rows + part).flatten()
     prompts = PromptBatch(rollout.prompts.ids[flat], rollout.prompts.mask[flat])
     return prompts, select_rows(replace(rollout.completions, features=None), flat)
-
-
-def _padded(completion_ids: Sequence[Sequence[int]], pad: int) -> Completions:
-    """Completions of different lengths as one batch, padded on the right."""
-    lengths = torch.tensor([len(ids) for ids in completion_ids])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    ids = torch.full(mask.shape, pad)
-    ids[mask] = torch.tensor([token for ids in completion_ids for token in ids])
-    return Completions(ids, mask)
 
 
 def _rollout_stats(rollout: Rollout) -> dict[str, Tensor]:
