@@ -264,9 +264,9 @@ class RunConfig(BaseModel):
     )
     update_kl: float | None = _option(
         None,
-        "lead the learning rate when an update moves the policy over six times as far as this or less than a sixth, in "
-        "nats a token at the middle of the run, and take back updates that move it by over 1; 0: do not; default 0.03 "
-        "with --strategy ga and more than one update on a rollout, else 0",
+        "lead the learning rate when updates on a rollout move the policy over six times as far as this or less than a "
+        "sixth, in nats a completion, and take back those that move it by over 1 a token; 0: do not; default 0.1 with "
+        "--strategy ga and more than one update on a rollout, else 0",
         _REFINER,
         ge=0,
     )
@@ -524,10 +524,10 @@ class RunConfig(BaseModel):
 
     @property
     def led_update_kl(self) -> float:
-        """The KL of an update, in nats a token, that the learning rate is led by; 0: it is not led."""
+        """The KL of a rollout's updates, in nats a completion, that the learning rate is led by; 0: it is not led."""
         if self.update_kl is not None:
             return self.update_kl
-        return 0.03 if self.strategy == "ga" and self._sees_updates else 0.0
+        return 0.1 if self.strategy == "ga" and self._sees_updates else 0.0
 
     @property
     def _sees_updates(self) -> bool:

@@ -136,13 +136,13 @@ def test_a_rollout_has_64_completions_unless_told_otherwise(
 @pytest.mark.parametrize(
     ("options", "kl"),
     [
-        ({}, 0.03),
-        ({"refiner": "grpo"}, 0.03),
+        ({}, 0.1),
+        ({"refiner": "grpo"}, 0.1),
         ({"epochs": 1}, 0),
-        ({"epochs": 1, "minibatches": 2}, 0.03),
+        ({"epochs": 1, "minibatches": 2}, 0.1),
         ({"strategy": "none"}, 0),
         ({"strategy": "pbt"}, 0),
-        ({"strategy": "none", "update_kl": 0.1}, 0.1),
+        ({"strategy": "none", "update_kl": 0.3}, 0.3),
         ({"update_kl": 0}, 0),
     ],
 )

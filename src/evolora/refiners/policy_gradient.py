@@ -257,7 +257,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 # An early stop ends the updates on one rollout: the next rollout starts from a policy on target.
                 stopped.zero_()
                 update_stats = self._update(rows, optimiser, rollout, advantages, stopped, (key[0][0], step), costs)
-                rate_stats = self._lead_rate(optimiser, lr, update_stats.pop("update_kl"), config.update_kl * decay**2)
+                rate_stats = self._lead_rate(optimiser, lr, update_stats, config.update_kl * decay**2)
                 learned = {}
                 if self.imitation is not None:
                     learned = self.imitation.teach(
@@ -422,22 +422,29 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             if stopped.all():
                 break
         means = {name: value / updates.clamp(min=1) for name, value in sums.items()}
+        stats = {**means, "updates": updates, "stopped": stopped.float()}
         if self.config.update_kl:
-            optimiser.take_back(before, moved > FAR)
-        return {**means, "updates": updates, "stopped": stopped.float(), "update_kl": moved}
+            far = moved > FAR
+            optimiser.take_back(before, far)
+            counted = rollout.mask & self.told_apart(rollout)[..., None]
+            length = counted.sum((-1, -2)) / counted.any(-1).sum(-1).clamp(min=1)
+            stats |= {"update_kl": moved * length, "taken_back": far.to(moved)}
+        return stats
 
-    def _lead_rate(self, optimiser: RowAdam, lr: Tensor, moved: Tensor, target: float) -> dict[str, Tensor]:
-        """Let the rates of `optimiser`, the individuals' own `lr` [k] times the common factor, follow how far an update
-        has `moved` each policy [k], in nats a token; what there is to report, each [k]."""
+    def _lead_rate(
+        self, optimiser: RowAdam, lr: Tensor, updates: Mapping[str, Tensor], target: float
+    ) -> dict[str, Tensor]:
+        """Let the rates of `optimiser`, the individuals' own `lr` [k] times the common factor, follow how far `updates`
+        have moved the policies; the rates before, [k], where they are not the same throughout."""
         if not target and self.config.lr_decay == 1:
             return {}
-        stats = {"lr": torch.tensor(optimiser.lr, dtype=torch.float64)}
+        before = torch.tensor(optimiser.lr, dtype=torch.float64)
         if target:
-            for kl in moved[moved > 0].tolist():  # without an update there is nothing to follow
-                self.lr_factor = led(self.lr_factor, kl, target=target)
+            for kl, far in zip(updates["update_kl"].tolist(), updates["taken_back"].tolist(), strict=True):
+                if kl > 0:  # without an update there is nothing to follow
+                    self.lr_factor = led(self.lr_factor, kl, target=target, taken_back=bool(far))
             optimiser.lr = (lr * self.lr_factor).tolist()
-            stats |= {"update_kl": moved, "taken_back": (moved > FAR).to(moved)}
-        return stats
+        return {"lr": before}
 
     def told_apart(self, rollout: Rollout) -> Tensor:
         """Which completions updates are made of, [k, rows]: with `--equal-groups skip` those whose group's rewards
