@@ -6,7 +6,7 @@ too little."""
 BAND = 6.0
 # By how much one rollout changes the rate, at most: up, or down.
 _CHANGE = 1.5
-# An update that moved the policy this far, in nats a token, has destroyed it and is taken back; the rate falls by `_FALL`.
+# An update that moved the policy this far, in nats a token, has destroyed it: it is taken back, the rate falls by this.
 FAR = 1.0
 _FALL = 3.0
 _RANGE = (1e-3, 1e3)
