@@ -264,9 +264,9 @@ class RunConfig(BaseModel):
     )
     update_kl: float | None = _option(
         None,
-        "lead the learning rate when updates on a rollout move the policy over six times as far as this or less than a "
-        "sixth, in nats a completion, and take back those that move it by over 1 a token; 0: do not; default 0.1 with "
-        "--strategy ga and more than one update on a rollout, else 0",
+        "set the learning rate anew when the updates on three rollouts have moved the policy over six times as far as "
+        "this or less than a sixth, in nats a completion, and take back those that move it by over 1 a token; 0: do "
+        "not; default 0.1 with --strategy ga and more than one update on a rollout, else 0",
         _REFINER,
         ge=0,
     )

@@ -22,7 +22,7 @@ from evolora.refiners.base import Refinement
 from evolora.refiners.carried import Carried, CarriedStates
 from evolora.refiners.imitation import Imitation
 from evolora.refiners.kl_control import adapted_kl_weight
-from evolora.refiners.learning_rate import FAR, decayed, led
+from evolora.refiners.learning_rate import FAR, LedRate, decayed
 from evolora.refiners.losses import k1_kl, k3_kl, masked_mean
 from evolora.refiners.optimiser import RowAdam, clip_rows
 from evolora.rewards import Scorer
@@ -189,7 +189,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 max_grad_norm=config.max_grad_norm,
                 seed=seed,
             )
-        self.lr_factor = 1.0
+        self.led_rate = LedRate()
         # Of scores, advantages and losses: half precision would lose them.
         self.dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
 
@@ -238,7 +238,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         settings = self._settings(hyperparameters or [None] * len(key), carried)
         decay = decayed(config.lr_decay, progress)
         lr = settings.lr * decay
-        optimiser = RowAdam(rows, lr * self.lr_factor, carried if config.keep_optimiser else [{}] * len(key))
+        optimiser = RowAdam(rows, lr * self.led_rate.factor, carried if config.keep_optimiser else [{}] * len(key))
         stopped = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
         stats: list[dict[str, float]] = [{} for _ in key]
         trajectory = []
@@ -441,9 +441,8 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         before = torch.tensor(optimiser.lr, dtype=torch.float64)
         if target:
             for kl, far in zip(updates["update_kl"].tolist(), updates["taken_back"].tolist(), strict=True):
-                if kl > 0:  # without an update there is nothing to follow
-                    self.lr_factor = led(self.lr_factor, kl, target=target, taken_back=bool(far))
-            optimiser.lr = (lr * self.lr_factor).tolist()
+                self.led_rate.follow(kl, target=target, taken_back=bool(far))
+            optimiser.lr = (lr * self.led_rate.factor).tolist()
         return {"lr": before}
 
     def told_apart(self, rollout: Rollout) -> Tensor:
@@ -501,7 +500,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
 
     def state_dict(self) -> dict[str, Any]:
         replay = {} if self.imitation is None else {"replay": self.imitation.state_dict()}
-        rate = {"lr_factor": self.lr_factor} if self.config.update_kl else {}
+        rate = {"led_rate": self.led_rate.state_dict()} if self.config.update_kl else {}
         return {**self.carried.state_dict(), **replay, **rate}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -509,7 +508,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         if self.imitation is not None:
             self.imitation.load_state_dict(state["replay"])
         if self.config.update_kl:
-            self.lr_factor = state["lr_factor"]
+            self.led_rate.load_state_dict(state["led_rate"])
 
 
 def _texts(rollout: Rollout, part: Tensor) -> tuple[PromptBatch, Completions]:
