@@ -150,6 +150,8 @@ def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
             unused |= {"kl_place"}
         if config.racing is None:
             unused |= {"racing_block"}
+        if config.lr_decay == 1:
+            unused |= {"lr_decay"}
         works = {name: value for name, value in values.items() if name not in unused and value}
         if config.strategy == "ga" and config.refiner != "none":
             # What the hybrid's defaults come to: options that are left out leave them to the strategy.

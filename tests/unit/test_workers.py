@@ -90,7 +90,8 @@ def pool() -> Iterator[Make]:
 
 def children() -> set[int]:
     """The worker processes of this process, by id."""
-    listed = subprocess.run(["ps", "-ww", "-o", "pid=,args=", "--ppid", str(os.getpid())], capture_output=True, text=True)
+    command = ["ps", "-ww", "-o", "pid=,args=", "--ppid", str(os.getpid())]  # however wide the terminal is
+    listed = subprocess.run(command, capture_output=True, text=True)
     return {int(line.split()[0]) for line in listed.stdout.splitlines() if "worker.py" in line}
 
 
