@@ -400,7 +400,8 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         before, moved = rows.detach().clone(), torch.zeros_like(updates)
         # Without a single update there is nothing else to report.
         sums = {name: torch.zeros_like(updates) for name in _UPDATE_STATS}
-        told = self.told_apart(rollout).any(0).nonzero()[:, 0].cpu()
+        apart = self.told_apart(rollout)
+        told = apart.any(0).nonzero()[:, 0].cpu()
         for epoch in range(self.config.epochs if len(told) else 0):
             costs.add("update", self._pass_cost(rollout, told))
             order = told[torch.randperm(len(told), generator=keyed_generator(self.seed, "minibatch", *key, epoch))]
@@ -426,7 +427,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         if self.config.update_kl:
             far = moved > FAR
             optimiser.take_back(before, far)
-            counted = rollout.mask & self.told_apart(rollout)[..., None]
+            counted = rollout.mask & apart[..., None]
             length = counted.sum((-1, -2)) / counted.any(-1).sum(-1).clamp(min=1)
             stats |= {"update_kl": moved * length, "taken_back": far.to(moved)}
         return stats
