@@ -264,9 +264,9 @@ class RunConfig(BaseModel):
     )
     update_kl: float | None = _option(
         None,
-        "set the learning rate anew when the updates on three rollouts have moved the policy over six times as far as "
-        "this or less than a sixth, in nats a completion, and take back those that move it by over 1 a token; 0: do "
-        "not; default 0.1 with --strategy ga and more than one update on a rollout, else 0",
+        "set the learning rate anew when the updates on three rollouts have moved the policy over 20 times as far as "
+        "this or less than a 20th, in nats a completion, and take back those that move it by over 1 a token; 0: do "
+        "not; default 0.06 with --strategy ga and more than one update on a rollout, else 0",
         _REFINER,
         ge=0,
     )
@@ -527,7 +527,7 @@ class RunConfig(BaseModel):
         """The KL of a rollout's updates, in nats a completion, that the learning rate is led by; 0: it is not led."""
         if self.update_kl is not None:
             return self.update_kl
-        return 0.1 if self.strategy == "ga" and self._sees_updates else 0.0
+        return 0.06 if self.strategy == "ga" and self._sees_updates else 0.0
 
     @property
     def _sees_updates(self) -> bool:

@@ -136,10 +136,10 @@ def test_a_rollout_has_64_completions_unless_told_otherwise(
 @pytest.mark.parametrize(
     ("options", "kl"),
     [
-        ({}, 0.1),
-        ({"refiner": "grpo"}, 0.1),
+        ({}, 0.06),
+        ({"refiner": "grpo"}, 0.06),
         ({"epochs": 1}, 0),
-        ({"epochs": 1, "minibatches": 2}, 0.1),
+        ({"epochs": 1, "minibatches": 2}, 0.06),
         ({"strategy": "none"}, 0),
         ({"strategy": "pbt"}, 0),
         ({"strategy": "none", "update_kl": 0.3}, 0.3),

@@ -129,7 +129,7 @@ def test_a_far_too_high_rate_is_survived_where_it_is_led(ppo: tuple[Make, Tensor
     free, followed = refined(lr=0.3), refined(lr=0.3, update_kl=0.1)
     assert free[-1]["reward"] < 0.5 * untouched
     assert followed[-1]["reward"] > 1.2 * untouched
-    assert followed[2]["lr"] < followed[0]["lr"] < 0.3
+    assert followed[2]["lr"] <= followed[0]["lr"] < 0.03
     assert followed[-1]["taken_back"] == 0
     once = make(rl_steps=1, lr=0.3, update_kl=0.1).refine(genome[None], EXAMPLES, key=[(0, 0)])
     assert once.stats[0]["taken_back"] == 1 and torch.equal(once.genomes[0], genome)

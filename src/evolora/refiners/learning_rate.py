@@ -5,8 +5,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-# How many times more or less than the target the KL of updates may be: a rate off by the root of it.
-BAND = 6.0
+# How many times more or less than the target the KL of updates may be: a rate off by the root of it. The KLs of good
+# rates are that far apart, by what the task is and how far the run has come.
+BAND = 20.0
 # Updates whose mean says so: one is estimated on few tokens, and varies as much from rollout to rollout.
 SEEN = 3
 # By how much a rate changes at once, at most.
@@ -30,8 +31,8 @@ def decayed(decay: float, progress: float) -> float:
 class LedRate:
     """A factor of the learning rate that follows how far updates move the policy, in nats a completion.
 
-    A KL grows with the square of the rate. While the geometric mean of the last three KLs is within six times the
-    target and a sixth of it the factor stays as it is; outside it is multiplied by the root of target / mean, which
+    A KL grows with the square of the rate. While the geometric mean of the last three KLs is within 20 times the
+    target and a 20th of it the factor stays as it is; outside it is multiplied by the root of target / mean, which
     brings the KL to the target, but at most by 10 or a tenth, and three KLs are seen before it changes again. Updates
     that were taken back count at once, and let it fall to a third at least. (Rates that follow the KL, in small steps:
     Rudin et al., 2022, arXiv 2109.11978.)
