@@ -71,7 +71,7 @@ _METHODS = (
         name="ppo-led",
         title="PPO alone, its rate led by its updates",
         role="reference",
-        options={"strategy": "none", "update_kl": 0.1},
+        options={"strategy": "none", "update_kl": 0.06},
     ),
     Method(
         name="grpo-default",
