@@ -15,6 +15,8 @@ Options = dict[str, Any]
 Role = Literal["hybrid", "single", "reference", "learning rate", "ablation"]
 
 DEFAULT_LR = float(RunConfig.model_fields["lr"].default)
+# What the hybrid's learning rate is led by.
+DEFAULT_UPDATE_KL = RunConfig().led_update_kl
 
 # What PPO alone and GRPO alone are tuned over, for each task on seeds of its own.
 SEARCH_GRID: tuple[Options, ...] = tuple(
@@ -71,7 +73,7 @@ _METHODS = (
         name="ppo-led",
         title="PPO alone, its rate led by its updates",
         role="reference",
-        options={"strategy": "none", "update_kl": 0.06},
+        options={"strategy": "none", "update_kl": DEFAULT_UPDATE_KL},
     ),
     Method(
         name="grpo-default",
