@@ -16,7 +16,8 @@ from torch import Tensor
 
 from evolora import Evolution, evolve
 from evolora.assembly import Parts, assemble
-from evolora.config import make_config, read_config
+from evolora.config import make_config
+from evolora.config_file import read_config
 from evolora.evaluation import mean_fitness
 from evolora.lineage import Lineage
 from evolora.rewards import RewardScorer

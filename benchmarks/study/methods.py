@@ -12,7 +12,7 @@ from typing import Any, Literal
 from evolora.config import RunConfig, make_config
 
 Options = dict[str, Any]
-Role = Literal["hybrid", "single", "reference", "learning rate", "ablation"]
+Role = Literal["hybrid", "single", "reference", "learning rate", "ablation", "variant"]
 
 DEFAULT_LR = float(RunConfig.model_fields["lr"].default)
 # What the hybrid's learning rate is led by.
@@ -31,7 +31,7 @@ class Method:
 
     `kind` says who runs it: `evolve`, or a loop of the study's own. `searched`: its learning rate and KL weight are
     those of `SEARCH_GRID` that were best on `SEARCH_SEEDS`. `role` says what its figures are for: `single` methods are
-    what the hybrid must beat, a `reference` is shown only.
+    what the hybrid must beat, a `reference` is shown only, a `variant` is another way for evolution to meet RL.
     """
 
     name: str
@@ -44,6 +44,10 @@ class Method:
 
 def _ablation(ingredient: str, title: str, options: Options) -> Method:
     return Method(name=f"hybrid-no-{ingredient}", title=f"hybrid {title}", role="ablation", options=options)
+
+
+def _variant(name: str, title: str, options: Options) -> Method:
+    return Method(name=f"hybrid-{name}", title=f"hybrid {title}", role="variant", options=options)
 
 
 _METHODS = (
@@ -81,7 +85,6 @@ _METHODS = (
         role="reference",
         options={"strategy": "none", "refiner": "grpo"},
     ),
-    Method(name="hybrid-grpo", title="hybrid with GRPO", role="reference", options={"refiner": "grpo"}),
     Method(name="ppo-default", title="PPO alone, default rate", role="reference", options={"strategy": "none"}),
     Method(name="hybrid-lr-high", title="hybrid, rate x 10", role="learning rate", options={"lr": DEFAULT_LR * 10}),
     Method(name="hybrid-lr-low", title="hybrid, rate / 10", role="learning rate", options={"lr": DEFAULT_LR / 10}),
@@ -97,6 +100,20 @@ _METHODS = (
         role="learning rate",
         options={"strategy": "none", "lr": DEFAULT_LR / 10},
     ),
+    _variant("grpo", "with GRPO", {"refiner": "grpo"}),
+    _variant("kl", "with a KL penalty", {"kl_weight": 0.02}),
+    _variant("gated", "whose refined enter only if they are no worse on unseen prompts (ERL)", {"accept": "better"}),
+    _variant("baldwinian", "that passes on the refined's fitness only", {"inheritance": "baldwinian"}),
+    _variant("copies", "that refines two copies of the best", {"refine": 2, "refine_whom": "copies"}),
+    _variant(
+        "soup",
+        "that refines two copies of the best and blends them",
+        {"refine": 2, "refine_whom": "copies", "crossover": "blend"},
+    ),
+    _variant("distill", "whose crossover distils (PDERL)", {"crossover": "distill"}),
+    _variant("safe", "whose mutation is safe (SM-G)", {"mutation": "safe"}),
+    _variant("operators", "that chooses its operators by their gain", {"operator_choice": "adaptive"}),
+    _variant("share", "whose budget moves to what gains more", {"rl_share": "adaptive"}),
     _ablation("lineage", "that refines each generation's best", {"refine_whom": "best"}),
     _ablation("average", "without the lineage's average", {"average": 0.0}),
     _ablation("replay", "without replay", {"replay": 0}),
@@ -107,13 +124,13 @@ _METHODS = (
     _ablation("mutation", "whose children are crossed only", {"crossover_rate": 1.0, "mutation_rate": 0.0}),
     _ablation("self-adaptation", "with fixed mutation scales", {"mutation_adapt": 0.0}),
     _ablation("step-scale", "whose refined keep their mutation scale", {"refined_scale": "keep"}),
-    _ablation("kl", "without a KL penalty", {"kl_weight": 0.0}),
     _ablation("target-kl", "without early stopping by KL", {"target_kl": None}),
     _ablation("dropout", "without LoRA dropout", {"lora_dropout": 0.0}),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
 SINGLE_METHODS = tuple(method.name for method in _METHODS if method.role == "single")
 REFERENCES = tuple(method.name for method in _METHODS if method.role == "reference")
+VARIANTS = tuple(method.name for method in _METHODS if method.role == "variant")
 ABLATIONS = tuple(method.name for method in _METHODS if method.role == "ablation")
 MAIN_METHODS = ("hybrid", *SINGLE_METHODS, *REFERENCES)
 
@@ -154,6 +171,9 @@ def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
             unused |= {"racing_block"}
         if config.lr_decay == 1:
             unused |= {"lr_decay"}
+        if config.rl_share == "fixed":
+            unused |= {"rl_share"}
+        values |= {"kl_weight": config.kl_penalty, "rl_steps": config.rollouts_a_refinement}
         works = {name: value for name, value in values.items() if name not in unused and value}
         if config.strategy == "ga" and config.refiner != "none":
             # What the hybrid's defaults come to: options that are left out leave them to the strategy.

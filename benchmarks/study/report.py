@@ -8,9 +8,9 @@ from typing import Any
 from study.budget import Budget
 from study.claims import claims
 from study.measure import Row
-from study.methods import ABLATIONS, MAIN_METHODS, METHODS, SINGLE_METHODS
+from study.methods import ABLATIONS, MAIN_METHODS, METHODS, SINGLE_METHODS, VARIANTS
 from study.results import Results, collect
-from study.statistics import interquartile_mean, mean_probability_of_improvement, stratified_interval
+from study.statistics import interquartile_mean, mean_difference, mean_probability_of_improvement, stratified_interval
 
 BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
 HEADING = "## The study"
@@ -51,7 +51,8 @@ def section(results: Results, found: dict[str, Any], plots: Path) -> str:
     # Over all tasks those are compared that have run on all.
     shown = [name for name in MAIN_METHODS if all(name in results.runs[task] for task in results.tasks())]
     parts += [_lead_table(found, results.methods()), _overall_table(results, shown), _plots(results, shown, plots)]
-    parts += [_settings_table(results), _rates_table(found), _ablation_table(found)]
+    parts += [_settings_table(results), _rates_table(found)]
+    parts += [_variants_table(results), _ablation_table(found)]
     return "\n\n".join(part for part in parts if part)
 
 
@@ -91,7 +92,7 @@ def _rewards_table(results: Results) -> str:
     tasks, rows = results.tasks(), []
     rows.append(["untouched base", *(f"{results.base(task):.3f}" for task in tasks)])
     for name in results.methods():
-        if name in ABLATIONS:
+        if name in (*ABLATIONS, *VARIANTS):
             continue
         cells = []
         for task in tasks:
@@ -223,6 +224,33 @@ def _ablation_table(found: dict[str, Any]) -> str:
         "interval over all tasks; * where a single task's interval, corrected for their number, excludes 0."
     )
     return f"{note}\n\n{table(['changed', 'cost', 'costs something', *tasks], rows)}"
+
+
+def _variants_table(results: Results) -> str:
+    """Other ways for evolution to meet RL: what each changes, over all tasks and on each."""
+    tasks, rows = results.tasks(), []
+    for name in VARIANTS:
+        shared = {task: seeds for task in tasks if (seeds := results.seeds(task, "hybrid", name))}
+        if not shared:
+            continue
+        variant, hybrid = (
+            {task: results.normalised(task, results.tests(task, who, seeds)) for task, seeds in shared.items()}
+            for who in (name, "hybrid")
+        )
+        low, high = stratified_interval(mean_difference, variant, hybrid)
+        cells = []
+        for task in tasks:
+            tests = results.tests(task, name, shared.get(task, []))
+            cells.append(f"{tests.mean():.3f} ({tests.min():.3f})" if len(tests) else "")
+        difference = f"{mean_difference(variant, hybrid):+.3f} ({low:+.3f} to {high:+.3f})"
+        rows.append([_title(name), str(sum(map(len, shared.values()))), difference, *cells])
+    if not rows:
+        return ""
+    note = (
+        "Other ways for evolution to meet RL: normalised score minus the hybrid's on the same seeds, with the 95% "
+        "interval over all tasks, and test rewards, mean (worst seed)."
+    )
+    return f"{note}\n\n{table(['variant', 'runs', 'difference', *tasks], rows)}"
 
 
 def _cost(figures: dict[str, Any] | None) -> str:

@@ -12,7 +12,8 @@ import torch
 from evolora.assembly import Parts, assemble, check_prompts
 from evolora.chat import chat_prompt
 from evolora.checkpoint import temporary_folder, write_folder
-from evolora.config import make_config, read_config
+from evolora.config import make_config
+from evolora.config_file import read_config
 from evolora.errors import InputError
 from evolora.evaluation import Evaluation, bootstrap_interval, compare
 from evolora.export import export_merged, load_adapter

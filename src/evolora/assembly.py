@@ -117,15 +117,7 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
             "products": products,
             "rows_per_slice": rows_per_slice,
             "max_new_tokens": max_new_tokens,
-            "accept": config.accept_rule,
-            "replay": config.replayed,
-            "refine_whom": "lineage" if config.refines_lineage else "best",
-            "refine": config.refined_individuals,
-            "refined_scale": config.refined_scale_rule,
-            "rollout_samples": config.samples_a_prompt,
-            "equal_groups": config.equal_group_rule,
-            "update_kl": config.led_update_kl,
-            "rollout_prompts": config.prompts_a_rollout,
+            **config.resolved(),
         }
     )
     population_model = PopulationModel(base.model, layout, dropout=config.lora_dropout)

@@ -12,7 +12,8 @@ from pydantic.fields import FieldInfo
 from transformers.utils import logging as transformers_logging
 
 from evolora.apply import complete, evaluate, export
-from evolora.config import HUMAN, RunConfig, make_config, option_name, read_config
+from evolora.config import HUMAN, RunConfig, make_config, option_name
+from evolora.config_file import read_config
 from evolora.errors import CheckpointError, InputError, RewardError
 from evolora.human.exchange import export_votes, import_votes
 from evolora.inspection import Inspection

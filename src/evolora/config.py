@@ -1,10 +1,7 @@
 """Every option of a run, validated: from the command line, a TOML file or Python."""
 
-import tomllib
-from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
-import tomli_w
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
@@ -241,10 +238,11 @@ class RunConfig(BaseModel):
     refine: int | None = _option(
         None, "how many of the best are refined, side by side; default 1, and all with --strategy pbt", _REFINER, ge=1
     )
-    refine_whom: Literal["lineage", "best"] | None = _option(
+    refine_whom: Literal["lineage", "best", "copies"] | None = _option(
         None,
-        "who is refined: the one that was refined last, until another is clearly better (lineage), or the generation's "
-        "best; default lineage with --strategy ga and --refine 1, else best",
+        "who is refined: the one that was refined last, until another is clearly better (lineage); the generation's "
+        "--refine best; or copies, --refine of the best one, each by rollouts of its own, of which the best takes its "
+        "place and the others those of the worst; default lineage with --strategy ga and --refine 1, else best",
         _REFINER,
     )
     replay: int | None = _option(
@@ -264,9 +262,9 @@ class RunConfig(BaseModel):
     )
     update_kl: float | None = _option(
         None,
-        "set the learning rate anew when the updates on three rollouts have moved the policy over 20 times as far as "
-        "this or less than a 20th, in nats a completion, and take back those that move it by over 1 a token; 0: do "
-        "not; default 0.06 with --strategy ga and more than one update on a rollout, else 0",
+        "set the learning rate anew when the updates on three rollouts have moved the policy over 30 times as far as "
+        "this or less than a 30th, in nats a completion, and take back those that move it by over 1 a token; 0: do "
+        "not; default 0.1 with --strategy ga and more than one update on a rollout, else 0",
         _REFINER,
         ge=0,
     )
@@ -281,7 +279,13 @@ class RunConfig(BaseModel):
     )
     critic_lr: float = _option(1e-2, "learning rate of the value head (ppo)", _REFINER, gt=0)
     critic_epochs: int = _option(8, "optimiser steps of the value head on each rollout (ppo)", _REFINER, ge=1)
-    rl_steps: int = _option(3, "rollouts a refinement", _REFINER, ge=1)
+    rl_steps: int | None = _option(None, "rollouts a refinement; default 6 with --strategy ga, else 3", _REFINER, ge=1)
+    rl_share: Literal["fixed", "adaptive"] = _option(
+        "fixed",
+        "rollouts of a refinement: --rl-steps, or, adaptive (ga), from a quarter to four times as many, more when RL "
+        "gains more an operation than evolution, fewer when it gains less",
+        _REFINER,
+    )
     rollout_prompts: int | None = _option(
         None, "prompts a rollout, for each refined individual; default 64 / --rollout-samples", _REFINER, ge=1
     )
@@ -319,10 +323,11 @@ class RunConfig(BaseModel):
     normalize_advantages: bool = _option(
         False, "bring a rollout's advantages to mean 0 and standard deviation 1 (rloo)", _REFINER
     )
-    kl_weight: float = _option(
-        0.02,
+    kl_weight: float | None = _option(
+        None,
         "weight of the KL penalty against the base model: on each token's loss (ppo, grpo; ppo's reward with "
-        "--kl-place reward), on each completion's reward (rloo)",
+        "--kl-place reward), on each completion's reward (rloo); default 0 with --strategy ga, else, and with "
+        "--kl-target, 0.02",
         _REFINER,
         ge=0,
     )
@@ -437,6 +442,13 @@ class RunConfig(BaseModel):
             )
         if self.refine_whom == "lineage" and not self._can_follow:
             raise ValueError("--refine-whom lineage: expected --refine 1 and --inheritance lamarckian beside it")
+        if self.refine_whom == "copies":
+            self._check_copies()
+        if self.rl_share == "adaptive" and (self.strategy != "ga" or self.refiner == "none"):
+            raise ValueError(
+                f"--rl-share adaptive with --strategy {self.strategy} and --refiner {self.refiner}: expected ga and a "
+                "refiner, to move the budget between"
+            )
         if self.reward_timeout is not None and not self.reward_workers:
             raise ValueError(
                 f"--reward-timeout {self.reward_timeout} with --reward-workers 0: expected at least one worker, which "
@@ -452,6 +464,14 @@ class RunConfig(BaseModel):
         if len(chosen) > 1:
             raise ValueError(f"--{chosen[0]} with --{chosen[1]}: expected one of them")
         return self
+
+    def _check_copies(self) -> None:
+        if self.strategy != "ga":
+            raise ValueError(f"--refine-whom copies with --strategy {self.strategy}: expected ga")
+        if self.refined_individuals < 2:
+            raise ValueError(f"--refine-whom copies with --refine {self.refined_individuals}: expected at least 2")
+        if self.inheritance == "baldwinian":
+            raise ValueError("--refine-whom copies with --inheritance baldwinian: expected lamarckian")
 
     def _check_ga(self) -> None:
         if self.replacement == "steady-state" and self.children > self.pop - self.elites:
@@ -523,15 +543,27 @@ class RunConfig(BaseModel):
         return self.equal_groups or ("skip" if self.strategy == "ga" and self.samples_a_prompt > 1 else "keep")
 
     @property
+    def kl_penalty(self) -> float:
+        """The weight of the KL penalty: none where evolution keeps what is better, unless it is asked for."""
+        if self.kl_weight is not None:
+            return self.kl_weight
+        return 0.0 if self.strategy == "ga" and self.kl_target is None else 0.02
+
+    @property
     def led_update_kl(self) -> float:
         """The KL of a rollout's updates, in nats a completion, that the learning rate is led by; 0: it is not led."""
         if self.update_kl is not None:
             return self.update_kl
-        return 0.06 if self.strategy == "ga" and self._sees_updates else 0.0
+        return 0.1 if self.strategy == "ga" and self._sees_updates else 0.0
 
     @property
     def _sees_updates(self) -> bool:
         return self.epochs * self.minibatches > 1
+
+    @property
+    def rollouts_a_refinement(self) -> int:
+        """How many rollouts a refinement has: more where there is a whole population to be evaluated between two."""
+        return self.rl_steps or (6 if self.strategy == "ga" else 3)
 
     @property
     def prompts_a_rollout(self) -> int:
@@ -548,14 +580,31 @@ class RunConfig(BaseModel):
         return self.refined_individuals == 1 and self.inheritance == "lamarckian"
 
     @property
-    def refines_lineage(self) -> bool:
-        """Whether one lineage is refined on and on."""
-        return (self.refine_whom or ("lineage" if self.strategy == "ga" and self._can_follow else "best")) == "lineage"
+    def refine_whom_rule(self) -> str:
+        """Who is refined."""
+        return self.refine_whom or ("lineage" if self.strategy == "ga" and self._can_follow else "best")
 
     @property
     def accept_rule(self) -> str:
         """Which refined individuals enter."""
-        return self.accept or ("always" if self.refines_lineage or self.strategy in ("none", "pbt") else "better")
+        follows = self.refine_whom_rule == "lineage"
+        return self.accept or ("always" if follows or self.strategy in ("none", "pbt") else "better")
+
+    def resolved(self) -> dict[str, Any]:
+        """The options whose defaults depend on others, as they come out."""
+        return {
+            "accept": self.accept_rule,
+            "replay": self.replayed,
+            "refine_whom": self.refine_whom_rule,
+            "refine": self.refined_individuals,
+            "refined_scale": self.refined_scale_rule,
+            "rollout_samples": self.samples_a_prompt,
+            "rollout_prompts": self.prompts_a_rollout,
+            "equal_groups": self.equal_group_rule,
+            "update_kl": self.led_update_kl,
+            "kl_weight": self.kl_penalty,
+            "rl_steps": self.rollouts_a_refinement,
+        }
 
 
 def make_config(options: dict[str, Any]) -> RunConfig:
@@ -584,50 +633,6 @@ def option_name(field: str) -> str:
     '--save-every'
     """
     return "--" + field.replace("_", "-")
-
-
-def read_config(path: Path) -> dict[str, Any]:
-    """The options in a TOML file. Raises InputError when it is missing or malformed."""
-    try:
-        return _with_reward_text(path, tomllib.loads(path.read_text(encoding="utf-8")))
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}, expected a configuration file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not valid TOML: {error}") from None
-
-
-def _with_reward_text(path: Path, options: dict[str, Any]) -> dict[str, Any]:
-    """The options with `[[reward]]` tables, a weighted sum of terms with an optional gate each, as one expression."""
-    terms = options.get("reward")
-    if not isinstance(terms, list):
-        return options
-    parts = []
-    for number, term in enumerate(terms, 1):
-        known = {"term": str, "weight": (int, float), "gate": str}
-        if (
-            not isinstance(term, dict)
-            or "term" not in term
-            or any(
-                name not in known or isinstance(value, bool) or not isinstance(value, known[name])  # type: ignore[arg-type]
-                for name, value in term.items()
-            )
-        ):
-            raise InputError(
-                f"{path}: [[reward]] number {number} is {term}, expected a term (text) and, if need be, a weight "
-                "(a number) and a gate (text)"
-            )
-        gate = f" * ({term['gate']})" if "gate" in term else ""
-        parts.append(f"{term.get('weight', 1)} * ({term['term']}){gate}" if len(term) > 1 else f"({term['term']})")
-    return {**options, "reward": " + ".join(parts)}
-
-
-def config_toml(config: RunConfig) -> str:
-    """Every option as TOML; options without a value are left out where that is their default, else `none`."""
-    values = config.model_dump()
-    for name, field in RunConfig.model_fields.items():
-        if values[name] is None and field.default is not None:
-            values[name] = "none"
-    return tomli_w.dumps({name: value for name, value in values.items() if value is not None})
 
 
 def _can_do_without(field: FieldInfo) -> bool:

@@ -11,14 +11,17 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from evolora.budget_share import BudgetShare, evolution_gain
 from evolora.cost import Costs
 from evolora.errors import RewardError
 from evolora.evaluation import Drafts, Evaluation, Evaluator, Judge, term_means
+from evolora.hall_of_fame import HallOfFame
 from evolora.lineage import Lineage
 from evolora.operators import elites
 from evolora.population import AVERAGE, Individual, Population, newest
 from evolora.racing import Race, losers, race
-from evolora.refiners import Refinement, Refiner
+from evolora.refined import draw_keys, mutation_scales, places_of_copies, refined_metrics, survival
+from evolora.refiners import Refiner
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.strategies import Strategy
 from evolora.task import Example, Task
@@ -27,8 +30,8 @@ Floats = npt.NDArray[np.float64]
 
 # Completions of a generation's best that the lineage keeps for people to read.
 SAMPLES = 8
-# The error level at which the one that was refined last loses its place to the generation's best.
-LINEAGE_LEVEL = 0.05
+# The error level at which the best is clearly better.
+CLEAR = 0.05
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,7 @@ class LoopConfig:
     refine: int = 1
     refine_whom: str = "best"
     rl_steps: int = 1
+    rl_share: str = "fixed"
     elites: int = 2
     racing: float | None = None
     racing_block: int = 8
@@ -49,6 +53,7 @@ class LoopConfig:
     inheritance: str = "lamarckian"
     validation_prompts: int = 64
     finalists: int = 4
+    remember: bool = True
 
 
 @dataclass
@@ -85,38 +90,45 @@ class Evolution:
     # Of all generations, over all resumptions.
     seconds: float = 0.0
     failed_completions: int = 0
-    # The best on validation so far, the base among them: the finalists.
-    hall_of_fame: Population | None = None
-    hall_fitness: list[float] = field(default_factory=list)
+    hall_of_fame: HallOfFame = field(init=False)
+    budget_share: BudgetShare = field(init=False)
     # This generation's, if individuals race.
     race: Race | None = None
     # Of the best on validation, the mean of each term of a combined reward.
     terms: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.hall_of_fame = HallOfFame(self.config.finalists)
+        self.budget_share = BudgetShare(self.config.rl_steps)
 
     def step(self, progress: float = 0.0) -> dict[str, Any]:
         """One generation, when `progress`, from 0 to 1, of the run is done. Returns its metrics, as docs/metrics.md
         defines them."""
         start, tokens_before = time.perf_counter(), self.costs.generated_tokens
         self.generation += 1
-        if self.hall_of_fame is None:
+        if self.hall_of_fame.empty:
             self._validate(self.strategy.ask().select([0]))
         population = self.strategy.ask()
         prompts = self._draw("evaluation", self.task.train, self.config.eval_prompts)
         population, evaluation = self._measure(population, prompts, "population")
-        proposed, fitness = population, evaluation.fitness
-        metrics: dict[str, Any] = {"generation": self.generation, "failed": int(np.isnan(fitness).sum())}
+        proposed = population
+        metrics: dict[str, Any] = {"generation": self.generation, "failed": int(np.isnan(evaluation.fitness).sum())}
         if self.refiner is not None:
-            population, fitness, refined = self._refine(population, evaluation, prompts, progress)
+            population, evaluation, refined = self._refine(population, evaluation, prompts, progress)
             metrics.update(refined)
+        fitness = evaluation.fitness
         best = int(elites(torch.from_numpy(fitness), 1)[0])
         average = newest(population, AVERAGE)
-        # An average smooths out what one generation's prompts have favoured.
-        validation = self._validate(population.select([best if average is None else average]))
+        # An average smooths out what one generation's prompts have favoured, but lags.
+        lags = average is None or self._clearly_loses(average, best, evaluation, "validation")
+        validation = self._validate(population.select([best if average is None or lags else average]))
         self.strategy.tell(population, fitness)
-        living = self.strategy.ask().join(self._hall())
+        proposal = self.strategy.ask()
+        living = proposal.join(self.hall_of_fame.members)
         self.evaluator.keep(living.genomes)
         if self.refiner is not None:
             self.refiner.keep(living.individuals)
+            metrics.update(survival(self.refiner.name, population, proposal, self.generation))
         seconds = time.perf_counter() - start
         self.seconds += seconds
         scales = [individual.mutation_scale for individual in proposed.individuals]
@@ -128,7 +140,7 @@ class Evolution:
             "fitness.mean": float(np.nanmean(fitness)),
             "fitness.worst": float(np.nanmin(fitness)),
             "validation": validation,
-            "validation.best": max(map(_or_worst, self.hall_fitness)),
+            "validation.best": self.hall_of_fame.highest,
             **{f"reward.{name}": value for name, value in self.terms.items()},
             "best.id": population.individuals[best].id,
             "best.operator": population.individuals[best].operator,
@@ -144,8 +156,8 @@ class Evolution:
 
     def _refine(
         self, population: Population, evaluation: Evaluation, prompts: Sequence[Example], progress: float
-    ) -> tuple[Population, Floats, dict[str, Any]]:
-        """Refine the best by RL and let in those that earn it: the population, its fitness and metrics."""
+    ) -> tuple[Population, Evaluation, dict[str, Any]]:
+        """Refine the best by RL and let in those that earn it: the population, its fitness and rewards, and metrics."""
         assert self.refiner is not None
         fitness = evaluation.fitness
         rows = self._to_be_refined(population, evaluation)
@@ -153,7 +165,8 @@ class Evolution:
         # Acceptance is judged on `prompts`, so training keeps off them as far as there are others.
         seen = {example.prompt for example in prompts}
         others = [example for example in self.task.train if example.prompt not in seen] or self.task.train
-        count = self.config.rollout_prompts * self.config.rl_steps
+        rollouts = self.config.rl_steps if self.config.rl_share == "fixed" else self.budget_share.rollouts
+        count = self.config.rollout_prompts * rollouts
         training = self._draw("rollout", others, count)
         # Few prompts come up several times: each is sampled anew.
         training = list(itertools.islice(itertools.cycle(training), count))
@@ -161,14 +174,15 @@ class Evolution:
         refinement = self.refiner.refine(
             parents.genomes,
             training,
-            key=[(self.generation, parent.id) for parent in parents.individuals],
+            key=draw_keys(parents, self.generation),
             children=children,
             hyperparameters=[parent.hyperparameters for parent in parents.individuals],
-            parts=self.config.rl_steps,
+            steps=rollouts,
             progress=progress,
         )
         self.costs += refinement.costs
         self.failed_completions += refinement.failed
+        scales = mutation_scales(parents, refinement, rule=self.config.refined_scale)
         refined = Population(
             refinement.genomes,
             tuple(
@@ -180,9 +194,7 @@ class Evolution:
                     born=self.generation,
                     mutation_scale=scale,
                 )
-                for parent, child, scale in zip(
-                    parents.individuals, children, self._scales(parents, refinement), strict=True
-                )
+                for parent, child, scale in zip(parents.individuals, children, scales, strict=True)
             ),
         )
         # The refined are still much like their parents, whose completions are their drafts.
@@ -196,42 +208,49 @@ class Evolution:
             else np.greater_equal(refined_fitness, fitness[rows])
         )
         gains = refined_fitness - fitness[rows]
-        genomes, individuals, fitness = population.genomes.clone(), list(population.individuals), fitness.copy()
-        for index, row in enumerate(rows):
+        copies = self.config.refine_whom == "copies"
+        places = places_of_copies(rows[0], fitness, refined_fitness) if copies else rows
+        genomes, individuals = population.genomes.clone(), list(population.individuals)
+        fitness, rewards = fitness.copy(), evaluation.rewards.copy()
+        for index, row in enumerate(places):
             if accepted[index]:
-                fitness[row] = refined_fitness[index]
+                fitness[row], rewards[row] = refined_fitness[index], refined_evaluation.rewards[index]
                 if self.config.inheritance == "lamarckian":
                     genomes[row], individuals[row] = refined.genomes[index], refined.individuals[index]
-        return (
-            Population(genomes, tuple(individuals)),
-            fitness,
-            _refine_metrics(self.refiner.name, refinement, gains, accepted),
-        )
+        metrics = refined_metrics(self.refiner.name, refinement, gains, accepted)
+        if self.config.rl_share == "adaptive":
+            is_child = [individual.born == self.generation for individual in population.individuals]
+            gain = evolution_gain(evaluation.rewards, is_child)
+            self.budget_share.learn(
+                evolution=(gain, evaluation.cost.flops),
+                rl=(metrics[f"{self.refiner.name}.gain"], refinement.costs.flops),
+            )
+            metrics |= {"share.rl": self.budget_share.rl, "share.rollouts": rollouts, "share.evolution_gain": gain}
+        return Population(genomes, tuple(individuals)), replace(evaluation, fitness=fitness, rewards=rewards), metrics
 
     def _to_be_refined(self, population: Population, evaluation: Evaluation) -> list[int]:
-        """The rows that are refined: the best, or the one that was refined last, unless it clearly loses."""
+        """The rows that are refined: the best, or copies of the best one, or the one that was refined last, unless it
+        clearly loses."""
         best: list[int] = elites(torch.from_numpy(evaluation.fitness), self.config.refine).tolist()
+        if self.config.refine_whom == "copies":
+            return best[:1] * self.config.refine
         head = newest(population, self.refiner.name) if self.refiner is not None else None
-        if self.config.refine_whom == "best" or head is None or math.isnan(evaluation.fitness[head]):
+        if self.config.refine_whom == "best" or head is None:
             return best
-        pair = evaluation.rewards[[best[0], head]]
-        seed = keyed_seed(self.config.seed, "lineage", self.generation)
-        return best if losers(pair, keep=1, level=LINEAGE_LEVEL, seed=seed) else [head]
+        return best if self._clearly_loses(head, best[0], evaluation, "lineage") else [head]
 
-    def _scales(self, parents: Population, refinement: Refinement) -> list[float]:
-        """The refined individuals' mutation scales. A child must not undo what RL has found: with `step` the noise on a
-        weight is at most what refinement changed a weight by, in the root mean square."""
-        scales = [parent.mutation_scale for parent in parents.individuals]
-        if self.config.refined_scale == "keep":
-            return scales
-        steps = (refinement.genomes - parents.genomes).square().mean(dim=1).sqrt().tolist()
-        return [min(scale, step) if step > 0 else scale for scale, step in zip(scales, steps, strict=True)]
+    def _clearly_loses(self, row: int, best: int, evaluation: Evaluation, purpose: str) -> bool:
+        """Whether the best is better than another row, which may have failed, by more than chance: by Fisher's test on
+        their paired rewards."""
+        if math.isnan(evaluation.fitness[row]):
+            return True
+        seed = keyed_seed(self.config.seed, purpose, self.generation)
+        return bool(losers(evaluation.rewards[[best, row]], keep=1, level=CLEAR, seed=seed))
 
     def finalists(self) -> Population:
         """The candidates for the winner: the best on validation so far, the best of the last generation, and the
         strategy's favourites."""
-        assert self.hall_of_fame is not None
-        known = _ids(self.hall_of_fame)
+        known = self.hall_of_fame.ids
         last = self.strategy.ask()
         fresh = [
             row
@@ -242,7 +261,7 @@ class Evolution:
                 or (individual.history and not math.isnan(history_fitness(individual)))
             )
         ]
-        return self.hall_of_fame.join(last.select(fresh)) if fresh else self.hall_of_fame
+        return self.hall_of_fame.members.join(last.select(fresh)) if fresh else self.hall_of_fame.members
 
     def choose_winner(self) -> tuple[Population, float]:
         """The best finalist on the whole validation split, as a population of one, and its fitness there."""
@@ -253,8 +272,22 @@ class Evolution:
         """The best `count` finalists on the whole validation split, or all that did not fail, best first, and their
         fitness there."""
         candidates, evaluation = self._measure(self.finalists(), self.task.validation, "final")
-        rows = elites(torch.from_numpy(evaluation.fitness), count).tolist()
+        rows = self._ranked(candidates, evaluation)[:count]
         return candidates.select(rows), evaluation.fitness[rows]
+
+    def _ranked(self, candidates: Population, evaluation: Evaluation) -> list[int]:
+        """The rows of the finalists that did not fail, best first.
+
+        Where rewards vary the first of many is the luckiest, so there a lineage's average, which most prompts have
+        shaped, comes first unless another clearly beats it; only one that is no worse than the base.
+        """
+        rows: list[int] = elites(torch.from_numpy(evaluation.fitness), len(candidates)).tolist()
+        average = newest(candidates, AVERAGE)
+        if self.config.remember or average not in rows or evaluation.fitness[average] < evaluation.fitness[0]:
+            return rows
+        if self._clearly_loses(average, rows[0], evaluation, "winner"):
+            return rows
+        return [average, *(row for row in rows if row != average)]
 
     def _measure(
         self, population: Population, examples: Sequence[Example], stage: str, drafts: Drafts | None = None
@@ -315,38 +348,20 @@ class Evolution:
             return {}
         return {"racing.dropped": self.race.dropped, "racing.saved_completions": self.race.saved}
 
-    def _hall(self) -> Population:
-        assert self.hall_of_fame is not None
-        return self.hall_of_fame
-
     def _validate(self, candidates: Population) -> float:
         """Fitness of the first candidate on the fixed validation prompts; each enters the hall of fame if it is among
         the best there."""
         examples = self.task.validation[: self.config.validation_prompts]
-        if self.judge is not None and self.hall_of_fame is not None:
+        if self.judge is not None and not self.hall_of_fame.empty:
             # What it has learned since has changed the measure.
             with self.costs.timed("evaluation"):
-                again = self.evaluator.evaluate(self.hall_of_fame.genomes, examples)
+                again = self.evaluator.evaluate(self.hall_of_fame.members.genomes, examples)
             self.costs.add("evaluation", again.cost)
-            self.hall_fitness = again.fitness.tolist()
+            self.hall_of_fame.fitness = again.fitness.tolist()
         candidates, evaluation = self._measure(candidates, examples, "validation")
         values = evaluation.fitness.tolist()
         self.terms = term_means(evaluation, 0)
-        if self.hall_of_fame is None:
-            self.hall_of_fame, self.hall_fitness = candidates, values
-            return float(values[0])
-        known = _ids(self.hall_of_fame)
-        fresh = [
-            row
-            for row, individual in enumerate(candidates.individuals)
-            if individual.id not in known and not math.isnan(values[row])
-        ]
-        if fresh:
-            hall = self.hall_of_fame.join(candidates.select(fresh))
-            values_there = [*self.hall_fitness, *(values[row] for row in fresh)]
-            # Row 0 is the base, which stays: no winner may be worse than it.
-            rows = [0, *(1 + row for row in elites(torch.tensor(values_there[1:]), self.config.finalists).tolist())]
-            self.hall_of_fame, self.hall_fitness = hall.select(rows), [values_there[row] for row in rows]
+        self.hall_of_fame.enter(candidates, values)
         return float(values[0])
 
     def _draw(self, purpose: str, examples: Sequence[Example], count: int) -> list[Example]:
@@ -358,22 +373,17 @@ class Evolution:
 
     def base(self) -> Individual:
         """Individual 0, the untouched base model."""
-        assert self.hall_of_fame is not None
-        return self.hall_of_fame.individuals[0]
+        return self.hall_of_fame.members.individuals[0]
 
     def best(self) -> Population:
         """The best on validation so far, as a population of one."""
-        assert self.hall_of_fame is not None
-        values = [_or_worst(value) for value in self.hall_fitness]
-        return self.hall_of_fame.select([values.index(max(values))])
+        return self.hall_of_fame.best()
 
     def state_dict(self) -> dict[str, Any]:
         """All that a resumed run needs, as tensors and JSON values by name."""
-        assert self.hall_of_fame is not None
         state: dict[str, Any] = {
             "generation": self.generation,
             "failed_completions": self.failed_completions,
-            "hall.fitness": self.hall_fitness,
         }
         state |= {f"spent.{name}": value for name, value in self.spent().items()}
         state |= {f"hall.{name}": value for name, value in self.hall_of_fame.state_dict().items()}
@@ -381,6 +391,8 @@ class Evolution:
         state |= {f"evaluator.{name}": value for name, value in self.evaluator.state_dict().items()}
         if self.refiner is not None:
             state |= {f"refiner.{name}": value for name, value in self.refiner.state_dict().items()}
+        if self.config.rl_share == "adaptive":
+            state["budget_share"] = self.budget_share.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -389,21 +401,13 @@ class Evolution:
         spent = _under("spent.", state)
         self.costs, self.seconds = Costs.from_metrics(spent), spent["time.loop"]
         self.failed_completions = state["failed_completions"]
-        hall = _under("hall.", state)
-        self.hall_of_fame, self.hall_fitness = Population.from_state_dict(hall), list(hall["fitness"])
+        self.hall_of_fame.load_state_dict(_under("hall.", state))
         self.strategy.load_state_dict(_under("strategy.", state))
         self.evaluator.load_state_dict(_under("evaluator.", state))
         if self.refiner is not None:
             self.refiner.load_state_dict(_under("refiner.", state))
-
-
-def _ids(population: Population) -> set[int]:
-    return {individual.id for individual in population.individuals}
-
-
-def _or_worst(fitness: float) -> float:
-    """NaN means failed: it loses against everything."""
-    return -math.inf if math.isnan(fitness) else fitness
+        if self.config.rl_share == "adaptive":
+            self.budget_share.load_state_dict(state["budget_share"])
 
 
 def history_fitness(individual: Individual) -> float:
@@ -413,16 +417,3 @@ def history_fitness(individual: Individual) -> float:
 
 def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
-
-
-def _refine_metrics(
-    refiner: str, refinement: Refinement, gains: Floats, accepted: npt.NDArray[np.bool_]
-) -> dict[str, Any]:
-    names = refinement.stats[0]
-    metrics = {
-        "gain": float(np.nanmean(gains)) if not np.isnan(gains).all() else math.nan,
-        "accepted": int(accepted.sum()),
-        "refined": len(accepted),
-        **{name: float(np.mean([stats[name] for stats in refinement.stats])) for name in names},
-    }
-    return {f"{refiner}.{name}": value for name, value in metrics.items()}

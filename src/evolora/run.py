@@ -23,7 +23,8 @@ import torch
 from evolora.assembly import Parts, assemble
 from evolora.building import build_evolution
 from evolora.checkpoint import write_text
-from evolora.config import HUMAN, RunConfig, config_toml, make_config, read_config
+from evolora.config import HUMAN, RunConfig, make_config
+from evolora.config_file import config_toml, read_config
 from evolora.cost import Cost, Costs
 from evolora.errors import InputError, RewardError
 from evolora.evaluation import Evaluation, bootstrap_interval, compare, mean_fitness, term_means

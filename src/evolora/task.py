@@ -5,22 +5,18 @@ one prompt given by hand.
 Everything wrong with it is an `InputError` of one sentence that names the option, or the file and the line.
 """
 
-import csv
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import NamedTuple, NoReturn
 
 from evolora.errors import InputError
 from evolora.gym_task import PREFIX as GYM
 from evolora.gym_task import gym_rows
 from evolora.rng import keyed_seed
-
-SPLITS = ("train", "validation", "test")
-SUFFIXES = (".jsonl", ".csv")
+from evolora.task_files import SPLIT_NAMES, SPLITS, Row, data_rows, file_rows, listed, refuse, shown
 
 BUNDLED_TASKS = {"translate": "similarity", "arithmetic": "exact", "sentiment": "sentiment", "format": "json"}
 """The bundled tasks and the reward that each is scored by unless another is asked for."""
@@ -125,18 +121,18 @@ def load_task(
     """
     _check_options(task=task, data=data, prompt=prompt, target=target)
     if not (0 < validation_share < 1 and 0 < test_share < 1 and validation_share + test_share < 1):
-        _refuse(
+        refuse(
             "validation_share and test_share",
             f"are {validation_share} and {test_share}, expected two numbers in (0, 1) with a sum below 1",
         )
 
     if prompt is not None:
         row: dict[str, object] = {"prompt": prompt} if target is None else {"prompt": prompt, "target": target}
-        return _task_of("prompt", "--prompt", [_Row("--prompt", row)], reward, seed, validation_share, test_share)
+        return _task_of("prompt", "--prompt", [Row("--prompt", row)], reward, seed, validation_share, test_share)
     if data is not None:
         path = Path(data)
         return _task_of(
-            path.resolve().stem, f"--data {path}", _data_rows(path), reward, seed, validation_share, test_share
+            path.resolve().stem, f"--data {path}", data_rows(path), reward, seed, validation_share, test_share
         )
     if task is not None and task.strip().startswith(GYM):
         return _gym_task(task.strip(), reward or "verifiable", seed)
@@ -148,15 +144,15 @@ def bundled_task(name: str, *, root: Traversable | None = None) -> Task:
     """The bundled task `name`, from `root`/name/{train,validation,test}.jsonl; `root` is the package's own folder
     unless given. Raises InputError for an unknown name, listing the known ones, and for bad files."""
     if name not in BUNDLED_TASKS:
-        _refuse("--task", f"is {_show(name)}, expected one of {', '.join(BUNDLED_TASKS)} or {GYM}NAME")
+        refuse("--task", f"is {shown(name)}, expected one of {', '.join(BUNDLED_TASKS)} or {GYM}NAME")
     folder = (files("evolora") / "assets" / "tasks" if root is None else root) / name
-    rows = (row for split in SPLITS for row in _file_rows(folder / f"{split}.jsonl", split))
+    rows = (row for split in SPLITS for row in file_rows(folder / f"{split}.jsonl", split))
     return _task_of(name, f"--task {name}", rows, BUNDLED_TASKS[name], seed=0, validation_share=0.15, test_share=0.15)
 
 
 def _gym_task(spec: str, reward: str, seed: int) -> Task:
     rows = (
-        _Row(spec, {"prompt": row.prompt, "target": row.answer, "entry": row.entry}, row.split)
+        Row(spec, {"prompt": row.prompt, "target": row.answer, "entry": row.entry}, row.split)
         for row in gym_rows(spec, seed=seed)
     )
     return _task_of(spec, f"--task {spec}", rows, reward, seed, validation_share=0.15, test_share=0.15)
@@ -185,18 +181,10 @@ def split_by_prompt(
     return dict(zip(ranked, names, strict=True))
 
 
-class _Row(NamedTuple):
-    """A row as read, where it was read, and its split where the name of its file says so."""
-
-    place: str
-    values: dict[str, object]
-    split: str | None = None
-
-
 def _task_of(
     name: str,
     source: str,
-    rows: Iterable[_Row],
+    rows: Iterable[Row],
     reward: str | None,
     seed: int,
     validation_share: float,
@@ -204,20 +192,20 @@ def _task_of(
 ) -> Task:
     examples: list[Example] = []
     named_splits: list[str | None] = []
-    first: _Row | None = None
+    first: Row | None = None
     for row in rows:
         first = first or row
         _check_columns(row, first)
         examples.append(_example(row))
         if (examples[-1].messages is None) != (examples[0].messages is None):
             kinds = ("text", "chat messages") if examples[-1].messages is None else ("chat messages", "text")
-            _refuse(row.place, f"has a prompt of {kinds[0]}, expected {kinds[1]} as in {first.place}")
+            refuse(row.place, f"has a prompt of {kinds[0]}, expected {kinds[1]} as in {first.place}")
         named_splits.append(row.split or _split_column(row))
     assert first is not None  # every reader refuses a file without rows
     columns = tuple(examples[0].columns)
     if reward is None and "target" not in columns:
-        found = "comes without --target" if source == "--prompt" else f"has no column 'target' but {_listed(columns)}"
-        _refuse(source, f"{found} and so has no default reward, expected --reward")
+        found = "comes without --target" if source == "--prompt" else f"has no column 'target' but {listed(columns)}"
+        refuse(source, f"{found} and so has no default reward, expected --reward")
 
     splits: dict[str, tuple[Example, ...]]
     if named_splits[0] is not None:
@@ -227,9 +215,7 @@ def _task_of(
         }
         for split in SPLITS:
             if not splits[split]:
-                _refuse(
-                    source, f"has no row with the split '{split}', expected at least one for each of {_SPLIT_NAMES}"
-                )
+                refuse(source, f"has no row with the split '{split}', expected at least one for each of {SPLIT_NAMES}")
     else:
         prompts = (example.prompt for example in examples)
         split_of = split_by_prompt(prompts, seed=seed, validation_share=validation_share, test_share=test_share)
@@ -262,33 +248,33 @@ def _check_options(*, task: str | None, data: Path | str | None, prompt: str | N
 # --- one row -----------------------------------------------------------------------------------------------------
 
 
-def _check_columns(row: _Row, first: _Row) -> None:
+def _check_columns(row: Row, first: Row) -> None:
     """Every row has the columns of the first: a reward function gets whole columns."""
     missing = [name for name in first.values if name not in row.values]
     if missing:
-        _refuse(row.place, f"has no column {_show(missing[0])}, expected the columns of {first.place}")
+        refuse(row.place, f"has no column {shown(missing[0])}, expected the columns of {first.place}")
     extra = [name for name in row.values if name not in first.values]
     if extra:
-        _refuse(row.place, f"has the column {_show(extra[0])}, expected only the columns of {first.place}")
+        refuse(row.place, f"has the column {shown(extra[0])}, expected only the columns of {first.place}")
 
 
-def _example(row: _Row) -> Example:
+def _example(row: Row) -> Example:
     if "prompt" not in row.values:
-        _refuse(row.place, f"has no column 'prompt' but {_listed(row.values)}, expected one")
+        refuse(row.place, f"has no column 'prompt' but {listed(row.values)}, expected one")
     prompt, messages = row.values["prompt"], None
     if isinstance(prompt, list):
         messages = _messages(prompt, row.place)
         prompt = json.dumps(prompt)
     if not isinstance(prompt, str) or not prompt.strip():
-        _refuse(row.place, f"has the prompt {_show(prompt)}, expected text that is not blank, or chat messages")
+        refuse(row.place, f"has the prompt {shown(prompt)}, expected text that is not blank, or chat messages")
     _check_utf8(prompt, "prompt", row.place)
     for name in RESERVED_COLUMNS:
         if name in row.values:
-            _refuse(row.place, f"has a column '{name}', expected another name because rewards are called with that one")
+            refuse(row.place, f"has a column '{name}', expected another name because rewards are called with that one")
     if "" in row.values:
-        _refuse(row.place, "has a column without a name, expected a name for each column")
+        refuse(row.place, "has a column without a name, expected a name for each column")
     if row.split is not None and "split" in row.values:
-        _refuse(row.place, "has a column 'split', expected none because the name of the file already says the split")
+        refuse(row.place, "has a column 'split', expected none because the name of the file already says the split")
     columns = {name: value for name, value in row.values.items() if name not in ("prompt", "split")}
     return Example(prompt, columns, messages)
 
@@ -296,18 +282,18 @@ def _example(row: _Row) -> Example:
 def _messages(values: list[object], place: str) -> tuple[Message, ...]:
     """Chat messages of text, as TRL has them: [{"role": "user", "content": "..."}, ...]."""
     if not values:
-        _refuse(place, "has the prompt [], expected at least one chat message")
+        refuse(place, "has the prompt [], expected at least one chat message")
     messages: list[Message] = []
     for number, value in enumerate(values, start=1):
         if not isinstance(value, dict) or value.keys() != {"role", "content"}:
-            _refuse(place, f"has as message {number} {_show(value)}, expected an object with a role and a content")
+            refuse(place, f"has as message {number} {shown(value)}, expected an object with a role and a content")
         for key, text in value.items():
             if not isinstance(text, str) or (key == "role" and not text.strip()):
-                _refuse(place, f"has in message {number} the {key} {_show(text)}, expected text")
+                refuse(place, f"has in message {number} the {key} {shown(text)}, expected text")
             _check_utf8(text, f"{key} of message {number}", place)
         messages.append({"role": value["role"], "content": value["content"]})
     if messages[-1]["role"] == "assistant":
-        _refuse(place, "ends its prompt with a message of the assistant, expected one that the assistant answers")
+        refuse(place, "ends its prompt with a message of the assistant, expected one that the assistant answers")
     return tuple(messages)
 
 
@@ -315,116 +301,13 @@ def _check_utf8(text: str, what: str, place: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape and no tokenizer takes
-        _refuse(place, f"has the {what} {_show(text)}, expected text that can be encoded as UTF-8")
+        refuse(place, f"has the {what} {shown(text)}, expected text that can be encoded as UTF-8")
 
 
-def _split_column(row: _Row) -> str | None:
+def _split_column(row: Row) -> str | None:
     if "split" not in row.values:
         return None
     split = row.values["split"]
     if not isinstance(split, str) or split not in SPLITS:
-        _refuse(row.place, f"has the split {_show(split)}, expected one of {_SPLIT_NAMES}")
+        refuse(row.place, f"has the split {shown(split)}, expected one of {SPLIT_NAMES}")
     return split
-
-
-# --- files -------------------------------------------------------------------------------------------------------
-
-
-def _data_rows(path: Path) -> Iterator[_Row]:
-    if not path.exists():
-        _refuse(f"--data {path}", f"does not exist, expected a {' or '.join(SUFFIXES)} file or a folder of them")
-    if not path.is_dir():
-        yield from _file_rows(path)
-        return
-    for split in SPLITS:
-        found = [path / f"{split}{suffix}" for suffix in SUFFIXES if (path / f"{split}{suffix}").is_file()]
-        if len(found) != 1:
-            both = "both " if found else "neither "
-            _refuse(f"--data {path}", f"has {both}{split}.jsonl {'and' if found else 'nor'} {split}.csv, expected one")
-        yield from _file_rows(found[0], split)
-
-
-def _file_rows(path: Traversable, split: str | None = None) -> Iterator[_Row]:
-    suffix = Path(path.name).suffix.lower()
-    if suffix not in SUFFIXES:
-        _refuse(str(path), f"has the suffix {_show(suffix)}, expected {' or '.join(SUFFIXES)}")
-    empty = True
-    for line, values in (_jsonl_rows if suffix == ".jsonl" else _csv_rows)(path):
-        empty = False
-        yield _Row(f"{path} line {line}", values, split)
-    if empty:
-        _refuse(str(path), "has no rows, expected at least one")
-
-
-def _lines(path: Traversable) -> Iterator[tuple[int, str]]:
-    """The file's lines with their numbers, read one at a time and decoded one at a time, so that a bad byte has a line
-    number. A byte order mark, as spreadsheets write it, is dropped."""
-    try:
-        with path.open("rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                try:
-                    text = line.decode()
-                except UnicodeDecodeError as error:
-                    byte = f"0x{line[error.start]:02x}"
-                    _refuse(f"{path} line {number}", f"has the byte {byte} at {error.start + 1}, expected UTF-8 text")
-                yield number, text.removeprefix("\ufeff") if number == 1 else text
-    except OSError as error:
-        _refuse(str(path), f"cannot be read ({error.strerror}), expected a readable file")
-
-
-def _jsonl_rows(path: Traversable) -> Iterator[tuple[int, dict[str, object]]]:
-    for number, line in _lines(path):
-        if not line.strip():
-            continue
-        place = f"{path} line {number}"
-        try:
-            value = json.loads(line, parse_constant=_no_constant)
-        except json.JSONDecodeError as error:
-            _refuse(place, f"is not JSON ({error.msg} at column {error.colno}), expected one JSON object a line")
-        except (ValueError, RecursionError) as error:
-            _refuse(place, f"is not JSON ({error}), expected one JSON object a line")
-        if not isinstance(value, dict):
-            _refuse(place, f"is {_show(value)}, expected a JSON object")
-        yield number, value
-
-
-def _no_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a JSON value")
-
-
-def _csv_rows(path: Traversable) -> Iterator[tuple[int, dict[str, object]]]:
-    # Strict: otherwise a quote that is never closed silently swallows the rest of the file.
-    reader = csv.DictReader((line for _, line in _lines(path)), strict=True)
-    try:
-        header = reader.fieldnames or []
-        for name in header:
-            if header.count(name) > 1:
-                _refuse(f"{path} line 1", f"names the column {_show(name)} twice, expected each name once")
-        for row in reader:
-            place = f"{path} line {reader.line_num}"
-            # DictReader files surplus cells under None and fills missing ones with None.
-            cells = sum(value is not None for value in row.values()) - (None in row) + len(row.get(None) or [])
-            if cells != len(header):
-                _refuse(place, f"has {cells} cells, expected {len(header)} as in the header")
-            yield reader.line_num, dict(row)
-    except csv.Error as error:
-        _refuse(f"{path} line {reader.reader.line_num}", f"is not CSV ({error}), expected comma-separated values")
-
-
-# --- wording -----------------------------------------------------------------------------------------------------
-
-_SPLIT_NAMES = ", ".join(SPLITS)
-
-
-def _refuse(subject: str, predicate: str) -> NoReturn:
-    raise InputError(f"{subject} {predicate}.")
-
-
-def _show(value: object) -> str:
-    """The value on one short line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _listed(names: Iterable[str]) -> str:
-    return ", ".join(_show(name) for name in names) or "no other columns"

@@ -163,9 +163,10 @@ def _cells(metrics: dict[str, Any], gens: int | None, done: float) -> dict[str, 
     refiner = next((name.removesuffix(".gain") for name in metrics if name.endswith(".gain")), None)
     if refiner is not None:
         gain, accepted, refined = (metrics[f"{refiner}.{name}"] for name in ("gain", "accepted", "refined"))
-        kl = metrics.get(f"{refiner}.kl")  # not measured without a penalty
         cells[refiner] = f"{gain:+.3f} ({accepted}/{refined} in)"
-        cells["kl"] = "" if kl is None else f"{kl:.2f}"
+        kl = metrics.get(f"{refiner}.kl")
+        if kl is not None:  # it is measured where it is penalised
+            cells["kl"] = f"{kl:.2f}"
     cells["by"] = metrics["best.operator"]
     cells["tok/s"] = f"{metrics['time.tokens_per_second']:,.0f}"
     return cells

@@ -17,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evolora import InputError, RunConfig, evolve, resume
 from evolora.cli import main
-from evolora.config import option_name, read_config
+from evolora.config import option_name
+from evolora.config_file import read_config
 from evolora.inspection import Inspection
 
 

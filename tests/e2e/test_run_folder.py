@@ -53,7 +53,8 @@ def test_config_holds_every_resolved_option_and_loads_back(finished: Path, toy: 
 
 
 def test_an_option_switched_off_stays_off_when_the_config_is_read_back(evolora: Any, toy: Any, tmp_path: Path) -> None:
-    from evolora.config import make_config, read_config
+    from evolora.config import make_config
+    from evolora.config_file import read_config
 
     run = tmp_path / "run"
     code, _, _ = evolora("train", *toy.options(run, "--target-kl", "none", gens=1))

@@ -28,7 +28,7 @@ from evolora.population_model import PopulationModel
 from evolora.refiners import GRPOConfig, GRPORefiner, PolicyGradientRefiner, RLOOConfig, RLOORefiner
 from evolora.refiners.advantages import equal_groups, group_advantages, leave_one_out_advantages
 from evolora.refiners.losses import grpo_loss, sequence_policy_loss
-from evolora.refiners.policy_gradient import Rollout
+from evolora.refiners.rollouts import Rollout
 from evolora.rewards import RewardScorer
 from evolora.rollout import completion_log_probs
 from evolora.task import Example, load_task

@@ -8,16 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolora.config import (
-    ABSOLUTE_MUTATIONS,
-    CrossoverName,
-    MutationName,
-    RunConfig,
-    config_toml,
-    make_config,
-    option_name,
-    read_config,
-)
+from evolora.config import ABSOLUTE_MUTATIONS, CrossoverName, MutationName, RunConfig, make_config, option_name
+from evolora.config_file import config_toml, read_config
 from evolora.errors import InputError
 from evolora.operators import CROSSOVERS, MUTATIONS
 from evolora.strategies import GAConfig
@@ -30,6 +22,14 @@ from evolora.strategies import GAConfig
         ({"gens": 0}, ["--gens", "0", "1"]),
         ({"gens": 2.5}, ["--gens", "2.5", "integer"]),
         ({"refine_whom": "lineage", "refine": 2}, ["--refine-whom lineage", "--refine 1"]),
+        ({"refine_whom": "copies"}, ["--refine-whom copies", "--refine 1", "at least 2"]),
+        ({"refine_whom": "copies", "refine": 2, "strategy": "es"}, ["--refine-whom copies", "--strategy es", "ga"]),
+        (
+            {"refine_whom": "copies", "refine": 2, "inheritance": "baldwinian"},
+            ["--refine-whom copies", "--inheritance baldwinian"],
+        ),
+        ({"rl_share": "adaptive", "strategy": "es"}, ["--rl-share adaptive", "--strategy es", "ga"]),
+        ({"rl_share": "adaptive", "refiner": "none"}, ["--rl-share adaptive", "--refiner none"]),
         ({"replay": -1}, ["--replay -1"]),
         ({"budget_tokens": 0}, ["--budget-tokens", "0", "1"]),
         ({"budget_seconds": 0}, ["--budget-seconds", "0", "greater than 0"]),
@@ -136,10 +136,10 @@ def test_a_rollout_has_64_completions_unless_told_otherwise(
 @pytest.mark.parametrize(
     ("options", "kl"),
     [
-        ({}, 0.06),
-        ({"refiner": "grpo"}, 0.06),
+        ({}, 0.1),
+        ({"refiner": "grpo"}, 0.1),
         ({"epochs": 1}, 0),
-        ({"epochs": 1, "minibatches": 2}, 0.06),
+        ({"epochs": 1, "minibatches": 2}, 0.1),
         ({"strategy": "none"}, 0),
         ({"strategy": "pbt"}, 0),
         ({"strategy": "none", "update_kl": 0.3}, 0.3),
@@ -151,6 +151,36 @@ def test_the_learning_rate_is_led_where_there_is_a_population(options: dict[str,
     assert config.led_update_kl == kl
     # What a run writes down as resolved is accepted again.
     assert make_config({**options, "update_kl": kl}).led_update_kl == kl
+
+
+@pytest.mark.parametrize(
+    ("options", "rollouts"),
+    [({}, 6), ({"strategy": "none"}, 3), ({"strategy": "pbt"}, 3), ({"rl_steps": 2}, 2)],
+)
+def test_a_refinement_is_longer_where_a_population_waits(options: dict[str, Any], rollouts: int) -> None:
+    config = make_config(options)
+    assert config.rollouts_a_refinement == rollouts
+    # What a run writes down as resolved is accepted again.
+    assert make_config({**options, "rl_steps": rollouts}).rollouts_a_refinement == rollouts
+
+
+@pytest.mark.parametrize(
+    ("options", "weight"),
+    [
+        ({}, 0),
+        ({"refiner": "grpo"}, 0),
+        ({"kl_target": 3}, 0.02),
+        ({"kl_weight": 0.1}, 0.1),
+        ({"strategy": "none"}, 0.02),
+        ({"strategy": "pbt"}, 0.02),
+        ({"strategy": "none", "kl_weight": 0}, 0),
+    ],
+)
+def test_a_population_needs_no_kl_penalty_unless_it_is_asked_for(options: dict[str, Any], weight: float) -> None:
+    config = make_config(options)
+    assert config.kl_penalty == weight
+    # What a run writes down as resolved is accepted again.
+    assert make_config({**options, "kl_weight": weight}).kl_penalty == weight
 
 
 @pytest.mark.parametrize(

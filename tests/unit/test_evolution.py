@@ -18,7 +18,7 @@ from evolora.evolution import Evolution, LoopConfig
 from evolora.genome import AdaptedModule, GenomeLayout
 from evolora.lineage import Lineage
 from evolora.memory import RememberingEvaluator
-from evolora.population import Hyperparameters, Individual, Population, genome_sha256
+from evolora.population import Hyperparameters, Individual, Population, genome_sha256, newest
 from evolora.racing import Race, race
 from evolora.refiners import Refinement, Refiner
 from evolora.strategies import (
@@ -65,7 +65,7 @@ class Step(Refiner):
     def __init__(self, size: float, name: str = "ppo") -> None:
         self.size = size
         self.name = name
-        self.calls: list[tuple[list[str], list[tuple[int, int]]]] = []
+        self.calls: list[tuple[list[str], list[tuple[int, ...]]]] = []
         self.children: list[list[int]] = []
         self.hyperparameters: list[list[Hyperparameters | None]] = []
         self.kept: set[int] = set()
@@ -75,10 +75,10 @@ class Step(Refiner):
         genomes: Tensor,
         examples: Sequence[Example],
         *,
-        key: Sequence[tuple[int, int]],
+        key: Sequence[tuple[int, ...]],
         children: Sequence[int] | None = None,
         hyperparameters: Sequence[Hyperparameters | None] | None = None,
-        parts: int = 1,
+        steps: int | None = None,
         progress: float = 0.0,
     ) -> Refinement:
         self.progress = progress
@@ -143,8 +143,8 @@ def test_the_refiner_knows_whom_it_makes_and_who_lives() -> None:
     assert isinstance(refiner, Step)
     for _ in range(3):
         evolution.step()
-        assert evolution.hall_of_fame is not None
-        living = evolution.strategy.ask().join(evolution.hall_of_fame)
+        assert not evolution.hall_of_fame.empty
+        living = evolution.strategy.ask().join(evolution.hall_of_fame.members)
         assert refiner.kept == {individual.id for individual in living.individuals}
         refined = [individual.id for individual in living.individuals if individual.operator == "ppo"]
         assert set(refiner.children[-1]) <= set(refined), "all of them were let in"
@@ -330,8 +330,8 @@ def test_nobody_is_asked_twice_and_only_the_living_are_remembered(step: float | 
     evolution.evaluator = memory = RememberingEvaluator(ledger)
     for _ in range(8):
         evolution.step()
-        assert evolution.hall_of_fame is not None
-        living = evolution.strategy.ask().join(evolution.hall_of_fame).genomes
+        assert not evolution.hall_of_fame.empty
+        living = evolution.strategy.ask().join(evolution.hall_of_fame.members).genomes
         assert set(memory.memory) <= {genome_sha256(genome) for genome in living}
     evolution.choose_winner()
     assert len(ledger.asked) == len(set(ledger.asked))
@@ -433,3 +433,116 @@ def test_a_lineage_that_failed_is_not_refined_again() -> None:
     assert population.individuals[head].operator == "ppo"
     evaluation.rewards[head], evaluation.fitness[head] = np.nan, np.nan
     assert evolution._to_be_refined(population, evaluation) == [int(np.nanargmax(evaluation.fitness))]
+
+
+def refined_by_copies(sizes: dict[int, float]) -> Evolution:
+    """Whose copies, by their number, go different ways."""
+
+    class Copies(Step):
+        def refine(self, genomes: Tensor, examples: Sequence[Example], **given: Any) -> Refinement:
+            refinement = super().refine(genomes, examples, **given)
+            ways = torch.tensor([sizes[key[2] if len(key) > 2 else 0] for key in given["key"]])
+            return replace(refinement, genomes=genomes + ways[:, None] * (1 - genomes))
+
+    evolution = make_evolution(refine=3, refine_whom="copies")
+    evolution.refiner = Copies(0.5)
+    return evolution
+
+
+def test_of_refined_copies_the_best_takes_its_parents_place_and_the_others_the_worst() -> None:
+    evolution = refined_by_copies({0: 0.1, 1: -0.5, 2: 0.3})
+    before = evolution.strategy.ask()
+    rows = np.argsort(-Hill().evaluate(before.genomes, TASK.train[:8]).fitness)
+    told: list[Population] = []
+    tell = evolution.strategy.tell
+    evolution.strategy.tell = lambda population, fitness: (told.append(population), tell(population, fitness))[1]  # type: ignore[method-assign]
+    metrics = evolution.step()
+    assert isinstance(evolution.refiner, Step)
+    parent = before.individuals[rows[0]].id
+    assert evolution.refiner.calls[0][1] == [(1, parent), (1, parent, 1), (1, parent, 2)]
+    # The copy that went the wrong way is turned away, and nobody makes room for it.
+    assert (metrics["ppo.refined"], metrics["ppo.accepted"]) == (3, 2)
+    after, best = told[0], before.genomes[rows[0]]
+    for row, way in ((rows[0], 0.3), (rows[-1], 0.1)):
+        torch.testing.assert_close(after.genomes[row], best + way * (1 - best))
+        assert (after.individuals[row].operator, after.individuals[row].parents) == ("ppo", (parent,))
+    for row in rows[1:-1]:
+        assert after.individuals[row].id == before.individuals[row].id
+
+
+def test_what_becomes_of_the_refined_is_counted() -> None:
+    evolution = make_evolution(refine=3)
+    first = evolution.step()
+    # Two are elites; the third is chosen as a parent, or nobody's.
+    assert first["ppo.kept"] == 2
+    assert first["ppo.kept"] + first["ppo.selected"] + first["ppo.discarded"] == first["ppo.accepted"] == 3
+    proposal = evolution.strategy.ask().individuals
+    assert first["ppo.living"] == sum(one.operator == "ppo" for one in proposal) == 2
+    assert isinstance(evolution.refiner, Step)
+    gone = set(evolution.refiner.children[0]) - {one.id for one in proposal}
+    assert first["ppo.selected"] == len(gone & {parent for one in proposal for parent in one.parents})
+    # Nobody enters: what lives on is from before.
+    evolution.refiner.size = -5.0
+    second = evolution.step()
+    assert [second[f"ppo.{name}"] for name in ("kept", "selected", "discarded", "living")] == [0, 0, 0, 2]
+
+
+def test_rollouts_follow_the_share_that_gains_more() -> None:
+    options = {"refine": 1, "rl_steps": 3, "rollout_prompts": 2, "rl_share": "adaptive"}
+    rich, poor = make_evolution(0.5, **options), make_evolution(-0.5, **options)
+    for evolution in (rich, poor):
+        assert evolution.step()["share.rollouts"] == 3
+    for _ in range(8):
+        last = {"rich": rich.step(), "poor": poor.step()}
+    assert last["rich"]["share.rl"] > 0.7 and last["rich"]["share.rollouts"] >= 9
+    assert last["poor"]["share.rl"] < 0.3 and last["poor"]["share.rollouts"] == 1
+    assert isinstance(rich.refiner, Step)
+    assert len(rich.refiner.calls[-1][0]) == 2 * last["rich"]["share.rollouts"]
+    resumed = make_evolution(0.5, **options)
+    resumed.load_state_dict(rich.state_dict())
+    assert resumed.step()["share.rl"] == rich.step()["share.rl"]
+
+
+def validated(evolution: Evolution) -> list[str]:
+    """The operators of those that met the validation prompts, by generation, the base's aside."""
+    query = (
+        "SELECT operator FROM fitness JOIN individuals ON fitness.individual = individuals.id "
+        "WHERE stage = 'validation' AND individuals.id > 0 ORDER BY fitness.generation"
+    )
+    return [operator for (operator,) in evolution.lineage.query(query)]
+
+
+def follow(step: float, generations: int, **options: Any) -> Evolution:
+    """A loop around one lineage with its average."""
+    evolution = make_evolution(step, refine=1, refine_whom="lineage", accept="always", **options)
+    evolution.strategy = GeneticAlgorithm(torch.zeros(14), LAYOUT, GAConfig(pop=6, elites=2, average=0.4), seed=0)
+    for _ in range(generations):
+        evolution.step()
+    return evolution
+
+
+def test_an_average_is_validated_unless_it_clearly_lags() -> None:
+    assert validated(follow(0.3, 4)) == ["ppo"] * 4
+    # Two prompts tell nothing apart.
+    assert validated(follow(0.3, 4, eval_prompts=2)) == ["ppo", "average", "average", "average"]
+
+
+def test_where_rewards_vary_the_average_wins_unless_another_is_clearly_better() -> None:
+    evolution = follow(0.3, 3, remember=False)
+    candidates = evolution.finalists()
+    average = newest(candidates, "average")
+    assert average is not None
+    assert candidates.individuals[average].id in {one.id for one in evolution.strategy.ask().individuals}
+    assert candidates.individuals[average].history == (), "the newest, that no generation has measured"
+    other = next(row for row in range(1, len(candidates)) if row != average)
+    whole = Hill().evaluate(candidates.genomes, TASK.validation)
+
+    def first(gaps: list[float], base: float = -1.0) -> int:
+        rewards = np.full_like(whole.rewards, -2.0)
+        rewards[0], rewards[average], rewards[other] = base, 0.0, gaps
+        return evolution._ranked(candidates, replace(whole, rewards=rewards, fitness=rewards.mean(axis=1)))[0]
+
+    lucky, better = [1.0, -0.9] * 5, [0.2] * 10
+    assert (first(lucky), first(better), first(lucky, base=0.01)) == (average, other, other)
+    evolution.config = replace(evolution.config, remember=True)
+    assert first(lucky) == other

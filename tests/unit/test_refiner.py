@@ -136,17 +136,36 @@ def test_elites_refined_together_come_out_as_alone(
 def test_refining_is_repeatable_and_keyed(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
     layout, genome = founder
 
-    def refine(generation: int = 1, individual: int = 0, seed: int = 0) -> Tensor:
+    def refine(generation: int = 1, individual: int = 0, seed: int = 0, copy: tuple[int, ...] = ()) -> Tensor:
         refiner = make_refiner(base, layout, dropout=0.05, seed=seed)
-        return refiner.refine(genome[None], EXAMPLES, key=[(generation, individual)]).genomes
+        return refiner.refine(genome[None], EXAMPLES, key=[(generation, individual, *copy)]).genomes
 
     state = torch.random.get_rng_state()
     first = refine()
     assert torch.equal(torch.random.get_rng_state(), state), "the global generator is left alone"
     torch.rand(7)
     assert torch.equal(first, refine())
-    for other in (refine(generation=2), refine(individual=1), refine(seed=1)):
+    for other in (refine(generation=2), refine(individual=1), refine(seed=1), refine(copy=(1,))):
         assert not torch.equal(first, other)
+
+
+def test_each_step_that_is_asked_for_has_a_part_of_the_prompts(
+    base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, genome = founder
+    asked: list[list[str]] = []
+
+    def reward(completions: list[str], prompts: list[str]) -> list[float]:
+        asked.append(prompts)
+        return [float(len(text)) for text in completions]
+
+    prompts = [example.prompt for example in TRAIN[:6]]
+    refiner = make_refiner(base, layout, reward=reward, rl_steps=2)
+    refiner.refine(genome[None], list(TRAIN[:6]), key=[(1, 0)], steps=3)
+    assert asked == [prompts[:2], prompts[2:4], prompts[4:]]
+    asked.clear()
+    refiner.refine(genome[None], list(TRAIN[:6]), key=[(1, 0)])
+    assert asked == [prompts, prompts]
 
 
 @kinds

@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolora.config import make_config, read_config
+from evolora.config import make_config
+from evolora.config_file import read_config
 from evolora.errors import InputError, RewardError
 from evolora.rewards import (
     BUILTIN_REWARDS,

@@ -478,6 +478,7 @@ def test_the_report_keeps_what_is_written_by_hand(tmp_path: Path) -> None:
     assert text.startswith("# Page\n\nBefore.\n") and text.endswith("\n\nAfter.\n") and "\nold\n" not in text
     assert "| hybrid (the defaults) | 0.910 (0.900) | 0.910 (0.900) |" in text
     assert "| equal FLOPs | **1.00** GA alone (0.910, 0.510) |" in text
+    assert "| hybrid with GRPO | 6 | -0.444 (-0.454 to -0.435) | 0.510 (0.500) | 0.510 (0.500) |" in text
     plots = sorted(path.name for path in (tmp_path / "results").glob("*.png"))
     assert len(plots) == 5 and all(f"results/{name}" in text for name in plots)
     figures = json.loads((tmp_path / "results" / "claims.json").read_text())

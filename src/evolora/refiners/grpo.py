@@ -10,7 +10,8 @@ from torch import Tensor
 
 from evolora.refiners.advantages import RewardScale, equal_groups, group_advantages
 from evolora.refiners.losses import LossType, grpo_loss
-from evolora.refiners.policy_gradient import GroupConfig, Minibatch, PolicyGradientRefiner, Rollout
+from evolora.refiners.policy_gradient import GroupConfig, Minibatch, PolicyGradientRefiner
+from evolora.refiners.rollouts import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)

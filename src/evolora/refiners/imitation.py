@@ -69,7 +69,7 @@ class Imitation:
         optimiser: RowAdam,
         scores: Tensor,
         scored: Tensor,
-        key: tuple[int, int, int],
+        key: tuple[int, ...],
         costs: Costs,
     ) -> dict[str, Tensor]:
         """One step of all `rows` [k, genome_length] towards some lessons, by the mean of -weight * log p over their
@@ -104,7 +104,7 @@ class Imitation:
         optimiser: RowAdam,
         lessons: Sequence[Lesson],
         gains: Tensor,
-        key: tuple[int, int, int],
+        key: tuple[int, ...],
         costs: Costs,
     ) -> None:
         model = self.population_model.model

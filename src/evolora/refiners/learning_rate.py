@@ -7,15 +7,18 @@ from typing import Any
 
 # How many times more or less than the target the KL of updates may be: a rate off by the root of it. The KLs of good
 # rates are that far apart, by what the task is and how far the run has come.
-BAND = 20.0
+BAND = 30.0
+# The same while a rate that was set anew has yet to prove right: what set it anew was measured far from there.
+NARROW = 3.0
+# How many times more than the target it may be as long as no rate has been right yet: at first updates are small, as
+# the adapter's B is zero, and a rate that is too high has nothing to lose but what it has done itself.
+FIRST = 9.0
 # Updates whose mean says so: one is estimated on few tokens, and varies as much from rollout to rollout.
 SEEN = 3
 # By how much a rate changes at once, at most.
 MOST = 10.0
 # Updates that moved a policy this far, in nats a token, have destroyed it: they are taken back.
 FAR = 1.0
-# By how much the rate falls then, at least.
-_FALL = 3.0
 
 
 def decayed(decay: float, progress: float) -> float:
@@ -31,45 +34,64 @@ def decayed(decay: float, progress: float) -> float:
 class LedRate:
     """A factor of the learning rate that follows how far updates move the policy, in nats a completion.
 
-    A KL grows with the square of the rate. While the geometric mean of the last three KLs is within 20 times the
-    target and a 20th of it the factor stays as it is; outside it is multiplied by the root of target / mean, which
-    brings the KL to the target, but at most by 10 or a tenth, and three KLs are seen before it changes again. Updates
-    that were taken back count at once, and let it fall to a third at least. (Rates that follow the KL, in small steps:
-    Rudin et al., 2022, arXiv 2109.11978.)
+    A KL grows with the square of the rate. While the geometric mean of the last three KLs is within 30 times the
+    target and a 30th of it the factor stays as it is; outside it is multiplied by the root of target / mean, which
+    brings the KL to the target, but at most by 10 or a tenth, and three KLs are seen before it changes again. Until
+    three of them are within three times the target and a third of it the rate is corrected once more. Before any rate
+    was right nine times the target are too much. None counts for more than 100 times the target or less than a
+    hundredth. Updates that were taken back count as others do, but two in a row are enough. (Rates that follow the KL,
+    in small steps: Rudin et al., 2022, arXiv 2109.11978.)
 
     >>> rate = LedRate()
     >>> for kl in (0.001, 0.002, 0.0005, 0.1, 0.3, 0.2):
-    ...     rate.follow(kl, target=0.1)
+    ...     _ = rate.follow(kl, target=0.1)
     ...     print(round(rate.factor, 3))
     1.0
     1.0
-    10.0
-    10.0
-    10.0
-    10.0
+    8.909
+    8.909
+    8.909
+    8.909
     """
 
     def __init__(self) -> None:
         self.factor = 1.0
-        self.recent: list[float] = []  # logarithms of the KLs since the last change
+        self.recent: list[float] = []  # logarithms of target / KL since the last change
+        self.proven = True
+        self.tested = False  # whether any rate was right yet
+        self.taken_back = False  # the last updates
 
-    def follow(self, kl: float, *, target: float, taken_back: bool = False) -> None:
-        """Updates moved a policy by `kl`. None at all, 0, says nothing."""
-        if taken_back:
-            self._change(min((target / kl) ** 0.5, 1 / _FALL))
-        elif kl > 0:
-            self.recent = [*self.recent, math.log(kl)][-SEEN:]
-            error = math.log(target) - sum(self.recent) / len(self.recent)
-            if len(self.recent) == SEEN and abs(error) > math.log(BAND):
-                self._change(math.exp(error / 2))
-
-    def _change(self, by: float) -> None:
-        self.factor *= min(max(by, 1 / MOST), MOST)
-        self.recent = []
+    def follow(self, kl: float, *, target: float, taken_back: bool = False) -> bool:
+        """Updates moved a policy by `kl`; none at all, 0, says nothing. Returns whether all that rates have done so far
+        was to destroy it, so that it had better be forgotten."""
+        if kl <= 0:
+            return False
+        # No more than a change can mend: one that is far off must not speak for all three.
+        most = 2 * math.log(MOST)
+        self.recent = [*self.recent, min(max(math.log(target / kl) if kl < math.inf else -most, -most), most)][-SEEN:]
+        mean = sum(self.recent) / len(self.recent)
+        in_a_row, self.taken_back = taken_back and self.taken_back, taken_back
+        if len(self.recent) < SEEN and not in_a_row:
+            return False
+        band = BAND if self.proven else NARROW
+        destroyed = not self.tested and (in_a_row or mean < -math.log(FIRST))
+        if in_a_row or destroyed or abs(mean) > math.log(band):
+            self.factor *= min(max(math.exp(mean / 2), 1 / MOST), MOST)
+            self.recent, self.proven, self.taken_back = [], False, False
+            return destroyed
+        self.proven = self.tested = True
+        return False
 
     def state_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
-        return {"factor": self.factor, "recent": self.recent}
+        return {
+            "factor": self.factor,
+            "recent": self.recent,
+            "proven": self.proven,
+            "tested": self.tested,
+            "taken_back": self.taken_back,
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.factor, self.recent = state["factor"], list(state["recent"])
+        self.proven, self.tested, self.taken_back = state["proven"], state["tested"], state["taken_back"]

@@ -8,7 +8,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
@@ -23,23 +22,13 @@ from evolora.refiners.carried import Carried, CarriedStates
 from evolora.refiners.imitation import Imitation
 from evolora.refiners.kl_control import adapted_kl_weight
 from evolora.refiners.learning_rate import FAR, LedRate, decayed
-from evolora.refiners.losses import k1_kl, k3_kl, masked_mean
+from evolora.refiners.losses import masked_mean
 from evolora.refiners.optimiser import RowAdam, clip_rows
+from evolora.refiners.rollouts import Rollout, Settings, collect, statistics, texts
 from evolora.rewards import Scorer
 from evolora.rng import keyed_generator, keyed_seed
-from evolora.rollout import (
-    Completions,
-    PromptBatch,
-    completion_log_probs,
-    decode_text,
-    encode,
-    end_tokens,
-    generate,
-    lengths_read,
-    pad_token,
-    select_rows,
-)
-from evolora.task import Example, columns_of, messages_of
+from evolora.rollout import completion_log_probs, lengths_read
+from evolora.task import Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,44 +77,6 @@ class GroupConfig(PolicyGradientConfig):
 _UPDATE_STATS = ("policy_loss", "entropy", "clip_fraction", "approx_kl", "grad_norm")
 
 Config = TypeVar("Config", bound=PolicyGradientConfig)
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What each individual is refined with, all [k]."""
-
-    lr: Tensor
-    kl_weight: Tensor
-    entropy_weight: Tensor
-
-
-@dataclass(frozen=True)
-class Rollout:
-    """Sampled completions of k individuals, all tensors [k, rows, time] but `scores` [k, rows] and `features` [k, rows,
-    time, hidden], which are there if the algorithm asks for them.
-
-    `prompts` and `completions` are flat, [k * rows, ...]. `mask` is true on the tokens that count: those up to the
-    first end of sequence, in rows that have a score. The completions of one prompt are consecutive rows.
-
-    Without a KL penalty nobody asks the reference: its log-probabilities are the policy's, and `kl_measured` is false.
-    `settings` are the individuals' own, None for the refiner's.
-    """
-
-    prompts: PromptBatch
-    completions: Completions
-    scores: Tensor
-    mask: Tensor
-    log_probs: Tensor
-    reference_log_probs: Tensor
-    features: Tensor | None
-    failed: int
-    kl_measured: bool = True
-    settings: Settings | None = None
-
-    @property
-    def scored(self) -> Tensor:
-        """Which rows have a score, [k, rows]."""
-        return self.mask.any(-1)
 
 
 @dataclass(frozen=True)
@@ -219,10 +170,10 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         genomes: Tensor,
         examples: Sequence[Example],
         *,
-        key: Sequence[tuple[int, int]],
+        key: Sequence[tuple[int, ...]],
         children: Sequence[int] | None = None,
         hyperparameters: Sequence[Hyperparameters | None] | None = None,
-        parts: int = 1,
+        steps: int | None = None,
         progress: float = 0.0,
     ) -> Refinement:
         """Refine `genomes` [k, genome_length] on the prompts of `examples`; see `Refiner.refine`.
@@ -232,9 +183,10 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         for name, given in (("keys", key), ("children", children), ("hyperparameters", hyperparameters)):
             if given is not None and len(given) != genomes.shape[0]:
                 raise ValueError(f"{genomes.shape[0]} genomes with {len(given)} {name}")
-        config, size = self.config, len(examples) // parts
-        rows = genomes.detach().to(self.model.device).clone().requires_grad_()
-        carried = [self.carried.of(individual) for _, individual in key]
+        config, size = self.config, len(examples) // (steps or 1)
+        start = genomes.detach().to(self.model.device)
+        rows = start.clone().requires_grad_()
+        carried = [self.carried.of(individual) for _, individual, *_ in key]
         settings = self._settings(hyperparameters or [None] * len(key), carried)
         decay = decayed(config.lr_decay, progress)
         lr = settings.lr * decay
@@ -244,9 +196,9 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         trajectory = []
         costs, failed = Costs(), 0
         self.begin(carried)
-        for step in range(config.rl_steps):
+        for step in range(steps or config.rl_steps):
             with costs.timed("rollout"):
-                part = examples[step % parts * size : (step % parts + 1) * size]
+                part = examples if steps is None else examples[step * size : (step + 1) * size]
                 rollout = self.collect(rows.detach(), part, [(*each, step) for each in key], settings)
             costs.add("rollout", self._rollout_cost(rollout))
             failed += rollout.failed
@@ -257,13 +209,13 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 # An early stop ends the updates on one rollout: the next rollout starts from a policy on target.
                 stopped.zero_()
                 update_stats = self._update(rows, optimiser, rollout, advantages, stopped, (key[0][0], step), costs)
-                rate_stats = self._lead_rate(optimiser, lr, update_stats, config.update_kl * decay**2)
+                rate_stats = self._lead_rate(optimiser, start, lr, update_stats, config.update_kl * decay**2)
                 learned = {}
                 if self.imitation is not None:
                     learned = self.imitation.teach(
                         rows, optimiser, rollout.scores, rollout.scored, (*key[0], step), costs
                     )
-            rollout_stats = {**_rollout_stats(rollout), **learned}
+            rollout_stats = {**statistics(rollout), **learned}
             measured = {**rollout_stats, **update_stats, **credit_stats}
             if hyperparameters is not None and any(own is not None for own in hyperparameters):
                 measured |= {name: getattr(settings, name) for name in ("lr", "kl_weight", "entropy_weight")}
@@ -329,59 +281,24 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         self,
         genomes: Tensor,
         examples: Sequence[Example],
-        key: Sequence[tuple[int, int, int]],
+        key: Sequence[tuple[int, ...]],
         settings: Settings | None = None,
     ) -> Rollout:
-        """Sample and score completions of `genomes` [k, genome_length]; `key` is (generation, individual, step)."""
-        k, config = genomes.shape[0], self.config
-        examples = [example for example in examples for _ in range(config.rollout_samples)]
-        prompts = encode(self.tokenizer, [example.prompt for example in examples], self.model.device).repeat(k)
-        seeds = np.concatenate(
-            [
-                np.random.default_rng(keyed_seed(self.seed, "rollout", *each)).integers(
-                    0, 2**63, len(examples), dtype=np.uint64
-                )
-                for each in key
-            ]
-        )
-        with self.population_model.adapted(genomes):
-            completions = generate(
-                self.model,
-                prompts,
-                max_new_tokens=config.max_new_tokens,
-                eos_token_ids=end_tokens(self.model, self.tokenizer),
-                pad_token_id=pad_token(self.tokenizer),
-                seeds=seeds,
-                temperature=config.temperature,
-                keep_features=self.keep_features,
-            )
-        assert completions.log_probs is not None
-        reference = completions.log_probs
-        penalised = bool((settings or self._default_settings(k)).kl_weight.any())
-        if penalised:
-            with torch.no_grad():
-                reference, _ = completion_log_probs(self.model, prompts, completions, temperature=config.temperature)
-        scores = self.scorer.score(
-            prompts=[example.prompt for example in examples] * k,
-            completions=decode_text(self.tokenizer, completions),
-            columns=columns_of(list(examples) * k),
-            completion_ids=completions.rows(),
-            groups=[row for row in range(k) for _ in examples],
-            messages=messages_of(list(examples) * k),
-        )
-        found = torch.from_numpy(scores.rewards).to(self.dtype).to(self.model.device).unflatten(0, (k, -1))
-        mask = completions.mask.unflatten(0, (k, -1)) & ~found.isnan()[..., None]
-        return Rollout(
-            prompts=prompts,
-            completions=completions,
-            scores=found.nan_to_num(),
-            mask=mask,
-            log_probs=completions.log_probs.unflatten(0, (k, -1)),
-            reference_log_probs=reference.unflatten(0, (k, -1)),
-            features=None if completions.features is None else completions.features.unflatten(0, (k, -1)),
-            failed=int(scores.failed.sum()),
-            kl_measured=penalised,
+        """Sample and score completions of `genomes` [k, genome_length]; `key` is the refinement's, and the step."""
+        return collect(
+            self.population_model,
+            self.tokenizer,
+            self.scorer,
+            genomes,
+            examples,
+            [keyed_seed(self.seed, "rollout", *each) for each in key],
+            samples=self.config.rollout_samples,
+            max_new_tokens=self.config.max_new_tokens,
+            temperature=self.config.temperature,
+            keep_features=self.keep_features,
+            with_reference=bool((settings or self._default_settings(len(genomes))).kl_weight.any()),
             settings=settings,
+            dtype=self.dtype,
         )
 
     def _update(
@@ -433,16 +350,18 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         return stats
 
     def _lead_rate(
-        self, optimiser: RowAdam, lr: Tensor, updates: Mapping[str, Tensor], target: float
+        self, optimiser: RowAdam, start: Tensor, lr: Tensor, updates: Mapping[str, Tensor], target: float
     ) -> dict[str, Tensor]:
         """Let the rates of `optimiser`, the individuals' own `lr` [k] times the common factor, follow how far `updates`
-        have moved the policies; the rates before, [k], where they are not the same throughout."""
+        have moved the policies; where they have only been far too high so far, the refinement begins anew from `start`
+        [k, genome_length]. The rates before, [k], where they are not the same throughout."""
         if not target and self.config.lr_decay == 1:
             return {}
         before = torch.tensor(optimiser.lr, dtype=torch.float64)
         if target:
             for kl, far in zip(updates["update_kl"].tolist(), updates["taken_back"].tolist(), strict=True):
-                self.led_rate.follow(kl, target=target, taken_back=bool(far))
+                if self.led_rate.follow(kl, target=target, taken_back=bool(far)):
+                    optimiser.take_back(start, torch.ones(len(start), dtype=torch.bool, device=start.device))
             optimiser.lr = (lr * self.led_rate.factor).tolist()
         return {"lr": before}
 
@@ -457,7 +376,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         """The loss and its statistics, each [k], of genomes `rows` [k, genome_length] on the rows `part` of a rollout;
         differentiable. `seed` is that of the dropout."""
         k = len(rollout.scores)
-        prompts, completions = _texts(rollout, part)
+        prompts, completions = texts(rollout, part)
         told, settings = self.told_apart(rollout), self.settings(rollout)
         counted = rollout.mask & told[..., None]
         mask, share = counted[:, part], len(part) / max(int(told.any(0).sum()), 1)
@@ -495,7 +414,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
     def _pass_cost(self, rollout: Rollout, part: Tensor) -> Cost:
         """Of one pass of updates over the rows `part` of a rollout. An individual that was stopped stays in the batch
         until all are."""
-        prompts, completions = _texts(rollout, part.to(rollout.mask.device))
+        prompts, completions = texts(rollout, part.to(rollout.mask.device))
         size, lengths = self.population_model.size, lengths_read(prompts, completions)
         return Cost(completions.tokens, size.forward(lengths) + size.backward(lengths))
 
@@ -510,25 +429,3 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             self.imitation.load_state_dict(state["replay"])
         if self.config.update_kl:
             self.led_rate.load_state_dict(state["led_rate"])
-
-
-def _texts(rollout: Rollout, part: Tensor) -> tuple[PromptBatch, Completions]:
-    """Prompts and completions of the rows `part` of every individual, without features."""
-    k, n_rows = rollout.scores.shape
-    flat = (torch.arange(k, device=part.device)[:, None] * n_rows + part).flatten()
-    prompts = PromptBatch(rollout.prompts.ids[flat], rollout.prompts.mask[flat])
-    return prompts, select_rows(replace(rollout.completions, features=None), flat)
-
-
-def _rollout_stats(rollout: Rollout) -> dict[str, Tensor]:
-    scored = rollout.mask.any(-1)
-    rows = scored.sum(-1).clamp(min=1)
-    stats = {
-        "reward": (rollout.scores * scored).sum(-1) / rows,
-        "length": rollout.mask.sum((-1, -2)) / rows,
-    }
-    if rollout.kl_measured:
-        for name, estimator in (("kl", k1_kl), ("kl_k3", k3_kl)):
-            kl = estimator(rollout.log_probs, rollout.reference_log_probs)
-            stats[name] = (kl * rollout.mask).sum((-1, -2)) / rows
-    return stats

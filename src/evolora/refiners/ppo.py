@@ -25,7 +25,8 @@ from evolora.refiners.losses import (
     masked_variance,
     per_token_reward,
 )
-from evolora.refiners.policy_gradient import Minibatch, PolicyGradientConfig, PolicyGradientRefiner, Rollout
+from evolora.refiners.policy_gradient import Minibatch, PolicyGradientConfig, PolicyGradientRefiner
+from evolora.refiners.rollouts import Rollout
 from evolora.rewards import Scorer
 
 

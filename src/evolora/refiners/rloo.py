@@ -10,7 +10,8 @@ from torch import Tensor
 
 from evolora.refiners.advantages import equal_groups, leave_one_out_advantages
 from evolora.refiners.losses import k1_kl, sequence_policy_loss
-from evolora.refiners.policy_gradient import GroupConfig, Minibatch, PolicyGradientRefiner, Rollout
+from evolora.refiners.policy_gradient import GroupConfig, Minibatch, PolicyGradientRefiner
+from evolora.refiners.rollouts import Rollout
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,6 +168,10 @@ class GeneticAlgorithm(Strategy):
         self.choice.learn(population, fitness, self.generation)
         self.breed(population, fitness, keep=True)
 
+    def favourites(self) -> Sequence[int]:
+        average = newest(self.population, AVERAGE)
+        return () if average is None else (average,)
+
     def breed(self, population: Population, fitness: npt.NDArray[np.float64], *, keep: bool) -> None:
         """Propose a population bred from this one, with its survivors if `keep`."""
         self.generation += 1

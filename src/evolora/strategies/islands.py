@@ -75,6 +75,11 @@ class Islands(Strategy):
             first = first.join(other)
         return first
 
+    def favourites(self) -> Sequence[int]:
+        sizes = [len(island.ask()) for island in self.islands]
+        starts = [sum(sizes[:place]) for place in range(len(sizes))]
+        return [start + row for start, island in zip(starts, self.islands, strict=True) for row in island.favourites()]
+
     def new_id(self) -> int:
         return self.ids.new()
 
