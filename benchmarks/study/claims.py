@@ -222,16 +222,12 @@ def _ablations(results: Results, tasks: Sequence[str], min_seeds: int) -> Figure
     reasons = _missing(results, tasks, ("hybrid", *ABLATIONS), min_seeds)
     ingredients: dict[str, Figures] = {}
     for method in ABLATIONS:
-        shared = {task: seeds for task in tasks if (seeds := results.seeds(task, "hybrid", method))}
-        if not shared:
+        whole, without = results.beside_hybrid(method, tasks)
+        if not whole:
             continue
-        whole, without = (
-            {task: results.normalised(task, results.tests(task, name, seeds)) for task, seeds in shared.items()}
-            for name in ("hybrid", method)
-        )
         low, high = stratified_interval(mean_difference, whole, without)
         by_task: dict[str, Figures] = {}
-        for task in shared:
+        for task in whole:
             one = {task: whole[task]}, {task: without[task]}
             task_low, task_high = stratified_interval(mean_difference, *one, level=1 - 0.05 / len(tasks))
             by_task[task] = {"cost": mean_difference(*one), "interval": [task_low, task_high]}

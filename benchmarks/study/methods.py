@@ -144,6 +144,8 @@ _OF_THE_GA = frozenset(
     "pop elites mutation mutation_scale mutation_adapt mutation_rate refined_scale crossover crossover_rate selection "
     "racing racing_block average refine_whom islands migrate_every niche_radius children".split()
 )
+# Options whose defaults the strategy decides.
+_LEFT_TO_THE_STRATEGY = ("replay", "rollout_samples", "rollout_prompts", "equal_groups", "update_kl")
 
 
 def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
@@ -173,17 +175,12 @@ def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
             unused |= {"lr_decay"}
         if config.rl_share == "fixed":
             unused |= {"rl_share"}
-        values |= {"kl_weight": config.kl_penalty, "rl_steps": config.rollouts_a_refinement}
+        resolved = config.resolved()
+        values |= {name: resolved[name] for name in ("kl_weight", "rl_steps")}
         works = {name: value for name, value in values.items() if name not in unused and value}
         if config.strategy == "ga" and config.refiner != "none":
             # What the hybrid's defaults come to: options that are left out leave them to the strategy.
-            works |= {
-                "replay": config.replayed,
-                "rollout_samples": config.samples_a_prompt,
-                "rollout_prompts": config.prompts_a_rollout,
-                "equal_groups": config.equal_group_rule,
-                "update_kl": config.led_update_kl,
-            }
+            works |= {name: resolved[name] for name in _LEFT_TO_THE_STRATEGY}
     return hashlib.sha256(json.dumps([method.kind, works], sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -94,16 +94,18 @@ def _rewards_table(results: Results) -> str:
     for name in results.methods():
         if name in (*ABLATIONS, *VARIANTS):
             continue
-        cells = []
-        for task in tasks:
-            tests = results.tests(task, name, results.seeds(task, name))
-            cells.append(f"{tests.mean():.3f} ({tests.min():.3f})" if len(tests) else "")
+        cells = [_mean_and_worst(results, task, name, results.seeds(task, name)) for task in tasks]
         rows.append([_title(name), *cells])
     note = (
         f"Test reward after {results.budget.name}: mean over seeds (worst seed). † asks the reward on the test prompts "
         "themselves: a reference, not a competitor."
     )
     return f"{note}\n\n{table(['method', *tasks], rows)}"
+
+
+def _mean_and_worst(results: Results, task: str, method: str, seeds: Sequence[int]) -> str:
+    tests = results.tests(task, method, seeds)
+    return f"{tests.mean():.3f} ({tests.min():.3f})" if len(tests) else ""
 
 
 def _title(method: str) -> str:
@@ -230,20 +232,13 @@ def _variants_table(results: Results) -> str:
     """Other ways for evolution to meet RL: what each changes, over all tasks and on each."""
     tasks, rows = results.tasks(), []
     for name in VARIANTS:
-        shared = {task: seeds for task in tasks if (seeds := results.seeds(task, "hybrid", name))}
-        if not shared:
+        hybrid, variant = results.beside_hybrid(name, tasks)
+        if not variant:
             continue
-        variant, hybrid = (
-            {task: results.normalised(task, results.tests(task, who, seeds)) for task, seeds in shared.items()}
-            for who in (name, "hybrid")
-        )
         low, high = stratified_interval(mean_difference, variant, hybrid)
-        cells = []
-        for task in tasks:
-            tests = results.tests(task, name, shared.get(task, []))
-            cells.append(f"{tests.mean():.3f} ({tests.min():.3f})" if len(tests) else "")
+        cells = [_mean_and_worst(results, task, name, results.seeds(task, "hybrid", name)) for task in tasks]
         difference = f"{mean_difference(variant, hybrid):+.3f} ({low:+.3f} to {high:+.3f})"
-        rows.append([_title(name), str(sum(map(len, shared.values()))), difference, *cells])
+        rows.append([_title(name), str(sum(map(len, variant.values()))), difference, *cells])
     if not rows:
         return ""
     note = (

@@ -63,6 +63,16 @@ class Results:
         found = {task: self.seeds(task, method) for task in tasks}
         return {task: self.normalised(task, self.tests(task, method, seeds)) for task, seeds in found.items() if seeds}
 
+    def beside_hybrid(self, method: str, tasks: Sequence[str]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Normalised test rewards by task of the hybrid and of another method, on the seeds that both were run with;
+        tasks without one are left out."""
+        shared = {task: seeds for task in tasks if (seeds := self.seeds(task, "hybrid", method))}
+        hybrid, other = (
+            {task: self.normalised(task, self.tests(task, name, seeds)) for task, seeds in shared.items()}
+            for name in ("hybrid", method)
+        )
+        return hybrid, other
+
     def methods(self) -> list[str]:
         """Those with a run, in the table's order."""
         return [name for name in METHODS if any(name in methods for methods in self.runs.values())]

@@ -215,6 +215,16 @@ def mean_fitness(rewards: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     )
 
 
+def best_first(fitness: npt.NDArray[np.float64]) -> list[int]:
+    """The rows from the best to the worst, equals in their order; the failed, NaN, come last.
+
+    >>> best_first(np.array([0.5, math.nan, 0.9]))
+    [2, 0, 1]
+    """
+    order: list[int] = np.argsort(-np.where(np.isnan(fitness), -np.inf, fitness), kind="stable").tolist()
+    return order
+
+
 def term_means(evaluation: Evaluation, row: int) -> dict[str, float]:
     """The mean of each term of a combined reward over one individual's scored completions; NaN where none is."""
     return {name: float(mean_fitness(values[row][None])[0]) for name, values in evaluation.terms.items()}

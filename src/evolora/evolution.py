@@ -120,8 +120,8 @@ class Evolution:
         best = int(elites(torch.from_numpy(fitness), 1)[0])
         average = newest(population, AVERAGE)
         # An average smooths out what one generation's prompts have favoured, but lags.
-        lags = average is None or self._clearly_loses(average, best, evaluation, "validation")
-        validation = self._validate(population.select([best if average is None or lags else average]))
+        candidate = best if average is None or self._clearly_loses(average, best, evaluation, "validation") else average
+        validation = self._validate(population.select([candidate]))
         self.strategy.tell(population, fitness)
         proposal = self.strategy.ask()
         living = proposal.join(self.hall_of_fame.members)

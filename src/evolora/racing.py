@@ -15,7 +15,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from evolora.cost import Cost
-from evolora.evaluation import Evaluation, Evaluator, mean_fitness
+from evolora.evaluation import Evaluation, Evaluator, best_first, mean_fitness
 from evolora.task import Example
 
 Floats = npt.NDArray[np.float64]
@@ -91,14 +91,14 @@ def losers(rewards: Floats, *, keep: int, level: float, seed: int) -> set[int]:
     {1}
     """
     means = mean_fitness(rewards)
-    order = np.argsort(-np.where(np.isnan(means), -np.inf, means), kind="stable")
+    order = best_first(means)
     if len(order) <= keep or np.isnan(means[order[keep - 1]]):
         return set()
     reference = rewards[order[keep - 1]]
     generator = np.random.default_rng(seed)
     signs = generator.choice([-1.0, 1.0], (_FLIPS, rewards.shape[1]))
     found = set()
-    for row in order[keep:].tolist():
+    for row in order[keep:]:
         gaps = reference - rewards[row]
         paired = ~np.isnan(gaps)
         gap = gaps[paired].sum()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evolora.evaluation import best_first
 from evolora.population import AVERAGE, Population
 from evolora.refiners import Refinement
 
@@ -26,8 +27,8 @@ def places_of_copies(parent: int, fitness: Floats, refined_fitness: Floats) -> l
     >>> places_of_copies(1, np.array([0.5, 0.9, 0.1, math.nan]), np.array([0.8, 0.95, 0.9]))
     [2, 1, 3]
     """
-    places = [parent, *(row for row in _best_first(fitness)[::-1] if row != parent)]
-    taken = dict(zip(_best_first(refined_fitness), places, strict=False))
+    places = [parent, *(row for row in best_first(fitness)[::-1] if row != parent)]
+    taken = dict(zip(best_first(refined_fitness), places, strict=False))
     return [taken[index] for index in range(len(refined_fitness))]
 
 
@@ -70,9 +71,3 @@ def survival(refiner: str, population: Population, proposal: Population, generat
         "living": sum(one.operator == refiner for one in proposal.individuals),
     }
     return {f"{refiner}.{name}": value for name, value in figures.items()}
-
-
-def _best_first(fitness: Floats) -> list[int]:
-    """The rows from the best to the worst; the failed are the worst."""
-    order: list[int] = np.argsort(-np.nan_to_num(fitness, nan=-math.inf), kind="stable").tolist()
-    return order

@@ -38,6 +38,7 @@ def data_rows(path: Path) -> Iterator[Row]:
 
 
 def file_rows(path: Traversable, split: str | None = None) -> Iterator[Row]:
+    """The rows of one JSONL or CSV file. Raises InputError for anything wrong."""
     suffix = Path(path.name).suffix.lower()
     if suffix not in SUFFIXES:
         refuse(str(path), f"has the suffix {shown(suffix)}, expected {' or '.join(SUFFIXES)}")

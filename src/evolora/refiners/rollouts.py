@@ -138,6 +138,7 @@ def texts(rollout: Rollout, part: Tensor) -> tuple[PromptBatch, Completions]:
 
 
 def statistics(rollout: Rollout) -> dict[str, Tensor]:
+    """A rollout's metrics, as docs/metrics.md defines them, each [k]."""
     scored = rollout.mask.any(-1)
     rows = scored.sum(-1).clamp(min=1)
     stats = {

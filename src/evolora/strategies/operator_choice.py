@@ -42,7 +42,7 @@ class AdaptivePursuit:
         return arms[min(int(np.searchsorted(edges, point, side="right")), len(arms) - 1)]
 
     def learn(self, arm: str, reward: float) -> None:
-        """Take in the reward of one use of `arm`, at least 0."""
+        """Take in the reward of one use of `arm`."""
         if len(self.qualities) == 1:
             return
         self.qualities[arm] += self.rate * (reward - self.qualities[arm])
