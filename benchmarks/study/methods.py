@@ -32,6 +32,7 @@ class Method:
     `kind` says who runs it: `evolve`, or a loop of the study's own. `searched`: its learning rate and KL weight are
     those of `SEARCH_GRID` that were best on `SEARCH_SEEDS`. `role` says what its figures are for: `single` methods are
     what the hybrid must beat, a `reference` is shown only, a `variant` is another way for evolution to meet RL.
+    `beside` names the method that an ablation or a variant is compared with.
     """
 
     name: str
@@ -40,10 +41,12 @@ class Method:
     options: Options = field(default_factory=dict)
     kind: Literal["evolve", "sketch", "best-of-n"] = "evolve"
     searched: bool = False
+    beside: str = "hybrid"
 
 
-def _ablation(ingredient: str, title: str, options: Options) -> Method:
-    return Method(name=f"hybrid-no-{ingredient}", title=f"hybrid {title}", role="ablation", options=options)
+def _ablation(ingredient: str, title: str, options: Options, *, beside: str = "hybrid") -> Method:
+    name, title = f"hybrid-no-{ingredient}", f"hybrid {title}"
+    return Method(name=name, title=title, role="ablation", options=options, beside=beside)
 
 
 def _variant(name: str, title: str, options: Options) -> Method:
@@ -114,18 +117,25 @@ _METHODS = (
     _variant("safe", "whose mutation is safe (SM-G)", {"mutation": "safe"}),
     _variant("operators", "that chooses its operators by their gain", {"operator_choice": "adaptive"}),
     _variant("share", "whose budget moves to what gains more", {"rl_share": "adaptive"}),
+    _variant(
+        "scales", "whose mutation scales adapt, to steps of RL too", {"mutation_adapt": 0.2, "refined_scale": "step"}
+    ),
+    _variant("unled", "whose learning rate is not led by its updates", {"update_kl": 0.0}),
+    # What the hybrid has and PPO alone has not: LoRA dropout and PPO's early stop belong to both.
     _ablation("lineage", "that refines each generation's best", {"refine_whom": "best"}),
     _ablation("average", "without the lineage's average", {"average": 0.0}),
     _ablation("replay", "without replay", {"replay": 0}),
     _ablation("groups", "with one completion a prompt", {"rollout_samples": 1}),
     _ablation("skipping", "that updates on equal groups too", {"equal_groups": "keep"}),
-    _ablation("led-rate", "whose learning rate is not led by its updates", {"update_kl": 0.0}),
+    # It guards against a wrong rate, so what it is worth shows at one.
+    _ablation(
+        "led-rate",
+        "at ten times the rate, which is not led by its updates",
+        {"update_kl": 0.0, "lr": DEFAULT_LR * 10},
+        beside="hybrid-lr-high",
+    ),
     _ablation("crossover", "without crossover", {"crossover_rate": 0.0}),
     _ablation("mutation", "whose children are crossed only", {"crossover_rate": 1.0, "mutation_rate": 0.0}),
-    _ablation("self-adaptation", "with fixed mutation scales", {"mutation_adapt": 0.0}),
-    _ablation("step-scale", "whose refined keep their mutation scale", {"refined_scale": "keep"}),
-    _ablation("target-kl", "without early stopping by KL", {"target_kl": None}),
-    _ablation("dropout", "without LoRA dropout", {"lora_dropout": 0.0}),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
 SINGLE_METHODS = tuple(method.name for method in _METHODS if method.role == "single")
@@ -175,6 +185,8 @@ def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
             unused |= {"lr_decay"}
         if config.rl_share == "fixed":
             unused |= {"rl_share"}
+        if config.refined_scale == "keep":
+            unused |= {"refined_scale"}
         resolved = config.resolved()
         values |= {name: resolved[name] for name in ("kl_weight", "rl_steps")}
         works = {name: value for name, value in values.items() if name not in unused and value}

@@ -232,11 +232,12 @@ def _variants_table(results: Results) -> str:
     """Other ways for evolution to meet RL: what each changes, over all tasks and on each."""
     tasks, rows = results.tasks(), []
     for name in VARIANTS:
-        hybrid, variant = results.beside_hybrid(name, tasks)
+        hybrid, variant = results.side_by_side(name, tasks)
         if not variant:
             continue
         low, high = stratified_interval(mean_difference, variant, hybrid)
-        cells = [_mean_and_worst(results, task, name, results.seeds(task, "hybrid", name)) for task in tasks]
+        shared = {task: results.seeds(task, METHODS[name].beside, name) for task in tasks}
+        cells = [_mean_and_worst(results, task, name, shared[task]) for task in tasks]
         difference = f"{mean_difference(variant, hybrid):+.3f} ({low:+.3f} to {high:+.3f})"
         rows.append([_title(name), str(sum(map(len, variant.values()))), difference, *cells])
     if not rows:

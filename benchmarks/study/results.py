@@ -63,15 +63,16 @@ class Results:
         found = {task: self.seeds(task, method) for task in tasks}
         return {task: self.normalised(task, self.tests(task, method, seeds)) for task, seeds in found.items() if seeds}
 
-    def beside_hybrid(self, method: str, tasks: Sequence[str]) -> tuple[dict[str, Floats], dict[str, Floats]]:
-        """Normalised test rewards by task of the hybrid and of another method, on the seeds that both were run with;
-        tasks without one are left out."""
-        shared = {task: seeds for task in tasks if (seeds := self.seeds(task, "hybrid", method))}
-        hybrid, other = (
+    def side_by_side(self, method: str, tasks: Sequence[str]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """Normalised test rewards by task of the method that `method` is compared with, and its own, on the seeds that
+        both were run with; tasks without one are left out."""
+        names = (METHODS[method].beside, method)
+        shared = {task: seeds for task in tasks if (seeds := self.seeds(task, *names))}
+        whole, changed = (
             {task: self.normalised(task, self.tests(task, name, seeds)) for task, seeds in shared.items()}
-            for name in ("hybrid", method)
+            for name in names
         )
-        return hybrid, other
+        return whole, changed
 
     def methods(self) -> list[str]:
         """Those with a run, in the table's order."""

@@ -10,8 +10,8 @@ from typing import Any
 BAND = 30.0
 # The same while a rate that was set anew has yet to prove right: what set it anew was measured far from there.
 NARROW = 3.0
-# How many times more than the target it may be as long as no rate has been right yet: at first updates are small, as
-# the adapter's B is zero, and a rate that is too high has nothing to lose but what it has done itself.
+# How many times more than the target it may be as long as all rates so far were too high: at first updates are small,
+# as the adapter's B is zero, and a rate that is too high has nothing to lose but what it has done itself.
 FIRST = 9.0
 # Updates whose mean says so: one is estimated on few tokens, and varies as much from rollout to rollout.
 SEEN = 3
@@ -37,10 +37,10 @@ class LedRate:
     A KL grows with the square of the rate. While the geometric mean of the last three KLs is within 30 times the
     target and a 30th of it the factor stays as it is; outside it is multiplied by the root of target / mean, which
     brings the KL to the target, but at most by 10 or a tenth, and three KLs are seen before it changes again. Until
-    three of them are within three times the target and a third of it the rate is corrected once more. Before any rate
-    was right nine times the target are too much. None counts for more than 100 times the target or less than a
-    hundredth. Updates that were taken back count as others do, but two in a row are enough. (Rates that follow the KL,
-    in small steps: Rudin et al., 2022, arXiv 2109.11978.)
+    three of them are within three times the target and a third of it the rate is corrected once more. As long as no
+    rate was right or too low nine times the target are too much. None counts for more than 100 times the target or less
+    than a hundredth. Updates that were taken back count as others do, but two in a row are enough. (Rates that follow
+    the KL, in small steps: Rudin et al., 2022, arXiv 2109.11978.)
 
     >>> rate = LedRate()
     >>> for kl in (0.001, 0.002, 0.0005, 0.1, 0.3, 0.2):
@@ -58,7 +58,7 @@ class LedRate:
         self.factor = 1.0
         self.recent: list[float] = []  # logarithms of target / KL since the last change
         self.proven = True
-        self.tested = False  # whether any rate was right yet
+        self.tested = False  # whether any rate was right or too low yet
         self.taken_back = False  # the last updates
 
     def follow(self, kl: float, *, target: float, taken_back: bool = False) -> bool:
@@ -78,6 +78,9 @@ class LedRate:
         if in_a_row or destroyed or abs(mean) > math.log(band):
             self.factor *= min(max(math.exp(mean / 2), 1 / MOST), MOST)
             self.recent, self.proven, self.taken_back = [], False, False
+            # After too low a rate, one that is too high is a correction gone too far. Were that to begin anew, the
+            # first small updates would ask for the same correction again, without end.
+            self.tested = self.tested or mean > 0
             return destroyed
         self.proven = self.tested = True
         return False
