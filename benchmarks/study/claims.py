@@ -234,12 +234,16 @@ def _ablations(results: Results, tasks: Sequence[str], min_seeds: int) -> Figure
             one = {task: whole[task]}, {task: without[task]}
             task_low, task_high = stratified_interval(mean_difference, *one, level=1 - 0.05 / len(tasks))
             by_task[task] = {"cost": mean_difference(*one), "interval": [task_low, task_high]}
+        fewest = min(len(whole.get(task, ())) for task in tasks)
+        costs = low > 0 or any(figures["interval"][0] > 0 for figures in by_task.values())
         ingredients[method] = {
             "title": METHODS[method].title,
+            "runs": sum(map(len, without.values())),
             "cost": mean_difference(whole, without),
             "ci95": [low, high],
             "excludes_zero": low > 0 or high < 0,
-            "costs": low > 0 or any(figures["interval"][0] > 0 for figures in by_task.values()),
+            # The interval of one or two seeds is none.
+            "costs": costs if fewest >= min_seeds else None,
             "tasks": by_task,
         }
     holds = all(figures["costs"] for figures in ingredients.values())

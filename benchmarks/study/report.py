@@ -215,17 +215,19 @@ def _ablation_table(found: dict[str, Any]) -> str:
     if not ingredients:
         return ""
     tasks = list(dict.fromkeys(task for figures in ingredients.values() for task in figures["tasks"]))
-    rows = []
+    rows, words = [], {True: "yes", False: "no", None: "open"}
     for figures in ingredients.values():
         low, high = figures["ci95"]
-        cells = [_cost(figures["tasks"].get(task)) for task in tasks]
-        overall = f"{figures['cost']:+.3f} ({low:+.3f} to {high:+.3f})"
-        rows.append([figures["title"], overall, "yes" if figures["costs"] else "no", *cells])
+        decided = figures["costs"] is not None
+        cells = [_cost(figures["tasks"].get(task), starred=decided) for task in tasks]
+        overall = f"{figures['cost']:+.3f}" + f" ({low:+.3f} to {high:+.3f})" * decided
+        rows.append([figures["title"], str(figures["runs"]), overall, words[figures["costs"]], *cells])
     note = (
         "What an ingredient is worth: normalised score of the hybrid minus that of the hybrid without it, with the 95% "
-        "interval over all tasks; * where a single task's interval, corrected for their number, excludes 0."
+        "interval over all tasks; * where a single task's interval, corrected for their number, excludes 0. Open, and "
+        "without intervals, where seeds are missing."
     )
-    return f"{note}\n\n{table(['changed', 'cost', 'costs something', *tasks], rows)}"
+    return f"{note}\n\n{table(['changed', 'runs', 'cost', 'costs something', *tasks], rows)}"
 
 
 def _variants_table(results: Results) -> str:
@@ -238,7 +240,9 @@ def _variants_table(results: Results) -> str:
         low, high = stratified_interval(mean_difference, variant, hybrid)
         shared = {task: results.seeds(task, METHODS[name].beside, name) for task in tasks}
         cells = [_mean_and_worst(results, task, name, shared[task]) for task in tasks]
-        difference = f"{mean_difference(variant, hybrid):+.3f} ({low:+.3f} to {high:+.3f})"
+        # One run a task has no interval.
+        interval = f" ({low:+.3f} to {high:+.3f})" if min(map(len, variant.values())) > 2 else ""
+        difference = f"{mean_difference(variant, hybrid):+.3f}{interval}"
         rows.append([_title(name), str(sum(map(len, variant.values()))), difference, *cells])
     if not rows:
         return ""
@@ -249,11 +253,11 @@ def _variants_table(results: Results) -> str:
     return f"{note}\n\n{table(['variant', 'runs', 'difference', *tasks], rows)}"
 
 
-def _cost(figures: dict[str, Any] | None) -> str:
+def _cost(figures: dict[str, Any] | None, *, starred: bool) -> str:
     if figures is None:
         return ""
     low, high = figures["interval"]
-    return f"{figures['cost']:+.3f}{'*' if low > 0 or high < 0 else ''}"
+    return f"{figures['cost']:+.3f}{'*' if starred and (low > 0 or high < 0) else ''}"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

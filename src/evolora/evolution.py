@@ -49,7 +49,7 @@ class LoopConfig:
     racing: float | None = None
     racing_block: int = 8
     accept: str = "better"
-    refined_scale: str = "keep"
+    refined_scale: str = "step"
     inheritance: str = "lamarckian"
     validation_prompts: int = 64
     finalists: int = 4
