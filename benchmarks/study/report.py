@@ -238,8 +238,8 @@ def _variants_table(results: Results) -> str:
         if not variant:
             continue
         low, high = stratified_interval(mean_difference, variant, hybrid)
-        shared = {task: results.seeds(task, METHODS[name].beside, name) for task in tasks}
-        cells = [_mean_and_worst(results, task, name, shared[task]) for task in tasks]
+        shared = results.shared_seeds(name, tasks)
+        cells = [_mean_and_worst(results, task, name, shared.get(task, [])) for task in tasks]
         # One run a task has no interval.
         interval = f" ({low:+.3f} to {high:+.3f})" if min(map(len, variant.values())) > 2 else ""
         difference = f"{mean_difference(variant, hybrid):+.3f}{interval}"

@@ -63,14 +63,18 @@ class Results:
         found = {task: self.seeds(task, method) for task in tasks}
         return {task: self.normalised(task, self.tests(task, method, seeds)) for task, seeds in found.items() if seeds}
 
+    def shared_seeds(self, method: str, tasks: Sequence[str]) -> dict[str, list[int]]:
+        """By task the seeds that `method` and the one it is compared with were both run with; tasks without one are
+        left out."""
+        return {task: seeds for task in tasks if (seeds := self.seeds(task, METHODS[method].beside, method))}
+
     def side_by_side(self, method: str, tasks: Sequence[str]) -> tuple[dict[str, Floats], dict[str, Floats]]:
         """Normalised test rewards by task of the method that `method` is compared with, and its own, on the seeds that
-        both were run with; tasks without one are left out."""
-        names = (METHODS[method].beside, method)
-        shared = {task: seeds for task in tasks if (seeds := self.seeds(task, *names))}
+        they share."""
+        shared = self.shared_seeds(method, tasks)
         whole, changed = (
             {task: self.normalised(task, self.tests(task, name, seeds)) for task, seeds in shared.items()}
-            for name in names
+            for name in (METHODS[method].beside, method)
         )
         return whole, changed
 
