@@ -117,6 +117,9 @@ _METHODS = (
     _variant("safe", "whose mutation is safe (SM-G)", {"mutation": "safe"}),
     _variant("operators", "that chooses its operators by their gain", {"operator_choice": "adaptive"}),
     _variant("share", "whose budget moves to what gains more", {"rl_share": "adaptive"}),
+    _variant(
+        "scales", "whose mutation scales adapt, to steps of RL too", {"mutation_adapt": 0.2, "refined_scale": "step"}
+    ),
     _variant("unled", "whose learning rate is not led by its updates", {"update_kl": 0.0}),
     # What the hybrid has and PPO alone has not: LoRA dropout and PPO's early stop belong to both.
     _ablation("lineage", "that refines each generation's best", {"refine_whom": "best"}),
@@ -133,7 +136,6 @@ _METHODS = (
     ),
     _ablation("crossover", "without crossover", {"crossover_rate": 0.0}),
     _ablation("mutation", "whose children are crossed only", {"crossover_rate": 1.0, "mutation_rate": 0.0}),
-    _ablation("scales", "whose mutation scales do not adapt", {"mutation_adapt": 0.0, "refined_scale": "keep"}),
 )
 METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
 SINGLE_METHODS = tuple(method.name for method in _METHODS if method.role == "single")
@@ -183,6 +185,8 @@ def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
             unused |= {"lr_decay"}
         if config.rl_share == "fixed":
             unused |= {"rl_share"}
+        if config.refined_scale == "keep":
+            unused |= {"refined_scale"}
         resolved = config.resolved()
         values |= {name: resolved[name] for name in ("kl_weight", "rl_steps")}
         works = {name: value for name, value in values.items() if name not in unused and value}

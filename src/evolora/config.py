@@ -149,15 +149,17 @@ class RunConfig(BaseModel):
         0.02, "standard deviation of the mutation (its start, when it adapts)", _EVOLUTION, gt=0
     )
     mutation_adapt: float = _option(
-        0.2, "log-normal self-adaptation of each individual's mutation scale; 0 keeps it fixed", _EVOLUTION, ge=0
+        0.0,
+        "log-normal self-adaptation of each individual's mutation scale (0.2 is usual); 0 keeps it fixed",
+        _EVOLUTION,
+        ge=0,
     )
     mutation_rate: float = _option(
         1.0, "share of the children of two parents that are mutated too", _EVOLUTION, ge=0, le=1
     )
-    refined_scale: Literal["step", "keep"] | None = _option(
-        None,
-        "mutation scale of the refined: step, at most the size of their refinement, or keep, their parent's; "
-        "default step, and keep with --mutation relative, svd or safe",
+    refined_scale: Literal["keep", "step"] = _option(
+        "keep",
+        "mutation scale of the refined: keep, their parent's, or step, at most the size of their refinement",
         _EVOLUTION,
     )
     safe_change: float = _option(
@@ -415,7 +417,9 @@ class RunConfig(BaseModel):
             )
         if self.strategy != "none" and self.refined_individuals > self.pop:
             raise ValueError(f"--refine {self.refine}: expected at most --pop {self.pop}")
-        if self.refined_scale == "step" and (other := self._scales_of_their_own):
+        # A step in weights says nothing about a scale of another kind.
+        other = [name for name in self.used_mutations if name not in ABSOLUTE_MUTATIONS]
+        if self.refined_scale == "step" and other:
             raise ValueError(
                 f"--refined-scale step with --mutation {other[0]}: expected one of {', '.join(ABSOLUTE_MUTATIONS)}"
             )
@@ -505,10 +509,6 @@ class RunConfig(BaseModel):
         return list(self.mutations or ABSOLUTE_MUTATIONS)
 
     @property
-    def _scales_of_their_own(self) -> list[str]:
-        return [name for name in self.used_mutations if name not in ABSOLUTE_MUTATIONS]
-
-    @property
     def most_gens(self) -> int | None:
         """After how many generations a run ends; None when only its budget ends it.
 
@@ -517,11 +517,6 @@ class RunConfig(BaseModel):
         """
         budgets = (self.budget_tokens, self.budget_seconds, self.budget_flops)
         return 20 if self.gens is None and all(budget is None for budget in budgets) else self.gens
-
-    @property
-    def refined_scale_rule(self) -> str:
-        """Which mutation scale the refined have: a step in weights says nothing about a scale of another kind."""
-        return self.refined_scale or ("keep" if self._scales_of_their_own else "step")
 
     @property
     def replayed(self) -> int:
@@ -597,7 +592,6 @@ class RunConfig(BaseModel):
             "replay": self.replayed,
             "refine_whom": self.refine_whom_rule,
             "refine": self.refined_individuals,
-            "refined_scale": self.refined_scale_rule,
             "rollout_samples": self.samples_a_prompt,
             "rollout_prompts": self.prompts_a_rollout,
             "equal_groups": self.equal_group_rule,

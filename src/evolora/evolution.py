@@ -30,7 +30,7 @@ Floats = npt.NDArray[np.float64]
 
 # Completions of a generation's best that the lineage keeps for people to read.
 SAMPLES = 8
-# The error level at which the best is clearly better.
+# The error level at which the best is clearly better, over all its rivals.
 CLEAR = 0.05
 
 
@@ -49,7 +49,7 @@ class LoopConfig:
     racing: float | None = None
     racing_block: int = 8
     accept: str = "better"
-    refined_scale: str = "step"
+    refined_scale: str = "keep"
     inheritance: str = "lamarckian"
     validation_prompts: int = 64
     finalists: int = 4
@@ -241,11 +241,12 @@ class Evolution:
 
     def _clearly_loses(self, row: int, best: int, evaluation: Evaluation, purpose: str) -> bool:
         """Whether the best is better than another row, which may have failed, by more than chance: by Fisher's test on
-        their paired rewards."""
+        their paired rewards, at a level that counts how many rivals the best was chosen from (Bonferroni)."""
         if math.isnan(evaluation.fitness[row]):
             return True
         seed = keyed_seed(self.config.seed, purpose, self.generation)
-        return bool(losers(evaluation.rewards[[best, row]], keep=1, level=CLEAR, seed=seed))
+        level = CLEAR / max(len(evaluation.rewards) - 1, 1)
+        return bool(losers(evaluation.rewards[[best, row]], keep=1, level=level, seed=seed))
 
     def finalists(self) -> Population:
         """The candidates for the winner: the best on validation so far, the best of the last generation, and the

@@ -232,14 +232,6 @@ def test_every_option_has_a_help_text_and_a_group() -> None:
         assert option_name(name).startswith("--")
 
 
-def test_the_refined_keep_their_scale_where_a_step_in_weights_says_nothing_about_it() -> None:
-    assert [RunConfig(mutation=name).refined_scale_rule for name in ("gaussian", "module", "masked")] == ["step"] * 3
-    assert [RunConfig(mutation=name).refined_scale_rule for name in ("relative", "svd", "safe")] == ["keep"] * 3
-    assert RunConfig(operator_choice="adaptive").refined_scale_rule == "step"
-    mixed = RunConfig(operator_choice="adaptive", mutations=["gaussian", "svd"])
-    assert (mixed.used_mutations, mixed.refined_scale_rule) == (["gaussian", "svd"], "keep")
-
-
 def test_the_names_of_operators_are_those_of_the_registries() -> None:
     assert set(get_args(MutationName)) == {*MUTATIONS, "safe"}
     assert set(ABSOLUTE_MUTATIONS) < set(MUTATIONS)

@@ -88,7 +88,8 @@ def test_all_failed_is_an_error() -> None:
 @pytest.mark.parametrize("selection", ["truncation", "tournament", "rank"])
 def test_every_operator_climbs(crossover: str, mutation: str, selection: str) -> None:
     """On a smooth hill the best must rise a good way towards the top: improvement, not only completion."""
-    ga = make_ga(pop=16, crossover=crossover, mutation=mutation, selection=selection, mutation_scale=0.1)
+    options = {"crossover": crossover, "mutation": mutation, "selection": selection}
+    ga = make_ga(pop=16, mutation_scale=0.1, mutation_adapt=0.2, **options)
     top = ga.ask().genomes[0] + torch.randn(LAYOUT.genome_length, generator=torch.Generator().manual_seed(2)) * 0.3
 
     def height(genomes: torch.Tensor) -> np.ndarray:

@@ -40,7 +40,7 @@ class GAConfig:
     max_age: int | None = None
     mutation: str = "gaussian"
     mutation_scale: float = 0.02
-    mutation_adapt: float = 0.2
+    mutation_adapt: float = 0.0
     mutation_rate: float = 1.0
     safe_change: float = 0.1
     crossover: str = "uniform"
