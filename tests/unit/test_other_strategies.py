@@ -57,11 +57,11 @@ Maker = Callable[..., Strategy]
 
 
 def ga(seed: int = 0, pop: int = 9) -> Strategy:
-    return GeneticAlgorithm(FOUNDER, LAYOUT, GAConfig(pop=pop), seed=seed)
+    return GeneticAlgorithm(FOUNDER, LAYOUT, GAConfig(pop=pop, mutation_adapt=0.2), seed=seed)
 
 
 def islands(seed: int = 0, pop: int = 18) -> Strategy:
-    return Islands(FOUNDER, LAYOUT, GAConfig(pop=pop, islands=2), seed=seed)
+    return Islands(FOUNDER, LAYOUT, GAConfig(pop=pop, islands=2, mutation_adapt=0.2), seed=seed)
 
 
 def es(seed: int = 0, pop: int = 9) -> EvolutionStrategy:
