@@ -8,9 +8,9 @@ import pytest
 
 from evolora.checkpoint import verify
 
-# The first generation of the toy calls the reward four times: for the base's validation, the population, the rollout and
-# the refined one; its best is the base, which is validated already. The second calls it for its one child, the rollout,
-# the refined one and a validation. So the third generation begins with call 9, its one child's 14 completions.
+# The first generation of the toy calls the reward four times: for the base's validation, the population, the rollout
+# and the refined one; its best is the base, which is validated already. The second calls it for its one child, the
+# rollout, the refined one and a validation. So the third generation begins with call 9, its one child's 14 completions.
 THIRD = 9
 BROKEN = """
 calls = 0
