@@ -9,9 +9,9 @@ import pytest
 from evolora.checkpoint import verify
 
 # The first generation of the toy calls the reward four times: for the base's validation, the population, the rollout
-# and the refined one; its best is the base, which is validated already. The second calls it for its one child, the
-# rollout, the refined one and a validation. So the third generation begins with call 9, its one child's 14 completions.
-THIRD = 9
+# and the refined; its best is the base, which is validated already. The second calls it for its one child, the rollout,
+# the refined and a validation. So the third generation's rollout, after its one child, is call 10.
+THIRD = 10
 BROKEN = """
 calls = 0
 offender = None
@@ -74,7 +74,7 @@ def test_its_traceback_and_prompt_are_shown_and_the_run_can_be_mended(
 @pytest.mark.parametrize(
     ("fault", "said"),
     [
-        ("count", "returned 13 values for 14 completions"),
+        ("count", "returned 127 values for 128 completions"),
         ("nan", "returned nan"),
         ("string", "returned 'good'"),
         ("nothing", "returned None"),
@@ -96,16 +96,16 @@ def test_what_is_no_reward_stops_the_run(
 
 @pytest.mark.parametrize("fault", ["raises", "nan", "string"])
 def test_skipping_goes_on_and_counts(fault: str, toy: Any, evolora: Any, tmp_path: Path) -> None:
-    """The offending prompt fails in the first call of the third generation; after a call that raises, each of its
-    completions is scored by itself."""
-    own, run = broken(tmp_path, fault, last=THIRD + 14 * (fault == "raises")), tmp_path / "run"
+    """The offending prompt fails in the rollout of the third generation; after a call that raises, each of its
+    completions is scored by itself, and of the first 56 the four of the offending prompt fail again."""
+    own, run = broken(tmp_path, fault, last=THIRD + 56 * (fault == "raises")), tmp_path / "run"
     options = toy.options(run, "--on-reward-error", "skip", reward=f"{own}:distinct")
     code, out, _ = evolora("train", *options)
     assert code == 0 and "winner" in out
     lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     counts = [line["failed_completions"] for line in lines]
     assert counts[:2] == [0, 0]
-    assert counts[2:] == [1] * 4
+    assert counts[2:] == [4] * 4 if fault == "raises" else counts[2:] == [1] * 4
     assert all(line["failed"] == 0 for line in lines), "an individual with a failed completion still has a fitness"
 
 
