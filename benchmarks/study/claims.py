@@ -48,9 +48,11 @@ DEFINITIONS = {
     "ablations": (
         "Ingredients: what the hybrid has and PPO alone has not. Cost of one: normalised score of the hybrid minus "
         "that without it, at the default learning rate, but at ten times that for the rate that is led by its "
-        "updates, which guards against a wrong one. It costs something to remove when the 95% stratified bootstrap "
-        "interval of the mean over tasks lies above 0, or that of a single task at 95% divided among the tasks "
-        "(Bonferroni). The claim holds when that is so for every ingredient."
+        "updates, which guards against a wrong one. The soup comes after the loop: an ingredient of the loop is left "
+        "out where there is no soup; the lineage's average, whose work the soup might do, also where there is. It "
+        "costs something to remove when the 95% stratified bootstrap interval of the mean over tasks lies above 0, or "
+        "that of a single task at 95% divided among the tasks (Bonferroni). The claim holds when that is so for every "
+        "ingredient."
     ),
 }
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 from evolora.config import RunConfig, make_config
 
 Options = dict[str, Any]
-Role = Literal["hybrid", "single", "reference", "learning rate", "ablation", "variant"]
+Role = Literal["hybrid", "single", "reference", "learning rate", "ablation", "beside", "variant"]
 
 DEFAULT_LR = float(RunConfig.model_fields["lr"].default)
 # What the hybrid's learning rate is led by.
@@ -44,13 +44,15 @@ class Method:
     beside: str = "hybrid"
 
 
-def _ablation(ingredient: str, title: str, options: Options, *, beside: str = "hybrid") -> Method:
+def _ablation(ingredient: str, title: str, options: Options, *, beside: str = "hybrid-no-soup") -> Method:
+    """The loop without an ingredient; the soup comes after the loop, and neither side has it but beside the hybrid."""
     name, title = f"hybrid-no-{ingredient}", f"hybrid {title}"
+    options = options if beside == "hybrid" else {"soup": 0, **options}
     return Method(name=name, title=title, role="ablation", options=options, beside=beside)
 
 
-def _variant(name: str, title: str, options: Options) -> Method:
-    return Method(name=f"hybrid-{name}", title=f"hybrid {title}", role="variant", options=options)
+def _variant(name: str, title: str, options: Options, *, beside: str = "hybrid") -> Method:
+    return Method(name=f"hybrid-{name}", title=f"hybrid {title}", role="variant", options=options, beside=beside)
 
 
 _METHODS = (
@@ -88,6 +90,12 @@ _METHODS = (
         role="reference",
         options={"strategy": "none", "refiner": "grpo"},
     ),
+    Method(
+        name="ppo-soup",
+        title="PPO alone, with the soup of its finalists",
+        role="reference",
+        options={"strategy": "none", "soup": 4},
+    ),
     Method(name="ppo-default", title="PPO alone, default rate", role="reference", options={"strategy": "none"}),
     Method(name="hybrid-lr-high", title="hybrid, rate x 10", role="learning rate", options={"lr": DEFAULT_LR * 10}),
     Method(name="hybrid-lr-low", title="hybrid, rate / 10", role="learning rate", options={"lr": DEFAULT_LR / 10}),
@@ -109,7 +117,7 @@ _METHODS = (
     _variant("baldwinian", "that passes on the refined's fitness only", {"inheritance": "baldwinian"}),
     _variant("copies", "that refines two copies of the best", {"refine": 2, "refine_whom": "copies"}),
     _variant(
-        "soup",
+        "blended-copies",
         "that refines two copies of the best and blends them",
         {"refine": 2, "refine_whom": "copies", "crossover": "blend"},
     ),
@@ -118,21 +126,33 @@ _METHODS = (
     _variant("operators", "that chooses its operators by their gain", {"operator_choice": "adaptive"}),
     _variant("share", "whose budget moves to what gains more", {"rl_share": "adaptive"}),
     _variant(
-        "scales", "whose mutation scales adapt, to steps of RL too", {"mutation_adapt": 0.2, "refined_scale": "step"}
+        "scales",
+        "without the soup, whose mutation scales adapt, to steps of RL too",
+        {"soup": 0, "mutation_adapt": 0.2, "refined_scale": "step"},
+        beside="hybrid-no-soup",
     ),
     _variant("unled", "whose learning rate is not led by its updates", {"update_kl": 0.0}),
     # What the hybrid has and PPO alone has not: LoRA dropout and PPO's early stop belong to both.
+    _ablation("soup", "without the soup of its finalists", {"soup": 0}, beside="hybrid"),
     _ablation("lineage", "that refines each generation's best", {"refine_whom": "best"}),
     _ablation("average", "without the lineage's average", {"average": 0.0}),
+    # Both average: one may do the other's work.
+    _ablation("average-but-soup", "with the soup, without the lineage's average", {"average": 0.0}, beside="hybrid"),
     _ablation("replay", "without replay", {"replay": 0}),
     _ablation("groups", "with one completion a prompt", {"rollout_samples": 1}),
     _ablation("skipping", "that updates on equal groups too", {"equal_groups": "keep"}),
     # It guards against a wrong rate, so what it is worth shows at one.
+    Method(
+        name="hybrid-no-soup-lr-high",
+        title="hybrid without the soup, rate x 10",
+        role="beside",
+        options={"soup": 0, "lr": DEFAULT_LR * 10},
+    ),
     _ablation(
         "led-rate",
         "at ten times the rate, which is not led by its updates",
         {"update_kl": 0.0, "lr": DEFAULT_LR * 10},
-        beside="hybrid-lr-high",
+        beside="hybrid-no-soup-lr-high",
     ),
     _ablation("crossover", "without crossover", {"crossover_rate": 0.0}),
     _ablation("mutation", "whose children are crossed only", {"crossover_rate": 1.0, "mutation_rate": 0.0}),
@@ -141,6 +161,7 @@ METHODS: dict[str, Method] = {method.name: method for method in _METHODS}
 SINGLE_METHODS = tuple(method.name for method in _METHODS if method.role == "single")
 REFERENCES = tuple(method.name for method in _METHODS if method.role == "reference")
 VARIANTS = tuple(method.name for method in _METHODS if method.role == "variant")
+BESIDE = tuple(method.name for method in _METHODS if method.role == "beside")
 ABLATIONS = tuple(method.name for method in _METHODS if method.role == "ablation")
 MAIN_METHODS = ("hybrid", *SINGLE_METHODS, *REFERENCES)
 
@@ -193,6 +214,7 @@ def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
         if config.strategy == "ga" and config.refiner != "none":
             # What the hybrid's defaults come to: options that are left out leave them to the strategy.
             works |= {name: resolved[name] for name in _LEFT_TO_THE_STRATEGY}
+            works |= {"soup": resolved["soup"]} if resolved["soup"] else {}
     return hashlib.sha256(json.dumps([method.kind, works], sort_keys=True).encode()).hexdigest()[:12]
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from study.budget import Budget
 from study.claims import claims
 from study.measure import Row
-from study.methods import ABLATIONS, MAIN_METHODS, METHODS, SINGLE_METHODS, VARIANTS
+from study.methods import ABLATIONS, BESIDE, MAIN_METHODS, METHODS, SINGLE_METHODS, VARIANTS
 from study.results import Results, collect
 from study.statistics import interquartile_mean, mean_difference, mean_probability_of_improvement, stratified_interval
 
@@ -92,7 +92,7 @@ def _rewards_table(results: Results) -> str:
     tasks, rows = results.tasks(), []
     rows.append(["untouched base", *(f"{results.base(task):.3f}" for task in tasks)])
     for name in results.methods():
-        if name in (*ABLATIONS, *VARIANTS):
+        if name in (*ABLATIONS, *BESIDE, *VARIANTS):
             continue
         cells = [_mean_and_worst(results, task, name, results.seeds(task, name)) for task in tasks]
         rows.append([_title(name), *cells])

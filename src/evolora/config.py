@@ -367,6 +367,13 @@ class RunConfig(BaseModel):
         64, "validation prompts that a generation's best is checked on; the finalists meet all", _RUN, ge=1
     )
     finalists: int = _option(4, "individuals that meet the whole validation split at the end", _RUN, ge=1)
+    soup: int | None = _option(
+        None,
+        "finalists whose weights are averaged into one that wins unless the best beats it by more than a standard "
+        "error, or rewards vary; 0: no soup; default --finalists where one lineage is refined, else 0",
+        _RUN,
+        ge=0,
+    )
     vote: int = _option(
         1, "finalists that vote on the test split, by plurality of their completions; 1: no vote", _RUN, ge=1
     )
@@ -429,6 +436,8 @@ class RunConfig(BaseModel):
             raise ValueError(f"--pop {self.pop} with --strategy {self.strategy}: expected at least 3, a mean and two")
         if self.vote > self.finalists:
             raise ValueError(f"--vote {self.vote}: expected at most --finalists {self.finalists}")
+        if self.soup is not None and (self.soup == 1 or self.soup > self.finalists):
+            raise ValueError(f"--soup {self.soup}: expected 0, or from 2 to --finalists {self.finalists}")
         if self.strategy == "none" and self.refiner == "none":
             raise ValueError("--strategy none with --refiner none: expected at least one of them to change something")
         if self.refiner in GROUP_REFINERS and self.rollout_samples == 1:
@@ -585,6 +594,14 @@ class RunConfig(BaseModel):
         follows = self.refine_whom_rule == "lineage"
         return self.accept or ("always" if follows or self.strategy in ("none", "pbt") else "better")
 
+    @property
+    def finalists_in_soup(self) -> int:
+        """How many finalists are averaged at the end: those of one lineage lie close enough together."""
+        if self.soup is not None:
+            return self.soup
+        one_lineage = self.refine_whom_rule == "lineage" and self.refiner != "none"
+        return self.finalists if one_lineage and self.finalists > 1 else 0
+
     def resolved(self) -> dict[str, Any]:
         """The options whose defaults depend on others, as they come out."""
         return {
@@ -598,6 +615,7 @@ class RunConfig(BaseModel):
             "update_kl": self.led_update_kl,
             "kl_weight": self.kl_penalty,
             "rl_steps": self.rollouts_a_refinement,
+            "soup": self.finalists_in_soup,
         }
 
 

@@ -23,6 +23,7 @@ from evolora.racing import Race, losers, race
 from evolora.refined import draw_keys, mutation_scales, places_of_copies, refined_metrics, survival
 from evolora.refiners import Refiner
 from evolora.rng import keyed_generator, keyed_seed
+from evolora.soup import SOUP, soup, within_a_standard_error
 from evolora.strategies import Strategy
 from evolora.task import Example, Task
 
@@ -53,6 +54,7 @@ class LoopConfig:
     inheritance: str = "lamarckian"
     validation_prompts: int = 64
     finalists: int = 4
+    soup: int = 0
     remember: bool = True
 
 
@@ -273,8 +275,31 @@ class Evolution:
         """The best `count` finalists on the whole validation split, or all that did not fail, best first, and their
         fitness there."""
         candidates, evaluation = self._measure(self.finalists(), self.task.validation, "final")
-        rows = self._ranked(candidates, evaluation)[:count]
-        return candidates.select(rows), evaluation.fitness[rows]
+        rows = self._ranked(candidates, evaluation)
+        ranked, fitness = candidates.select(rows), evaluation.fitness[rows]
+        if (made := self._soup(candidates, evaluation, rows)) is not None:
+            ranked, fitness = made[0].join(ranked), np.append(made[1], fitness)
+        return ranked.select(range(len(ranked))[:count]), fitness[:count]
+
+    def _soup(
+        self, candidates: Population, evaluation: Evaluation, rows: Sequence[int]
+    ) -> tuple[Population, Floats] | None:
+        """The average of the best finalists and its fitness, if it is about as good as the best of them, who is also
+        the luckiest, and no worse than the base. `rows` are the finalists', best first.
+
+        Where rewards vary the finalists are lucky ones of any generation, which pull the average down.
+        """
+        base = evaluation.fitness[0]
+        members = [row for row in rows if row > 0 and evaluation.fitness[row] >= base][: self.config.soup]
+        if len(members) < 2 or not self.config.remember:
+            return None
+        # Born after the last generation: a run that is resumed for more of them forgets it, and gives its id anew.
+        mixed = soup(candidates, members, id=self.strategy.new_id(), generation=self.generation + 1)
+        mixed, mixed_evaluation = self._measure(mixed, self.task.validation, SOUP)
+        fitness = mixed_evaluation.fitness
+        # NaN, of one that failed, is not as good as anything.
+        good = fitness[0] >= base and within_a_standard_error(mixed_evaluation.rewards[0], evaluation.rewards[rows[0]])
+        return (mixed, fitness) if good else None
 
     def _ranked(self, candidates: Population, evaluation: Evaluation) -> list[int]:
         """The rows of the finalists that did not fail, best first.

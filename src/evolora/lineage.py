@@ -33,7 +33,7 @@ _TABLES = ("samples", "fitness", "individuals")
 class Lineage:
     """The ledger in SQLite. A generation is written in one transaction: after a kill it is there whole or not at all.
 
-    `stage` says where a fitness was measured: `population`, `refined`, `validation`, `final`, `test`. A failed
+    `stage` says where a fitness was measured: `population`, `refined`, `validation`, `final`, `soup`, `test`. A failed
     individual's fitness is NULL.
 
     >>> import torch
@@ -109,7 +109,7 @@ class Lineage:
         for table in _TABLES:
             self._connection.execute(f"DELETE FROM {table} WHERE generation > ?", (generation,))
         for table in ("samples", "fitness"):
-            self._connection.execute(f"DELETE FROM {table} WHERE stage IN ('final', 'test')")
+            self._connection.execute(f"DELETE FROM {table} WHERE stage IN ('final', 'soup', 'test')")
         self.commit()
 
     def close(self) -> None:

@@ -157,7 +157,7 @@ def test_lineage_is_a_family_tree(finished: Path) -> None:
     people = {row[0]: row[1:] for row in database.execute("SELECT id, generation, operator FROM individuals")}
     assert len(people) == database.execute("SELECT count(*) FROM individuals").fetchone()[0]
     assert people[0] == (0, "base")
-    known = {"base", "ppo", "copy", "average", *CROSSOVERS, *MUTATIONS}
+    known = {"base", "ppo", "copy", "average", "soup", *CROSSOVERS, *MUTATIONS}
     assert {name for _, operator in people.values() for name in operator.split("+")} <= known
     parents: dict[int, list[int]] = {}
     for child, parent in database.execute("SELECT child, parent FROM parents ORDER BY child, position"):

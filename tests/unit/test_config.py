@@ -165,6 +165,33 @@ def test_a_refinement_is_longer_where_a_population_waits(options: dict[str, Any]
 
 
 @pytest.mark.parametrize(
+    ("options", "finalists"),
+    [
+        ({}, 4),
+        ({"finalists": 3}, 3),
+        ({"finalists": 1}, 0),
+        ({"soup": 2}, 2),
+        ({"soup": 0}, 0),
+        ({"refine_whom": "best"}, 0),
+        ({"refiner": "none"}, 0),
+        ({"strategy": "none"}, 0),
+        ({"strategy": "none", "soup": 4}, 4),
+    ],
+)
+def test_the_finalists_of_one_lineage_make_a_soup(options: dict[str, Any], finalists: int) -> None:
+    config = make_config(options)
+    assert config.finalists_in_soup == finalists
+    # What a run writes down as resolved is accepted again.
+    assert make_config({**options, "soup": finalists}).finalists_in_soup == finalists
+
+
+@pytest.mark.parametrize("soup", [1, 5])
+def test_a_soup_has_from_two_to_all_finalists(soup: int) -> None:
+    with pytest.raises(InputError, match=f"^--soup {soup}: expected 0, or from 2 to --finalists 4$"):
+        make_config({"soup": soup})
+
+
+@pytest.mark.parametrize(
     ("options", "weight"),
     [
         ({}, 0),

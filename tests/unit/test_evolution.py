@@ -564,3 +564,75 @@ def test_where_rewards_vary_the_average_wins_unless_another_is_clearly_better() 
     assert (first(lucky), first(better), first(lucky, base=0.01)) == (average, other, other)
     evolution.config = replace(evolution.config, remember=True)
     assert first(lucky) == other
+
+
+class Ends(Hill):
+    """A hill on whose top an individual loses `miss` on the first prompt, or fails."""
+
+    def __init__(self, miss: float) -> None:
+        super().__init__()
+        self.miss = miss
+
+    def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
+        found = super().evaluate(genomes, examples, drafts=drafts)
+        rewards = found.rewards.copy()
+        rewards[np.isclose(genomes[:, 0].numpy(), 1), 0] -= self.miss
+        return replace(found, rewards=rewards, fitness=rewards.mean(axis=1))
+
+
+def last_ones(evaluator: Evaluator, levels: Sequence[float], soup: int) -> Evolution:
+    """A run that has ended with the base and finalists whose weights are all alike, one level each."""
+    evolution = make_evolution(soup=soup)
+    evolution.step()
+    evolution.evaluator = evaluator
+    people = [
+        Individual(id=number, parents=(0,), operator="ppo", born=1, mutation_scale=0.02)
+        for number in range(100, 100 + len(levels))
+    ]
+    genomes = torch.tensor(levels)[:, None].expand(-1, 14)
+    base = evolution.hall_of_fame.members.select([0])
+    candidates = base.join(Population(genomes, tuple(people)))
+    evolution.finalists = lambda: candidates  # type: ignore[method-assign]
+    return evolution
+
+
+def test_the_average_of_the_finalists_wins_where_it_is_no_worse() -> None:
+    evolution = last_ones(Hill(), [0.9, 1.1, 0.2, 0.5], soup=2)
+    known = evolution.strategy.new_id()
+    best, fitness = evolution.best_finalists(3)
+    assert [one.operator for one in best.individuals] == ["soup", "ppo", "ppo"]
+    made = best.individuals[0]
+    assert made.id > known and made.parents in [(100, 101), (101, 100)] and made.history == ()
+    assert torch.allclose(best.genomes[0], torch.ones(14)) and fitness[0] == pytest.approx(0, abs=1e-6)
+    query = "SELECT individual, fitness FROM fitness WHERE stage = 'soup'"
+    assert evolution.lineage.query(query) == [(made.id, fitness[0])]
+    assert evolution.lineage.query(f"SELECT generation FROM individuals WHERE id = {made.id}") == [(2,)]
+    evolution.lineage.rewind(1)
+    assert not evolution.lineage.query(f"SELECT id FROM individuals WHERE id = {made.id}")
+
+
+@pytest.mark.parametrize(
+    ("evaluator", "levels", "soup", "operator", "measured"),
+    [
+        (Hill(), [0.9, 0.1], 2, "ppo", 2),  # worse than the best on every prompt alike
+        (Hill(), [0.9, 1.1], 0, "ppo", 1),  # no soup is asked for
+        (Hill(), [0.9, -0.5], 2, "ppo", 1),  # one of the two is worse than the base
+        (Hill(), [-0.5, -0.9], 2, "base", 1),
+        (Ends(miss=5.0), [0.9, 1.1], 2, "soup", 2),  # worse on one prompt of ten: not more than chance
+        (Ends(miss=math.nan), [0.9, 1.1], 2, "ppo", 2),  # the reward could not score it
+    ],
+)
+def test_the_average_of_the_finalists_gives_way(
+    evaluator: Hill, levels: list[float], soup: int, operator: str, measured: int
+) -> None:
+    evolution = last_ones(evaluator, levels, soup)
+    evaluator.seen.clear()
+    winner, _ = evolution.choose_winner()
+    assert winner.individuals[0].operator == operator
+    assert len(evaluator.seen) == measured
+
+
+def test_where_rewards_vary_nobody_is_averaged() -> None:
+    evolution = last_ones(Hill(), [0.9, 1.1], soup=2)
+    evolution.config = replace(evolution.config, remember=False)
+    assert evolution.choose_winner()[0].individuals[0].operator == "ppo"

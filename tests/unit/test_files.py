@@ -166,6 +166,7 @@ def test_the_lineage_rewinds_to_what_it_was(tmp_path: Path) -> None:
     assert (1, 1, "population", None) in before[2]
     lineage.born(person(2, 2, (0, 1)), torch.ones(4))
     lineage.measured(2, "population", [person(2, 2)], [0.7])
+    lineage.measured(1, "soup", [person(2, 2)], [0.6])
     lineage.measured(1, "test", [person(0, 0)], [0.5])
     lineage.sampled(2, person(2, 2), "validation", ["p"], ["c"], [1.0])
     lineage.commit()
