@@ -174,7 +174,7 @@ def _plots(results: Results, shown: Sequence[str], folder: Path) -> str:
     lines.append("![Performance profiles](results/performance-profiles.png)")
     note = (
         "Learning curves: test reward, on the first 128 test prompts, of the adapter that was best on validation so "
-        "far; mean over seeds, and the band from the worst to the best."
+        "far (the soup comes after them); mean over seeds, and the band from the worst to the best."
     )
     return "\n\n".join([note, *lines])
 
@@ -247,8 +247,8 @@ def _variants_table(results: Results) -> str:
     if not rows:
         return ""
     note = (
-        "Other ways for evolution to meet RL: normalised score minus the hybrid's on the same seeds, with the 95% "
-        "interval over all tasks, and test rewards, mean (worst seed)."
+        "Other ways for evolution to meet RL: normalised score minus the hybrid's on the same seeds (without the soup "
+        "where the variant is), with the 95% interval over all tasks, and test rewards, mean (worst seed)."
     )
     return f"{note}\n\n{table(['variant', 'runs', 'difference', *tasks], rows)}"
 
