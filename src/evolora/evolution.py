@@ -272,8 +272,8 @@ class Evolution:
         return best, float(fitness[0])
 
     def best_finalists(self, count: int) -> tuple[Population, Floats]:
-        """The best `count` finalists on the whole validation split, or all that did not fail, best first, and their
-        fitness there."""
+        """The best `count` finalists on the whole validation split, or all that did not fail, best first, before them
+        their soup if it wins, and their fitness there."""
         candidates, evaluation = self._measure(self.finalists(), self.task.validation, "final")
         rows = self._ranked(candidates, evaluation)
         ranked, fitness = candidates.select(rows), evaluation.fitness[rows]
