@@ -9,7 +9,6 @@ there is no soup.
 
 import argparse
 import json
-import statistics
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +16,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from study.statistics import Scores, stratified_interval
 from study.tasks import TASKS
 
 from evolora import Evolution, evolve
@@ -103,13 +104,22 @@ def main() -> None:
             rows.append(measure(task, options.flops, seed))
             with options.out.open("a") as file:
                 file.write(json.dumps(rows[-1]) + "\n")
+    gains = {}
     print("| task | runs | best finalist | soup | winner | soup chosen |\n|---|---|---|---|---|---|")
     for task in options.tasks:
         found = [row for row in rows if row["task"] == task and row["seed"] in options.seeds]
-        best, mixed = (statistics.mean(row[name] for row in found) for name in ("best", "soup"))
-        winner = statistics.mean(row["soup" if row["chosen"] else "best"] for row in found)
-        chosen = sum(row["chosen"] for row in found)
-        print(f"| {task} | {len(found)} | {best:.3f} | {mixed:.3f} | {winner:.3f} | {chosen} |")
+        best, mixed = (np.array([row[name] for row in found]) for name in ("best", "soup"))
+        chosen = np.array([row["chosen"] for row in found])
+        winner = np.where(chosen, mixed, best)
+        gains[task] = winner - best
+        means = f"{best.mean():.3f} | {mixed.mean():.3f} | {winner.mean():.3f}"
+        print(f"| {task} | {len(found)} | {means} | {chosen.sum()} |")
+
+    def over_tasks(scores: Scores) -> float:
+        return float(np.mean([values.mean() for values in scores.values()]))
+
+    low, high = stratified_interval(over_tasks, gains)
+    print(f"winner minus best finalist, mean over tasks: {over_tasks(gains):+.4f} (95% {low:+.4f} to {high:+.4f})")
 
 
 if __name__ == "__main__":

@@ -214,6 +214,7 @@ def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
         if config.strategy == "ga" and config.refiner != "none":
             # What the hybrid's defaults come to: options that are left out leave them to the strategy.
             works |= {name: resolved[name] for name in _LEFT_TO_THE_STRATEGY}
+            # Off it does not count, as anything that is off.
             works |= {"soup": resolved["soup"]} if resolved["soup"] else {}
     return hashlib.sha256(json.dumps([method.kind, works], sort_keys=True).encode()).hexdigest()[:12]
 
