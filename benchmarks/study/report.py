@@ -217,17 +217,25 @@ def _ablation_table(found: dict[str, Any]) -> str:
     tasks = list(dict.fromkeys(task for figures in ingredients.values() for task in figures["tasks"]))
     rows, words = [], {True: "yes", False: "no", None: "open"}
     for figures in ingredients.values():
-        low, high = figures["ci95"]
         decided = figures["costs"] is not None
         cells = [_cost(figures["tasks"].get(task), starred=decided) for task in tasks]
-        overall = f"{figures['cost']:+.3f}" + f" ({low:+.3f} to {high:+.3f})" * decided
-        rows.append([figures["title"], str(figures["runs"]), overall, words[figures["costs"]], *cells])
+        overall = _interval(figures, shown=decided)
+        answer, flops = words[figures["costs"]], _interval(figures["equal_flops"], shown=decided)
+        rows.append([figures["title"], str(figures["runs"]), overall, answer, *cells, flops])
     note = (
         "What an ingredient is worth: normalised score of the hybrid minus that of the hybrid without it, with the 95% "
         "interval over all tasks; * where a single task's interval, corrected for their number, excludes 0. Open, and "
-        "without intervals, where seeds are missing."
+        "without intervals, where seeds are missing. The last column is over all tasks at equal FLOPs, which the claim "
+        "does not ask for."
     )
-    return f"{note}\n\n{table(['changed', 'runs', 'cost', 'costs something', *tasks], rows)}"
+    return f"{note}\n\n{table(['changed', 'runs', 'cost', 'costs something', *tasks, 'at equal FLOPs'], rows)}"
+
+
+def _interval(figures: dict[str, Any] | None, *, shown: bool) -> str:
+    if figures is None:
+        return ""
+    low, high = figures["ci95"]
+    return f"{figures['cost']:+.3f}" + f" ({low:+.3f} to {high:+.3f})" * shown
 
 
 def _variants_table(results: Results) -> str:

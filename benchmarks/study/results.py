@@ -78,6 +78,19 @@ class Results:
         )
         return whole, changed
 
+    def side_by_side_at_flops(self, method: str, tasks: Sequence[str]) -> tuple[dict[str, Floats], dict[str, Floats]]:
+        """The same at equal FLOPs: on each task at the most that all these runs reached. A task where a run has not
+        counted them is left out."""
+        pair = METHODS[method].beside, method
+        whole: dict[str, Floats] = {}
+        changed: dict[str, Floats] = {}
+        for task, seeds in self.shared_seeds(method, tasks).items():
+            if (flops := self.shared_flops(task, pair, seeds)) is not None:
+                whole[task], changed[task] = (
+                    self.normalised(task, self.tests_at_flops(task, name, seeds, flops)) for name in pair
+                )
+        return whole, changed
+
     def methods(self) -> list[str]:
         """Those with a run, in the table's order."""
         return [name for name in METHODS if any(name in methods for methods in self.runs.values())]

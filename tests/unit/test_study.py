@@ -433,14 +433,30 @@ def test_equal_flops_are_read_off_the_curves() -> None:
     assert found["tasks"]["sparse"]["equal_seconds"]["probability_of_improvement"] == 1
 
 
+def test_an_ingredient_that_saves_operations_costs_something_at_equal_flops() -> None:
+    rows = synthetic(lambda name, where, seed: good("hybrid-no-soup" if "no-groups" in name else name, where, seed))
+    for row in rows:
+        if row["method"] == "hybrid-no-groups":  # gets as far, with twice the FLOPs
+            row["flops"], row["curve"] = 200.0, row["curve"] | {"flops": [0.0, 200.0]}
+    ingredients = judged(rows)["ablations"]["ingredients"]
+    figures = ingredients["hybrid-no-groups"]
+    assert figures["cost"] == 0 and figures["costs"] is False
+    # Half of the way from 0.1 to 0.89, 0.9 and 0.91, of 0.9.
+    assert figures["equal_flops"]["cost"] == pytest.approx(0.4 / 0.9)
+    assert figures["equal_flops"]["ci95"][0] > 0.4
+    # The curves end before the soup.
+    assert ingredients["hybrid-no-soup"]["equal_flops"] is None
+
+
 def test_a_claim_is_open_while_runs_are_missing() -> None:
     rows = [row for row in synthetic(good) if (row["method"], row["task"], row["seed"]) != ("eggroll", "sparse", 2)]
     found = judged(rows)
     assert found["ahead_of_single_methods"]["holds"] is None
     assert "eggroll" in found["ahead_of_single_methods"]["reason"]
     assert found["ablations"]["holds"] is True
-    uncounted = [row | {"flops": None, "curve": row["curve"] | {"flops": None}} for row in synthetic(good)]
-    assert "FLOPs" in judged(uncounted)["ahead_of_single_methods"]["reason"]
+    uncounted = judged([row | {"flops": None, "curve": row["curve"] | {"flops": None}} for row in synthetic(good)])
+    assert "FLOPs" in uncounted["ahead_of_single_methods"]["reason"]
+    assert uncounted["ablations"]["ingredients"]["hybrid-no-groups"]["equal_flops"] is None
     assert all(claim["holds"] is None for claim in judged([]).values())
 
 
