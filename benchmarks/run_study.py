@@ -21,7 +21,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 from speed.machine import cpu_model
 from study.base_rates import base_rates
 from study.budget import Budget
-from study.methods import MAIN_METHODS, METHODS
+from study.methods import METHODS, QUICK_METHODS
 from study.report import table, write_report
 from study.runner import Runner, missing_jobs, of_processor, read_rows, search_jobs, study_jobs
 from study.tasks import TASKS
@@ -54,7 +54,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     if options.gens is not None and options.budget_seconds is not None:
         parser.error("--gens with --budget-seconds: expected one of them")
     quick = options.quick
-    options.methods = options.methods or list(MAIN_METHODS if quick else METHODS)
+    options.methods = options.methods or list(QUICK_METHODS if quick else METHODS)
     options.tasks = options.tasks or list(TASKS)
     options.seeds = options.seeds or list(range(QUICK_SEEDS if quick else 8))
     seconds = options.budget_seconds or (QUICK_SECONDS if quick else 20.0)

@@ -23,7 +23,7 @@ NOT_BEHIND, AHEAD = 0.5, 0.75
 AT_THE_TOP = 0.995  # normalised
 KEPT = 0.9
 LEAST_GAIN = 0.05  # normalised
-SOUP = "hybrid-no-soup"
+SOUP = "hybrid-no-soup"  # whose worth the curves cannot show
 
 DEFINITIONS = {
     "ahead_of_single_methods": (
@@ -225,8 +225,8 @@ def _learning_rate(results: Results, tasks: Sequence[str], min_seeds: int) -> Fi
 
 
 def _ablations(results: Results, tasks: Sequence[str], min_seeds: int) -> Figures:
-    whole_methods = {METHODS[name].beside for name in ABLATIONS}
-    reasons = _missing(results, tasks, (*sorted(whole_methods), *ABLATIONS), min_seeds)
+    beside = {METHODS[name].beside for name in ABLATIONS}
+    reasons = _missing(results, tasks, sorted(beside.union(ABLATIONS)), min_seeds)
     ingredients: dict[str, Figures] = {}
     for method in ABLATIONS:
         whole, without = results.side_by_side(method, tasks)

@@ -164,6 +164,8 @@ VARIANTS = tuple(method.name for method in _METHODS if method.role == "variant")
 BESIDE = tuple(method.name for method in _METHODS if method.role == "beside")
 ABLATIONS = tuple(method.name for method in _METHODS if method.role == "ablation")
 MAIN_METHODS = ("hybrid", *SINGLE_METHODS, *REFERENCES)
+# Without a search the single methods have their defaults already.
+QUICK_METHODS = ("hybrid", *SINGLE_METHODS, "best-of-n", "sketch")
 
 # Where a run is, how long it is and what it is made of, rather than how it works.
 _NO_PART_OF_A_METHOD = frozenset(

@@ -31,9 +31,13 @@ STYLE = {
 _PALETTE = "#D55E00 #0072B2 #009E73 #56B4E9 #E69F00 #CC79A7 #117733 #882255 #999933 #777777 #bbbbbb".split()
 
 
+# As many lines as there are colours: more could not be told apart.
+MOST_LINES = len(_PALETTE)
+
+
 def colour(method: str, methods: Sequence[str]) -> str:
-    """A method's colour, by its place among those shown."""
-    return _PALETTE[list(methods).index(method) % len(_PALETTE)]
+    """A method's colour, by its place among those shown; the last grey beyond the palette, where names stand beside."""
+    return _PALETTE[min(list(methods).index(method), MOST_LINES - 1)]
 
 
 def learning_curves(results: Results, methods: Sequence[str], cost: str, path: Path) -> bool:

@@ -163,19 +163,21 @@ def _overall_table(results: Results, shown: Sequence[str]) -> str:
 def _plots(results: Results, shown: Sequence[str], folder: Path) -> str:
     from study import plots  # matplotlib, which the rest does without
 
-    lines = []
+    lines, lined = [], shown[: plots.MOST_LINES]
     for cost, words in plots.COSTS.items():
-        if plots.learning_curves(results, shown, cost, folder / f"curves-{cost}.png"):
+        if plots.learning_curves(results, lined, cost, folder / f"curves-{cost}.png"):
             lines.append(f"![Learning curves over {words}](results/curves-{cost}.png)")
     scores = {name: results.scores(name, results.tasks()) for name in shown}
     plots.interquartile_means(scores, folder / "interquartile-means.png")
-    plots.performance_profiles(scores, folder / "performance-profiles.png")
+    plots.performance_profiles({name: scores[name] for name in lined}, folder / "performance-profiles.png")
     lines.append("![Interquartile means](results/interquartile-means.png)")
     lines.append("![Performance profiles](results/performance-profiles.png)")
     note = (
         "Learning curves: test reward, on the first 128 test prompts, of the adapter that was best on validation so "
         "far (the soup comes after them); mean over seeds, and the band from the worst to the best."
     )
+    if len(lined) < len(shown):
+        note += f" Curves and profiles are those of the first {len(lined)} methods."
     return "\n\n".join([note, *lines])
 
 

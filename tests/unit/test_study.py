@@ -19,7 +19,16 @@ from study.base_rates import base_rates, leads_away
 from study.budget import Budget, Point, thinned
 from study.claims import claims
 from study.measure import Job, assembled, measure
-from study.methods import ABLATIONS, METHODS, SEARCH_GRID, SEARCH_SEEDS, SINGLE_METHODS, Method, options_sha256
+from study.methods import (
+    ABLATIONS,
+    METHODS,
+    QUICK_METHODS,
+    SEARCH_GRID,
+    SEARCH_SEEDS,
+    SINGLE_METHODS,
+    Method,
+    options_sha256,
+)
 from study.report import with_section, write_report
 from study.results import collect
 from study.runner import (
@@ -242,6 +251,12 @@ def test_what_is_done_is_skipped_and_what_failed_is_tried_again() -> None:
     assert missing_jobs([other], rows) == [other]
     assert missing_jobs(jobs[:1], [rows[0] | {"options_sha256": "older defaults"}]) == jobs[:1]
     assert missing_jobs(jobs[:1], [rows[0] | {"task_sha256": "older data"}]) == jobs[:1]
+
+
+def test_a_quick_look_makes_no_run_twice() -> None:
+    jobs = study_jobs([], ["translate"], QUICK_METHODS, [0], ONE, search=False)
+    works = [options_sha256(METHODS[job.method], job.options) for job in jobs]
+    assert len(set(works)) == len(works) == len(QUICK_METHODS) > len(SINGLE_METHODS)
 
 
 def test_seeds_come_outermost() -> None:
