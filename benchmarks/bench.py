@@ -30,9 +30,8 @@ from speed.scaling import plot
 from speed.store import PARTS, Row, Store
 from speed.subjects import MODELS, Subject, load_subject, subjects_folder
 
-# 32 x 64 of the 124M model takes minutes and says what 32 x 20 and 8 x 64 say.
-SHAPES = {"tiny": ("8x20", "32x20", "8x64", "32x64"), "124M": ("8x20", "32x20", "8x64")}
-SCALING = {"tiny": (1, 2, 4, 8, 16, 32, 64, 128, 256), "124M": (1, 2, 4, 8, 16, 32)}
+SHAPES = ("8x20", "32x20", "8x64", "32x64")
+SCALING = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 MEMORY_INDIVIDUALS = 256
 NEW_TOKENS = 20
 
@@ -56,14 +55,14 @@ def jobs(part: str, subject: Subject, options: argparse.Namespace) -> list[tuple
     """What a part measures of a model: a name to show, and the measurement."""
     name, repeats = subject.name, int(options.repeats)
     if part == "generation":
-        asked = options.shapes or SHAPES[name]
+        asked = options.shapes or SHAPES
         shapes = [(int(n), int(tokens)) for n, tokens in (shape.split("x") for shape in asked)]
         return [(f"{name} {n} x {tokens}", partial(measure_shape, subject, n, tokens, repeats)) for n, tokens in shapes]
     if part == "early":
         n = int(options.early_individuals)
         return [(f"{name} {n} individuals", lambda: [generation.early_ends(subject, n, repeats)])]
     if part == "scaling":
-        sizes = [n for n in SCALING[name] if n <= options.most_individuals]
+        sizes = [n for n in SCALING if n <= options.most_individuals]
         return [(name, lambda: generation.scaling(subject, sizes, NEW_TOKENS, repeats))]
     if part == "memory":
         # The tiny model's memory is torch's own.
