@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from study.methods import ABLATIONS, DEFAULT_LR, METHODS, SINGLE_METHODS
 from study.results import Results
-from study.statistics import mean_difference, probability_of_improvement, stratified_interval
+from study.statistics import Scores, mean_difference, probability_of_improvement, stratified_interval
 from study.tasks import TASKS
 
 Floats = npt.NDArray[np.float64]
@@ -232,7 +232,8 @@ def _ablations(results: Results, tasks: Sequence[str], min_seeds: int) -> Figure
         whole, without = results.side_by_side(method, tasks)
         if not whole:
             continue
-        low, high = stratified_interval(mean_difference, whole, without)
+        overall = mean_cost(whole, without)
+        low, high = overall["ci95"]
         by_task: dict[str, Figures] = {}
         for task in whole:
             one = {task: whole[task]}, {task: without[task]}
@@ -243,8 +244,7 @@ def _ablations(results: Results, tasks: Sequence[str], min_seeds: int) -> Figure
         ingredients[method] = {
             "title": METHODS[method].title,
             "runs": sum(map(len, without.values())),
-            "cost": mean_difference(whole, without),
-            "ci95": [low, high],
+            **overall,
             "excludes_zero": low > 0 or high < 0,
             # The interval of one or two seeds is none.
             "costs": costs if fewest >= min_seeds else None,
@@ -257,7 +257,12 @@ def _ablations(results: Results, tasks: Sequence[str], min_seeds: int) -> Figure
 
 def _at_equal_flops(results: Results, method: str, tasks: Sequence[str]) -> Figures | None:
     whole, without = results.side_by_side_at_flops(method, tasks)
-    if not whole:
-        return None
-    low, high = stratified_interval(mean_difference, whole, without)
-    return {"cost": mean_difference(whole, without), "ci95": [low, high]}
+    return mean_cost(whole, without) if whole else None
+
+
+def mean_cost(whole: Scores, without: Scores) -> Figures:
+    """How much `whole` is ahead: the mean over tasks, and its 95% interval."""
+    return {
+        "cost": mean_difference(whole, without),
+        "ci95": list(stratified_interval(mean_difference, whole, without)),
+    }

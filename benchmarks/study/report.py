@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from study.budget import Budget
-from study.claims import claims
+from study.claims import claims, mean_cost
 from study.measure import Row
 from study.methods import ABLATIONS, BESIDE, MAIN_METHODS, METHODS, SINGLE_METHODS, VARIANTS
 from study.results import Results, collect
-from study.statistics import interquartile_mean, mean_difference, mean_probability_of_improvement, stratified_interval
+from study.statistics import interquartile_mean, mean_probability_of_improvement, stratified_interval
 
 BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
 HEADING = "## The study"
@@ -247,12 +247,10 @@ def _variants_table(results: Results) -> str:
         hybrid, variant = results.side_by_side(name, tasks)
         if not variant:
             continue
-        low, high = stratified_interval(mean_difference, variant, hybrid)
         shared = results.shared_seeds(name, tasks)
         cells = [_mean_and_worst(results, task, name, shared.get(task, [])) for task in tasks]
         # One run a task has no interval.
-        interval = f" ({low:+.3f} to {high:+.3f})" if min(map(len, variant.values())) > 2 else ""
-        difference = f"{mean_difference(variant, hybrid):+.3f}{interval}"
+        difference = _interval(mean_cost(variant, hybrid), shown=min(map(len, variant.values())) > 2)
         rows.append([_title(name), str(sum(map(len, variant.values()))), difference, *cells])
     if not rows:
         return ""
