@@ -121,7 +121,7 @@ def main() -> int:
         for part in [part for part in PARTS if part in options.only]:
             for model in [model for model in MODELS if model in options.model]:
                 subject = load_subject(model, folder, options.threads)
-                torch.set_num_threads(subject.threads)
+                torch.set_num_threads(subject.threads_an_operation)
                 for name, run in jobs(part, subject, options):
                     print(f"{part}: {name} ...", end=" ", flush=True, file=sys.stderr)
                     start = time.perf_counter()

@@ -30,7 +30,7 @@ def measure(name: str, repeats: int) -> list[dict[str, Any]]:
     rows_found = []
     with subjects_folder() as folder:
         subject = load_subject(name, folder)
-        torch.set_num_threads(subject.threads)
+        torch.set_num_threads(subject.threads_an_operation)
         model = subject.own()
         population_model, genome = PopulationModel(model, subject.layout), subject.genomes(1)
         generator, draw = torch.Generator().manual_seed(0), random.Random(0)

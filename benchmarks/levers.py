@@ -69,7 +69,7 @@ def leaving_off(_: PreTrainedModel) -> Any:
 
 
 def dropout_off(_: PreTrainedModel) -> Any:
-    return patch("evolora.population_model._dropped", lambda x, share: F.dropout(x, share))
+    return patch("evolora.population_model._dropped", lambda x, share, _: F.dropout(x, share))
 
 
 def layout_off(_: PreTrainedModel) -> Any:
@@ -177,7 +177,7 @@ def main() -> None:
             continue
         with subjects_folder() as folder:
             subject = load_subject(name, folder)
-            torch.set_num_threads(subject.threads)
+            torch.set_num_threads(subject.threads_an_operation)
             model, run = make(subject)
             if options.profile:
                 print(title, json.dumps(profile_of(run), indent=1))

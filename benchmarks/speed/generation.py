@@ -12,7 +12,7 @@ from speed.populora_side import Populora
 from speed.roofline import GemmRate, flops_needed
 from speed.sides import Evolora, MixedBatch, OneState, StockFloor, StockGenerate, Work, equal_share, written_lengths
 from speed.subjects import PROMPTS, Subject
-from speed.timing import alternate, median
+from speed.timing import alternate, best_threads, median
 
 Row = dict[str, Any]
 SPREAD_OVER = 64
@@ -60,13 +60,19 @@ def early_ends(subject: Subject, individuals: int, repeats: int) -> Row:
 
 
 def _measured(part: str, work: Work, runs: dict[str, Callable[[], Tensor]], repeats: int) -> Row:
-    """Warm every side up, compare what it wrote with what evolora wrote, and time them in turn."""
+    """Warm every side up, compare what it wrote with what evolora wrote, and time them in turn; each with as many
+    threads as it is fastest with."""
+    subject = work.subject
+    threads = dict.fromkeys(runs, subject.threads)
+    for name in runs.keys() - {EVOLORA, FLOOR}:
+        # evolora has the cores as it chooses; so have the others.
+        threads[name], runs[name] = best_threads(runs[name], [subject.threads_an_operation, subject.threads])
     written = {name: run() for name, run in runs.items()}
     # The floors complete other prompts: they are compared with each other.
     against = {FLOOR: FLOOR, FLOOR_STOCK: FLOOR}
     equal = {name: equal_share(ids, written[against.get(name, EVOLORA)], work) for name, ids in written.items()}
     lengths = written_lengths(written[EVOLORA], work)
-    gemm = GemmRate(torch.get_num_threads())
+    gemm = GemmRate(subject.threads)
     seconds = alternate(runs, repeats, between=gemm.sample)
     flops = flops_needed(work, lengths)
     rate = flops / median(seconds[EVOLORA])
@@ -77,7 +83,10 @@ def _measured(part: str, work: Work, runs: dict[str, Callable[[], Tensor]], repe
         "prompts": PROMPTS,
         "new_tokens": work.new_tokens,
         "repeats": repeats,
-        "sides": {name: {"median": median(times), "seconds": times, **equal[name]} for name, times in seconds.items()},
+        "sides": {
+            name: {"median": median(times), "seconds": times, "threads": threads[name], **equal[name]}
+            for name, times in seconds.items()
+        },
         "lengths": _spread(lengths),
         "ends": len(work.ends),
         "gflop": flops / 1e9,

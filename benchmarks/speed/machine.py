@@ -7,12 +7,15 @@ from typing import Any
 
 import torch
 
+from evolora.calibration import available_cores
+
 
 def describe() -> dict[str, Any]:
     """The processor, the versions, torch's threads and the load average at this moment."""
     return {
         "cpu": cpu_model(),
-        "cores": cores(),
+        "generation": cpu_generation(),
+        "cores": available_cores(),
         "capability": torch.backends.cpu.get_cpu_capability(),
         "system": platform.system(),
         "python": platform.python_version(),
@@ -22,16 +25,20 @@ def describe() -> dict[str, Any]:
     }
 
 
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def cpu_model() -> str:
     """The processor's name."""
+    return _told_by_linux("model name") or platform.processor() or platform.machine()
+
+
+def cpu_generation() -> str:
+    """Its family and model, where Linux tells them: servers hide their names."""
+    return f"family {_told_by_linux('cpu family') or '?'} model {_told_by_linux('model') or '?'}"
+
+
+def _told_by_linux(name: str) -> str | None:
     info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    for line in info.read_text().splitlines() if info.exists() else []:
+        told, _, value = line.partition(":")
+        if told.strip() == name:
+            return value.strip()
+    return None

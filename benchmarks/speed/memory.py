@@ -75,7 +75,7 @@ def main() -> None:
     def reward(completions: list[str], **_: object) -> list[float]:
         return [float(len(text)) for text in completions]
 
-    population_model = PopulationModel(base.model, layout)
+    population_model = PopulationModel(base.model, layout, threads=options.threads)
     evaluator = LocalEvaluator(
         population_model, base.tokenizer, RewardScorer(reward), max_new_tokens=options.new_tokens
     )

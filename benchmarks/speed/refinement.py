@@ -24,7 +24,7 @@ from speed.timing import alternate, median, seconds_of
 GROUP = 8
 COMPLETION = 20
 LEARNING_RATE = 1e-5
-WARM_UP = 2
+WARM_UP = 4  # two updates with each number of TRL's threads
 ELITES = 4
 TRANSLATION = 11  # new tokens that evolora allows on the bundled translation task
 
@@ -39,20 +39,16 @@ def grpo_update(subject: Subject, repeats: int) -> dict[str, Any]:
 
     TRL trains; after each of its steps, while its clock stands, evolora makes one update.
     """
-    ours = _evolora_update(subject)
-    clock = _Clock(ours)
+    clock = _Clock(_evolora_update(subject), subject)
     with TemporaryDirectory() as folder:
         trainer = _trl_trainer(subject, folder, WARM_UP + repeats, clock)
         trainer.remove_callback(PrinterCallback)
-        torch.set_num_threads(subject.threads)
         trainer.train()
     tokens = PROMPTS * GROUP * COMPLETION
     if clock.ours_tokens != [tokens] * (WARM_UP + repeats):
         raise RuntimeError(f"evolora's completions are not of full length: {clock.ours_tokens}, expected {tokens}")
     if clock.trl_tokens(trainer) != COMPLETION:
         raise RuntimeError(f"TRL's completions are not of full length: {clock.trl_tokens(trainer)} tokens on average")
-    if torch.get_num_threads() != subject.threads:
-        raise RuntimeError(f"the number of threads was changed to {torch.get_num_threads()}")
     return {
         "part": "refinement",
         "model": subject.name,
@@ -63,8 +59,13 @@ def grpo_update(subject: Subject, repeats: int) -> dict[str, Any]:
         "epochs": 1,
         "repeats": repeats,
         "sides": {
-            name: {"median": median(times[WARM_UP:]), "seconds": times[WARM_UP:], "warm_up": times[:WARM_UP]}
-            for name, times in (("evolora", clock.ours), ("TRL", clock.trl))
+            name: {
+                "median": median(times[WARM_UP:]),
+                "seconds": times[WARM_UP:],
+                "warm_up": times[:WARM_UP],
+                "threads": threads,
+            }
+            for name, times, threads in (("evolora", clock.ours, subject.threads), ("TRL", clock.trl, clock.threads))
         },
         "machine": machine.describe(),
     }
@@ -73,7 +74,7 @@ def grpo_update(subject: Subject, repeats: int) -> dict[str, Any]:
 def _evolora_update(subject: Subject) -> Callable[[], int]:
     """A function that makes one update of the founder, and returns the number of tokens it wrote."""
     refiner = GRPORefiner(
-        PopulationModel(subject.own(), subject.layout),
+        PopulationModel(subject.own(), subject.layout, threads=subject.threads),
         subject.tokenizer,
         RewardScorer(even_words),
         GRPOConfig(
@@ -104,10 +105,12 @@ def _evolora_update(subject: Subject) -> Callable[[], int]:
 
 
 class _Clock(TrainerCallback):  # type: ignore[misc]
-    """Stamps TRL's steps, and makes an evolora update between them."""
+    """Stamps TRL's steps, and makes an evolora update between them. TRL has as many threads as it is fastest with."""
 
-    def __init__(self, ours: Callable[[], int]) -> None:
+    def __init__(self, ours: Callable[[], int], subject: Subject) -> None:
         self.update = ours
+        self.counts = (subject.threads_an_operation, subject.threads)
+        self.threads = self.counts[0]
         self.ours: list[float] = []
         self.ours_tokens: list[int] = []
         self.trl: list[float] = []
@@ -115,12 +118,20 @@ class _Clock(TrainerCallback):  # type: ignore[misc]
 
     def on_step_begin(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         del args, state, control
+        if len(self.trl) < WARM_UP:
+            self.threads = self.counts[len(self.trl) * 2 // WARM_UP]
+        elif len(self.trl) == WARM_UP:
+            self.threads = self.counts[self.trl[WARM_UP // 2 - 1] > self.trl[WARM_UP - 1]]
+        torch.set_num_threads(self.threads)
         gc.collect()
         self._started = time.perf_counter()
 
     def on_step_end(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **_: object) -> None:
         del args, state, control
         self.trl.append(time.perf_counter() - self._started)
+        if torch.get_num_threads() != self.threads:
+            raise RuntimeError(f"TRL's threads were changed to {torch.get_num_threads()}")
+        torch.set_num_threads(self.counts[0])
         self.ours.append(seconds_of(lambda: self.ours_tokens.append(self.update())))
 
     def trl_tokens(self, trainer: GRPOTrainer) -> float:
@@ -173,7 +184,7 @@ def elites_together(subject: Subject, repeats: int) -> dict[str, Any]:
     with its reward and completions that end by themselves, but 8 prompts a rollout."""
     base, task = load_base(BUNDLED_MODEL), load_task(task="translate")
     refiner = PPORefiner(
-        PopulationModel(base.model, subject.layout, dropout=0.05),
+        PopulationModel(base.model, subject.layout, dropout=0.05, threads=subject.threads),
         base.tokenizer,
         RewardScorer(load_reward(task.reward)),
         # No early stop: both sides make all their updates.
@@ -204,6 +215,9 @@ def elites_together(subject: Subject, repeats: int) -> dict[str, Any]:
         "rl_steps": refiner.config.rl_steps,
         "epochs": refiner.config.epochs,
         "repeats": repeats,
-        "sides": {name: {"median": median(times), "seconds": times} for name, times in seconds.items()},
+        "sides": {
+            name: {"median": median(times), "seconds": times, "threads": subject.threads}
+            for name, times in seconds.items()
+        },
         "machine": machine.describe(),
     }

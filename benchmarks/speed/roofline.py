@@ -51,6 +51,7 @@ class GemmRate:
     def __init__(self, threads: int) -> None:
         sizes = (512, 1024, 2048) if threads == 1 else (1024, 2048, 4096)
         self.matrices = {size: (torch.randn(size, size), torch.randn(size, size)) for size in sizes}
+        self.threads = threads
         self.products = products()
         self.samples: dict[str, list[float]] = {f"{name} {size}": [] for name in self.products for size in sizes}
         self.sample()  # the warm-up
@@ -58,6 +59,8 @@ class GemmRate:
             rates.clear()
 
     def sample(self) -> None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(self.threads)
         for name, product in self.products.items():
             for size, (x, w) in self.matrices.items():
                 calls = max(1, 2 * 2048**3 // (2 * size**3))
@@ -65,6 +68,7 @@ class GemmRate:
                 for _ in range(calls):
                     product(x, w)
                 self.samples[f"{name} {size}"].append(calls * 2 * size**3 / (time.perf_counter() - start))
+        torch.set_num_threads(before)
 
     def rates(self) -> dict[str, float]:
         """Operations a second: the median of each kernel and size."""

@@ -14,7 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evolora import PopulationModel
-from evolora.rollout import PromptBatch, generate
+from evolora.data_parallel import population_generate
+from evolora.rollout import PromptBatch
 from speed.subjects import PAD, Subject
 
 
@@ -97,23 +98,19 @@ def stock_generate(
     return written[:, ids.shape[1] :]
 
 
-def own_generate(model: PreTrainedModel, rows: PromptBatch, work: Work) -> Tensor:
-    """evolora's `generate`."""
-    return generate(model, rows, max_new_tokens=work.new_tokens, eos_token_ids=list(work.ends), pad_token_id=PAD).ids
-
-
 class Evolora:
     """The whole population in one `generate`."""
 
     def __init__(self, work: Work, population_model: PopulationModel | None = None) -> None:
         self.work = work
-        self.population_model = population_model or PopulationModel(work.subject.own(), work.subject.layout)
+        self.population_model = population_model or PopulationModel(
+            work.subject.own(), work.subject.layout, threads=work.subject.threads
+        )
         self.rows = work.rows
         self.floor_rows = work.floor_rows
 
     def __call__(self) -> Tensor:
-        with self.population_model.adapted(self.work.genomes):
-            return own_generate(self.population_model.model, self.rows, self.work)
+        return self._generate(self.work.genomes, self.rows)
 
     def on(self, work: Work) -> "Evolora":
         """Other work with the same model."""
@@ -121,7 +118,17 @@ class Evolora:
 
     def floor(self) -> Tensor:
         """As many rows of the same lengths by the same `generate` with the adapters off."""
-        return own_generate(self.population_model.model, self.floor_rows, self.work)
+        return self._generate(None, self.floor_rows)
+
+    def _generate(self, genomes: Tensor | None, rows: PromptBatch) -> Tensor:
+        return population_generate(
+            self.population_model,
+            genomes,
+            rows,
+            max_new_tokens=self.work.new_tokens,
+            eos_token_ids=list(self.work.ends),
+            pad_token_id=PAD,
+        ).ids
 
     def stock(self) -> Tensor:
         """transformers' `generate` on the same layers: finished rows stay in the batch to the end."""

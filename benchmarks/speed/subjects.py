@@ -22,11 +22,10 @@ from transformers import (
 )
 
 from evolora import GenomeLayout, load_base, lora_config, lora_layout
-from evolora.calibration import choose_threads
+from evolora.calibration import available_cores, choose_threads, threads_an_operation
 from evolora.model import BUNDLED_MODEL, model_path
 from evolora.rng import keyed_generator
 from evolora.rollout import PromptBatch
-from speed.machine import cores
 
 MODELS = ("tiny", "124M")
 PROMPTS = 8
@@ -48,6 +47,7 @@ class Subject:
     layout: GenomeLayout
     founder: Tensor
     threads: int
+    threads_an_operation: int  # as evolora sets them
 
     @property
     def vocabulary(self) -> int:
@@ -126,5 +126,6 @@ def load_subject(name: str, folder: Path, threads: int | None = None) -> Subject
     base = load_base(str(path))
     lora = lora_config(base.model)
     layout, founder = lora_layout(base.model, lora, seed=0)
-    threads = threads or choose_threads(base.model, cores())
-    return Subject(name, str(path), base.model.config, base.tokenizer, lora, layout, founder, threads)
+    threads = threads or choose_threads(base.model, available_cores())
+    shared = threads_an_operation(base.model, threads)
+    return Subject(name, str(path), base.model.config, base.tokenizer, lora, layout, founder, threads, shared)

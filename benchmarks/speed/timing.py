@@ -3,8 +3,9 @@
 import gc
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+import torch
 from torch import Tensor
 
 Side = Callable[[], Tensor | None]
@@ -38,6 +39,32 @@ def alternate(
         if between is not None:
             between()
     return seconds
+
+
+def best_threads(run: Side, counts: Sequence[int]) -> tuple[int, Side]:
+    """Which of some numbers of torch's threads `run` is fastest with, by one timed run each after a warm-up, and `run`
+    with so many."""
+    sides = {count: _with_threads(run, count) for count in counts}
+    if len(sides) == 1:
+        return counts[0], sides[counts[0]]
+    seconds = {}
+    for count, side in sides.items():
+        side()
+        seconds[count] = seconds_of(side)
+    best = min(seconds, key=seconds.__getitem__)
+    return best, sides[best]
+
+
+def _with_threads(run: Side, threads: int) -> Side:
+    def with_threads() -> Tensor | None:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return run()
+        finally:
+            torch.set_num_threads(before)
+
+    return with_threads
 
 
 def median(values: list[float]) -> float:

@@ -1,7 +1,6 @@
 """A run's parts, loaded and checked before any work: task, reward, base model, layout, evaluator."""
 
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +10,7 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from torch import Tensor
 
-from evolora.calibration import choose_rows, choose_threads, parameters_of
+from evolora.calibration import available_cores, choose_rows, choose_threads, parameters_of, threads_an_operation
 from evolora.chat import use_template, with_prompts
 from evolora.config import HUMAN, RunConfig
 from evolora.errors import InputError
@@ -85,8 +84,8 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
         use_template(base.tokenizer, Path(config.chat_template))
     task = with_prompts(task, base.tokenizer, source=f"--data {config.data}")
     asked = config.threads
-    threads = asked or choose_threads(base.model, os.cpu_count() or 1)
-    torch.set_num_threads(threads)
+    threads = asked or choose_threads(base.model, available_cores())
+    torch.set_num_threads(threads_an_operation(base.model, threads))
     products = _products(config.products)
     use_kernels(base.model, products)
     if adapter is not None:
@@ -120,7 +119,8 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
             **config.resolved(),
         }
     )
-    population_model = PopulationModel(base.model, layout, dropout=config.lora_dropout)
+    side_by_side = threads if base.model.device.type == "cpu" else 1
+    population_model = PopulationModel(base.model, layout, dropout=config.lora_dropout, threads=side_by_side)
     evaluator = LocalEvaluator(
         population_model,
         base.tokenizer,

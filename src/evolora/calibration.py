@@ -7,8 +7,8 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
-# The matrix products of a smaller model are too short to share: on 2 threads a 2M-parameter model was up to 40 times
-# slower than on one as soon as anything else ran, which no measurement at the start can foresee.
+# The operations of a smaller model are too short to share: with 2 threads for each, a 2M-parameter model was up to 40
+# times slower than with one as soon as anything else ran, which no measurement at the start can foresee.
 SMALL_MODEL = 20_000_000
 # More rows than these make no token cheaper (docs/performance.md).
 MOST_ROWS = 512
@@ -18,13 +18,31 @@ _LEAST_ROWS = 8
 def choose_threads(
     model: PreTrainedModel, available: int, *, measure: Callable[[PreTrainedModel, int], float] | None = None
 ) -> int:
-    """Threads for torch on the CPU: one for a small model; else all cores or half of them (two hardware threads may
-    share a core), whichever passes a batch of 64 tokens faster: all, unless half is faster by a tenth."""
-    if parameters_of(model) < SMALL_MODEL or available < 4 or model.device.type != "cpu":
-        return 1 if parameters_of(model) < SMALL_MODEL else available
+    """Threads on the CPU, of the `available` cores: all or, for a model whose operations share them, half (two hardware
+    threads may share a core) if a batch of 64 tokens passes faster by a tenth. A small model elsewhere needs but one.
+    """
+    if model.device.type != "cpu":
+        return threads_an_operation(model, available)
+    if is_small(model) or available < 4:
+        return available
     measure = measure or _seconds_a_pass
     all_cores, half = measure(model, available), measure(model, available // 2)
     return available // 2 if half * 1.1 < all_cores else available
+
+
+def threads_an_operation(model: PreTrainedModel, threads: int) -> int:
+    """How many of `threads` share one operation of `model`: all, or one if the model is small."""
+    return 1 if is_small(model) else threads
+
+
+def is_small(model: PreTrainedModel) -> bool:
+    """Whether an operation of `model` is too short to be shared by threads."""
+    return parameters_of(model) < SMALL_MODEL
+
+
+def available_cores() -> int:
+    """The cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _seconds_a_pass(model: PreTrainedModel, threads: int, repeats: int = 3) -> float:

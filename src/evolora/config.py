@@ -39,7 +39,9 @@ class RunConfig(BaseModel):
     model: str = _option("tiny-gpt2", "base model: tiny-gpt2 (bundled), a folder or a hub name", _MODEL)
     device: str = _option("auto", "where to compute: auto (cuda where there is one), cpu, cuda, cuda:1", _MODEL)
     dtype: Literal["float32", "bfloat16", "float16"] = _option("float32", "precision of the base model", _MODEL)
-    threads: int = _option(0, "CPU threads; 0 chooses by the model's size and a measurement", _MODEL, ge=0)
+    threads: int = _option(
+        0, "CPU threads; 0 takes all cores, or half if a large model is measured to be faster", _MODEL, ge=0
+    )
     products: Literal["auto", "torch", "onednn"] = _option(
         "auto",
         "what multiplies float32 matrices on a CPU: torch's own library, onednn, or the faster one for the processor",

@@ -7,18 +7,18 @@ from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
-import torch
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evolora.cost import Cost
+from evolora.data_parallel import population_generate
 from evolora.decoding import takes_drafts
 from evolora.inspection import Inspection, inspect_completions
 from evolora.population import Population
 from evolora.population_model import PopulationModel
 from evolora.rewards import Scorer
 from evolora.rng import keyed_seed
-from evolora.rollout import decode_text, encode, end_tokens, generate, lengths_read, pad_token
+from evolora.rollout import decode_text, encode, end_tokens, lengths_read, pad_token
 from evolora.task import Example, columns_of, messages_of
 
 # For each individual and each example, token ids that its completion may begin with.
@@ -183,17 +183,17 @@ class LocalEvaluator(Evaluator):
         model: PreTrainedModel = self.population_model.model
         prompts = encode(self.tokenizer, [example.prompt for example in examples], model.device)
         prompts = prompts.repeat(genomes.shape[0])
-        with torch.no_grad(), self.population_model.adapted(genomes.to(model.device)):
-            completions = generate(
-                model,
-                prompts,
-                max_new_tokens=self.max_new_tokens,
-                eos_token_ids=end_tokens(model, self.tokenizer),
-                pad_token_id=pad_token(self.tokenizer),
-                drafts=drafts,
-                seeds=seeds,
-                temperature=temperature,
-            )
+        completions = population_generate(
+            self.population_model,
+            genomes.to(model.device),
+            prompts,
+            max_new_tokens=self.max_new_tokens,
+            eos_token_ids=end_tokens(model, self.tokenizer),
+            pad_token_id=pad_token(self.tokenizer),
+            drafts=drafts,
+            seeds=seeds,
+            temperature=temperature,
+        )
         cost = Cost(completions.tokens, self.population_model.size.forward(lengths_read(prompts, completions)))
         return decode_text(self.tokenizer, completions), completions.rows(), cost
 

@@ -18,7 +18,10 @@ from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 from transformers.pytorch_utils import Conv1D
+
+from evolora.gpt2_pass import gpt2_pass
 
 Products = Literal["torch", "onednn"]
 
@@ -67,11 +70,13 @@ def use_kernels(model: PreTrainedModel, products: Products) -> None:
     """
     for module in model.modules():
         vars(module).pop("forward", None)
-        kernel: Callable[..., Tensor] | None = None
+        kernel: Callable[..., Any] | None = None
         if type(module) in (nn.Linear, Conv1D) and products == "onednn":
             kernel = _linear
         elif type(module) is NewGELUActivation:
             kernel = _gelu
+        elif type(module) is GPT2Model:
+            kernel = gpt2_pass
         if kernel is not None:
             # Hides the class's own. A partial, not a closure: a deep copy of the model then calls its own layers.
             module.forward = functools.partial(kernel, module)

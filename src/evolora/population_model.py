@@ -1,13 +1,14 @@
 """The population layers: many LoRA adapters of one frozen base model in one forward pass."""
 
+import copy
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
@@ -16,6 +17,8 @@ from evolora.genome import AdaptedModule, GenomeLayout
 
 # Who runs on a base model now: generation tells it which rows of the batch are left.
 _ADAPTED: "WeakKeyDictionary[nn.Module, PopulationModel]" = WeakKeyDictionary()
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -62,38 +65,43 @@ class PopulationModel:
     6
     """
 
-    def __init__(self, model: PreTrainedModel, layout: GenomeLayout, *, dropout: float = 0.0) -> None:
+    def __init__(self, model: PreTrainedModel, layout: GenomeLayout, *, dropout: float = 0.0, threads: int = 1) -> None:
         self.model = model
         self.layout = layout
         self.dropout = dropout
+        self.threads = threads
         self.size = ModelSize.of(model, adapter=layout.genome_length)
         self.individuals = 0
         self._factors: dict[str, tuple[Tensor, Tensor]] | None = None
         self._routing: Routing | None = None
-        self._dropout = 0.0
+        self._generator: torch.Generator | None = None
+        self._replicas = [self]
+        self._pool: ThreadPoolExecutor | None = None
         self._hooks = [
             model.get_submodule(module.name).register_forward_hook(self._population_layer(module))
             for module in layout.modules
         ]
 
     @contextmanager
-    def adapted(self, genomes: Tensor, *, dropout: bool = False) -> Iterator[None]:
+    def adapted(self, genomes: Tensor, *, dropout_seed: int | None = None) -> Iterator[None]:
         """Run the model with `genomes` [n, genome_length] for the length of a `with` block.
 
-        With `dropout`, the adapters' input dropout is on, as in PEFT's training mode.
+        With a `dropout_seed`, the adapters' input dropout is on, as in PEFT's training mode, and drawn from that seed.
         """
-        before = self.individuals, self._factors, self._routing, self._dropout, _ADAPTED.get(self.model)
+        before = self.individuals, self._factors, self._routing, self._generator, _ADAPTED.get(self.model)
         self.individuals = len(genomes)
         self._factors = {
             module.name: (a.transpose(1, 2), b.transpose(1, 2)) for module, a, b in self.layout.factors(genomes)
         }
         self._routing = None
-        self._dropout = self.dropout if dropout else 0.0
+        self._generator = None
+        if dropout_seed is not None and self.dropout:
+            self._generator = torch.Generator(self.model.device).manual_seed(dropout_seed)
         _ADAPTED[self.model] = self
         try:
             yield
         finally:
-            self.individuals, self._factors, self._routing, self._dropout, outer = before
+            self.individuals, self._factors, self._routing, self._generator, outer = before
             _ADAPTED.pop(self.model)
             if outer is not None:
                 _ADAPTED[self.model] = outer
@@ -108,6 +116,36 @@ class PopulationModel:
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
+        for replica in self._replicas[1:]:
+            replica.detach()
+
+    def side_by_side(self, run: Callable[[int, "PopulationModel"], Result], count: int) -> list[Result]:
+        """`run(i, replica)` for i < `count`, all at once: each in its own thread, with the model's own modules or a
+        replica's, and an equal share of this thread's threads for its
+        operations."""
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="evolora")
+        while len(self._replicas) < count:
+            self._replicas.append(self._replica())
+        each = max(1, torch.get_num_threads() // count)
+
+        def run_part(index: int) -> Result:
+            torch.set_num_threads(each)  # of the operations that this thread starts
+            return run(index, self._replicas[index])
+
+        futures = [self._pool.submit(run_part, index) for index in range(count)]
+        try:
+            return [future.result() for future in futures]
+        finally:
+            wait(futures)  # whatever has happened, nothing may be left running on a replica
+
+    def _replica(self) -> "PopulationModel":
+        """The same with modules of its own, which share the weights."""
+        shared = [*self.model.parameters(), *self.model.buffers()]
+        model = copy.deepcopy(self.model, {id(tensor): tensor for tensor in shared})
+        for module, hook in zip(self.layout.modules, self._hooks, strict=True):
+            del model.get_submodule(module.name)._forward_hooks[hook.id]  # a copied hook is still the original's
+        return PopulationModel(model, self.layout, dropout=self.dropout)
 
     def _population_layer(self, module: AdaptedModule) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
         def layer(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
@@ -119,8 +157,8 @@ class PopulationModel:
                 raise ValueError(
                     f"{module.name}: a batch of shape {list(x.shape)} cannot be split into {a.shape[0]} individuals"
                 )
-            if self._dropout:
-                x = _dropped(x, self._dropout)
+            if self._generator is not None:
+                x = _dropped(x, self.dropout, self._generator)
             # As in PEFT, the adapter computes in its own precision, whatever the base model's.
             x = x.to(a.dtype)
             if self._routing is not None:
@@ -135,16 +173,15 @@ class PopulationModel:
         return layer
 
 
-def _dropped(x: Tensor, share: float) -> Tensor:
+def _dropped(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
     """Dropout: `share` of x set to zero, to 1 in 65,536, and the rest scaled up.
 
-    On a CPU torch's own takes as long as all products of a small model: it draws a number for each entry, where 16 bits
-    of one will do.
+    torch's own takes no generator, and on a CPU as long as all products of a small model: it draws a number for each
+    entry, where 16 bits of one will do.
     """
-    if x.device.type != "cpu":
-        return F.dropout(x, share)
     limit = max(1, round(share * 2**16))
-    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+    numbers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
+    bits = numbers.random_(-(2**63), None, generator=generator).view(torch.int16)
     kept = bits[: x.numel()].view(x.shape) >= limit - 2**15
     return x * kept.to(x.dtype).mul_(2**16 / (2**16 - limit))
 

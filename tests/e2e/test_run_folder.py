@@ -14,6 +14,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evolora import RunConfig, lora_layout
+from evolora.calibration import available_cores
 from evolora.checkpoint import verify
 from evolora.cost import PURPOSES
 from evolora.export import load_adapter
@@ -45,7 +46,7 @@ def test_config_holds_every_resolved_option_and_loads_back(finished: Path, toy: 
     config = RunConfig(**values)
     assert config.gens == 6 and config.pop == 4 and config.model == str(toy.model) and config.out == str(finished)
     # Resolved, so that a resumed run cannot resolve them otherwise.
-    assert config.device == "cpu" and config.threads == 1
+    assert config.device == "cpu" and config.threads == available_cores()
     assert config.refine == 2 and config.accept == "better" and isinstance(config.max_new_tokens, int)
     absent = set(RunConfig.model_fields) - set(values)
     assert all(getattr(config, name) is None for name in absent)

@@ -354,18 +354,18 @@ def test_dropout_is_on_only_when_asked_for(model_folder: Folder) -> None:
     with population_model.adapted(genomes):
         plain = logits_of(base.model, batch)
         assert torch.equal(logits_of(base.model, batch), plain)
-    with population_model.adapted(genomes, dropout=True):
+    with population_model.adapted(genomes, dropout_seed=0):
         assert not torch.equal(logits_of(base.model, batch), plain)
         with population_model.adapted(genomes):
             assert torch.equal(logits_of(base.model, batch), plain)
     with population_model.adapted(genomes):
         assert torch.equal(logits_of(base.model, batch), plain)
-    with population_model.adapted(founder[None], dropout=True):  # it drops the adapters' inputs, not the base's
+    with population_model.adapted(founder[None], dropout_seed=0):  # it drops the adapters' inputs, not the base's
         inside = logits_of(base.model, prompts)
     assert torch.equal(inside, logits_of(base.model, prompts))
     none = PopulationModel(base.model, layout, dropout=0.0)
     population_model.detach()
-    with none.adapted(genomes, dropout=True):
+    with none.adapted(genomes, dropout_seed=0):
         assert torch.equal(logits_of(base.model, batch), plain)
 
 

@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from evolora import calibration
-from evolora.calibration import bytes_a_row, choose_rows, choose_threads
+from evolora.calibration import bytes_a_row, choose_rows, choose_threads, threads_an_operation
 from evolora.model import load_base
 
 
@@ -17,8 +17,9 @@ def small(model_folder: Callable[[str], Path]) -> PreTrainedModel:
     return load_base(str(model_folder("gpt2"))).model
 
 
-def test_small_models_get_one_thread(small: PreTrainedModel) -> None:
-    assert choose_threads(small, 8, measure=lambda *_: pytest.fail("measured")) == 1
+def test_a_small_models_operations_get_one_thread_and_its_parts_all(small: PreTrainedModel) -> None:
+    assert choose_threads(small, 8, measure=lambda *_: pytest.fail("measured")) == 8
+    assert threads_an_operation(small, 8) == 1
 
 
 @pytest.mark.parametrize(("seconds", "threads"), [({8: 1.0, 4: 0.8}, 4), ({8: 1.0, 4: 0.95}, 8), ({8: 1.0, 4: 1.9}, 8)])
@@ -29,6 +30,7 @@ def test_large_models_get_all_cores_or_half(seconds: dict[int, float], threads: 
     measured = choose_threads(_OnCpu(large), 8, measure=lambda _, n: seconds[n])
     assert measured == threads
     assert choose_threads(_OnCpu(large), 2) == 2
+    assert threads_an_operation(_OnCpu(large), 8) == 8
 
 
 class _OnCpu:

@@ -12,13 +12,14 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from evolora.cost import Cost, Costs
+from evolora.data_parallel import population_log_probs
 from evolora.evaluation import Evaluation
 from evolora.population_model import PopulationModel
 from evolora.refiners.advantages import group_signal
 from evolora.refiners.optimiser import RowAdam, clip_rows
 from evolora.refiners.replay import Lesson, Replay
 from evolora.rng import keyed_generator, keyed_seed
-from evolora.rollout import Completions, completion_log_probs, encode, lengths_read, pad_token
+from evolora.rollout import Completions, encode, lengths_read, pad_token
 from evolora.task import Example
 
 
@@ -111,9 +112,10 @@ class Imitation:
         prompts = encode(self.tokenizer, [lesson.prompt for lesson in lessons], model.device).repeat(len(rows))
         completions = padded([lesson.completion_ids for lesson in lessons] * len(rows), pad_token(self.tokenizer))
         completions = Completions(completions.ids.to(model.device), completions.mask.to(model.device))
-        with torch.random.fork_rng(devices=[]), self.population_model.adapted(rows, dropout=True):
-            torch.manual_seed(keyed_seed(self.seed, "replay dropout", *key))
-            log_probs, _ = completion_log_probs(model, prompts, completions, temperature=self.temperature)
+        seed = keyed_seed(self.seed, "replay dropout", *key)
+        log_probs, _ = population_log_probs(
+            self.population_model, rows, prompts, completions, temperature=self.temperature, dropout_seed=seed
+        )
         log_probs, mask = (each.unflatten(0, (len(rows), -1)) for each in (log_probs, completions.mask))
         log_probs = log_probs.where(mask, 0.0)
         known = log_probs.detach().sum(-1).exp()

@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
 from evolora.cost import Cost, Costs
+from evolora.data_parallel import population_log_probs
 from evolora.evaluation import Evaluation
 from evolora.population import Hyperparameters, Individual
 from evolora.population_model import PopulationModel
@@ -27,7 +28,7 @@ from evolora.refiners.optimiser import RowAdam, clip_rows
 from evolora.refiners.rollouts import Rollout, Settings, collect, statistics, texts
 from evolora.rewards import Scorer
 from evolora.rng import keyed_generator, keyed_seed
-from evolora.rollout import completion_log_probs, lengths_read
+from evolora.rollout import lengths_read
 from evolora.task import Example
 
 
@@ -380,15 +381,15 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         told, settings = self.told_apart(rollout), self.settings(rollout)
         counted = rollout.mask & told[..., None]
         mask, share = counted[:, part], len(part) / max(int(told.any(0).sum()), 1)
-        with torch.random.fork_rng(devices=[]), self.population_model.adapted(rows, dropout=True):
-            torch.manual_seed(seed)
-            log_probs, entropy = completion_log_probs(
-                self.model,
-                prompts,
-                completions,
-                temperature=self.config.temperature,
-                entropy_gradient=bool(settings.entropy_weight.any()),
-            )
+        log_probs, entropy = population_log_probs(
+            self.population_model,
+            rows,
+            prompts,
+            completions,
+            temperature=self.config.temperature,
+            entropy_gradient=bool(settings.entropy_weight.any()),
+            dropout_seed=seed,
+        )
         log_probs, entropy = log_probs.unflatten(0, (k, -1)), entropy.unflatten(0, (k, -1))
         policy_loss, policy_stats = self.policy_loss(
             Minibatch(

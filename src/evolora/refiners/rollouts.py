@@ -8,17 +8,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
+from evolora.data_parallel import population_generate, population_log_probs
 from evolora.population_model import PopulationModel
 from evolora.refiners.losses import k1_kl, k3_kl
 from evolora.rewards import Scorer
 from evolora.rollout import (
     Completions,
     PromptBatch,
-    completion_log_probs,
     decode_text,
     encode,
     end_tokens,
-    generate,
     pad_token,
     select_rows,
 )
@@ -89,22 +88,22 @@ def collect(
     examples = [example for example in examples for _ in range(samples)]
     prompts = encode(tokenizer, [example.prompt for example in examples], model.device).repeat(k)
     of_rows = [np.random.default_rng(seed).integers(0, 2**63, len(examples), dtype=np.uint64) for seed in seeds]
-    with population_model.adapted(genomes):
-        completions = generate(
-            model,
-            prompts,
-            max_new_tokens=max_new_tokens,
-            eos_token_ids=end_tokens(model, tokenizer),
-            pad_token_id=pad_token(tokenizer),
-            seeds=np.concatenate(of_rows),
-            temperature=temperature,
-            keep_features=keep_features,
-        )
+    completions = population_generate(
+        population_model,
+        genomes,
+        prompts,
+        max_new_tokens=max_new_tokens,
+        eos_token_ids=end_tokens(model, tokenizer),
+        pad_token_id=pad_token(tokenizer),
+        seeds=np.concatenate(of_rows),
+        temperature=temperature,
+        keep_features=keep_features,
+    )
     assert completions.log_probs is not None
     reference = completions.log_probs
     if with_reference:
         with torch.no_grad():
-            reference, _ = completion_log_probs(model, prompts, completions, temperature=temperature)
+            reference, _ = population_log_probs(population_model, None, prompts, completions, temperature=temperature)
     scores = scorer.score(
         prompts=[example.prompt for example in examples] * k,
         completions=decode_text(tokenizer, completions),
