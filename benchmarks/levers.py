@@ -20,59 +20,86 @@ import torch.nn.functional as F
 from speed import machine
 from speed.subjects import PROMPTS, Subject, load_subject, subjects_folder
 from speed.timing import alternate, median
-from torch import Tensor
+from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
+from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
 from evolora import LocalEvaluator, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, load_task
-from evolora.kernels import fastest_products, use_kernels
+from evolora.data_parallel import population_generate
+from evolora.kernels import Products, fastest_products, use_kernels
 from evolora.model import BUNDLED_MODEL
 from evolora.rewards import load_reward
-from evolora.rollout import generate
 
-Off = Callable[[PreTrainedModel], Any]
+Off = Callable[[PopulationModel], Any]
+
+
+def models(population_model: PopulationModel) -> list[PreTrainedModel]:
+    """The model and its replicas, which the warm-up has made."""
+    return [replica.model for replica in population_model._replicas]
 
 
 @contextmanager
-def products_off(model: PreTrainedModel) -> Iterator[None]:
-    use_kernels(model, "torch")
+def products_off(population_model: PopulationModel) -> Iterator[None]:
+    for model in models(population_model):
+        set_products(model, "torch")
     yield
-    use_kernels(model, fastest_products())
+    for model in models(population_model):
+        set_products(model, fastest_products())
+
+
+def set_products(model: PreTrainedModel, products: Products) -> None:
+    """As `use_kernels`, but the other kernels stay as they are: they may be off."""
+    before = {module: module.forward for module in model.modules() if type(module) in (NewGELUActivation, GPT2Model)}
+    use_kernels(model, products)
+    for module, forward in before.items():
+        module.forward = forward
 
 
 @contextmanager
-def gelu_off(model: PreTrainedModel) -> Iterator[None]:
-    modules = [module for module in model.modules() if type(module) is NewGELUActivation]
+def kernel_off(population_model: PopulationModel, kind: type[nn.Module]) -> Iterator[None]:
+    modules = [module for model in models(population_model) for module in model.modules() if type(module) is kind]
     kernels = [vars(module).pop("forward") for module in modules]
     yield
     for module, kernel in zip(modules, kernels, strict=True):
         module.forward = kernel
 
 
+def gelu_off(population_model: PopulationModel) -> Any:
+    return kernel_off(population_model, NewGELUActivation)
+
+
+def pass_off(population_model: PopulationModel) -> Any:
+    return kernel_off(population_model, GPT2Model)
+
+
 @contextmanager
-def attention_off(model: PreTrainedModel) -> Iterator[None]:
-    before = model.config._attn_implementation
-    model.config._attn_implementation = "sdpa"
+def parts_off(population_model: PopulationModel) -> Iterator[None]:
+    before, population_model.threads = population_model.threads, 1
     yield
-    model.config._attn_implementation = before
+    population_model.threads = before
+
+
+def attention_off(_: PopulationModel) -> Any:
+    return patch("evolora.kernels._PLAIN_ATTENTION_SCORES", 0)
 
 
 @contextmanager
-def packing_off(_: PreTrainedModel) -> Iterator[None]:
+def packing_off(_: PopulationModel) -> Iterator[None]:
     with patch("evolora.decoding.can_pack", lambda _: False), patch("evolora.rollout.can_pack", lambda _: False):
         yield
 
 
-def leaving_off(_: PreTrainedModel) -> Any:
+def leaving_off(_: PopulationModel) -> Any:
     return patch("evolora.rollout._LEAST_FINISHED_SHARE", 2)
 
 
-def dropout_off(_: PreTrainedModel) -> Any:
+def dropout_off(_: PopulationModel) -> Any:
     return patch("evolora.population_model._dropped", lambda x, share, _: F.dropout(x, share))
 
 
-def layout_off(_: PreTrainedModel) -> Any:
+def layout_off(_: PopulationModel) -> Any:
     """The transposed product, which is faster by itself, in training too."""
 
     def transposed(x: Tensor, a: Tensor) -> Tensor:
@@ -87,6 +114,8 @@ GENERATION: dict[str, Off] = {
     "attention by plain products": attention_off,
     "packed prompts": packing_off,
     "finished rows leave": leaving_off,
+    "GPT-2's pass with less Python": pass_off,
+    "parts side by side": parts_off,
 }
 REFINEMENT: dict[str, Off] = {
     **GENERATION,
@@ -95,38 +124,39 @@ REFINEMENT: dict[str, Off] = {
 }
 
 
-def generation(subject: Subject) -> tuple[PreTrainedModel, Callable[[], object]]:
-    model, n = subject.own(), 8
-    population_model, genomes = PopulationModel(model, subject.layout), subject.genomes(n)
-    prompts = subject.prompts().repeat(n)
+def generation(subject: Subject) -> tuple[PopulationModel, Callable[[], object]]:
+    population_model, n = PopulationModel(subject.own(), subject.layout, threads=subject.threads), 8
+    genomes, prompts = subject.genomes(n), subject.prompts().repeat(n)
 
     def run() -> None:
-        with torch.no_grad(), population_model.adapted(genomes):
-            generate(model, prompts, max_new_tokens=20, eos_token_ids=[subject.never], pad_token_id=0)
+        population_generate(
+            population_model, genomes, prompts, max_new_tokens=20, eos_token_ids=[subject.never], pad_token_id=0
+        )
 
-    return model, run
+    return population_model, run
 
 
-def evaluation(subject: Subject) -> tuple[PreTrainedModel, Callable[[], object]]:
+def evaluation(subject: Subject) -> tuple[PopulationModel, Callable[[], object]]:
     base, task = load_base(BUNDLED_MODEL), load_task(task="translate")
-    model = base.model
+    population_model = PopulationModel(base.model, subject.layout, threads=subject.threads)
     scorer = RewardScorer(load_reward(task.reward))
-    evaluator = LocalEvaluator(PopulationModel(model, subject.layout), base.tokenizer, scorer, max_new_tokens=11)
+    evaluator = LocalEvaluator(population_model, base.tokenizer, scorer, max_new_tokens=11)
     genomes = subject.founder + 0.1 * subject.genomes(8)
-    return model, lambda: evaluator.evaluate(genomes, task.train[:32])
+    return population_model, lambda: evaluator.evaluate(genomes, task.train[:32])
 
 
-def refinement(subject: Subject) -> tuple[PreTrainedModel, Callable[[], object]]:
+def refinement(subject: Subject) -> tuple[PopulationModel, Callable[[], object]]:
     base, task = load_base(BUNDLED_MODEL), load_task(task="translate")
-    model = base.model
     scorer = RewardScorer(load_reward(task.reward))
     config = PPOConfig(max_new_tokens=11, target_kl=None)
-    population_model = PopulationModel(model, subject.layout, dropout=0.05)
+    population_model = PopulationModel(base.model, subject.layout, dropout=0.05, threads=subject.threads)
     refiner = PPORefiner(population_model, base.tokenizer, scorer, config, seed=0)
-    return model, lambda: refiner.refine(subject.founder[None], task.train[:64], key=[(0, 0)])
+    return population_model, lambda: refiner.refine(subject.founder[None], task.train[:64], key=[(0, 0)])
 
 
-def measure(model: PreTrainedModel, run: Callable[[], object], levers: dict[str, Off], repeats: int) -> dict[str, Any]:
+def measure(
+    population_model: PopulationModel, run: Callable[[], object], levers: dict[str, Off], repeats: int
+) -> dict[str, Any]:
     """Median seconds with everything, without each lever, and without any."""
 
     def without(names: list[str]) -> Callable[[], None]:
@@ -134,7 +164,7 @@ def measure(model: PreTrainedModel, run: Callable[[], object], levers: dict[str,
             if not names:
                 run()
                 return
-            with levers[names[0]](model):
+            with levers[names[0]](population_model):
                 without(names[1:])()
 
         return once
@@ -178,11 +208,11 @@ def main() -> None:
         with subjects_folder() as folder:
             subject = load_subject(name, folder)
             torch.set_num_threads(subject.threads_an_operation)
-            model, run = make(subject)
+            population_model, run = make(subject)
             if options.profile:
                 print(title, json.dumps(profile_of(run), indent=1))
                 continue
-            results[title] = measure(model, run, levers, options.repeats)
+            results[title] = measure(population_model, run, levers, options.repeats)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
     for title, seconds in results.items():
         if title == "machine" or options.profile:

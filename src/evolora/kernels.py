@@ -144,12 +144,24 @@ def _attention(
         )
         return result
     # Several query heads may share one key head: they are so many more queries of it.
-    grouped = (query * (size**-0.5 if scaling is None else scaling)).reshape(rows, key.shape[1], -1, size)
-    scores = torch.matmul(grouped, key.transpose(2, 3)).view(rows, heads, asked, positions)
-    if attention_mask is not None:
-        scores = scores + attention_mask[..., :positions]
-    weights = scores.softmax(-1).view(*grouped.shape[:3], positions)
-    mixed = torch.matmul(weights, value).view(rows, heads, asked, value.shape[-1])
+    shared = heads != key.shape[1]
+    if shared:
+        query = query.reshape(rows, key.shape[1], -1, size)
+    scores = torch.matmul(query, key.transpose(2, 3))
+    if shared:
+        scores = scores.view(rows, heads, asked, positions)
+    scaling = size**-0.5 if scaling is None else scaling
+    if attention_mask is None:
+        scores = scores * scaling
+    else:
+        mask = attention_mask if attention_mask.shape[-1] == positions else attention_mask[..., :positions]
+        scores = torch.add(mask, scores, alpha=scaling)
+    weights = scores.softmax(-1)
+    if shared:
+        weights = weights.view(*query.shape[:3], positions)
+    mixed = torch.matmul(weights, value)
+    if shared:
+        mixed = mixed.view(rows, heads, asked, value.shape[-1])
     return mixed.transpose(1, 2), None
 
 

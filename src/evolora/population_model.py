@@ -160,15 +160,17 @@ class PopulationModel:
             if self._generator is not None:
                 x = _dropped(x, self.dropout, self._generator)
             # As in PEFT, the adapter computes in its own precision, whatever the base model's.
-            x = x.to(a.dtype)
+            if x.dtype != a.dtype:
+                x = x.to(a.dtype)
             if self._routing is not None:
                 return _add_routed(output, x, a, b, module.scaling, self._routing)
             low_rank = _low_rank(x.reshape(a.shape[0], -1, module.in_features), a)
             grouped = output.reshape(a.shape[0], -1, module.out_features)
-            if torch.is_grad_enabled() or output.dtype != a.dtype:
+            if torch.is_grad_enabled() or output.dtype != a.dtype or not output.is_contiguous():
                 added = torch.baddbmm(grouped.to(a.dtype), low_rank, b, alpha=module.scaling)
                 return added.to(output.dtype).view_as(output)
-            return grouped.baddbmm_(low_rank, b, alpha=module.scaling).view_as(output)
+            grouped.baddbmm_(low_rank, b, alpha=module.scaling)
+            return None  # the output itself has changed
 
         return layer
 
