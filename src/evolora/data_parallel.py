@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,8 +26,6 @@ from evolora.rollout import Completions, PromptBatch, completion_log_probs, gene
 LEAST_ROWS_DECODED = 32
 LEAST_ROWS_DECODED_OF_LARGE = 128
 LEAST_ROWS_SCORED = 8
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class PopulationModel:
     not mix.
 
     The layers are forward hooks, so the base keeps its class and its modules, and anything that runs on it runs on the
-    population.
+    population. `threads` is into how many parts `evolora.data_parallel` may split a batch.
 
     >>> from evolora.model import BUNDLED_MODEL, load_base, lora_config, lora_layout
     >>> base = load_base(BUNDLED_MODEL)
@@ -112,17 +112,18 @@ class PopulationModel:
         self._routing = None if owners is None else Routing.of(owners)
 
     def detach(self) -> None:
-        """Take the population layers off the base model for good."""
+        """Take the population layers off the base model for good, and end the threads."""
         for hook in self._hooks:
             hook.remove()
         self._hooks = []
         for replica in self._replicas[1:]:
             replica.detach()
+        if self._pool is not None:
+            self._pool.shutdown()
 
     def side_by_side(self, run: Callable[[int, "PopulationModel"], Result], count: int) -> list[Result]:
         """`run(i, replica)` for i < `count`, all at once: each in its own thread, with the model's own modules or a
-        replica's, and an equal share of this thread's threads for its
-        operations."""
+        replica's, and for its operations an equal share of the caller's threads."""
         if self._pool is None:
             self._pool = ThreadPoolExecutor(self.threads, thread_name_prefix="evolora")
         while len(self._replicas) < count:
