@@ -688,9 +688,13 @@ def test_a_kl_that_is_no_number_leaves_its_weight_and_no_others() -> None:
 @kinds
 def test_the_kl_weight_follows_its_target(kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
     layout, genome = founder
-    options: dict[str, Any] = {"kl_weight": 0.2, "target_kl": None, "lr": 2e-3, "rl_steps": 1, "kl_horizon": 12}
+    options: dict[str, Any] = {"kl_weight": 0.2, "target_kl": None, "lr": 4e-3, "rl_steps": 1, "kl_horizon": 12}
     if kind == "ppo":
         options["kl_place"] = "reward"  # where a weight of this size is felt in sixteen steps
+
+    def late(stats: list[dict[str, float]]) -> float:
+        """The KL of the last eight: one rollout's is a matter of chance, and so of rounding."""
+        return sum(row["kl_k3"] for row in stats[-8:]) / 8
 
     def refine(target: float) -> tuple[list[dict[str, float]], PolicyGradientRefiner[Any]]:
         """Sixteen refinements, each of the last one's child."""
@@ -703,14 +707,14 @@ def test_the_kl_weight_follows_its_target(kind: str, base: BaseModel, founder: t
             stats.append(refined.stats[0])
         return stats, refiner
 
-    tight, refiner = refine(0.5)
+    tight, refiner = refine(0.1)
     loose, _ = refine(50.0)
-    assert tight[-1]["kl"] < 0.5 * loose[-1]["kl"]
+    assert late(tight) < 0.75 * late(loose)
     for before, after in itertools.pairwise(tight):
-        error = min(max(before["kl"] / 0.5 - 1, -0.2), 0.2)
+        error = min(max(before["kl"] / 0.1 - 1, -0.2), 0.2)
         assert after["kl_weight"] == pytest.approx(before["kl_weight"] * (1 + error), rel=1e-5)
     # A child goes on from its parent's weight, also after a checkpoint; a stranger begins anew.
-    resumed = make(kind, base, layout, kl_target=0.5, **options)
+    resumed = make(kind, base, layout, kl_target=0.1, **options)
     resumed.load_state_dict(refiner.state_dict())
     resumed.keep(people((16, 15), (18, 16)))
     stats = resumed.refine(genome.repeat(2, 1), EXAMPLES, key=[(20, 18), (20, 19)]).stats
