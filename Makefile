@@ -23,7 +23,7 @@ format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-# An hour on 2 cores that have nothing else to do.
+# An hour to an hour and a half on 2 cores that have nothing else to do.
 bench: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/bench.py
 

@@ -124,6 +124,7 @@ def scaling(subject: Subject, individuals: list[int], new_tokens: int, repeats: 
             "prompts": PROMPTS,
             "new_tokens": new_tokens,
             "repeats": repeats,
+            "threads": subject.threads,
             "median": median(seconds[str(n)]),
             "seconds": seconds[str(n)],
             "machine": machine.describe(),

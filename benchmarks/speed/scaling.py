@@ -31,7 +31,8 @@ def plot(rows: list[Row], path: Path) -> None:
     for model in dict.fromkeys(row["model"] for row in rows):
         of_model = sorted((row for row in rows if row["model"] == model), key=lambda row: row["individuals"])
         x, y = [row["individuals"] for row in of_model], [row["median"] for row in of_model]
-        (line,) = axes.plot(x, y, marker="o", label=f"{model}, {of_model[0]['machine']['threads']} thread(s)")
+        threads = of_model[0].get("threads", of_model[0]["machine"]["threads"])
+        (line,) = axes.plot(x, y, marker="o", label=f"{model}, {threads} thread{'s' * (threads > 1)}")
         axes.plot(x, [y[-1] * n / x[-1] for n in x], linestyle=":", color=line.get_color())
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")

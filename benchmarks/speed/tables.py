@@ -23,7 +23,7 @@ def generation(rows: Sequence[Row]) -> str:
                 [
                     row["model"],
                     f"{row['individuals']} x {row['prompts']} x {row['new_tokens']}",
-                    side["threads"],
+                    side.get("threads", row["machine"]["threads"]),  # rows of earlier days have one for all
                     name,
                     f"{side['median']:.3f}",
                     f"{min(times):.3f} to {max(times):.3f}",
@@ -95,7 +95,7 @@ def pairs(rows: Sequence[Row]) -> str:
             lines.append(
                 [
                     row["model"],
-                    side["threads"],
+                    side.get("threads", row["machine"]["threads"]),  # rows of earlier days have one for all
                     name,
                     f"{side['median']:.3f}",
                     f"{min(times):.3f} to {max(times):.3f}",
