@@ -1,14 +1,18 @@
 """The keys and values of a batch, in memory with room to grow, whose finished rows can leave."""
 
+import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
+
+from evolora.cached_attention import extend
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values, [rows, heads, length, size], with room for `capacity` positions.
 
-    transformers' own DynamicLayer copies everything for each new token.
+    transformers' own DynamicLayer copies everything for each new token. Here `keys` and `values` are [rows, capacity,
+    heads, size], so that a row's are read in the order they lie in memory (`evolora.cached_attention`).
     """
 
     def __init__(self, capacity: int) -> None:
@@ -26,9 +30,20 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[-2]
-        self.keys[:, :, start : self.length] = key_states
-        self.values[:, :, start : self.length] = value_states
-        return self.keys[:, :, : self.length], self.values[:, :, : self.length]
+        self.keys[:, start : self.length] = key_states.transpose(1, 2)
+        self.values[:, start : self.length] = value_states.transpose(1, 2)
+        return self.keys[:, : self.length].transpose(1, 2), self.values[:, : self.length].transpose(1, 2)
+
+    def extends(self, states: Tensor) -> bool:
+        """Whether `extend` can take these."""
+        plain = states.dtype == torch.float32 and states.device.type == "cpu" and states.is_contiguous()
+        return plain and self.is_initialized and not torch.is_grad_enabled()
+
+    def extend(self, states: Tensor, mask: Tensor, scaling: float) -> Tensor:
+        """Append the keys and values among `states` [rows, asked, 3, heads, size] and attend to all so far with its
+        queries: `evolora.cached_attention.extend`."""
+        start, self.length = self.length, self.length + states.shape[1]
+        return extend(states, self.keys, self.values, start, mask, scaling)
 
     def get_seq_length(self) -> int:
         return self.length
@@ -36,13 +51,14 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows, in this order; a row may come several times."""
         for name in ("keys", "values"):
-            kept = getattr(self, name)[:, :, : self.length].index_select(0, indices)
-            room = self._room(kept)
-            room[:, :, : self.length] = kept
+            kept = getattr(self, name)[:, : self.length].index_select(0, indices)
+            room = kept.new_empty(len(kept), self.capacity, *kept.shape[2:])
+            room[:, : self.length] = kept
             setattr(self, name, room)
 
     def _room(self, states: Tensor) -> Tensor:
-        return states.new_empty(*states.shape[:2], self.capacity, states.shape[-1])
+        rows, heads, _, size = states.shape
+        return states.new_empty(rows, self.capacity, heads, size)
 
 
 def make_cache(model: PreTrainedModel, capacity: int) -> Cache:
@@ -66,8 +82,7 @@ def unpacked(cache: Cache, index: Tensor, *, capacity: int) -> Cache:
     for packed in cache.layers:
         layer = RoomyLayer(capacity)
         keys, values = (
-            states[:, :, : packed.length].transpose(1, 2).flatten(0, 1)[index].transpose(1, 2)
-            for states in (packed.keys, packed.values)
+            states[:, : packed.length].flatten(0, 1)[index].transpose(1, 2) for states in (packed.keys, packed.values)
         )
         layer.update(keys, values)
         layers.append(layer)

@@ -24,7 +24,7 @@ from evolora.rollout import Completions, PromptBatch, completion_log_probs, gene
 # Rows that a part has at least (docs/performance.md). With fewer to decode, each step's Python, which threads cannot
 # share, outweighs what is gained; of a large model, each part also reads the weights for itself.
 LEAST_ROWS_DECODED = 32
-LEAST_ROWS_DECODED_OF_LARGE = 128
+LEAST_ROWS_DECODED_OF_LARGE = 64
 LEAST_ROWS_SCORED = 8
 
 

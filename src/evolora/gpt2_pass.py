@@ -12,6 +12,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
+from evolora.cache import RoomyLayer
+
 
 def gpt2_pass(
     model: Any,
@@ -47,7 +49,8 @@ def gpt2_pass(
         return left
     hidden = model.wte(input_ids) + model.wpe(position_ids)
     rows, asked, width = hidden.shape
-    if asked == 1 and _grows(past_key_values) and attention_mask.ndim == 2:
+    layers: list[Any] = [] if past_key_values is None else past_key_values.layers
+    if one_more := asked == 1 and _grows(layers) and attention_mask.ndim == 2:
         # One more token, which sees all before it that are no padding.
         mask = hidden.new_zeros(attention_mask.shape)
         mask = mask.masked_fill_(attention_mask == 0, torch.finfo(hidden.dtype).min)[:, None, None]
@@ -57,17 +60,21 @@ def gpt2_pass(
     for index, block in enumerate(model.h):
         attention, mlp = block.attn, block.mlp
         states = attention.c_attn(block.ln_1(hidden)).view(rows, asked, 3, -1, attention.head_dim)
-        query, key, value = states.permute(2, 0, 3, 1, 4).unbind()
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, index)
-        mixed, _ = attend(attention, query, key, value, mask, scaling=attention.scaling)
+        layer = layers[index] if one_more else None
+        if isinstance(layer, RoomyLayer) and layer.extends(states):
+            mixed = layer.extend(states, mask[:, 0], attention.scaling)
+        else:
+            query, key, value = states.permute(2, 0, 3, 1, 4).unbind()
+            if past_key_values is not None:
+                key, value = past_key_values.update(key, value, index)
+            mixed, _ = attend(attention, query, key, value, mask, scaling=attention.scaling)
         hidden = attention.c_proj(mixed.reshape(rows, asked, width)) + hidden
-        hidden = hidden + mlp.c_proj(mlp.act(mlp.c_fc(block.ln_2(hidden))))
+        hidden = hidden + mlp(block.ln_2(hidden))
     return BaseModelOutputWithPastAndCrossAttentions(
         last_hidden_state=model.ln_f(hidden), past_key_values=past_key_values
     )
 
 
-def _grows(cache: Cache | None) -> bool:
-    """Whether the cache gives back as many positions as there were tokens."""
-    return cache is not None and bool(cache.layers) and isinstance(cache.layers[0], DynamicLayer)
+def _grows(layers: list[Any]) -> bool:
+    """Whether a cache of these gives back as many positions as there were tokens."""
+    return bool(layers) and isinstance(layers[0], DynamicLayer)

@@ -18,9 +18,10 @@ from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.gpt2.modeling_gpt2 import GPT2Model
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Model
 from transformers.pytorch_utils import Conv1D
 
+from evolora.cached_attention import attend
 from evolora.gpt2_pass import gpt2_pass
 
 Products = Literal["torch", "onednn"]
@@ -75,6 +76,8 @@ def use_kernels(model: PreTrainedModel, products: Products) -> None:
             kernel = _linear
         elif type(module) is NewGELUActivation:
             kernel = _gelu
+        elif type(module) is GPT2MLP and products == "onednn":
+            kernel = _mlp
         elif type(module) is GPT2Model:
             kernel = gpt2_pass
         if kernel is not None:
@@ -86,8 +89,7 @@ def use_kernels(model: PreTrainedModel, products: Products) -> None:
 
 def _linear(module: Any, x: Tensor) -> Tensor:
     weight = module.weight
-    fits = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu" and not torch.is_autocast_enabled("cpu")
-    if not fits or (weight.requires_grad and torch.is_grad_enabled()):
+    if not _fits(weight, x) or (weight.requires_grad and torch.is_grad_enabled()):
         result: Tensor = type(module).forward(module, x)
         return result
     # Conv1D keeps its weight transposed.
@@ -96,6 +98,11 @@ def _linear(module: Any, x: Tensor) -> Tensor:
         differentiable: Tensor = _FrozenProduct.apply(x, weight, module.bias)  # type: ignore[no-untyped-call]
         return differentiable
     return _onednn(x, weight, module.bias)
+
+
+def _fits(weight: Tensor, x: Tensor) -> bool:
+    in_float32 = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
+    return in_float32 and not torch.is_autocast_enabled("cpu")
 
 
 class _FrozenProduct(torch.autograd.Function):
@@ -112,8 +119,22 @@ class _FrozenProduct(torch.autograd.Function):
         return _onednn(gradient, ctx.weight.t(), None), None, None
 
 
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
+    after, form = ("gelu", "tanh") if gelu else ("none", "")
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], form)
+    return result
+
+
+def _mlp(module: Any, x: Tensor) -> Tensor:
+    """GPT-2's two layers, GELU on the first one's results while the processor still has them. Not in training, where
+    they are needed as they were, nor where that layer is adapted."""
+    first, between = module.c_fc, module.act
+    watched = first._forward_hooks or first._forward_pre_hooks or type(between) is not NewGELUActivation
+    result: Tensor
+    if watched or torch.is_grad_enabled() or not _fits(first.weight, x):
+        result = GPT2MLP.forward(module, x)
+    else:
+        result = module.dropout(module.c_proj(_onednn(x, first.weight.t(), first.bias, gelu=True)))
     return result
 
 
@@ -135,10 +156,16 @@ def _attention(
     [rows, asked, heads, size]. The same as transformers' sdpa attention, which does all that is not small."""
     rows, heads, asked, size = query.shape
     positions = key.shape[2]
+    scaling = size**-0.5 if scaling is None else scaling
     # Without a mask sdpa makes a causal one, but for a single query.
     unmasked = attention_mask is None and asked > 1
     special = any(options.get(name) is not None for name in ("position_bias", "cache", "softcap"))
-    if asked * positions > _PLAIN_ATTENTION_SCORES or dropout or unmasked or special:
+    few = asked * positions <= _PLAIN_ATTENTION_SCORES
+    if not (dropout or unmasked or special) and (few or asked == 1):
+        cached = _cached_attention(query, key, value, attention_mask, scaling)
+        if cached is not None:
+            return cached, None
+    if not few or dropout or unmasked or special:
         result: tuple[Tensor, None] = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **options
         )
@@ -150,7 +177,6 @@ def _attention(
     scores = torch.matmul(query, key.transpose(2, 3))
     if shared:
         scores = scores.view(rows, heads, asked, positions)
-    scaling = size**-0.5 if scaling is None else scaling
     if attention_mask is None:
         scores = scores * scaling
     else:
@@ -165,11 +191,43 @@ def _attention(
     return mixed.transpose(1, 2), None
 
 
+def _cached_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor | None:
+    """`evolora.cached_attention` of [rows, heads, positions, size], where keys and values lie as it needs them."""
+    if torch.is_grad_enabled() or query.device.type != "cpu" or query.shape[-1] != value.shape[-1]:
+        return None
+    if not query.dtype == key.dtype == value.dtype == torch.float32:
+        return None
+    keys, values = _in_memory(key), _in_memory(value)
+    if keys is None or values is None:
+        return None
+    asked, positions = query.shape[2], key.shape[2]
+    if mask is None:
+        mask = query.new_zeros(1, 1, asked, positions)
+    if mask.dtype != torch.float32 or mask.shape[1] != 1 or mask.shape[2] != asked:
+        return None
+    mask = mask[:, 0, :, :positions].contiguous()
+    return attend(query.transpose(1, 2).contiguous(), keys, values, mask, scaling)
+
+
+def _in_memory(states: Tensor) -> Tensor | None:
+    """The [rows, capacity, heads, size] whose first positions `states` [rows, heads, positions, size] is a view of."""
+    rows, heads, positions, size = states.shape
+    row, *within = states.stride()
+    capacity = row // (heads * size)
+    whole = (rows, capacity, heads, size)
+    held = states.untyped_storage().nbytes() // states.element_size() - states.storage_offset()
+    if within != [size, heads * size, 1] or row != capacity * heads * size or capacity < positions or held < rows * row:
+        return None
+    return states.as_strided(whole, (row, heads * size, size, 1))
+
+
 def _attention_mask(*arguments: Any, dtype: torch.dtype = torch.float32, **options: Any) -> Tensor | None:
-    """sdpa's mask, made additive once for all layers where plain products will add it. Finite, so that padding, which
+    """sdpa's mask, made additive once for all layers where it will be added. Finite, so that padding, which
     may look nowhere, computes nonsense and not NaN."""
     mask: Tensor | None = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](*arguments, dtype=dtype, **options)
-    if mask is None or mask.dtype != torch.bool or mask.shape[-1] * mask.shape[-2] > _PLAIN_ATTENTION_SCORES:
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    if mask.shape[-2] > 1 and mask.shape[-1] * mask.shape[-2] > _PLAIN_ATTENTION_SCORES:
         return mask
     return torch.zeros(mask.shape, dtype=dtype, device=mask.device).masked_fill(~mask, torch.finfo(dtype).min)
 

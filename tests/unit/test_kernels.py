@@ -7,20 +7,26 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 from transformers.activations import NewGELUActivation
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
+from evolora import cached_attention
 from evolora.kernels import (
     _attention,
     _attention_mask,
     _gelu,
+    _in_memory,
     _linear,
+    _mlp,
     _processor_maker,
     fastest_products,
     onednn_works,
     use_kernels,
 )
+from evolora.model import load_base
+from evolora.rollout import encode, generate
 
 Folder = Callable[[str], Path]
 
@@ -75,6 +81,55 @@ def test_gelu() -> None:
     torch.testing.assert_close(_gelu(module, x), module(x), atol=1e-6, rtol=1e-6)
     expected = torch.autograd.grad(module(x).sum(), x)[0]
     torch.testing.assert_close(torch.autograd.grad(_gelu(module, x).sum(), x)[0], expected, atol=1e-5, rtol=1e-5)
+
+
+@needs_onednn
+def test_gelu_within_the_product_before_it_and_where_something_stands_between() -> None:
+    module = GPT2MLP(48, GPT2Config(n_embd=16)).eval().requires_grad_(False)
+    x = drawn(3, 2, 16)
+    passes: list[str] = []
+    module.act.register_forward_hook(lambda *_: passes.append("gelu"))
+    with torch.no_grad():
+        expected = module(x)
+        module.act._forward_hooks.clear()
+        torch.testing.assert_close(_mlp(module, x), expected, atol=1e-6, rtol=1e-5)
+        assert passes == ["gelu"]
+        # An adapted layer adds to its product before GELU comes.
+        module.c_fc.register_forward_hook(lambda _, __, output: output + 1)
+        adapted = _mlp(module, x)
+        assert torch.equal(adapted, module(x)) and not torch.allclose(adapted, expected)
+    module.c_fc._forward_hooks.clear()
+    x.requires_grad_()
+    found, plain = (torch.autograd.grad(pass_(x).square().sum(), x)[0] for pass_ in (lambda x: _mlp(module, x), module))
+    torch.testing.assert_close(found, plain)
+
+
+def test_which_states_lie_in_the_order_of_the_cache() -> None:
+    room = drawn(3, 10, 2, 4)
+    found = _in_memory(room[:, :7].transpose(1, 2))
+    assert found is not None and found.data_ptr() == room.data_ptr() and torch.equal(found, room)
+    others = {
+        "head by head": drawn(3, 2, 10, 4),
+        "not from its beginning": room[:, 2:].transpose(1, 2),
+        "beside queries": drawn(3, 10, 3, 2, 4)[:, :, 1].transpose(1, 2),
+        "every other position": room[:, ::2].transpose(1, 2),
+        "some heads": room[:, :, :1].transpose(1, 2),
+        "one row for all": room[:1].expand(3, -1, -1, -1).transpose(1, 2),
+    }
+    assert [name for name, states in others.items() if _in_memory(states) is not None] == []
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "neox"])
+def test_decoding_attends_to_the_cache_by_the_compiled_pass(
+    architecture: str, model_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(str(model_folder(architecture)))
+    passes: list[tuple[int, ...]] = []
+    own = cached_attention._attend_rows
+    monkeypatch.setattr(cached_attention, "_attend_rows", lambda *a: (passes.append(a[0].shape[:2]), own(*a)))
+    prompts = encode(base.tokenizer, ["The sum of 4 and 3 is", "Yes,", "No"], "cpu")
+    generate(base.model, prompts, max_new_tokens=5, eos_token_ids=[-1], pad_token_id=0)
+    assert passes.count((3, 1)) == 4 * base.model.config.num_hidden_layers
 
 
 @pytest.mark.parametrize("key_heads", [6, 2, 1])
