@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
-from transformers.models.gpt2.modeling_gpt2 import GPT2Model
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Model
 
 from evolora import LocalEvaluator, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, load_task
 from evolora.data_parallel import population_generate
@@ -58,20 +58,21 @@ def set_products(model: PreTrainedModel, products: Products) -> None:
 
 
 @contextmanager
-def kernel_off(population_model: PopulationModel, kind: type[nn.Module]) -> Iterator[None]:
-    modules = [module for model in models(population_model) for module in model.modules() if type(module) is kind]
-    kernels = [vars(module).pop("forward") for module in modules]
+def kernels_off(population_model: PopulationModel, *kinds: type[nn.Module]) -> Iterator[None]:
+    modules = [module for model in models(population_model) for module in model.modules() if type(module) in kinds]
+    kernels = {module: vars(module).pop("forward") for module in modules if "forward" in vars(module)}
     yield
-    for module, kernel in zip(modules, kernels, strict=True):
+    for module, kernel in kernels.items():
         module.forward = kernel
 
 
 def gelu_off(population_model: PopulationModel) -> Any:
-    return kernel_off(population_model, NewGELUActivation)
+    """Neither in one pass nor within the product before it."""
+    return kernels_off(population_model, NewGELUActivation, GPT2MLP)
 
 
 def pass_off(population_model: PopulationModel) -> Any:
-    return kernel_off(population_model, GPT2Model)
+    return kernels_off(population_model, GPT2Model)
 
 
 @contextmanager
@@ -79,6 +80,15 @@ def parts_off(population_model: PopulationModel) -> Iterator[None]:
     before, population_model.threads = population_model.threads, 1
     yield
     population_model.threads = before
+
+
+@contextmanager
+def compiled_off(_: PopulationModel) -> Iterator[None]:
+    with (
+        patch("evolora.kernels._cached_attention", lambda *_: None),
+        patch("evolora.cache.RoomyLayer.extends", lambda *_: False),
+    ):
+        yield
 
 
 def attention_off(_: PopulationModel) -> Any:
@@ -111,6 +121,7 @@ def layout_off(_: PopulationModel) -> Any:
 GENERATION: dict[str, Off] = {
     "products by the faster library": products_off,
     "GELU in one pass": gelu_off,
+    "attention over the cache compiled": compiled_off,
     "attention by plain products": attention_off,
     "packed prompts": packing_off,
     "finished rows leave": leaving_off,
