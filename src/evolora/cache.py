@@ -82,8 +82,10 @@ def unpacked(cache: Cache, index: Tensor, *, capacity: int) -> Cache:
     for packed in cache.layers:
         layer = RoomyLayer(capacity)
         keys, values = (
-            states[:, : packed.length].flatten(0, 1)[index].transpose(1, 2) for states in (packed.keys, packed.values)
+            # index_select copies whole positions, where indexing would go entry by entry.
+            states[:, : packed.length].flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
+            for states in (packed.keys, packed.values)
         )
-        layer.update(keys, values)
+        layer.update(keys.transpose(1, 2), values.transpose(1, 2))
         layers.append(layer)
     return Cache(layers=layers)
