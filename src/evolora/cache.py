@@ -1,11 +1,10 @@
 """The keys and values of a batch, in memory with room to grow, whose finished rows can leave."""
 
-import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from evolora.cached_attention import extend
+from evolora.cached_attention import extend, takes
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -22,7 +21,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
         self.dtype, self.device = key_states.dtype, key_states.device
-        self.keys, self.values = self._room(key_states), self._room(value_states)
+        self.keys, self.values = (self._room(states.transpose(1, 2)) for states in (key_states, value_states))
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
@@ -36,8 +35,7 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
 
     def extends(self, states: Tensor) -> bool:
         """Whether `extend` can take these."""
-        plain = states.dtype == torch.float32 and states.device.type == "cpu" and states.is_contiguous()
-        return plain and self.is_initialized and not torch.is_grad_enabled()
+        return self.is_initialized and states.is_contiguous() and takes(states)
 
     def extend(self, states: Tensor, mask: Tensor, scaling: float) -> Tensor:
         """Append the keys and values among `states` [rows, asked, 3, heads, size] and attend to all so far with its
@@ -52,13 +50,13 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         """Keep these rows, in this order; a row may come several times."""
         for name in ("keys", "values"):
             kept = getattr(self, name)[:, : self.length].index_select(0, indices)
-            room = kept.new_empty(len(kept), self.capacity, *kept.shape[2:])
+            room = self._room(kept)
             room[:, : self.length] = kept
             setattr(self, name, room)
 
     def _room(self, states: Tensor) -> Tensor:
-        rows, heads, _, size = states.shape
-        return states.new_empty(rows, self.capacity, heads, size)
+        """For states [rows, positions, heads, size]."""
+        return states.new_empty(len(states), self.capacity, *states.shape[2:])
 
 
 def make_cache(model: PreTrainedModel, capacity: int) -> Cache:

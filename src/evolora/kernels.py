@@ -21,7 +21,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Model
 from transformers.pytorch_utils import Conv1D
 
-from evolora.cached_attention import attend
+from evolora.cached_attention import attend, takes
 from evolora.gpt2_pass import gpt2_pass
 
 Products = Literal["torch", "onednn"]
@@ -193,9 +193,7 @@ def _attention(
 
 def _cached_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor | None:
     """`evolora.cached_attention` of [rows, heads, positions, size], where keys and values lie as it needs them."""
-    if torch.is_grad_enabled() or query.device.type != "cpu" or query.shape[-1] != value.shape[-1]:
-        return None
-    if not query.dtype == key.dtype == value.dtype == torch.float32:
+    if not takes(query, key, value) or query.shape[-1] != value.shape[-1]:
         return None
     keys, values = _in_memory(key), _in_memory(value)
     if keys is None or values is None:
