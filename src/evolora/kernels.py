@@ -21,12 +21,16 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Model
 from transformers.pytorch_utils import Conv1D
 
+from evolora.blocked_weight import BlockedWeight
 from evolora.cached_attention import attend, takes
+from evolora.calibration import free_memory, is_small
 from evolora.gpt2_pass import gpt2_pass
 
 Products = Literal["torch", "onednn"]
 
 _ATTENTION = "evolora"
+# Blocked weights are a second copy of them: for models that leave at least three times as much free.
+_SHARE_OF_MEMORY = 4
 # Up to so many scores a head, plain products beat torch's fused attention on a CPU.
 _PLAIN_ATTENTION_SCORES = 1024
 
@@ -57,7 +61,9 @@ def onednn_works() -> bool:
     try:
         x, weight, bias = torch.arange(24.0).view(3, 8), torch.arange(40.0).view(5, 8), torch.arange(5.0)
         expected = F.linear(x, weight, bias)
-        return all(torch.equal(_onednn(x, w, bias), expected) for w in (weight, weight.t().contiguous().t()))
+        both = weight, weight.t().contiguous().t()
+        blocked = [torch.ops.mkldnn._reorder_linear_weight(w, len(x)) for w in both]
+        return all(torch.equal(_onednn(x, w, bias), expected) for w in (*both, *blocked))
     except (AttributeError, RuntimeError, NotImplementedError):
         return False
 
@@ -69,15 +75,16 @@ def use_kernels(model: PreTrainedModel, products: Products) -> None:
     positions is made of plain products; GELU's tanh form is one pass over memory instead of eight. All other layers,
     and these where they do not fit, stay as they are.
     """
+    blocked = _blocked_weights(model) if products == "onednn" else {}
     for module in model.modules():
         vars(module).pop("forward", None)
         kernel: Callable[..., Any] | None = None
         if type(module) in (nn.Linear, Conv1D) and products == "onednn":
-            kernel = _linear
+            kernel = functools.partial(_linear, blocked=blocked.get(module))
         elif type(module) is NewGELUActivation:
             kernel = _gelu
         elif type(module) is GPT2MLP and products == "onednn":
-            kernel = _mlp
+            kernel = functools.partial(_mlp, blocked=blocked.get(module.c_fc))
         elif type(module) is GPT2Model:
             kernel = gpt2_pass
         if kernel is not None:
@@ -87,36 +94,52 @@ def use_kernels(model: PreTrainedModel, products: Products) -> None:
         model.config._attn_implementation = _ATTENTION
 
 
-def _linear(module: Any, x: Tensor) -> Tensor:
+def _blocked_weights(model: PreTrainedModel) -> dict[nn.Module, BlockedWeight]:
+    """Of the layers with a float32 weight on a CPU, if there is memory to spare for a second copy of all. A small
+    model's steps are no faster by it (docs/performance.md)."""
+    if is_small(model):
+        return {}
+    layers = [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
+    layers = [layer for layer in layers if _in_float32(layer.weight) and not layer.weight.is_inference()]
+    if sum(layer.weight.nbytes for layer in layers) > free_memory(torch.device("cpu")) // _SHARE_OF_MEMORY:
+        return {}
+    # Conv1D keeps its weight transposed.
+    return {layer: BlockedWeight(layer.weight, transposed=type(layer) is Conv1D) for layer in layers}
+
+
+def _linear(module: Any, x: Tensor, *, blocked: BlockedWeight | None = None) -> Tensor:
     weight = module.weight
     if not _fits(weight, x) or (weight.requires_grad and torch.is_grad_enabled()):
         result: Tensor = type(module).forward(module, x)
         return result
-    # Conv1D keeps its weight transposed.
-    weight = weight.t() if isinstance(module, Conv1D) else weight
+    plain = weight.t() if isinstance(module, Conv1D) else weight
+    fastest = plain if blocked is None else blocked.of(weight, rows=len(x))
     if torch.is_grad_enabled() and x.requires_grad:
-        differentiable: Tensor = _FrozenProduct.apply(x, weight, module.bias)  # type: ignore[no-untyped-call]
+        differentiable: Tensor = _FrozenProduct.apply(x, fastest, plain, module.bias)  # type: ignore[no-untyped-call]
         return differentiable
-    return _onednn(x, weight, module.bias)
+    return _onednn(x, fastest, module.bias)
 
 
 def _fits(weight: Tensor, x: Tensor) -> bool:
-    in_float32 = x.dtype == weight.dtype == torch.float32 and x.device.type == "cpu"
-    return in_float32 and not torch.is_autocast_enabled("cpu")
+    return _in_float32(x) and _in_float32(weight) and not torch.is_autocast_enabled("cpu")
+
+
+def _in_float32(values: Tensor) -> bool:
+    return values.dtype == torch.float32 and values.device.type == "cpu"
 
 
 class _FrozenProduct(torch.autograd.Function):
-    """x @ weight.T + bias, differentiable in x alone."""
+    """x @ weight.T + bias, differentiable in x alone; the weight in the layout that is fastest, and plain."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.weight = weight
-        return _onednn(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, fastest: Tensor, plain: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.weight = plain
+        return _onednn(x, fastest, bias)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        return _onednn(gradient, ctx.weight.t(), None), None, None
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
+        return _onednn(gradient, ctx.weight.t(), None), None, None, None
 
 
 def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
@@ -125,7 +148,7 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = Fals
     return result
 
 
-def _mlp(module: Any, x: Tensor) -> Tensor:
+def _mlp(module: Any, x: Tensor, *, blocked: BlockedWeight | None = None) -> Tensor:
     """GPT-2's two layers, GELU on the first one's results while the processor still has them. Not in training, where
     they are needed as they were, nor where that layer is adapted."""
     first, between = module.c_fc, module.act
@@ -134,7 +157,8 @@ def _mlp(module: Any, x: Tensor) -> Tensor:
     if watched or torch.is_grad_enabled() or not _fits(first.weight, x):
         result = GPT2MLP.forward(module, x)
     else:
-        result = module.dropout(module.c_proj(_onednn(x, first.weight.t(), first.bias, gelu=True)))
+        weight = first.weight.t() if blocked is None else blocked.of(first.weight, rows=len(x))
+        result = module.dropout(module.c_proj(_onednn(x, weight, first.bias, gelu=True)))
     return result
 
 
