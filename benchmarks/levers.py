@@ -93,7 +93,7 @@ def compiled_off(_: PopulationModel) -> Iterator[None]:
 
 
 def blocks_off(_: PopulationModel) -> Any:
-    return patch("evolora.blocked_weight.BlockedWeight.of", lambda self, weight, *, rows: self._plain(weight))
+    return patch("evolora.blocked_weight.BlockedWeight.of", lambda self, weight, **_: self._plain(weight))
 
 
 def sampling_off(_: PopulationModel) -> Any:
