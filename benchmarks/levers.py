@@ -31,6 +31,7 @@ from evolora.data_parallel import population_generate
 from evolora.kernels import Products, fastest_products, use_kernels
 from evolora.model import BUNDLED_MODEL
 from evolora.rewards import load_reward
+from evolora.sampling import _sample_torch
 
 Off = Callable[[PopulationModel], Any]
 
@@ -91,6 +92,14 @@ def compiled_off(_: PopulationModel) -> Iterator[None]:
         yield
 
 
+def blocks_off(_: PopulationModel) -> Any:
+    return patch("evolora.blocked_weight.BlockedWeight.of", lambda self, weight, **_: self._plain(weight))
+
+
+def sampling_off(_: PopulationModel) -> Any:
+    return patch("evolora.sampling._sample_compiled", _sample_torch)
+
+
 def attention_off(_: PopulationModel) -> Any:
     return patch("evolora.kernels._PLAIN_ATTENTION_SCORES", 0)
 
@@ -120,6 +129,7 @@ def layout_off(_: PopulationModel) -> Any:
 
 GENERATION: dict[str, Off] = {
     "products by the faster library": products_off,
+    "a large model's weights in blocks": blocks_off,
     "GELU in one pass": gelu_off,
     "attention over the cache compiled": compiled_off,
     "attention by plain products": attention_off,
@@ -130,6 +140,7 @@ GENERATION: dict[str, Off] = {
 }
 REFINEMENT: dict[str, Off] = {
     **GENERATION,
+    "sampling compiled": sampling_off,
     "dropout from 16 bits": dropout_off,
     "gradients in memory order": layout_off,
 }

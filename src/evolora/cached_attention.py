@@ -4,15 +4,13 @@ In decoding, a row's query meets keys and values that come from memory. torch's 
 this takes a row's keys and values once, in the order they lie in memory, and leaves out padding.
 """
 
-import functools
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
 from torch import Tensor
+
+from evolora.compiled import compiled, exponentials, run_rows
 
 # What is masked as strongly as this is left out.
 _FAR = np.float32(-1e30)
@@ -20,48 +18,10 @@ _FAR = np.float32(-1e30)
 # Products of a query's entry and a key's, for less of which another thread is not worth its call.
 _LEAST_A_THREAD = 500_000
 
-# exp(x) = 2^n exp(f) with |f| <= ln(2) / 2, and exp(f) by the polynomial of the Cephes library (S. L. Moshier): good to
-# 3 in 10 million. ln(2) is in two parts, so that n times the first is exact.
-_LOG2_E = np.float32(1.44269504)
-_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
-_C5, _C4, _C3 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
-_C2, _C1, _C0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
-_ONE, _ZERO, _HALF, _LEAST = np.float32(1), np.float32(0), np.float32(0.5), np.float32(-87)
-_LEAST_SCORE = np.float32(-3e38)
-_BIAS, _MANTISSA = np.int32(127), np.int32(23)
+_LEAST_SCORE, _ONE, _ZERO = np.float32(-3e38), np.float32(1), np.float32(0)
 
 
-def _compiled(**options: Any) -> Callable[[Any], Any]:
-    """Compiled when first called, without Python's lock; kept on disk where there is a place for it."""
-
-    def decorate(function: Any) -> Any:
-        try:
-            return njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # neither the package's folder nor the user's cache can be written
-            return njit(nogil=True, **options)(function)
-
-    return decorate
-
-
-@_compiled(error_model="numpy")
-def _exponentials(x: Any, powers: Any) -> None:
-    """exp(x - max(x)) in place of x [n]; `powers` [n] is room, int32."""
-    as_float = powers.view(np.float32)
-    top = _LEAST_SCORE
-    for i in range(len(x)):
-        top = max(top, x[i])
-    for i in range(len(x)):
-        value = max(x[i] - top, _LEAST)
-        n = np.floor(value * _LOG2_E + _HALF)
-        f = value - n * _LN2_HIGH - n * _LN2_LOW
-        series = ((((_C5 * f + _C4) * f + _C3) * f + _C2) * f + _C1) * f + _C0
-        x[i] = series * f * f + f + _ONE
-        powers[i] = (np.int32(n) + _BIAS) << _MANTISSA
-    for i in range(len(x)):
-        x[i] *= as_float[i]
-
-
-@_compiled(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+@compiled(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 def _attend_rows(
     states: Any, keys: Any, values: Any, mask: Any, scaling: Any, mixed: Any, append: Any, first: Any, last: Any
 ) -> None:
@@ -71,7 +31,7 @@ def _attend_rows(
     positions, key_heads = mask.shape[2], keys.shape[2]
     shared = heads // key_heads
     seen = np.empty(positions, np.int64)
-    weights = np.empty((heads, positions), np.float32)
+    scores, weights = np.empty((heads, positions), np.float32), np.empty((heads, positions), np.float32)
     powers = np.empty(positions, np.int32)
     for row in range(first, last):
         if append >= 0:
@@ -93,10 +53,12 @@ def _attend_rows(
                         score = _ZERO
                         for d in range(size):
                             score += query[d] * key[d]
-                        weights[head, i] = score * scaling + bias[seen[i]]
+                        scores[head, i] = score * scaling + bias[seen[i]]
             for head in range(heads):
-                own = weights[head, :count]
-                _exponentials(own, powers)
+                own, top = weights[head, :count], _LEAST_SCORE
+                for i in range(count):
+                    top = max(top, scores[head, i])
+                exponentials(scores[head, :count], top, _ONE, own, powers)
                 total = _ZERO
                 for i in range(count):
                     total += own[i]
@@ -145,17 +107,5 @@ def _run(
     rows = len(states)
     arrays = [tensor.numpy() for tensor in (states, keys, values, mask)]
     arguments = (*arrays, np.float32(scaling), mixed.numpy(), append)
-    threads = max(1, min(torch.get_num_threads(), rows, mixed.numel() * mask.shape[-1] // _LEAST_A_THREAD))
-    if threads == 1:
-        _attend_rows(*arguments, 0, rows)
-        return
-    edges = [rows * i // threads for i in range(threads + 1)]
-    others = [_helpers(threads - 1).submit(_attend_rows, *arguments, *edges[i : i + 2]) for i in range(1, threads)]
-    _attend_rows(*arguments, *edges[:2])
-    for other in others:
-        other.result()
-
-
-@functools.cache
-def _helpers(count: int) -> ThreadPoolExecutor:
-    return ThreadPoolExecutor(count, thread_name_prefix="evolora-attention")
+    threads = min(torch.get_num_threads(), mixed.numel() * mask.shape[-1] // _LEAST_A_THREAD)
+    run_rows(_attend_rows, arguments, rows, threads)

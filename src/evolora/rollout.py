@@ -1,13 +1,11 @@
 """Completions of many prompts: greedy decoding, keyed sampling, and their log-probabilities."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -16,6 +14,7 @@ from evolora.model import accepts
 from evolora.packed_pass import PackedPass, can_pack
 from evolora.population_model import population_on
 from evolora.rng import keyed_uniforms
+from evolora.sampling import sample
 
 # Finished rows leave the batch when they are this share of it: leaving costs a copy of the cache of those who stay.
 _LEAST_FINISHED_SHARE = 1 / 8
@@ -152,7 +151,7 @@ def generate(
             else:
                 uniform = uniforms[rows[:, None], places.clamp(max=max_new_tokens - 1)]
                 tokens, log_probs = (
-                    x.view_as(uniform) for x in _sample(logits.flatten(0, 1), uniform.flatten(), temperature)
+                    x.view_as(uniform) for x in sample(logits.flatten(0, 1), uniform.flatten(), temperature)
                 )
             ended = torch.isin(tokens, ends)
             good = alive[:, None]
@@ -231,28 +230,6 @@ class _Page:
             None if self.log_probs is None else self.log_probs[:, :width],
             None if self.features is None else self.features[:, :width],
         )
-
-
-def _sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    """The inverse of the cumulative distribution at `uniform` [rows], and the log-probability there, both [rows].
-
-    In two levels, the block of the vocabulary and the token in it: a cumulative sum over 50,257 entries in float64
-    would cost more than all the rest.
-    """
-    log_probs = torch.log_softmax(logits / temperature, -1)
-    size = math.isqrt(logits.shape[-1]) + 1
-    blocks = F.pad(log_probs.exp(), (0, -logits.shape[-1] % size)).unflatten(-1, (-1, size))
-    edges = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
-    # Scaled by the total, so that rounding can neither pass the end nor choose a token of probability zero there.
-    point = uniform[:, None] * edges[:, -1:]
-    block = torch.searchsorted(edges, point, right=True).clamp(max=edges.shape[-1] - 1)
-    inside = blocks.gather(1, block[..., None].expand(-1, -1, size))[:, 0].double().cumsum(-1)
-    # What is left of the point within its block; the block's own sum rounds a little differently.
-    before = torch.where(block > 0, edges.gather(1, (block - 1).clamp(min=0)), 0.0)
-    left = (point - before).clamp(min=0).minimum(inside[:, -1:] * (1 - 1e-12))
-    token = block * size + torch.searchsorted(inside, left, right=True)
-    token = token.clamp(max=logits.shape[-1] - 1)  # only ever past it when the logits are NaN
-    return token[:, 0], log_probs.gather(-1, token)[:, 0]
 
 
 def completion_log_probs(

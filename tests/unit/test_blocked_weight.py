@@ -10,15 +10,24 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from evolora import kernels
-from evolora.blocked_weight import _DROPPED_FROM, MOST_ROWS, BlockedWeight
+from evolora import blocked_weight, kernels
+from evolora.blocked_weight import _DROPPED_FROM, _LEAST_PRODUCTS, MOST_ROWS, BlockedWeight
 from evolora.kernels import _blocked_weights, _onednn, onednn_works, use_kernels
 
-pytestmark = pytest.mark.skipif(not onednn_works(), reason="this torch has no oneDNN product of plain tensors")
+pytestmark = [
+    pytest.mark.skipif(not onednn_works(), reason="this torch has no oneDNN product of plain tensors"),
+    pytest.mark.usefixtures("at_once"),
+]
 
 
 def drawn(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture
+def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks are made by the first product that may."""
+    monkeypatch.setattr(blocked_weight, "_LEAST_PRODUCTS", 1)
 
 
 def is_blocked(weight: Tensor) -> bool:
@@ -50,6 +59,31 @@ def test_made_by_few_rows_used_by_more_and_dropped_by_many() -> None:
     assert blocked.of(weight, rows=_DROPPED_FROM) is weight
     assert blocked.of(weight, rows=_DROPPED_FROM - 1) is weight
     assert blocked.of(weight, rows=2) is not made
+
+
+def test_only_after_as_many_products_as_pay_for_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(blocked_weight, "_LEAST_PRODUCTS", _LEAST_PRODUCTS)
+    weight = drawn(32, 16)
+    blocked = BlockedWeight(weight, transposed=False)
+
+    def made_after() -> int:
+        """How many products of few rows have plain weights first."""
+        count = 0
+        while not is_blocked(blocked.of(weight, rows=2)):
+            count += 1
+            blocked.of(weight, rows=1), blocked.of(weight, rows=MOST_ROWS + 1)  # neither counts
+        return count
+
+    assert made_after() == _LEAST_PRODUCTS - 1 > 8
+    assert made_after() == 0
+    weight.mul_(2)
+    assert made_after() == _LEAST_PRODUCTS - 1
+    blocked.of(weight, rows=_DROPPED_FROM)
+    assert made_after() == _LEAST_PRODUCTS - 1
+    blocked.of(weight, rows=_DROPPED_FROM)
+    blocked.of(weight, rows=2)
+    blocked.of(weight, rows=_DROPPED_FROM)
+    assert made_after() == _LEAST_PRODUCTS - 1  # a batch of many starts the count again
 
 
 def change_in_place(layer: nn.Linear) -> None:

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -131,26 +130,3 @@ def test_what_is_appended_is_attended_to() -> None:
         assert torch.equal(after[:, :8], was[:, :8]) and torch.equal(after[:, 10:], was[:, 10:])
     expected = reference(states[:, :, 0], keys, values, mask, 0.25)
     torch.testing.assert_close(found.double(), expected, atol=1e-5, rtol=1e-5)
-
-
-def test_the_exponential_is_good_to_the_last_places() -> None:
-    x = np.linspace(-80, 0, 100_001, dtype=np.float32)
-    found = x.copy()
-    cached_attention._exponentials(found, np.empty(len(x), np.int32))
-    expected = np.exp(x.astype(np.float64))
-    assert np.abs(found / expected - 1).max() < 3e-7
-    far = np.array([0, -88, -1e4, -3e38], np.float32)
-    cached_attention._exponentials(far, np.empty(4, np.int32))
-    assert far[0] == 1 and (far[1:] < 1e-37).all()
-
-
-def test_without_a_place_for_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = cached_attention.njit
-
-    def refusing(*, cache: bool = False, **options: Any) -> Any:
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return own(**options)
-
-    monkeypatch.setattr(cached_attention, "njit", refusing)
-    assert cached_attention._compiled()(lambda x: x + 1)(2) == 3

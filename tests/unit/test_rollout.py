@@ -13,7 +13,6 @@ from evolora.rng import keyed_seed
 from evolora.rollout import (
     Completions,
     PromptBatch,
-    _sample,
     completion_log_probs,
     decode_text,
     encode,
@@ -180,14 +179,6 @@ def test_samples_follow_the_tempered_distribution(gpt2: BaseModel, temperature: 
         logits = gpt2.model(input_ids=torch.cat([one.ids, torch.tensor([[common]])], 1)).logits[0, -1]
     statistic, limit = chi_square(torch.bincount(then, minlength=len(logits)), (logits / temperature).softmax(-1))
     assert statistic < limit
-
-
-def test_a_token_of_probability_zero_is_never_drawn() -> None:
-    logits = torch.tensor([[-torch.inf, 0.0, -torch.inf, 1.0, -torch.inf]])
-    for uniform in (0.0, 0.2, 0.2689, 0.269, 0.5, 1 - 2**-53):
-        token, log_prob = _sample(logits, torch.tensor([uniform], dtype=torch.float64), 1.0)
-        assert int(token) == (1 if uniform < 0.26894 else 3)
-        assert log_prob.isfinite().all()
 
 
 def test_text_is_what_stands_before_the_end(gpt2: BaseModel) -> None:

@@ -1,0 +1,80 @@
+"""Functions compiled by numba, over the rows of a batch."""
+
+import functools
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+# exp(x) = 2^n exp(f) with |f| <= ln(2) / 2, and exp(f) by the polynomial of the Cephes library (S. L. Moshier): good to
+# 3 in 10 million. ln(2) is in two parts, so that n times the first is exact.
+_LOG2_E = np.float32(1.44269504)
+_LN2_HIGH, _LN2_LOW = np.float32(0.693359375), np.float32(-2.12194440e-4)
+_C5, _C4, _C3 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.float32(8.3334519073e-3)
+_C2, _C1, _C0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
+_ONE, _ZERO, _HALF, _LEAST = np.float32(1), np.float32(0), np.float32(0.5), np.float32(-87)
+_BIAS, _MANTISSA = np.int32(127), np.int32(23)
+_LANES = 16
+
+
+def compiled(**options: Any) -> Callable[[Any], Any]:
+    """Compiled when first called, without Python's lock; kept on disk where there is a place for it."""
+
+    def decorate(function: Any) -> Any:
+        try:
+            return njit(nogil=True, cache=True, **options)(function)
+        except RuntimeError:  # neither the package's folder nor the user's cache can be written
+            return njit(nogil=True, **options)(function)
+
+    return decorate
+
+
+@compiled(error_model="numpy")
+def highest(x: Any) -> Any:
+    """The largest of x [n], float32; NaN if any is. Lane by lane, which the compiler makes vectors of."""
+    tops = np.full(_LANES, -np.inf, np.float32)
+    whole = len(x) // _LANES * _LANES
+    unlike = 0
+    for start in range(0, whole, _LANES):
+        for lane in range(_LANES):
+            value = x[start + lane]
+            tops[lane] = value if value > tops[lane] else tops[lane]
+            unlike |= value != value
+    top = tops.max()
+    for i in range(whole, len(x)):
+        top = x[i] if x[i] > top else top
+        unlike |= x[i] != x[i]
+    return np.float32(np.nan) if unlike else top
+
+
+@compiled(error_model="numpy")
+def exponentials(x: Any, top: Any, scale: Any, result: Any, powers: Any) -> None:
+    """exp((x - top) * scale) of x [n] into `result` [n], float32, zero below 1e-37 or so; no value of x is above
+    `top`. `powers` [n] is room, int32."""
+    as_float = powers.view(np.float32)
+    for i in range(len(x)):
+        value = (x[i] - top) * scale
+        n = np.floor(max(value, _LEAST) * _LOG2_E + _HALF)
+        f = max(value, _LEAST) - n * _LN2_HIGH - n * _LN2_LOW
+        series = ((((_C5 * f + _C4) * f + _C3) * f + _C2) * f + _C1) * f + _C0
+        result[i] = series * f * f + f + _ONE if value > _LEAST else _ZERO
+        powers[i] = (np.int32(n) + _BIAS) << _MANTISSA
+    for i in range(len(x)):
+        result[i] *= as_float[i]
+
+
+def run_rows(function: Callable[..., None], arguments: Sequence[Any], rows: int, threads: int) -> None:
+    """`function(*arguments, first, last)` for all `rows`, in up to `threads` threads, the caller's among them."""
+    threads = max(1, min(threads, rows))
+    edges = [rows * i // threads for i in range(threads + 1)]
+    others = [_helpers(threads - 1).submit(function, *arguments, *edges[i : i + 2]) for i in range(1, threads)]
+    function(*arguments, *edges[:2])
+    for other in others:
+        other.result()
+
+
+@functools.cache
+def _helpers(count: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(count, thread_name_prefix="evolora-rows")
