@@ -72,8 +72,9 @@ def use_kernels(model: PreTrainedModel, products: Products) -> None:
     """Let the layers of `model` compute by the kernels below, from now on; a later call changes `products`.
 
     Frozen float32 Linear and Conv1D layers on a CPU multiply by `products`, forwards and backwards; attention over few
-    positions is made of plain products; GELU's tanh form is one pass over memory instead of eight. All other layers,
-    and these where they do not fit, stay as they are.
+    positions is made of plain products; GELU's tanh form is one pass over memory instead of eight. Of a large model's
+    weights oneDNN has a second copy while few rows are decoded (`evolora.blocked_weight`). All other layers, and these
+    where they do not fit, stay as they are.
     """
     blocked = _blocked_weights(model) if products == "onednn" else {}
     for module in model.modules():
