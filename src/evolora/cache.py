@@ -4,7 +4,8 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
-from evolora.cached_attention import extend, takes
+from evolora.cached_attention import extend
+from evolora.compiled import takes
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]

@@ -74,12 +74,6 @@ def _attend_rows(
                             mix[d] += weight * value[d]
 
 
-def takes(*states: Tensor) -> bool:
-    """Whether these can be computed here: float32 on a CPU, without gradients."""
-    plain = all(tensor.dtype == torch.float32 and tensor.device.type == "cpu" for tensor in states)
-    return plain and not torch.is_grad_enabled()
-
-
 def extend(states: Tensor, keys: Tensor, values: Tensor, length: int, mask: Tensor, scaling: float) -> Tensor:
     """Write the keys and values among `states` [rows, asked, 3, heads, size] (queries, keys, values) into `keys` and
     `values` [rows, capacity, heads, size] from position `length` on, and attend: [rows, asked, heads, size].

@@ -6,7 +6,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
+import torch
 from numba import njit
+from torch import Tensor
 
 # exp(x) = 2^n exp(f) with |f| <= ln(2) / 2, and exp(f) by the polynomial of the Cephes library (S. L. Moshier): good to
 # 3 in 10 million. ln(2) is in two parts, so that n times the first is exact.
@@ -17,6 +19,16 @@ _C2, _C1, _C0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.flo
 _ONE, _ZERO, _HALF, _LEAST = np.float32(1), np.float32(0), np.float32(0.5), np.float32(-87)
 _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 _LANES = 16
+
+
+def in_float32(tensor: Tensor) -> bool:
+    """Whether this is float32 on a CPU."""
+    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+
+
+def takes(*tensors: Tensor) -> bool:
+    """Whether compiled functions can be used on these: float32 on a CPU, without gradients."""
+    return all(map(in_float32, tensors)) and not torch.is_grad_enabled()
 
 
 def compiled(**options: Any) -> Callable[[Any], Any]:

@@ -22,8 +22,9 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Model
 from transformers.pytorch_utils import Conv1D
 
 from evolora.blocked_weight import BlockedWeight
-from evolora.cached_attention import attend, takes
+from evolora.cached_attention import attend
 from evolora.calibration import free_memory, is_small
+from evolora.compiled import in_float32, takes
 from evolora.gpt2_pass import gpt2_pass
 
 Products = Literal["torch", "onednn"]
@@ -101,7 +102,7 @@ def _blocked_weights(model: PreTrainedModel) -> dict[nn.Module, BlockedWeight]:
     if is_small(model):
         return {}
     layers = [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
-    layers = [layer for layer in layers if _in_float32(layer.weight) and not layer.weight.is_inference()]
+    layers = [layer for layer in layers if in_float32(layer.weight) and not layer.weight.is_inference()]
     if sum(layer.weight.nbytes for layer in layers) > free_memory(torch.device("cpu")) // _SHARE_OF_MEMORY:
         return {}
     # Conv1D keeps its weight transposed.
@@ -122,11 +123,7 @@ def _linear(module: Any, x: Tensor, *, blocked: BlockedWeight | None = None) -> 
 
 
 def _fits(weight: Tensor, x: Tensor) -> bool:
-    return _in_float32(x) and _in_float32(weight) and not torch.is_autocast_enabled("cpu")
-
-
-def _in_float32(values: Tensor) -> bool:
-    return values.dtype == torch.float32 and values.device.type == "cpu"
+    return in_float32(x) and in_float32(weight) and not torch.is_autocast_enabled("cpu")
 
 
 class _FrozenProduct(torch.autograd.Function):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evolora.compiled import compiled, exponentials, highest, run_rows
+from evolora.compiled import compiled, exponentials, highest, run_rows, takes
 
 # Entries of the logits, for less of which another thread is not worth its call.
 _LEAST_A_THREAD = 200_000
@@ -22,7 +22,7 @@ _LITTLE_LESS = 1 - 1e-12
 def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
     """The tokens at `uniform` [rows] in [0, 1), float64, of `logits` [rows, vocabulary], and their log-probabilities,
     both [rows]. A token of probability zero is never chosen; where a logit is NaN, so is the log-probability."""
-    if logits.dtype == torch.float32 and logits.device.type == "cpu" and not torch.is_grad_enabled():
+    if takes(logits):
         return _sample_compiled(logits.contiguous(), uniform, temperature)
     return _sample_torch(logits, uniform, temperature)
 
