@@ -1,11 +1,32 @@
 """The keys and values of a batch, in memory with room to grow, whose finished rows can leave."""
 
+from typing import Any
+
+import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 from transformers.cache_utils import Cache, DynamicLayer
 
 from evolora.cached_attention import extend
-from evolora.compiled import takes
+from evolora.compiled import compiled, run_rows, takes
+
+# Entries to copy, for less of which another thread is not worth its call.
+_LEAST_A_THREAD = 1_000_000
+
+
+class RoomyCache(Cache):  # type: ignore[misc]
+    """A cache whose layers all have room."""
+
+    layers: "list[RoomyLayer]"
+
+    def __init__(self, layers: "list[RoomyLayer]") -> None:
+        super().__init__(layers=layers)
+        self.prepared: Any = None  # what the steps of these rows have in common (`evolora.gpt2_step`)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Keep these rows, in this order; a row may come several times."""
+        self.prepared = None
+        super().batch_select_indices(indices)
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -44,6 +65,21 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         start, self.length = self.length, self.length + states.shape[1]
         return extend(states, self.keys, self.values, start, mask, scaling)
 
+    def grow(self) -> int:
+        """Where the position to be written next lies; it counts from now on."""
+        self.length += 1
+        return self.length - 1
+
+    def fill(self, packed: "RoomyLayer", index: Tensor) -> None:
+        """Start with the positions that stand at `index` [rows, length] in the flattened packs of another."""
+        self.dtype, self.device, self.is_initialized = packed.dtype, packed.device, True
+        rows, self.length = index.shape
+        for name in ("keys", "values"):
+            states = getattr(packed, name)[:, : packed.length].flatten(0, 1)
+            room = states.new_empty(rows, self.capacity, *states.shape[1:])
+            _gather(states, index, room)
+            setattr(self, name, room)
+
     def get_seq_length(self) -> int:
         return self.length
 
@@ -65,7 +101,7 @@ def make_cache(model: PreTrainedModel, capacity: int) -> Cache:
     windows, recurrent layers) the one that transformers makes for it."""
     cache = DynamicCache(config=model.config)
     if all(type(layer) is DynamicLayer for layer in cache.layers):
-        return Cache(layers=[RoomyLayer(capacity) for _ in cache.layers])
+        return RoomyCache([RoomyLayer(capacity) for _ in cache.layers])
     return cache
 
 
@@ -80,11 +116,26 @@ def unpacked(cache: Cache, index: Tensor, *, capacity: int) -> Cache:
     layers = []
     for packed in cache.layers:
         layer = RoomyLayer(capacity)
-        keys, values = (
-            # index_select copies whole positions, where indexing would go entry by entry.
-            states[:, : packed.length].flatten(0, 1).index_select(0, index.flatten()).unflatten(0, index.shape)
-            for states in (packed.keys, packed.values)
-        )
-        layer.update(keys.transpose(1, 2), values.transpose(1, 2))
+        layer.fill(packed, index)
         layers.append(layer)
-    return Cache(layers=layers)
+    return RoomyCache(layers)
+
+
+def _gather(states: Tensor, index: Tensor, room: Tensor) -> None:
+    """room[row, p] = states[index[row, p]] for [places, heads, size]."""
+    if takes(states, room):
+        arguments = states.flatten(1).numpy(), index.numpy(), room.flatten(2).numpy()
+        run_rows(_gather_rows, arguments, len(index), min(torch.get_num_threads(), room.numel() // _LEAST_A_THREAD))
+    else:
+        # index_select copies whole positions, where indexing would go entry by entry.
+        room[:, : index.shape[1]] = states.index_select(0, index.flatten()).unflatten(0, index.shape)
+
+
+@compiled()
+def _gather_rows(states: Any, index: Any, room: Any, first: Any, last: Any) -> None:
+    """For rows `first` to `last` (not included)."""
+    for row in range(first, last):
+        for position in range(index.shape[1]):
+            source, target = states[index[row, position]], room[row, position]
+            for d in range(len(source)):
+                target[d] = source[d]

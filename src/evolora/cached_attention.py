@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from evolora.compiled import compiled, exponentials, run_rows
+from evolora.compiled_adapter import NO_ADAPTER, NOTHING, Adapter, add_low_rank
 
 # What is masked as strongly as this is left out.
 _FAR = np.float32(-1e30)
@@ -23,11 +24,29 @@ _LEAST_SCORE, _ONE, _ZERO = np.float32(-3e38), np.float32(1), np.float32(0)
 
 @compiled(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
 def _attend_rows(
-    states: Any, keys: Any, values: Any, mask: Any, scaling: Any, mixed: Any, append: Any, first: Any, last: Any
+    genomes: Any,
+    owners: Any,
+    a_offset: Any,
+    b_offset: Any,
+    rank: Any,
+    adapter_scaling: Any,
+    x: Any,
+    states: Any,
+    keys: Any,
+    values: Any,
+    mask: Any,
+    scaling: Any,
+    mixed: Any,
+    append: Any,
+    first: Any,
+    last: Any,
 ) -> None:
     """Rows `first` to `last` (not included) of `mixed` [rows, asked, heads, size]: see `attend` and `extend`. The
     queries are states[:, :, 0]; with `append` >= 0, states[:, :, 1] and [:, :, 2] become the keys and values there."""
     asked, heads, size = mixed.shape[1:]
+    if rank:
+        flat = states.reshape(len(states), states.size // len(states))
+        add_low_rank(genomes, owners, a_offset, b_offset, rank, adapter_scaling, x, flat, first, last)
     positions, key_heads = mask.shape[2], keys.shape[2]
     shared = heads // key_heads
     seen = np.empty(positions, np.int64)
@@ -82,7 +101,8 @@ def extend(states: Tensor, keys: Tensor, values: Tensor, length: int, mask: Tens
     """
     rows, asked, _, heads, size = states.shape
     mixed = states.new_empty(rows, asked, heads, size)
-    _run(states, keys, values, mask, scaling, mixed, length)
+    in_order = states.numpy(), keys.numpy(), values.numpy(), mask.numpy()
+    attend_arrays(NO_ADAPTER, NOTHING, *in_order, np.float32(scaling), mixed.numpy(), append=length)
     return mixed
 
 
@@ -91,15 +111,25 @@ def attend(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: f
     which as many positions count as `mask` [rows or 1, asked, positions] has: [rows, asked, heads, size]. The mask is
     added to the scores; as many query heads as come for one key head share it, in order."""
     mixed = torch.empty_like(query)
-    _run(query[:, :, None], keys, values, mask, scaling, mixed, -1)
+    in_order = query[:, :, None].numpy(), keys.numpy(), values.numpy(), mask.numpy()
+    attend_arrays(NO_ADAPTER, NOTHING, *in_order, np.float32(scaling), mixed.numpy(), append=-1)
     return mixed
 
 
-def _run(
-    states: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scaling: float, mixed: Tensor, append: int
+def attend_arrays(
+    adapter: Adapter,
+    x: Any,
+    states: Any,
+    keys: Any,
+    values: Any,
+    mask: Any,
+    scaling: Any,
+    mixed: Any,
+    *,
+    append: int,
 ) -> None:
-    rows = len(states)
-    arrays = [tensor.numpy() for tensor in (states, keys, values, mask)]
-    arguments = (*arrays, np.float32(scaling), mixed.numpy(), append)
-    threads = min(torch.get_num_threads(), mixed.numel() * mask.shape[-1] // _LEAST_A_THREAD)
-    run_rows(_attend_rows, arguments, rows, threads)
+    """`extend` into `mixed`, or `attend` where `append`, the length so far, is -1; of arrays. An adapter first adds to
+    `states`, with one position asked, what it makes of `x` [rows, in]."""
+    threads = min(torch.get_num_threads(), mixed.size * mask.shape[-1] // _LEAST_A_THREAD)
+    arguments = (*adapter, x, states, keys, values, mask, scaling, mixed, append)
+    run_rows(_attend_rows, arguments, len(states), threads)

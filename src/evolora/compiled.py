@@ -18,12 +18,12 @@ _C5, _C4, _C3 = np.float32(1.9875691500e-4), np.float32(1.3981999507e-3), np.flo
 _C2, _C1, _C0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.float32(5.0000001201e-1)
 _ONE, _ZERO, _HALF, _LEAST = np.float32(1), np.float32(0), np.float32(0.5), np.float32(-87)
 _BIAS, _MANTISSA = np.int32(127), np.int32(23)
-_LANES = 16
+_LANES = 64
 
 
 def in_float32(tensor: Tensor) -> bool:
     """Whether this is float32 on a CPU."""
-    return tensor.dtype == torch.float32 and tensor.device.type == "cpu"
+    return tensor.dtype == torch.float32 and tensor.is_cpu
 
 
 def takes(*tensors: Tensor) -> bool:
@@ -46,19 +46,19 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
 @compiled(error_model="numpy")
 def highest(x: Any) -> Any:
     """The largest of x [n], float32; NaN if any is. Lane by lane, which the compiler makes vectors of."""
-    tops = np.full(_LANES, -np.inf, np.float32)
+    tops, unlike = np.full(_LANES, -np.inf, np.float32), np.zeros(_LANES, np.int32)
     whole = len(x) // _LANES * _LANES
-    unlike = 0
     for start in range(0, whole, _LANES):
+        part = x[start : start + _LANES]
         for lane in range(_LANES):
-            value = x[start + lane]
+            value = part[lane]
             tops[lane] = value if value > tops[lane] else tops[lane]
-            unlike |= value != value
-    top = tops.max()
+            unlike[lane] |= np.int32(value != value)
+    top, nan = tops.max(), unlike.max()
     for i in range(whole, len(x)):
         top = x[i] if x[i] > top else top
-        unlike |= x[i] != x[i]
-    return np.float32(np.nan) if unlike else top
+        nan |= np.int32(x[i] != x[i])
+    return np.float32(np.nan) if nan else top
 
 
 @compiled(error_model="numpy")
@@ -80,6 +80,9 @@ def exponentials(x: Any, top: Any, scale: Any, result: Any, powers: Any) -> None
 def run_rows(function: Callable[..., None], arguments: Sequence[Any], rows: int, threads: int) -> None:
     """`function(*arguments, first, last)` for all `rows`, in up to `threads` threads, the caller's among them."""
     threads = max(1, min(threads, rows))
+    if threads == 1:
+        function(*arguments, 0, rows)
+        return
     edges = [rows * i // threads for i in range(threads + 1)]
     others = [_helpers(threads - 1).submit(function, *arguments, *edges[i : i + 2]) for i in range(1, threads)]
     function(*arguments, *edges[:2])

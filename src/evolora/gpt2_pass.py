@@ -1,6 +1,7 @@
 """GPT-2's pass with less Python: in decoding, transformers' own takes as long as a small model's arithmetic, and unlike
 that it cannot be shared by threads."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
-from evolora.cache import RoomyLayer
+from evolora.cache import RoomyCache, RoomyLayer
+from evolora.gpt2_step import gpt2_step
 
 
 def gpt2_pass(
@@ -22,10 +24,13 @@ def gpt2_pass(
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
     use_cache: bool | None = None,
+    *,
+    widened: Sequence[Callable[[Tensor], Tensor]],
     **others: Any,
 ) -> BaseModelOutputWithPastAndCrossAttentions:
     """What `GPT2Model.forward` computes, by the model's own modules in the same order. A pass in training, with other
-    attention than `evolora.kernels`', or with anything but token ids, positions, a mask and a cache is left to it."""
+    attention than `evolora.kernels`', or with anything but token ids, positions, a mask and a cache is left to it.
+    `widened` makes of its input what is between the two layers of each MLP."""
     config: GPT2Config = model.config
     if (
         input_ids is None
@@ -54,6 +59,11 @@ def gpt2_pass(
         # One more token, which sees all before it that are no padding.
         mask = hidden.new_zeros(attention_mask.shape)
         mask = mask.masked_fill_(attention_mask == 0, torch.finfo(hidden.dtype).min)[:, None, None]
+        last = None
+        if isinstance(past_key_values, RoomyCache):
+            last = gpt2_step(model, hidden, mask[:, 0], past_key_values, widened)
+        if last is not None:
+            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, past_key_values=past_key_values)
     else:
         mask = create_causal_mask(config, hidden, attention_mask, past_key_values, position_ids=position_ids)
     attend = ALL_ATTENTION_FUNCTIONS["evolora"]

@@ -88,12 +88,19 @@ def use_kernels(model: PreTrainedModel, products: Products) -> None:
         elif type(module) is GPT2MLP and products == "onednn":
             kernel = functools.partial(_mlp, blocked=blocked.get(module.c_fc))
         elif type(module) is GPT2Model:
-            kernel = gpt2_pass
+            widened = [_widening(block.mlp, products, blocked) for block in module.h]
+            kernel = functools.partial(gpt2_pass, widened=widened)
         if kernel is not None:
             # Hides the class's own. A partial, not a closure: a deep copy of the model then calls its own layers.
             module.forward = functools.partial(kernel, module)
     if model.config._attn_implementation == "sdpa" and model.device.type == "cpu":
         model.config._attn_implementation = _ATTENTION
+
+
+def _widening(mlp: Any, products: Products, blocked: dict[nn.Module, BlockedWeight]) -> Callable[[Tensor], Tensor]:
+    if products == "onednn":
+        return functools.partial(_widened, mlp, blocked=blocked.get(mlp.c_fc))
+    return functools.partial(_widened_apart, mlp)
 
 
 def _blocked_weights(model: PreTrainedModel) -> dict[nn.Module, BlockedWeight]:
@@ -147,16 +154,23 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = Fals
 
 
 def _mlp(module: Any, x: Tensor, *, blocked: BlockedWeight | None = None) -> Tensor:
-    """GPT-2's two layers, GELU on the first one's results while the processor still has them. Not in training, where
-    they are needed as they were, nor where that layer is adapted."""
-    first, between = module.c_fc, module.act
-    watched = first._forward_hooks or first._forward_pre_hooks or type(between) is not NewGELUActivation
-    result: Tensor
+    result: Tensor = module.dropout(module.c_proj(_widened(module, x, blocked=blocked)))
+    return result
+
+
+def _widened(module: Any, x: Tensor, *, blocked: BlockedWeight | None = None) -> Tensor:
+    """What is between GPT-2's two layers, GELU on the first one's results while the processor still has them. Not in
+    training, where they are needed as they were, nor where that layer is adapted."""
+    first, activation = module.c_fc, module.act
+    watched = first._forward_hooks or first._forward_pre_hooks or type(activation) is not NewGELUActivation
     if watched or torch.is_grad_enabled() or not _fits(first.weight, x):
-        result = GPT2MLP.forward(module, x)
-    else:
-        weight = first.weight.t() if blocked is None else blocked.of(first.weight, rows=len(x))
-        result = module.dropout(module.c_proj(_onednn(x, weight, first.bias, gelu=True)))
+        return _widened_apart(module, x)
+    weight = first.weight.t() if blocked is None else blocked.of(first.weight, rows=len(x))
+    return _onednn(x, weight, first.bias, gelu=True)
+
+
+def _widened_apart(module: Any, x: Tensor) -> Tensor:
+    result: Tensor = module.act(module.c_fc(x))
     return result
 
 

@@ -8,10 +8,13 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 from weakref import WeakKeyDictionary
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from evolora.compiled import takes
+from evolora.compiled_adapter import Adapter, AdapterHook
 from evolora.cost import ModelSize
 from evolora.genome import AdaptedModule, GenomeLayout
 
@@ -26,9 +29,10 @@ class Routing:
     """Which individual each row of a batch belongs to, when the groups are no longer equal.
 
     `individuals` [live] are those with rows left; row i of the batch is row `slots[i]` of their groups, each padded to
-    `group` rows.
+    `group` rows. `owners` [rows] are the rows' individuals, ascending.
     """
 
+    owners: Tensor
     individuals: Tensor
     slots: Tensor
     group: int
@@ -40,7 +44,7 @@ class Routing:
         group = int(counts.max())
         first = counts.cumsum(0) - counts
         within = torch.arange(len(owners), device=owners.device) - first[places]
-        return cls(individuals, places * group + within, group)
+        return cls(owners, individuals, places * group + within, group)
 
 
 class PopulationModel:
@@ -71,14 +75,14 @@ class PopulationModel:
         self.dropout = dropout
         self.threads = threads
         self.size = ModelSize.of(model, adapter=layout.genome_length)
-        self.individuals = 0
-        self._factors: dict[str, tuple[Tensor, Tensor]] | None = None
+        self._genomes: Tensor | None = None
+        self._factors: dict[str, tuple[Tensor, Tensor]] = {}
         self._routing: Routing | None = None
         self._generator: torch.Generator | None = None
         self._replicas = [self]
         self._pool: ThreadPoolExecutor | None = None
         self._hooks = [
-            model.get_submodule(module.name).register_forward_hook(self._population_layer(module))
+            model.get_submodule(module.name).register_forward_hook(PopulationLayer(self, module))
             for module in layout.modules
         ]
 
@@ -88,8 +92,8 @@ class PopulationModel:
 
         With a `dropout_seed`, the adapters' input dropout is on, as in PEFT's training mode, and drawn from that seed.
         """
-        before = self.individuals, self._factors, self._routing, self._generator, _ADAPTED.get(self.model)
-        self.individuals = len(genomes)
+        before = self._genomes, self._factors, self._routing, self._generator, _ADAPTED.get(self.model)
+        self._genomes = genomes
         self._factors = {
             module.name: (a.transpose(1, 2), b.transpose(1, 2)) for module, a, b in self.layout.factors(genomes)
         }
@@ -101,7 +105,7 @@ class PopulationModel:
         try:
             yield
         finally:
-            self.individuals, self._factors, self._routing, self._generator, outer = before
+            self._genomes, self._factors, self._routing, self._generator, outer = before
             _ADAPTED.pop(self.model)
             if outer is not None:
                 _ADAPTED[self.model] = outer
@@ -110,6 +114,18 @@ class PopulationModel:
         """Within `adapted`: say which individual each row of the next batches belongs to, [rows], ascending. None means
         equal groups again."""
         self._routing = None if owners is None else Routing.of(owners)
+
+    @property
+    def individuals(self) -> int:
+        """How many it runs with now: 0 outside `adapted`."""
+        return 0 if self._genomes is None else len(self._genomes)
+
+    def owners(self, rows: int) -> Any:
+        """The individual of each of so many rows on a CPU, an int64 array; None where they cannot be split."""
+        if self._routing is not None:
+            return self._routing.owners.numpy() if len(self._routing.owners) == rows else None
+        each, left = divmod(rows, self.individuals)
+        return None if left else np.arange(self.individuals).repeat(each)
 
     def detach(self) -> None:
         """Take the population layers off the base model for good, and end the threads."""
@@ -148,32 +164,56 @@ class PopulationModel:
             del model.get_submodule(module.name)._forward_hooks[hook.id]  # a copied hook is still the original's
         return PopulationModel(model, self.layout, dropout=self.dropout)
 
-    def _population_layer(self, module: AdaptedModule) -> Callable[[nn.Module, Any, Tensor], Tensor | None]:
-        def layer(_: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
-            if self._factors is None:
-                return None
-            a, b = self._factors[module.name]
-            x = inputs[0]
-            if x.ndim < 3 or (self._routing is None and x.shape[0] % a.shape[0]):
-                raise ValueError(
-                    f"{module.name}: a batch of shape {list(x.shape)} cannot be split into {a.shape[0]} individuals"
-                )
-            if self._generator is not None:
-                x = _dropped(x, self.dropout, self._generator)
-            # As in PEFT, the adapter computes in its own precision, whatever the base model's.
-            if x.dtype != a.dtype:
-                x = x.to(a.dtype)
-            if self._routing is not None:
-                return _add_routed(output, x, a, b, module.scaling, self._routing)
-            low_rank = _low_rank(x.reshape(a.shape[0], -1, module.in_features), a)
-            grouped = output.reshape(a.shape[0], -1, module.out_features)
-            if torch.is_grad_enabled() or output.dtype != a.dtype or not output.is_contiguous():
-                added = torch.baddbmm(grouped.to(a.dtype), low_rank, b, alpha=module.scaling)
-                return added.to(output.dtype).view_as(output)
-            grouped.baddbmm_(low_rank, b, alpha=module.scaling)
-            return None  # the output itself has changed
 
-        return layer
+class PopulationLayer(AdapterHook):
+    """The forward hook of one adapted layer."""
+
+    def __init__(self, population_model: PopulationModel, module: AdaptedModule) -> None:
+        self.population_model = population_model
+        self.module = module
+
+    def __deepcopy__(self, _: dict[int, Any]) -> "PopulationLayer":
+        return self  # of a copied model the hook is still the original's, as functions are
+
+    @property
+    def active(self) -> bool:
+        return self.population_model.individuals > 0
+
+    def adapter(self, rows: int) -> Adapter | None:
+        population, module = self.population_model, self.module
+        genomes = population._genomes
+        if genomes is None or population._generator is not None or not (takes(genomes) and genomes.is_contiguous()):
+            return None
+        owners = population.owners(rows)
+        if owners is None:
+            return None
+        scaling = np.float32(module.scaling)
+        return Adapter(genomes.detach().numpy(), owners, module.a_offset, module.b_offset, module.rank, scaling)
+
+    def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
+        population, module = self.population_model, self.module
+        if not self.active:
+            return None
+        a, b = population._factors[module.name]
+        x, routing = inputs[0], population._routing
+        if x.ndim < 3 or (routing is None and x.shape[0] % a.shape[0]):
+            raise ValueError(
+                f"{module.name}: a batch of shape {list(x.shape)} cannot be split into {a.shape[0]} individuals"
+            )
+        if population._generator is not None:
+            x = _dropped(x, population.dropout, population._generator)
+        # As in PEFT, the adapter computes in its own precision, whatever the base model's.
+        if x.dtype != a.dtype:
+            x = x.to(a.dtype)
+        if routing is not None:
+            return _add_routed(output, x, a, b, module.scaling, routing)
+        low_rank = _low_rank(x.reshape(a.shape[0], -1, module.in_features), a)
+        grouped = output.reshape(a.shape[0], -1, module.out_features)
+        if torch.is_grad_enabled() or output.dtype != a.dtype or not output.is_contiguous():
+            added = torch.baddbmm(grouped.to(a.dtype), low_rank, b, alpha=module.scaling)
+            return added.to(output.dtype).view_as(output)
+        grouped.baddbmm_(low_rank, b, alpha=module.scaling)
+        return None  # the output itself has changed
 
 
 def _dropped(x: Tensor, share: float, generator: torch.Generator) -> Tensor:

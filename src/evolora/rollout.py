@@ -14,7 +14,7 @@ from evolora.model import accepts
 from evolora.packed_pass import PackedPass, can_pack
 from evolora.population_model import population_on
 from evolora.rng import keyed_uniforms
-from evolora.sampling import sample
+from evolora.sampling import likeliest, sample
 
 # Finished rows leave the batch when they are this share of it: leaving costs a copy of the cache of those who stay.
 _LEAST_FINISHED_SHARE = 1 / 8
@@ -147,7 +147,7 @@ def generate(
         while True:
             places = written[:, None] + torch.arange(logits.shape[1], device=device)
             if uniforms is None:
-                tokens, log_probs = logits.argmax(-1), None
+                tokens, log_probs = likeliest(logits), None
             else:
                 uniform = uniforms[rows[:, None], places.clamp(max=max_new_tokens - 1)]
                 tokens, log_probs = (

@@ -1,4 +1,5 @@
-"""Keyed sampling: the token at a given uniform number of softmax(logits / temperature), and its log-probability.
+"""How tokens are chosen: the likeliest; or by keyed sampling, the one at a given uniform number of
+softmax(logits / temperature), and its log-probability.
 
 The inverse of the cumulative distribution, in two levels, the block of the vocabulary and the token in it: a cumulative
 sum over 50,257 entries in float64 would cost more than all the rest.
@@ -17,6 +18,13 @@ from evolora.compiled import compiled, exponentials, highest, run_rows, takes
 # Entries of the logits, for less of which another thread is not worth its call.
 _LEAST_A_THREAD = 200_000
 _LITTLE_LESS = 1 - 1e-12
+
+
+def likeliest(logits: Tensor) -> Tensor:
+    """The index of the highest of `logits` [..., vocabulary], the first of equal ones, as `torch.argmax` finds it."""
+    if not takes(logits):
+        return logits.argmax(-1)
+    return torch.from_numpy(logits.numpy().argmax(-1))  # the same, and ten times as fast
 
 
 def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

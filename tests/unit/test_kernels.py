@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -12,7 +13,8 @@ from transformers.activations import NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from transformers.pytorch_utils import Conv1D
 
-from evolora import cached_attention
+from evolora import cached_attention, gpt2_step
+from evolora.compiled_adapter import Adapter
 from evolora.kernels import (
     _attention,
     _attention_mask,
@@ -125,8 +127,14 @@ def test_decoding_attends_to_the_cache_by_the_compiled_pass(
 ) -> None:
     base = load_base(str(model_folder(architecture)))
     passes: list[tuple[int, ...]] = []
-    own = cached_attention._attend_rows
-    monkeypatch.setattr(cached_attention, "_attend_rows", lambda *a: (passes.append(a[0].shape[:2]), own(*a)))
+    own = cached_attention.attend_arrays
+
+    def counted(adapter: Adapter, x: Any, states: Any, *others: Any, append: int) -> None:
+        passes.append(states.shape[:2])
+        own(adapter, x, states, *others, append=append)
+
+    for module in (cached_attention, gpt2_step):
+        monkeypatch.setattr(module, "attend_arrays", counted)
     prompts = encode(base.tokenizer, ["The sum of 4 and 3 is", "Yes,", "No"], "cpu")
     generate(base.model, prompts, max_new_tokens=5, eos_token_ids=[-1], pad_token_id=0)
     assert passes.count((3, 1)) == 4 * base.model.config.num_hidden_layers

@@ -1,5 +1,6 @@
 """The token at a uniform number, compiled and by torch, against float64."""
 
+import math
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -8,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.sampling import _sample_compiled, _sample_torch, sample
+from evolora.sampling import _sample_compiled, _sample_torch, likeliest, sample
 
 Sample = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
@@ -113,3 +114,23 @@ def test_which_is_used() -> None:
         assert torch.equal(sample(double, uniform, 0.7)[1], _sample_torch(double, uniform, 0.7)[1])
     logits.requires_grad_()
     assert sample(logits, uniform, 0.7)[1].requires_grad
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.integers(1, 4),
+    st.sampled_from([1, 2, 63, 64, 65, 500, 5000]),
+    st.lists(st.tuples(st.integers(0, 4), st.integers(0, 5000), st.sampled_from([7.0, math.inf, -math.inf, math.nan]))),
+    st.integers(0, 1000),
+)
+@torch.no_grad()
+def test_the_likeliest_is_the_first_of_the_highest(
+    rows: int, vocabulary: int, special: list[tuple[int, int, float]], seed: int
+) -> None:
+    logits, _ = drawn(rows, vocabulary, seed=seed)
+    for row, place, value in special:
+        logits[row % rows, place % vocabulary] = value
+    found = likeliest(logits[:, None])
+    assert found.shape == (rows, 1) and found.dtype == torch.int64
+    assert torch.equal(found[:, 0], logits.argmax(-1))
+    assert torch.equal(likeliest(logits.bfloat16()), logits.bfloat16().argmax(-1))
