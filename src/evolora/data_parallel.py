@@ -16,15 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evolora.calibration import is_small
 from evolora.population_model import PopulationModel
 from evolora.rng import keyed_seed
 from evolora.rollout import Completions, PromptBatch, completion_log_probs, generate, select_rows
 
 # Rows that a part has at least (docs/performance.md). With fewer to decode, each step's Python, which threads cannot
-# share, outweighs what is gained; of a large model, each part also reads the weights for itself.
+# share, outweighs what is gained, and each part reads the weights for itself.
 LEAST_ROWS_DECODED = 32
-LEAST_ROWS_DECODED_OF_LARGE = 64
 LEAST_ROWS_SCORED = 8
 
 
@@ -70,8 +68,7 @@ def population_generate(
     """`generate` for `genomes` [n, genome_length] on n * m prompts, one individual's after another's, or without
     genomes for the base model; in up to `population_model.threads` parts at once."""
     individuals = 1 if genomes is None else len(genomes)
-    least = LEAST_ROWS_DECODED if is_small(population_model.model) else LEAST_ROWS_DECODED_OF_LARGE
-    count = _parts(population_model, len(prompts.ids), least)
+    count = _parts(population_model, len(prompts.ids), LEAST_ROWS_DECODED)
     if count == 1:
         with _adapted(population_model, genomes):
             return generate(
