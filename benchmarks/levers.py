@@ -28,7 +28,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Model
 
 from evolora import LocalEvaluator, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, load_task
 from evolora.data_parallel import population_generate
-from evolora.kernels import Products, fastest_products, use_kernels
+from evolora.kernels import fastest_products, use_kernels
 from evolora.model import BUNDLED_MODEL
 from evolora.rewards import load_reward
 from evolora.sampling import _sample_torch
@@ -43,19 +43,12 @@ def models(population_model: PopulationModel) -> list[PreTrainedModel]:
 
 @contextmanager
 def products_off(population_model: PopulationModel) -> Iterator[None]:
+    """To be the first of several: it sets the other kernels, too."""
     for model in models(population_model):
-        set_products(model, "torch")
+        use_kernels(model, "torch")
     yield
     for model in models(population_model):
-        set_products(model, fastest_products())
-
-
-def set_products(model: PreTrainedModel, products: Products) -> None:
-    """As `use_kernels`, but the other kernels stay as they are: they may be off."""
-    before = {module: module.forward for module in model.modules() if type(module) in (NewGELUActivation, GPT2Model)}
-    use_kernels(model, products)
-    for module, forward in before.items():
-        module.forward = forward
+        use_kernels(model, fastest_products())
 
 
 @contextmanager
@@ -67,9 +60,12 @@ def kernels_off(population_model: PopulationModel, *kinds: type[nn.Module]) -> I
         module.forward = kernel
 
 
-def gelu_off(population_model: PopulationModel) -> Any:
+@contextmanager
+def gelu_off(population_model: PopulationModel) -> Iterator[None]:
     """Neither in one pass nor within the product before it."""
-    return kernels_off(population_model, NewGELUActivation, GPT2MLP)
+    apart = patch("evolora.kernels.NewGELUActivation", type(None))
+    with kernels_off(population_model, NewGELUActivation, GPT2MLP), apart:
+        yield
 
 
 def pass_off(population_model: PopulationModel) -> Any:
@@ -83,9 +79,14 @@ def parts_off(population_model: PopulationModel) -> Iterator[None]:
     population_model.threads = before
 
 
+def step_off(_: PopulationModel) -> Any:
+    return patch("evolora.gpt2_pass.gpt2_step", lambda *_: None)
+
+
 @contextmanager
-def compiled_off(_: PopulationModel) -> Iterator[None]:
+def compiled_off(population_model: PopulationModel) -> Iterator[None]:
     with (
+        step_off(population_model),
         patch("evolora.kernels._cached_attention", lambda *_: None),
         patch("evolora.cache.RoomyLayer.extends", lambda *_: False),
     ):
@@ -131,7 +132,8 @@ GENERATION: dict[str, Off] = {
     "products by the faster library": products_off,
     "a large model's weights in blocks": blocks_off,
     "GELU in one pass": gelu_off,
-    "attention over the cache compiled": compiled_off,
+    "a step between its products compiled": step_off,
+    "that, and attention over the cache compiled": compiled_off,
     "attention by plain products": attention_off,
     "packed prompts": packing_off,
     "finished rows leave": leaving_off,
