@@ -92,9 +92,7 @@ class PopulationModel:
 
         With a `dropout_seed`, the adapters' input dropout is on, as in PEFT's training mode, and drawn from that seed.
         """
-        factors = {
-            module.name: (a.transpose(1, 2), b.transpose(1, 2)) for module, a, b in self.layout.factors(genomes)
-        }
+        factors = {module.name: (a.transpose(1, 2), b.transpose(1, 2)) for module, a, b in self.layout.factors(genomes)}
         before = self._genomes, self._factors, self._routing, self._generator, _ADAPTED.get(self.model)
         self._genomes, self._factors = genomes, factors
         self._routing = None
