@@ -162,8 +162,10 @@ def _widened(module: Any, x: Tensor, *, blocked: BlockedWeight | None = None) ->
     """What is between GPT-2's two layers, GELU on the first one's results while the processor still has them. Not in
     training, where they are needed as they were, nor where that layer is adapted."""
     first, activation = module.c_fc, module.act
-    watched = first._forward_hooks or first._forward_pre_hooks or type(activation) is not NewGELUActivation
-    if watched or torch.is_grad_enabled() or not _fits(first.weight, x):
+    # PEFT's layer has the weight of the one that it wraps, and something to add to its product.
+    own = type(first) is Conv1D and type(activation) is NewGELUActivation
+    watched = first._forward_hooks or first._forward_pre_hooks
+    if not own or watched or torch.is_grad_enabled() or not _fits(first.weight, x):
         return _widened_apart(module, x)
     weight = first.weight.t() if blocked is None else blocked.of(first.weight, rows=len(x))
     return _onednn(x, weight, first.bias, gelu=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import nn
 from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
 from transformers.activations import NewGELUActivation
@@ -104,6 +105,28 @@ def test_gelu_within_the_product_before_it_and_where_something_stands_between() 
     x.requires_grad_()
     found, plain = (torch.autograd.grad(pass_(x).square().sum(), x)[0] for pass_ in (lambda x: _mlp(module, x), module))
     torch.testing.assert_close(found, plain)
+
+
+@needs_onednn
+@torch.no_grad()
+def test_peft_around_the_layer_before_gelu_is_heard(model_folder: Folder) -> None:
+    base = load_base(str(model_folder("gpt2")))
+    lora = LoraConfig(target_modules=["c_fc"], fan_in_fan_out=True, init_lora_weights=False)
+    tokens = torch.arange(12).view(2, 6)
+    plain = AutoModelForCausalLM.from_pretrained(str(model_folder("gpt2")))
+    before = base.model(tokens).logits
+    adapted = get_peft_model(base.model, lora).eval()
+    expected = get_peft_model(plain, lora).eval()
+    expected.load_state_dict(adapted.state_dict())
+    found = adapted(tokens).logits
+    torch.testing.assert_close(found, expected(tokens).logits, atol=1e-5, rtol=1e-4)
+    assert not torch.allclose(found, before, atol=1e-3)
+    batch = encode(base.tokenizer, ["Yes,", "No"], "cpu")
+    written = [
+        generate(model, batch, max_new_tokens=6, eos_token_ids=[-1], pad_token_id=0, use_cache=use_cache).ids
+        for model, use_cache in ((base.model, True), (plain, False))
+    ]
+    assert torch.equal(*written)
 
 
 def test_which_states_lie_in_the_order_of_the_cache() -> None:
