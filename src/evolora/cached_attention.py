@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evolora.compiled import compiled, exponentials, run_rows
+from evolora.compiled import REORDERED, compiled, exponentials, run_rows
 from evolora.compiled_adapter import NO_ADAPTER, NOTHING, Adapter, add_low_rank
 
 # What is masked as strongly as this is left out.
@@ -22,7 +22,7 @@ _LEAST_A_THREAD = 500_000
 _LEAST_SCORE, _ONE, _ZERO = np.float32(-3e38), np.float32(1), np.float32(0)
 
 
-@compiled(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+@compiled(**REORDERED)
 def _attend_rows(
     genomes: Any,
     owners: Any,

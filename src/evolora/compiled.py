@@ -20,6 +20,9 @@ _ONE, _ZERO, _HALF, _LEAST = np.float32(1), np.float32(0), np.float32(0.5), np.f
 _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 _LANES = 64
 
+# For `compiled`: sums in any order, so that the compiler can make vectors of them; NaN and infinity as ever.
+REORDERED: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
+
 
 def in_float32(tensor: Tensor) -> bool:
     """Whether this is float32 on a CPU."""

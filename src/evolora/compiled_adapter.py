@@ -9,11 +9,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evolora.compiled import compiled
+from evolora.compiled import REORDERED, compiled
 
 _AT_ONCE = 8
 _ZERO = np.float32(0)
-_FAST: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
 
 
 class Adapter(NamedTuple):
@@ -49,7 +48,7 @@ class AdapterHook(ABC):
         raised."""
 
 
-@compiled(**_FAST)
+@compiled(**REORDERED)
 def add_low_rank(
     genomes: Any,
     owners: Any,
@@ -83,7 +82,7 @@ def add_low_rank(
         start = end
 
 
-@compiled(**_FAST)
+@compiled(**REORDERED)
 def _down(a: Any, rank: Any, scaling: Any, x: Any, low: Any) -> None:
     """low [rows, rank and more] = scaling x A.T, with A flat. Two rows and four ranks at a time, which share what they
     read; past an end the last one again."""
@@ -112,7 +111,7 @@ def _down(a: Any, rank: Any, scaling: Any, x: Any, low: Any) -> None:
             low[other, r2], low[other, r3] = s12 * scaling, s13 * scaling
 
 
-@compiled(**_FAST)
+@compiled(**REORDERED)
 def _transpose(b: Any, rank: Any, chosen: Any, factor: Any) -> None:
     """Columns `chosen` and on of B, flat [out * rank], as rows of `factor` [8, out]; zeros where there are none left.
     Columns of 8, the usual rank, by steps that the compiler knows."""
@@ -127,7 +126,7 @@ def _transpose(b: Any, rank: Any, chosen: Any, factor: Any) -> None:
                 factor[r, d] = b[d * rank + chosen + r] if chosen + r < rank else _ZERO
 
 
-@compiled(**_FAST)
+@compiled(**REORDERED)
 def _up(low: Any, factor: Any, result: Any) -> None:
     """result [rows, out] += low [rows, 8] factor [8, out]."""
     f0, f1, f2, f3 = factor[0], factor[1], factor[2], factor[3]

@@ -15,7 +15,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 
 from evolora.cache import RoomyCache
 from evolora.cached_attention import attend_arrays
-from evolora.compiled import compiled, in_float32, run_rows, takes
+from evolora.compiled import REORDERED, compiled, in_float32, run_rows, takes
 from evolora.compiled_adapter import NO_ADAPTER, Adapter, AdapterHook, add_low_rank
 
 Product = Callable[[Tensor], Tensor]
@@ -122,7 +122,7 @@ def gpt2_step(model: Any, hidden: Tensor, mask: Tensor, cache: RoomyCache, widen
     """`Gpt2Step.run` of `model`, or None and nothing done. `widened` gives what is between the two layers of an MLP."""
     if not takes(hidden) or torch.is_autocast_enabled("cpu") or not cache.layers[0].is_initialized:
         return None
-    if cache.prepared is None:
+    if cache.prepared is None:  # not asked yet: that there is no such step is known by (None,)
         cache.prepared = (Gpt2Step.of(model, len(hidden), widened),)
     step: Gpt2Step | None
     (step,) = cache.prepared
@@ -160,7 +160,7 @@ def _finish(adapter: Adapter, x: Any, product: Any, hidden: Any, norm: _Norm, no
     run_rows(_finish_rows, (*adapter, x, product, hidden, *norm, normed), len(hidden), threads)
 
 
-@compiled(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+@compiled(**REORDERED)
 def _finish_rows(
     genomes: Any,
     owners: Any,
@@ -179,8 +179,7 @@ def _finish_rows(
     last: Any,
 ) -> None:
     """Rows `first` to `last` (not included) of what `_finish` does."""
-    if rank:
-        add_low_rank(genomes, owners, a_offset, b_offset, rank, scaling, x, product, first, last)
+    add_low_rank(genomes, owners, a_offset, b_offset, rank, scaling, x, product, first, last)
     width = hidden.shape[1]
     for row in range(first, last):
         own, more, target = hidden[row], product[row], normed[row]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evolora.compiled import compiled, exponentials, highest, run_rows, takes
+from evolora.compiled import REORDERED, compiled, exponentials, highest, run_rows, takes
 
 # Entries of the logits, for less of which another thread is not worth its call.
 _LEAST_A_THREAD = 200_000
@@ -45,7 +45,7 @@ def _sample_compiled(logits: Tensor, uniform: Tensor, temperature: float) -> tup
     return tokens, log_probs
 
 
-@compiled(fastmath={"reassoc", "contract", "nsz"}, error_model="numpy")
+@compiled(**REORDERED)
 def _sample_rows(logits: Any, uniform: Any, tokens: Any, log_probs: Any, scale: Any, first: Any, last: Any) -> None:
     """Rows `first` to `last` (not included) of `tokens` and `log_probs`."""
     vocabulary = logits.shape[1]
