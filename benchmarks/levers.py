@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from speed import machine
 from speed.subjects import PROMPTS, Subject, load_subject, subjects_folder
 from speed.timing import alternate, median
-from torch import Tensor, nn
+from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
@@ -62,9 +62,10 @@ def kernels_off(population_model: PopulationModel, *kinds: type[nn.Module]) -> I
 
 @contextmanager
 def gelu_off(population_model: PopulationModel) -> Iterator[None]:
-    """Neither in one pass nor within the product before it."""
+    """Neither in one pass nor within the product before it: as transformers computes it. Passes over whole texts, which
+    have no other, are then the layers', too."""
     apart = patch("evolora.kernels.NewGELUActivation", type(None))
-    with kernels_off(population_model, NewGELUActivation, GPT2MLP), apart:
+    with kernels_off(population_model, NewGELUActivation, GPT2MLP), apart, packs_off(population_model):
         yield
 
 
@@ -115,17 +116,22 @@ def leaving_off(_: PopulationModel) -> Any:
     return patch("evolora.rollout._LEAST_FINISHED_SHARE", 2)
 
 
-def dropout_off(_: PopulationModel) -> Any:
-    return patch("evolora.population_model._dropped", lambda x, share, _: F.dropout(x, share))
+def packs_off(_: PopulationModel) -> Any:
+    return patch("evolora.gpt2_packs.Gpt2Packs.of", lambda *_, **__: None)
 
 
-def layout_off(_: PopulationModel) -> Any:
-    """The transposed product, which is faster by itself, in training too."""
+@contextmanager
+def adapters_off(population_model: PopulationModel) -> Iterator[None]:
+    with (
+        packs_off(population_model),
+        patch("evolora.population_model.takes_adapters", lambda *_: False),
+        patch("evolora.population_model.dropped", lambda x, share, _: F.dropout(x, share)),
+    ):
+        yield
 
-    def transposed(x: Tensor, a: Tensor) -> Tensor:
-        return torch.bmm(a.transpose(1, 2), x.transpose(1, 2)).transpose(1, 2)
 
-    return patch("evolora.population_model._low_rank", transposed)
+def log_probs_off(_: PopulationModel) -> Any:
+    return patch("evolora.token_log_probs.in_float32", lambda _: False)
 
 
 GENERATION: dict[str, Off] = {
@@ -135,6 +141,8 @@ GENERATION: dict[str, Off] = {
     "a step between its products compiled": step_off,
     "that, and attention over the cache compiled": compiled_off,
     "attention by plain products": attention_off,
+    "whole texts between their products compiled": packs_off,
+    "that, and adapters and their dropout compiled": adapters_off,
     "packed prompts": packing_off,
     "finished rows leave": leaving_off,
     "GPT-2's pass with less Python": pass_off,
@@ -143,8 +151,7 @@ GENERATION: dict[str, Off] = {
 REFINEMENT: dict[str, Off] = {
     **GENERATION,
     "sampling compiled": sampling_off,
-    "dropout from 16 bits": dropout_off,
-    "gradients in memory order": layout_off,
+    "log-probabilities compiled": log_probs_off,
 }
 
 
@@ -193,9 +200,7 @@ def measure(
 
         return once
 
-    # What is off in "none" is what an evolora without levers would do; the layout of gradients is a mistake, not that.
-    plain = [name for name in levers if name != "gradients in memory order"]
-    sides = {"all": without([]), **{name: without([name]) for name in levers}, "none": without(plain)}
+    sides = {"all": without([]), **{name: without([name]) for name in levers}, "none": without(list(levers))}
     for side in sides.values():
         side()
     return {name: median(times) for name, times in alternate(sides, repeats).items()}

@@ -5,13 +5,16 @@ each individual have to be copied to be so.
 """
 
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from evolora.compiled import REORDERED, compiled
 
-_AT_ONCE = 8
+AT_ONCE = 8
 _ZERO = np.float32(0)
 
 
@@ -30,6 +33,21 @@ class Adapter(NamedTuple):
     scaling: Any
 
 
+@dataclass(frozen=True)
+class GroupAdapter:
+    """The adapters of one layer for a batch of equal groups of rows, in order those of each of `genomes` [n,
+    genome_length], float32 on a CPU: A [rank, in] at `a_offset` of a genome, B [out, rank] at `b_offset`. With a
+    `generator`, `dropout` of their input is dropped."""
+
+    genomes: Tensor
+    a_offset: int
+    b_offset: int
+    rank: int
+    scaling: float
+    dropout: float
+    generator: torch.Generator | None
+
+
 NOTHING = np.empty((0, 0), np.float32)
 NO_ADAPTER = Adapter(NOTHING, np.empty(0, np.int64), 0, 0, 0, _ZERO)
 
@@ -46,6 +64,10 @@ class AdapterHook(ABC):
     def adapter(self, rows: int) -> Adapter | None:
         """What it would add to a batch of so many rows; None if compiled functions cannot, or there is an error to be
         raised."""
+
+    @abstractmethod
+    def groups(self, rows: int) -> "GroupAdapter | None":
+        """The same of equal groups of rows, in training too."""
 
 
 @compiled(**REORDERED)
@@ -66,8 +88,8 @@ def add_low_rank(
     if rank == 0 or first == last:
         return
     width, wide = x.shape[1], result.shape[1]
-    low = np.zeros((last - first, (rank + _AT_ONCE - 1) // _AT_ONCE * _AT_ONCE), np.float32)
-    factor = np.empty((_AT_ONCE, wide), np.float32)
+    low = np.zeros((last - first, (rank + AT_ONCE - 1) // AT_ONCE * AT_ONCE), np.float32)
+    factor = np.empty((AT_ONCE, wide), np.float32)
     start = first
     while start < last:
         owner = owners[start]
@@ -75,15 +97,15 @@ def add_low_rank(
         while end < last and owners[end] == owner:
             end += 1
         genome = genomes[owner]
-        _down(genome[a_offset : a_offset + rank * width], rank, scaling, x[start:end], low[start - first : end - first])
-        for chosen in range(0, rank, _AT_ONCE):
-            _transpose(genome[b_offset : b_offset + rank * wide], rank, chosen, factor)
-            _up(low[start - first : end - first, chosen : chosen + _AT_ONCE], factor, result[start:end])
+        down(genome[a_offset : a_offset + rank * width], rank, scaling, x[start:end], low[start - first : end - first])
+        for chosen in range(0, rank, AT_ONCE):
+            transpose(genome[b_offset : b_offset + rank * wide], rank, chosen, factor)
+            up(low[start - first : end - first, chosen : chosen + AT_ONCE], factor, result[start:end])
         start = end
 
 
 @compiled(**REORDERED)
-def _down(a: Any, rank: Any, scaling: Any, x: Any, low: Any) -> None:
+def down(a: Any, rank: Any, scaling: Any, x: Any, low: Any) -> None:
     """low [rows, rank and more] = scaling x A.T, with A flat. Two rows and four ranks at a time, which share what they
     read; past an end the last one again."""
     rows, width = x.shape
@@ -112,22 +134,22 @@ def _down(a: Any, rank: Any, scaling: Any, x: Any, low: Any) -> None:
 
 
 @compiled(**REORDERED)
-def _transpose(b: Any, rank: Any, chosen: Any, factor: Any) -> None:
+def transpose(b: Any, rank: Any, chosen: Any, factor: Any) -> None:
     """Columns `chosen` and on of B, flat [out * rank], as rows of `factor` [8, out]; zeros where there are none left.
     Columns of 8, the usual rank, by steps that the compiler knows."""
     wide = factor.shape[1]
-    if rank == _AT_ONCE:
+    if rank == AT_ONCE:
         for d in range(wide):
-            for r in range(_AT_ONCE):
-                factor[r, d] = b[d * _AT_ONCE + r]
+            for r in range(AT_ONCE):
+                factor[r, d] = b[d * AT_ONCE + r]
     else:
         for d in range(wide):
-            for r in range(_AT_ONCE):
+            for r in range(AT_ONCE):
                 factor[r, d] = b[d * rank + chosen + r] if chosen + r < rank else _ZERO
 
 
 @compiled(**REORDERED)
-def _up(low: Any, factor: Any, result: Any) -> None:
+def up(low: Any, factor: Any, result: Any) -> None:
     """result [rows, out] += low [rows, 8] factor [8, out]."""
     f0, f1, f2, f3 = factor[0], factor[1], factor[2], factor[3]
     f4, f5, f6, f7 = factor[4], factor[5], factor[6], factor[7]

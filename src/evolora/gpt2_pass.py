@@ -14,6 +14,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
 from evolora.cache import RoomyCache, RoomyLayer
+from evolora.gpt2_packs import Gpt2Packs, Multiply
 from evolora.gpt2_step import gpt2_step
 
 
@@ -26,11 +27,12 @@ def gpt2_pass(
     use_cache: bool | None = None,
     *,
     widened: Sequence[Callable[[Tensor], Tensor]],
+    multiply: Multiply,
     **others: Any,
 ) -> BaseModelOutputWithPastAndCrossAttentions:
     """What `GPT2Model.forward` computes, by the model's own modules in the same order. A pass in training, with other
     attention than `evolora.kernels`', or with anything but token ids, positions, a mask and a cache is left to it.
-    `widened` makes of its input what is between the two layers of each MLP."""
+    `widened` makes of its input what is between the two layers of each MLP; `multiply` multiplies by a plain weight."""
     config: GPT2Config = model.config
     if (
         input_ids is None
@@ -67,6 +69,12 @@ def gpt2_pass(
     else:
         mask = create_causal_mask(config, hidden, attention_mask, past_key_values, position_ids=position_ids)
     attend = ALL_ATTENTION_FUNCTIONS["evolora"]
+    kept = torch.is_grad_enabled() and past_key_values is not None
+    if not (one_more or kept or hidden.requires_grad or torch.is_autocast_enabled("cpu")):
+        packs = Gpt2Packs.of(model, rows, attend=attend, widened=widened, multiply=multiply)
+        if packs is not None:
+            last = packs.run(hidden, mask, past_key_values)
+            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, past_key_values=past_key_values)
     for index, block in enumerate(model.h):
         attention, mlp = block.attn, block.mlp
         states = attention.c_attn(block.ln_1(hidden)).view(rows, asked, 3, -1, attention.head_dim)

@@ -61,14 +61,8 @@ class Gpt2Step:
     def of(cls, model: Any, rows: int, widened: Sequence[Product]) -> Self | None:
         """For `model` with the adapters that it has now; None where more than GPT-2's own layers, in float32 on a CPU,
         and one adapter of each has a part in its pass."""
-        norms = [norm for block in model.h for norm in (block.ln_1, block.ln_2)] + [model.ln_f]
-        mlps = [block.mlp for block in model.h]
-        if not all(type(mlp) is GPT2MLP for mlp in mlps):
-            return None
-        if not all(type(norm) is nn.LayerNorm and norm.bias is not None and in_float32(norm.weight) for norm in norms):
-            return None
-        within = mlps + [mlp.act for mlp in mlps]
-        if any(module._forward_hooks or module._forward_pre_hooks for module in [*norms, *within]):
+        norms = plain_norms(model)
+        if norms is None:
             return None
         layers = []
         for index, block in enumerate(model.h):
@@ -127,6 +121,21 @@ def gpt2_step(model: Any, hidden: Tensor, mask: Tensor, cache: RoomyCache, widen
     step: Gpt2Step | None
     (step,) = cache.prepared
     return None if step is None else step.run(hidden, mask, cache)
+
+
+def plain_norms(model: Any) -> list[nn.LayerNorm] | None:
+    """The normalisations of a GPT-2, in order, float32 on a CPU; None where it has others, or anything but its own has
+    a part in what is between its products."""
+    norms = [norm for block in model.h for norm in (block.ln_1, block.ln_2)] + [model.ln_f]
+    mlps = [block.mlp for block in model.h]
+    if not all(type(mlp) is GPT2MLP for mlp in mlps):
+        return None
+    if not all(type(norm) is nn.LayerNorm and norm.bias is not None and in_float32(norm.weight) for norm in norms):
+        return None
+    within = mlps + [mlp.act for mlp in mlps]
+    if any(module._forward_hooks or module._forward_pre_hooks for module in [*norms, *within]):
+        return None
+    return norms
 
 
 def _rows(states: Tensor) -> Any:

@@ -25,6 +25,7 @@ from evolora.blocked_weight import BlockedWeight
 from evolora.cached_attention import attend
 from evolora.calibration import free_memory, is_small
 from evolora.compiled import in_float32, takes
+from evolora.gelu import gelu
 from evolora.gpt2_pass import gpt2_pass
 
 Products = Literal["torch", "onednn"]
@@ -89,7 +90,8 @@ def use_kernels(model: PreTrainedModel, products: Products) -> None:
             kernel = functools.partial(_mlp, blocked=blocked.get(module.c_fc))
         elif type(module) is GPT2Model:
             widened = [_widening(block.mlp, products, blocked) for block in module.h]
-            kernel = functools.partial(gpt2_pass, widened=widened)
+            multiply = _plain_product if products == "onednn" else F.linear
+            kernel = functools.partial(gpt2_pass, widened=widened, multiply=multiply)
         if kernel is not None:
             # Hides the class's own. A partial, not a closure: a deep copy of the model then calls its own layers.
             module.forward = functools.partial(kernel, module)
@@ -153,6 +155,10 @@ def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = Fals
     return result
 
 
+def _plain_product(x: Tensor, weight: Tensor) -> Tensor:
+    return _onednn(x, weight, None)
+
+
 def _mlp(module: Any, x: Tensor, *, blocked: BlockedWeight | None = None) -> Tensor:
     result: Tensor = module.dropout(module.c_proj(_widened(module, x, blocked=blocked)))
     return result
@@ -177,7 +183,7 @@ def _widened_apart(module: Any, x: Tensor) -> Tensor:
 
 
 def _gelu(_: nn.Module, x: Tensor) -> Tensor:
-    return F.gelu(x, approximate="tanh")
+    return gelu(x)
 
 
 def _attention(

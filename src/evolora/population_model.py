@@ -13,9 +13,11 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evolora.compiled import takes
-from evolora.compiled_adapter import Adapter, AdapterHook
+from evolora.compiled import in_float32, takes
+from evolora.compiled_adapter import Adapter, AdapterHook, GroupAdapter
 from evolora.cost import ModelSize
+from evolora.differentiable_adapter import add_adapters, takes_adapters
+from evolora.dropout import NOT_DROPPED, Dropped, dropped
 from evolora.genome import AdaptedModule, GenomeLayout
 
 # Who runs on a base model now: generation tells it which rows of the batch are left.
@@ -188,6 +190,16 @@ class PopulationLayer(AdapterHook):
         scaling = np.float32(module.scaling)
         return Adapter(genomes.detach().numpy(), owners, module.a_offset, module.b_offset, module.rank, scaling)
 
+    def groups(self, rows: int) -> GroupAdapter | None:
+        population, module = self.population_model, self.module
+        genomes = population._genomes
+        if genomes is None or population._routing is not None or rows % len(genomes):
+            return None
+        if not (in_float32(genomes) and genomes.is_contiguous()):
+            return None
+        own = module.a_offset, module.b_offset, module.rank, module.scaling
+        return GroupAdapter(genomes, *own, population.dropout, population._generator)
+
     def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         population, module = self.population_model, self.module
         if not self.active:
@@ -198,13 +210,17 @@ class PopulationLayer(AdapterHook):
             raise ValueError(
                 f"{module.name}: a batch of shape {list(x.shape)} cannot be split into {a.shape[0]} individuals"
             )
-        if population._generator is not None:
-            x = _dropped(x, population.dropout, population._generator)
+        generator, in_order = population._generator, routing is None and takes_adapters(output, x, a)
+        if generator is not None and not in_order:
+            x = dropped(x, population.dropout, generator)
         # As in PEFT, the adapter computes in its own precision, whatever the base model's.
         if x.dtype != a.dtype:
             x = x.to(a.dtype)
         if routing is not None:
             return _add_routed(output, x, a, b, module.scaling, routing)
+        if in_order:
+            which = NOT_DROPPED if generator is None else Dropped.drawn(population.dropout, generator)
+            return add_adapters(output, x, a.transpose(1, 2), b.transpose(1, 2), module.scaling, which)
         low_rank = _low_rank(x.reshape(a.shape[0], -1, module.in_features), a)
         grouped = output.reshape(a.shape[0], -1, module.out_features)
         if torch.is_grad_enabled() or output.dtype != a.dtype or not output.is_contiguous():
@@ -212,19 +228,6 @@ class PopulationLayer(AdapterHook):
             return added.to(output.dtype).view_as(output)
         grouped.baddbmm_(low_rank, b, alpha=module.scaling)
         return None  # the output itself has changed
-
-
-def _dropped(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
-    """Dropout: `share` of x set to zero, to 1 in 65,536, and the rest scaled up.
-
-    torch's own takes no generator, and on a CPU as long as all products of a small model: it draws a number for each
-    entry, where 16 bits of one will do.
-    """
-    limit = max(1, round(share * 2**16))
-    numbers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
-    bits = numbers.random_(-(2**63), None, generator=generator).view(torch.int16)
-    kept = bits[: x.numel()].view(x.shape) >= limit - 2**15
-    return x * kept.to(x.dtype).mul_(2**16 / (2**16 - limit))
 
 
 def _low_rank(x: Tensor, a: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from evolora.packed_pass import PackedPass, can_pack
 from evolora.population_model import population_on
 from evolora.rng import keyed_uniforms
 from evolora.sampling import likeliest, sample
+from evolora.token_log_probs import token_log_probs
 
 # Finished rows leave the batch when they are this share of it: leaving costs a copy of the cache of those who stay.
 _LEAST_FINISHED_SHARE = 1 / 8
@@ -248,10 +249,9 @@ def completion_log_probs(
     begin with in common, such as the prompt of several completions, is computed once (dropout included).
     """
     logits = completion_logits(model, prompts, completions)
-    log_probs = torch.log_softmax(logits / temperature, -1)
-    chosen = log_probs.gather(-1, completions.ids[completions.mask][:, None])[:, 0]
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        entropy = -(log_probs.exp() * log_probs).sum(-1)
+    chosen, entropy = token_log_probs(
+        logits, completions.ids[completions.mask], temperature=temperature, entropy_gradient=entropy_gradient
+    )
     blank = chosen.new_zeros(completions.ids.shape)
     return blank.masked_scatter(completions.mask, chosen), blank.masked_scatter(completions.mask, entropy)
 
