@@ -1,8 +1,8 @@
 """GPT-2's pass over whole texts on a CPU, and the way back to the genomes: of each layer its products, attention, and
 the compiled functions between them.
 
-By the model's modules and hooks, each a call or several of torch's and nodes of a graph, a pass over fifty tokens of a
-small model takes three times as long as its arithmetic.
+By the model's modules and hooks the same is some hundred calls and nodes of a graph, much of it in Python, for whose
+lock the parts of a batch wait.
 """
 
 import itertools
@@ -125,26 +125,19 @@ class Gpt2Packs:
             return None
         if not all(type(block.mlp.act) is NewGELUActivation for block in model.h):
             return None
-        layers, genomes = [], None
+        layers, adapters = [], []
         for index, block in enumerate(model.h):
-            products = []
-            for module in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
-                if type(module) is not Conv1D or not in_float32(module.weight) or module.weight.requires_grad:
-                    return None
-                hooks = list[Any](module._forward_hooks.values())
-                if module._forward_pre_hooks or not all(isinstance(hook, AdapterHook) for hook in hooks):
-                    return None
-                active = [hook.groups(rows) for hook in hooks if hook.active]
-                if len(active) > 1 or (active and active[0] is None):
-                    return None
-                adapter = active[0] if active else None
-                if adapter is not None and genomes is not None and adapter.genomes is not genomes:
-                    return None
-                genomes = genomes if adapter is None else adapter.genomes
-                products.append(_Product(module, adapter, _dropped(adapter)))
+            modules = block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj
+            products = [product for product in (_product(module, rows) for module in modules) if product is not None]
+            if len(products) < len(modules):
+                return None
             states, attended, wide, narrow = products
             first, second = (_Norm(norm.weight, norm.bias, norm.eps) for norm in norms[2 * index : 2 * index + 2])
             layers.append(_Layer(first, states, block.attn, attended, second, wide, narrow))
+            adapters += [product.adapter for product in products if product.adapter is not None]
+        genomes = adapters[0].genomes if adapters else None
+        if any(adapter.genomes is not genomes for adapter in adapters):
+            return None
         if genomes is not None and not worth_it(len(genomes)):
             return None
         last = _Norm(norms[-1].weight, norms[-1].bias, norms[-1].eps)
@@ -247,6 +240,24 @@ class _Pass(torch.autograd.Function):
         return ctx.packs.backward(gradient.contiguous(), _Normed(hidden, mean, factor), kept), None, None, None
 
 
+def _product(module: Any, rows: int) -> _Product | None:
+    """One of a layer's products, for a batch of so many rows; None where it is not known how to do it."""
+    if type(module) is not Conv1D or not in_float32(module.weight) or module.weight.requires_grad:
+        return None
+    hooks = list[Any](module._forward_hooks.values())
+    if module._forward_pre_hooks or not all(isinstance(hook, AdapterHook) for hook in hooks):
+        return None
+    active = [hook for hook in hooks if hook.active]
+    if len(active) > 1:
+        return None
+    adapter = active[0].groups(rows) if active else None
+    if adapter is None:
+        return None if active else _Product(module, None, NOT_DROPPED)
+    generator = adapter.generator
+    dropped = NOT_DROPPED if generator is None else Dropped.drawn(adapter.dropout, generator)
+    return _Product(module, adapter, dropped)
+
+
 def _multiply(product: _Product, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """x [rows, length, in] by a layer, with what its adapters add; and what their gradient needs."""
     result: Tensor = product.module.forward(x)
@@ -255,12 +266,6 @@ def _multiply(product: _Product, x: Tensor) -> tuple[Tensor, Tensor | None, Tens
         return result, None, None
     factors, n = _factors(adapter, adapter.genomes), len(adapter.genomes)
     return result, *add_groups(factors, n, adapter.rank, adapter.scaling, product.dropped, x, result)
-
-
-def _dropped(adapter: GroupAdapter | None) -> Dropped:
-    if adapter is None or adapter.generator is None:
-        return NOT_DROPPED
-    return Dropped.drawn(adapter.dropout, adapter.generator)
 
 
 def _factors(adapter: GroupAdapter, genomes: Tensor) -> Factors:
