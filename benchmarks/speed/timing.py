@@ -1,6 +1,7 @@
 """Timing that is fair to every side: in one process, in turn, and the median."""
 
 import gc
+import random
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -27,14 +28,13 @@ def alternate(
 ) -> dict[str, list[float]]:
     """Time every side `repeats` times, in turn, so that a slow minute of the machine meets all of them.
 
-    Each round starts with another side, so that no side always follows the same neighbour. `between` runs once a
-    round, untimed. The callers have run each side before: that is the warm-up.
+    Each round has an order of its own, so that no side always follows the same neighbour. `between` runs once a round,
+    untimed. The callers have run each side before: that is the warm-up.
     """
     names = list(sides)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for turn in range(repeats):
-        shift = turn % len(names)
-        for name in names[shift:] + names[:shift]:
+        for name in random.Random(turn).sample(names, len(names)):
             seconds[name].append(seconds_of(sides[name]))
         if between is not None:
             between()
