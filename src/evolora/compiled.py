@@ -19,6 +19,7 @@ _C2, _C1, _C0 = np.float32(4.1665795894e-2), np.float32(1.6666665459e-1), np.flo
 _ONE, _ZERO, _HALF, _LEAST = np.float32(1), np.float32(0), np.float32(0.5), np.float32(-87)
 _BIAS, _MANTISSA = np.int32(127), np.int32(23)
 _LANES = 64
+_LEAST_A_THREAD = 200_000
 
 # For `compiled`: sums in any order, so that the compiler can make vectors of them; NaN and infinity as ever.
 REORDERED: dict[str, Any] = {"fastmath": {"reassoc", "contract", "nsz"}, "error_model": "numpy"}
@@ -78,6 +79,11 @@ def exponentials(x: Any, top: Any, scale: Any, result: Any, powers: Any) -> None
         powers[i] = (np.int32(n) + _BIAS) << _MANTISSA
     for i in range(len(x)):
         result[i] *= as_float[i]
+
+
+def threads_worth(entries: int) -> int:
+    """How many of torch's threads are worth their calls for a pass over so many entries: one for each 200,000."""
+    return min(torch.get_num_threads(), entries // _LEAST_A_THREAD)
 
 
 def run_rows(function: Callable[..., None], arguments: Sequence[Any], rows: int, threads: int) -> None:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from evolora.compiled import REORDERED, compiled
 
@@ -68,6 +68,15 @@ class AdapterHook(ABC):
     @abstractmethod
     def groups(self, rows: int) -> "GroupAdapter | None":
         """The same of equal groups of rows, in training too."""
+
+
+def active_adapter(layer: nn.Module) -> list[AdapterHook] | None:
+    """The one hook of `layer` that adapts it now, or none; None where anything else has a part in what it gives."""
+    hooks = list[Any](layer._forward_hooks.values())
+    if layer._forward_pre_hooks or not all(isinstance(hook, AdapterHook) for hook in hooks):
+        return None
+    active = [hook for hook in hooks if hook.active]
+    return active if len(active) <= 1 else None
 
 
 @compiled(**REORDERED)

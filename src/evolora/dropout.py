@@ -10,11 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evolora.compiled import compiled, in_float32, run_rows
+from evolora.compiled import compiled, in_float32, run_rows, threads_worth
 
 _SHARES = 2**16
-# Entries, for less of which another thread is not worth its call.
-_LEAST_A_THREAD = 200_000
 # SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators").
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -30,14 +28,16 @@ class Dropped(NamedTuple):
     scale: Any
 
     @classmethod
-    def drawn(cls, share: float, generator: torch.Generator) -> Self:
-        """`share` of them, to 1 in 65,536, as a generator of the CPU says."""
+    def drawn(cls, share: float, generator: torch.Generator | None) -> Self:
+        """`share` of them, to 1 in 65,536, as a generator of the CPU says; none without one."""
+        if generator is None:
+            return cls(np.uint64(0), np.uint16(0), np.float32(1))
         limit, scale = _limit_and_scale(share)
         seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
         return cls(np.uint64(seed), np.uint16(limit), np.float32(scale))
 
 
-NOT_DROPPED = Dropped(np.uint64(0), np.uint16(0), np.float32(1))
+NOT_DROPPED = Dropped.drawn(0.0, None)
 
 
 def dropped(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
@@ -73,8 +73,7 @@ class _Dropout(torch.autograd.Function):
 def _run(x: Tensor, which: Dropped) -> Tensor:
     result = torch.empty(x.shape)
     arrays = [tensor.contiguous().view(-1, x.shape[-1]).numpy() for tensor in (x.detach(), result)]
-    threads = min(torch.get_num_threads(), x.numel() // _LEAST_A_THREAD)
-    run_rows(drop_rows, [*which, *arrays], len(arrays[0]), threads)
+    run_rows(drop_rows, [*which, *arrays], len(arrays[0]), threads_worth(x.numel()))
     return result
 
 

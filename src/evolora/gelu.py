@@ -11,15 +11,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evolora.compiled import REORDERED, compiled, exponentials, in_float32, run_rows
+from evolora.compiled import REORDERED, compiled, exponentials, in_float32, run_rows, threads_worth
 
 _CUBIC = np.float32(0.044715)
 _TWICE = np.float32(2 * math.sqrt(2 / math.pi))
 _ZERO, _ONE, _THREE = np.float32(0), np.float32(1), np.float32(3)
 # Elements at a time: what is kept of them stays in the processor's first cache.
 _BLOCK = 1024
-# Elements, for less of which another thread is not worth its call.
-_LEAST_A_THREAD = 200_000
 
 
 def gelu(x: Tensor) -> Tensor:
@@ -53,8 +51,7 @@ def gelu_gradient(x: Tensor, gradient: Tensor) -> Tensor:
 def _run(function: Any, *inputs: Tensor) -> Tensor:
     result = torch.empty(inputs[0].shape)
     arrays = [tensor.contiguous().view(-1).numpy() for tensor in (*inputs, result)]
-    threads = min(torch.get_num_threads(), result.numel() // _LEAST_A_THREAD)
-    run_rows(function, arrays, result.numel(), threads)
+    run_rows(function, arrays, result.numel(), threads_worth(result.numel()))
     return result
 
 

@@ -17,7 +17,7 @@ from transformers.cache_utils import Cache
 from transformers.pytorch_utils import Conv1D
 
 from evolora.compiled import in_float32
-from evolora.compiled_adapter import AdapterHook, GroupAdapter
+from evolora.compiled_adapter import GroupAdapter, active_adapter
 from evolora.differentiable_adapter import Factors, add_gradients, add_groups, worth_it
 from evolora.dropout import NOT_DROPPED, Dropped
 from evolora.gelu import gelu, gelu_gradient
@@ -244,18 +244,11 @@ def _product(module: Any, rows: int) -> _Product | None:
     """One of a layer's products, for a batch of so many rows; None where it is not known how to do it."""
     if type(module) is not Conv1D or not in_float32(module.weight) or module.weight.requires_grad:
         return None
-    hooks = list[Any](module._forward_hooks.values())
-    if module._forward_pre_hooks or not all(isinstance(hook, AdapterHook) for hook in hooks):
-        return None
-    active = [hook for hook in hooks if hook.active]
-    if len(active) > 1:
-        return None
-    adapter = active[0].groups(rows) if active else None
-    if adapter is None:
-        return None if active else _Product(module, None, NOT_DROPPED)
-    generator = adapter.generator
-    dropped = NOT_DROPPED if generator is None else Dropped.drawn(adapter.dropout, generator)
-    return _Product(module, adapter, dropped)
+    active = active_adapter(module)
+    if not active:
+        return None if active is None else _Product(module, None, NOT_DROPPED)
+    adapter = active[0].groups(rows)
+    return None if adapter is None else _Product(module, adapter, Dropped.drawn(adapter.dropout, adapter.generator))
 
 
 def _multiply(product: _Product, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:

@@ -16,7 +16,7 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
 from evolora.cache import RoomyCache
 from evolora.cached_attention import attend_arrays
 from evolora.compiled import REORDERED, compiled, in_float32, run_rows, takes
-from evolora.compiled_adapter import NO_ADAPTER, Adapter, AdapterHook, add_low_rank
+from evolora.compiled_adapter import NO_ADAPTER, Adapter, active_adapter, add_low_rank
 
 Product = Callable[[Tensor], Tensor]
 
@@ -148,16 +148,8 @@ def _norm(module: nn.LayerNorm) -> _Norm:
 
 def _adapter_of(layer: nn.Module, rows: int) -> Adapter | None:
     """What is to be added to a layer's product; None where it is not known how."""
-    weight, hooks = getattr(layer, "weight", None), list[Any](layer._forward_hooks.values())
-    adapters = [hook for hook in hooks if isinstance(hook, AdapterHook)]
-    if (
-        layer._forward_pre_hooks
-        or len(adapters) < len(hooks)
-        or not (isinstance(weight, Tensor) and in_float32(weight))
-    ):
-        return None
-    active = [hook for hook in adapters if hook.active]
-    if len(active) > 1:
+    weight, active = getattr(layer, "weight", None), active_adapter(layer)
+    if active is None or not (isinstance(weight, Tensor) and in_float32(weight)):
         return None
     return active[0].adapter(rows) if active else NO_ADAPTER
 

@@ -17,7 +17,7 @@ from evolora.compiled import in_float32, takes
 from evolora.compiled_adapter import Adapter, AdapterHook, GroupAdapter
 from evolora.cost import ModelSize
 from evolora.differentiable_adapter import add_adapters, takes_adapters
-from evolora.dropout import NOT_DROPPED, Dropped, dropped
+from evolora.dropout import Dropped, dropped
 from evolora.genome import AdaptedModule, GenomeLayout
 
 # Who runs on a base model now: generation tells it which rows of the batch are left.
@@ -219,7 +219,7 @@ class PopulationLayer(AdapterHook):
         if routing is not None:
             return _add_routed(output, x, a, b, module.scaling, routing)
         if in_order:
-            which = NOT_DROPPED if generator is None else Dropped.drawn(population.dropout, generator)
+            which = Dropped.drawn(population.dropout, generator)
             return add_adapters(output, x, a.transpose(1, 2), b.transpose(1, 2), module.scaling, which)
         low_rank = _low_rank(x.reshape(a.shape[0], -1, module.in_features), a)
         grouped = output.reshape(a.shape[0], -1, module.out_features)

@@ -13,10 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evolora.compiled import REORDERED, compiled, exponentials, highest, run_rows, takes
+from evolora.compiled import REORDERED, compiled, exponentials, highest, run_rows, takes, threads_worth
 
-# Entries of the logits, for less of which another thread is not worth its call.
-_LEAST_A_THREAD = 200_000
 _LITTLE_LESS = 1 - 1e-12
 
 
@@ -40,8 +38,7 @@ def _sample_compiled(logits: Tensor, uniform: Tensor, temperature: float) -> tup
     tokens = torch.empty(len(logits), dtype=torch.int64)
     log_probs = torch.empty(len(logits), dtype=torch.float32)
     arrays = [tensor.numpy() for tensor in (logits, uniform, tokens, log_probs)]
-    threads = min(torch.get_num_threads(), logits.numel() // _LEAST_A_THREAD)
-    run_rows(_sample_rows, [*arrays, np.float32(1 / temperature)], len(logits), threads)
+    run_rows(_sample_rows, [*arrays, np.float32(1 / temperature)], len(logits), threads_worth(logits.numel()))
     return tokens, log_probs
 
 

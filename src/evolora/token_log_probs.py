@@ -11,10 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evolora.compiled import REORDERED, compiled, exponentials, highest, in_float32, run_rows
-
-# Entries of the logits, for less of which another thread is not worth its call.
-_LEAST_A_THREAD = 200_000
+from evolora.compiled import REORDERED, compiled, exponentials, highest, in_float32, run_rows, threads_worth
 
 
 def token_log_probs(
@@ -56,8 +53,8 @@ class _Compiled(torch.autograd.Function):
 
 
 def _run(function: Any, scale: Any, logits: Tensor, *others: Tensor) -> None:
-    threads = min(torch.get_num_threads(), logits.numel() // _LEAST_A_THREAD)
-    run_rows(function, [scale, *(tensor.detach().numpy() for tensor in (logits, *others))], len(logits), threads)
+    arrays = [tensor.detach().numpy() for tensor in (logits, *others)]
+    run_rows(function, [scale, *arrays], len(logits), threads_worth(logits.numel()))
 
 
 @compiled(**REORDERED)
