@@ -24,7 +24,7 @@ from torch import nn
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Model
+from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
 from evolora import LocalEvaluator, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, load_task
 from evolora.data_parallel import population_generate
@@ -62,10 +62,9 @@ def kernels_off(population_model: PopulationModel, *kinds: type[nn.Module]) -> I
 
 @contextmanager
 def gelu_off(population_model: PopulationModel) -> Iterator[None]:
-    """Neither in one pass nor within the product before it: as transformers computes it. Passes over whole texts, which
-    have no other, are then the layers', too."""
-    apart = patch("evolora.kernels.NewGELUActivation", type(None))
-    with kernels_off(population_model, NewGELUActivation, GPT2MLP), apart, packs_off(population_model):
+    """As transformers computes it. Whole layers and passes over whole texts, which have no other, are then the model's
+    own, too."""
+    with kernels_off(population_model, NewGELUActivation), whole_off(population_model), packs_off(population_model):
         yield
 
 
@@ -81,7 +80,17 @@ def parts_off(population_model: PopulationModel) -> Iterator[None]:
 
 
 def step_off(_: PopulationModel) -> Any:
-    return patch("evolora.gpt2_pass.gpt2_step", lambda *_: None)
+    return patch("evolora.decoding.Gpt2Step.of", lambda *_: None)
+
+
+def read_off(_: PopulationModel) -> Any:
+    return patch("evolora.gpt2_pass.read_packs", lambda *_: None)
+
+
+@contextmanager
+def whole_off(population_model: PopulationModel) -> Iterator[None]:
+    with read_off(population_model), patch("evolora.gpt2_step.Layer.whole", lambda *_: None):
+        yield
 
 
 @contextmanager
@@ -94,8 +103,11 @@ def compiled_off(population_model: PopulationModel) -> Iterator[None]:
         yield
 
 
-def blocks_off(_: PopulationModel) -> Any:
-    return patch("evolora.blocked_weight.BlockedWeight.of", lambda self, weight, **_: self._plain(weight))
+@contextmanager
+def panels_off(population_model: PopulationModel) -> Iterator[None]:
+    """Each panel arranged when its turn comes, in every product."""
+    with whole_off(population_model), patch("evolora.frozen_product.WeightPanels.of", lambda *_, **__: None):
+        yield
 
 
 def sampling_off(_: PopulationModel) -> Any:
@@ -116,8 +128,10 @@ def leaving_off(_: PopulationModel) -> Any:
     return patch("evolora.rollout._LEAST_FINISHED_SHARE", 2)
 
 
-def packs_off(_: PopulationModel) -> Any:
-    return patch("evolora.gpt2_packs.Gpt2Packs.of", lambda *_, **__: None)
+@contextmanager
+def packs_off(population_model: PopulationModel) -> Iterator[None]:
+    with read_off(population_model), patch("evolora.gpt2_packs.Gpt2Packs.of", lambda *_, **__: None):
+        yield
 
 
 @contextmanager
@@ -135,10 +149,11 @@ def log_probs_off(_: PopulationModel) -> Any:
 
 
 GENERATION: dict[str, Off] = {
-    "products by the faster library": products_off,
-    "a large model's weights in blocks": blocks_off,
+    "products in panels": products_off,
+    "the panels kept": panels_off,
     "GELU in one pass": gelu_off,
-    "a step between its products compiled": step_off,
+    "whole layers compiled": whole_off,
+    "a step compiled": step_off,
     "that, and attention over the cache compiled": compiled_off,
     "attention by plain products": attention_off,
     "whole texts between their products compiled": packs_off,

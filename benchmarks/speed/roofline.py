@@ -5,8 +5,10 @@ import time
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
+from evolora.frozen_product import FrozenProduct
 from speed.sides import Work
 
 Product = Callable[[Tensor, Tensor], Tensor]
@@ -34,8 +36,8 @@ def flops_needed(work: Work, written: list[int]) -> int:
 
 
 def products() -> dict[str, Product]:
-    """The float32 matrix products that torch offers on this machine."""
-    found: dict[str, Product] = {"torch.mm": torch.mm}
+    """The float32 matrix products that there are on this machine: torch's, and evolora's with a weight that stays."""
+    found: dict[str, Product] = {"torch.mm": torch.mm, "evolora": _frozen_product()}
     try:
         pointwise = torch.ops.mkldnn._linear_pointwise
         pointwise(torch.ones(2, 2), torch.ones(2, 2).t(), None, "none", [], "")
@@ -43,6 +45,19 @@ def products() -> dict[str, Product]:
         return found
     # oneDNN's; on AMD's processors it can be twice as fast as MKL's behind torch.mm.
     return found | {"oneDNN": lambda x, w: pointwise(x, w.t(), None, "none", [], "")}
+
+
+def _frozen_product() -> Product:
+    frozen: dict[int, FrozenProduct] = {}
+
+    def multiply(x: Tensor, weight: Tensor) -> Tensor:
+        if weight.data_ptr() not in frozen:
+            layer = Conv1D(weight.shape[1], weight.shape[0])
+            layer.weight = nn.Parameter(weight, requires_grad=False)
+            frozen[weight.data_ptr()] = FrozenProduct(layer, kept="always")
+        return frozen[weight.data_ptr()].product(x)
+
+    return multiply
 
 
 class GemmRate:

@@ -19,7 +19,7 @@ from evolora.export import load_adapter
 from evolora.genome import GenomeLayout
 from evolora.human.exchange import run_votes
 from evolora.human.feedback import VotedScorer, check_page
-from evolora.kernels import Products, fastest_products, onednn_works, use_kernels
+from evolora.kernels import fastest_products, use_kernels
 from evolora.model import BaseModel, load_base, lora_config, lora_layout
 from evolora.population_model import PopulationModel
 from evolora.rewards import (
@@ -86,7 +86,7 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     asked = config.threads
     threads = asked or choose_threads(base.model, available_cores())
     torch.set_num_threads(threads_an_operation(base.model, threads))
-    products = _products(config.products)
+    products = fastest_products() if config.products == "auto" else config.products
     use_kernels(base.model, products)
     if adapter is not None:
         lora, layout, founder = _loaded(base, adapter, config)
@@ -174,12 +174,6 @@ def _base(config: RunConfig, device: str) -> BaseModel:
     if len(base.tokenizer) <= len(base.tokenizer.all_special_ids):
         raise InputError(f"--model {config.model}: found no tokenizer with the model, expected one")
     return base
-
-
-def _products(asked: str) -> Products:
-    if asked == "onednn" and not onednn_works():
-        raise InputError("--products onednn: this torch has no such product, expected torch or auto")
-    return fastest_products() if asked == "auto" else "onednn" if asked == "onednn" else "torch"
 
 
 def _loaded(base: BaseModel, adapter: Path, config: RunConfig) -> tuple[LoraConfig, GenomeLayout, Tensor]:

@@ -19,15 +19,6 @@ class RoomyCache(Cache):  # type: ignore[misc]
 
     layers: "list[RoomyLayer]"
 
-    def __init__(self, layers: "list[RoomyLayer]") -> None:
-        super().__init__(layers=layers)
-        self.prepared: Any = None  # what the steps of these rows have in common (`evolora.gpt2_step`)
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        """Keep these rows, in this order; a row may come several times."""
-        self.prepared = None
-        super().batch_select_indices(indices)
-
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values, [rows, heads, length, size], with room for `capacity` positions.
@@ -70,6 +61,13 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.length += 1
         return self.length - 1
 
+    def begin(self, states: Tensor, length: int, heads: int) -> None:
+        """Start with `length` positions for each of `states` [rows, positions, hidden], still to be written."""
+        self.dtype, self.device, self.is_initialized = states.dtype, states.device, True
+        rows, _, hidden = states.shape
+        self.keys, self.values = (states.new_empty(rows, self.capacity, heads, hidden // heads) for _ in range(2))
+        self.length = length
+
     def fill(self, packed: "RoomyLayer", index: Tensor) -> None:
         """Start with the positions that stand at `index` [rows, length] in the flattened packs of another."""
         self.dtype, self.device, self.is_initialized = packed.dtype, packed.device, True
@@ -101,7 +99,7 @@ def make_cache(model: PreTrainedModel, capacity: int) -> Cache:
     windows, recurrent layers) the one that transformers makes for it."""
     cache = DynamicCache(config=model.config)
     if all(type(layer) is DynamicLayer for layer in cache.layers):
-        return RoomyCache([RoomyLayer(capacity) for _ in cache.layers])
+        return RoomyCache(layers=[RoomyLayer(capacity) for _ in cache.layers])
     return cache
 
 
@@ -118,7 +116,7 @@ def unpacked(cache: Cache, index: Tensor, *, capacity: int) -> Cache:
         layer = RoomyLayer(capacity)
         layer.fill(packed, index)
         layers.append(layer)
-    return RoomyCache(layers)
+    return RoomyCache(layers=layers)
 
 
 def _gather(states: Tensor, index: Tensor, room: Tensor) -> None:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evolora.compiled import REORDERED, compiled, exponentials, run_rows
+from evolora.compiled import REORDERED, compiled, copy, exponentials, run_rows
 from evolora.compiled_adapter import NO_ADAPTER, NOTHING, Adapter, add_low_rank
 
 # What is masked as strongly as this is left out.
@@ -23,7 +23,7 @@ _LEAST_SCORE, _ONE, _ZERO = np.float32(-3e38), np.float32(1), np.float32(0)
 
 
 @compiled(**REORDERED)
-def _attend_rows(
+def attend_rows(
     genomes: Any,
     owners: Any,
     a_offset: Any,
@@ -31,6 +31,7 @@ def _attend_rows(
     rank: Any,
     adapter_scaling: Any,
     x: Any,
+    flat: Any,
     states: Any,
     keys: Any,
     values: Any,
@@ -42,10 +43,10 @@ def _attend_rows(
     last: Any,
 ) -> None:
     """Rows `first` to `last` (not included) of `mixed` [rows, asked, heads, size]: see `attend` and `extend`. The
-    queries are states[:, :, 0]; with `append` >= 0, states[:, :, 1] and [:, :, 2] become the keys and values there."""
+    queries are states[:, :, 0]; with `append` >= 0, states[:, :, 1] and [:, :, 2] become the keys and values there. To
+    `flat`, which is `states` as [rows, ...], an adapter adds first."""
     asked, heads, size = mixed.shape[1:]
     if rank:
-        flat = states.reshape(len(states), states.size // len(states))
         add_low_rank(genomes, owners, a_offset, b_offset, rank, adapter_scaling, x, flat, first, last)
     positions, key_heads = mask.shape[2], keys.shape[2]
     shared = heads // key_heads
@@ -55,8 +56,9 @@ def _attend_rows(
     for row in range(first, last):
         if append >= 0:
             for place in range(asked):
-                keys[row, append + place] = states[row, place, 1]
-                values[row, append + place] = states[row, place, 2]
+                for head in range(key_heads):
+                    copy(states[row, place, 1, head], keys[row, append + place, head])
+                    copy(states[row, place, 2, head], values[row, append + place, head])
         for place in range(asked):
             bias = mask[row if len(mask) > 1 else 0, place]
             count = 0
@@ -131,5 +133,6 @@ def attend_arrays(
     """`extend` into `mixed`, or `attend` where `append`, the length so far, is -1; of arrays. An adapter first adds to
     `states`, with one position asked, what it makes of `x` [rows, in]."""
     threads = min(torch.get_num_threads(), mixed.size * mask.shape[-1] // _LEAST_A_THREAD)
-    arguments = (*adapter, x, states, keys, values, mask, scaling, mixed, append)
-    run_rows(_attend_rows, arguments, len(states), threads)
+    flat = states.reshape(len(states), -1)
+    arguments = (*adapter, x, flat, states, keys, values, mask, scaling, mixed, append)
+    run_rows(attend_rows, arguments, len(states), threads)

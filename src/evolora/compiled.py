@@ -48,6 +48,13 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
 
 
 @compiled(error_model="numpy")
+def copy(source: Any, target: Any) -> None:
+    """target [n and more] = source [n]. For an assignment to a slice numba compiles the text of an error, too."""
+    for i in range(len(source)):
+        target[i] = source[i]
+
+
+@compiled(error_model="numpy")
 def highest(x: Any) -> Any:
     """The largest of x [n], float32; NaN if any is. Lane by lane, which the compiler makes vectors of."""
     tops, unlike = np.full(_LANES, -np.inf, np.float32), np.zeros(_LANES, np.int32)

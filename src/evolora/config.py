@@ -42,9 +42,9 @@ class RunConfig(BaseModel):
     threads: int = _option(
         0, "CPU threads; 0 takes all cores, or half if a large model is measured to be faster", _MODEL, ge=0
     )
-    products: Literal["auto", "torch", "onednn"] = _option(
+    products: Literal["auto", "torch", "compiled"] = _option(
         "auto",
-        "what multiplies float32 matrices on a CPU: torch's own library, onednn, or the faster one for the processor",
+        "what multiplies float32 matrices on a CPU: torch's own library, evolora's compiled products, or the faster",
         _MODEL,
     )
     lora_r: int = _option(8, "rank of the LoRA adapters", _MODEL, ge=1)

@@ -2,16 +2,19 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evolora.cache import keeps_all, make_cache, unpacked
+from evolora.gpt2_step import Gpt2Step
 from evolora.model import accepts
 from evolora.packed_pass import PackedPass, can_pack
 from evolora.population_model import population_on
+
+_UNKNOWN = object()
 
 
 class DecodingBatch:
@@ -38,6 +41,7 @@ class DecodingBatch:
         groups = 1 if self._population is None else self._population.individuals
         self._owners = torch.arange(groups, device=ids.device).repeat_interleave(rows // groups)
         self._groups = groups
+        self._step: Any = _UNKNOWN
 
     def __enter__(self) -> Self:
         return self
@@ -77,6 +81,11 @@ class DecodingBatch:
         carried along; what they write means nothing."""
         self._mask[:, self._length] = 1
         self._length += 1
+        if self._cache is not None and (step := self._compiled()) is not None:
+            logits, hidden = step.run(tokens, self._positions, self._mask[:, : self._length])
+            self.features = hidden.clone() if self._keep_features else None
+            self._positions = self._positions + alive
+            return logits
         ids = tokens[:, None]
         if self._cache is None:
             ids = self._ids = torch.cat([self._ids, ids], 1)
@@ -84,8 +93,16 @@ class DecodingBatch:
         self._positions = self._positions + alive
         return logits
 
+    def _compiled(self) -> Gpt2Step | None:
+        """The step of these rows as `evolora.gpt2_step` makes it, if it does."""
+        if self._step is _UNKNOWN:
+            self._step = Gpt2Step.of(self.model, len(self._mask), self._cache)
+        step: Gpt2Step | None = self._step
+        return step
+
     def keep(self, rows: Tensor) -> None:
         """Let all rows but these, ascending, leave the batch."""
+        self._step = _UNKNOWN
         self._ids, self._mask, self._positions = self._ids[rows], self._mask[rows], self._positions[rows]
         self._owners = self._owners[rows]
         if self._cache is not None:

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evolora.compiled import REORDERED, compiled, in_float32, run_rows
+from evolora.compiled import REORDERED, compiled, copy, in_float32, run_rows
 from evolora.compiled_adapter import AT_ONCE, down, transpose, up
 from evolora.dropout import NOT_DROPPED, Dropped, add_dropped_rows, drop_rows
 
@@ -179,7 +179,7 @@ def _gradient_groups(
             a_rows[some:] = np.float32(0)
             for r in range(some):
                 a_start = a_offset + (chosen + r) * width
-                a_rows[r] = a[own, a_start : a_start + width]
+                copy(a[own, a_start : a_start + width], a_rows[r])
             transpose(b[own, b_offset : b_offset + rank * wide], rank, chosen, b_rows)
             down(b_rows.reshape(AT_ONCE * wide), AT_ONCE, scaling, of_result[start:end], of_low)
             if limit:
@@ -195,7 +195,7 @@ def _gradient_groups(
             _outer(low[start:end, chosen : chosen + AT_ONCE], of_result[start:end], of_b_rows)
             for r in range(some):
                 a_start = of_a_offset + (chosen + r) * width
-                of_a[own, a_start : a_start + width] = of_a_rows[r]
+                copy(of_a_rows[r], of_a[own, a_start : a_start + width])
             for d in range(wide):
                 for r in range(some):
                     of_b[own, of_b_offset + d * rank + chosen + r] = of_b_rows[r, d]

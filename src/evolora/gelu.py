@@ -27,14 +27,14 @@ def gelu(x: Tensor) -> Tensor:
     if torch.is_grad_enabled() and x.requires_grad:
         differentiable: Tensor = _Gelu.apply(x)  # type: ignore[no-untyped-call]
         return differentiable
-    return _run(_gelu_block, x.detach())
+    return _run(gelu_block, x.detach())
 
 
 class _Gelu(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor) -> Tensor:
         ctx.save_for_backward(x)
-        return _run(_gelu_block, x)
+        return _run(gelu_block, x)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
@@ -56,7 +56,7 @@ def _run(function: Any, *inputs: Tensor) -> Tensor:
 
 
 @compiled(**REORDERED)
-def _gelu_block(x: Any, result: Any, first: Any, last: Any) -> None:
+def gelu_block(x: Any, result: Any, first: Any, last: Any) -> None:
     """Elements `first` to `last` (not included) of `result`."""
     room, inner, powers = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
     for start in range(first, last, _BLOCK):

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache
@@ -20,12 +21,11 @@ from evolora.compiled import in_float32
 from evolora.compiled_adapter import GroupAdapter, active_adapter
 from evolora.differentiable_adapter import Factors, add_gradients, add_groups, worth_it
 from evolora.dropout import NOT_DROPPED, Dropped
+from evolora.frozen_product import FrozenProduct
 from evolora.gelu import gelu, gelu_gradient
 from evolora.gpt2_step import plain_norms
 
 Attend = Callable[..., tuple[Tensor, Any]]
-# Of x [..., in] and a weight [out, in]: x @ weight.T.
-Multiply = Callable[[Tensor, Tensor], Tensor]
 
 
 class _Norm(NamedTuple):
@@ -96,30 +96,17 @@ class Gpt2Packs:
         *,
         heads: int,
         attend: Attend,
-        widened: Sequence[Callable[[Tensor], Tensor]],
-        multiply: Multiply,
     ) -> None:
         self.layers = layers
         self.last_norm = last_norm
         self.genomes = genomes
         self.heads = heads
         self.attend = attend
-        self.widened = widened
-        self.multiply = multiply
 
     @classmethod
-    def of(
-        cls,
-        model: Any,
-        rows: int,
-        *,
-        attend: Attend,
-        widened: Sequence[Callable[[Tensor], Tensor]],
-        multiply: Multiply,
-    ) -> Self | None:
+    def of(cls, model: Any, rows: int, *, attend: Attend) -> Self | None:
         """For `model`; None where more than GPT-2's own frozen layers, in float32 on a CPU, and adapters of one
-        population has a part in its pass, or where torch's own products of adapters are faster. `widened` gives what is
-        between the two layers of an MLP that is not adapted, where no gradient is kept."""
+        population has a part in its pass, or where torch's own products of adapters are faster."""
         norms = plain_norms(model)
         if norms is None or any(norm.weight.requires_grad for norm in norms):
             return None
@@ -142,7 +129,7 @@ class Gpt2Packs:
             return None
         last = _Norm(norms[-1].weight, norms[-1].bias, norms[-1].eps)
         heads = model.config.n_head
-        return cls(layers, last, genomes, heads=heads, attend=attend, widened=widened, multiply=multiply)
+        return cls(layers, last, genomes, heads=heads, attend=attend)
 
     def run(self, hidden: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor:
         """The last hidden states from the embeddings `hidden`, both [rows, length, width]; differentiable in the
@@ -167,14 +154,11 @@ class Gpt2Packs:
             attended, *of_attended = _multiply(layer.attended, mixed.detach().contiguous())
             hidden = attended.add_(hidden)
             normed, second_norm = _normalise(layer.second_norm, hidden)
-            if kept is None and layer.widened.adapter is None:
-                narrow, *_ = _multiply(layer.narrowed, self.widened[index](normed))
-            else:
-                wide, *of_widened = _multiply(layer.widened, normed)
-                narrow, *of_narrowed = _multiply(layer.narrowed, gelu(wide))
-                if kept is not None:
-                    before = *first_norm, *of_states, states, mixed, *of_attended
-                    kept.append(_Kept._make([*before, *second_norm, *of_widened, wide, *of_narrowed]))
+            wide, *of_widened = _multiply(layer.widened, normed)
+            narrow, *of_narrowed = _multiply(layer.narrowed, gelu(wide))
+            if kept is not None:
+                before = *first_norm, *of_states, states, mixed, *of_attended
+                kept.append(_Kept._make([*before, *second_norm, *of_widened, wide, *of_narrowed]))
             hidden = narrow.add_(hidden)
         return _normalise(self.last_norm, hidden)
 
@@ -204,17 +188,32 @@ class Gpt2Packs:
             # Torch lets go of that graph with all that is kept.
             (of_states,) = torch.autograd.grad(own.mixed, own.states, of_mixed, retain_graph=True)
             of_states = of_states.contiguous()
-            of_normed = self._to_input(layer.states, own.states_input, own.states_low, of_states, result)
-            if index:  # what is before the first layer is frozen
+            wanted = index > 0  # what is before the first layer is frozen
+            of_normed = self._to_input(layer.states, own.states_input, own.states_low, of_states, result, wanted)
+            if wanted:
                 first_norm = _Normed(own.first_hidden, own.first_mean, own.first_factor)
                 of_hidden.add_(_norm_gradient(layer.first_norm, first_norm, of_normed))
         return result
 
     def _to_input(
-        self, product: _Product, x: Tensor | None, low: Tensor | None, gradient: Tensor, of_genomes: Tensor
+        self,
+        product: _Product,
+        x: Tensor | None,
+        low: Tensor | None,
+        gradient: Tensor,
+        of_genomes: Tensor,
+        wanted: bool = True,
     ) -> Tensor:
-        """The gradient of a product's input; those of its adapters' factors are written to `of_genomes`."""
-        of_x = self.multiply(gradient, product.module.weight)
+        """The gradient of a product's input, if it is `wanted`; those of its adapters' factors are written to
+        `of_genomes`."""
+        module = product.module
+        of_x: Tensor
+        if not wanted:
+            of_x = gradient.new_zeros(*gradient.shape[:-1], len(module.weight))
+        elif isinstance(module.forward, FrozenProduct) and module.forward.fits(gradient):
+            of_x = module.forward.to_input(gradient)
+        else:
+            of_x = F.linear(gradient, module.weight)
         adapter = product.adapter
         if adapter is not None and x is not None and low is not None:
             own = _factors(adapter, adapter.genomes), len(of_genomes), adapter.rank, adapter.scaling, product.dropped

@@ -1,7 +1,6 @@
 """GPT-2's pass with less Python: in decoding, transformers' own takes as long as a small model's arithmetic, and unlike
 that it cannot be shared by threads."""
 
-from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +12,9 @@ from transformers.modeling_outputs import BaseModelOutputWithPastAndCrossAttenti
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
-from evolora.cache import RoomyCache, RoomyLayer
-from evolora.gpt2_packs import Gpt2Packs, Multiply
-from evolora.gpt2_step import gpt2_step
+from evolora.cache import RoomyLayer
+from evolora.gpt2_packs import Gpt2Packs
+from evolora.gpt2_read import read_packs
 
 
 def gpt2_pass(
@@ -25,14 +24,10 @@ def gpt2_pass(
     attention_mask: Tensor | None = None,
     position_ids: Tensor | None = None,
     use_cache: bool | None = None,
-    *,
-    widened: Sequence[Callable[[Tensor], Tensor]],
-    multiply: Multiply,
     **others: Any,
 ) -> BaseModelOutputWithPastAndCrossAttentions:
     """What `GPT2Model.forward` computes, by the model's own modules in the same order. A pass in training, with other
-    attention than `evolora.kernels`', or with anything but token ids, positions, a mask and a cache is left to it.
-    `widened` makes of its input what is between the two layers of each MLP; `multiply` multiplies by a plain weight."""
+    attention than `evolora.kernels`', or with anything but token ids, positions, a mask and a cache is left to it."""
     config: GPT2Config = model.config
     if (
         input_ids is None
@@ -61,17 +56,18 @@ def gpt2_pass(
         # One more token, which sees all before it that are no padding.
         mask = hidden.new_zeros(attention_mask.shape)
         mask = mask.masked_fill_(attention_mask == 0, torch.finfo(hidden.dtype).min)[:, None, None]
-        last = None
-        if isinstance(past_key_values, RoomyCache):
-            last = gpt2_step(model, hidden, mask[:, 0], past_key_values, widened)
-        if last is not None:
-            return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, past_key_values=past_key_values)
     else:
         mask = create_causal_mask(config, hidden, attention_mask, past_key_values, position_ids=position_ids)
     attend = ALL_ATTENTION_FUNCTIONS["evolora"]
     kept = torch.is_grad_enabled() and past_key_values is not None
     if not (one_more or kept or hidden.requires_grad or torch.is_autocast_enabled("cpu")):
-        packs = Gpt2Packs.of(model, rows, attend=attend, widened=widened, multiply=multiply)
+        if not torch.is_grad_enabled() and mask is not None and mask.dtype == hidden.dtype:
+            last = read_packs(model, hidden, mask, past_key_values)
+            if last is not None:
+                return BaseModelOutputWithPastAndCrossAttentions(
+                    last_hidden_state=last, past_key_values=past_key_values
+                )
+        packs = Gpt2Packs.of(model, rows, attend=attend)
         if packs is not None:
             last = packs.run(hidden, mask, past_key_values)
             return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, past_key_values=past_key_values)

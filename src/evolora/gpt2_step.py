@@ -1,27 +1,36 @@
-"""One more token for each row of a GPT-2 on a CPU: of each layer its four products, and three compiled functions.
+"""One more token for each row of a GPT-2 on a CPU: each layer in one compiled function, or its four products and three
+compiled functions.
 
 What lies between the products (adapters, attention over the cache, residuals, normalisation) is little arithmetic, but
 some twenty calls of torch a layer, and each takes Python's lock away from the other parts of a batch.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
+from transformers.activations import NewGELUActivation
+from transformers.cache_utils import Cache
+from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2LMHeadModel
 
 from evolora.cache import RoomyCache
-from evolora.cached_attention import attend_arrays
-from evolora.compiled import REORDERED, compiled, in_float32, run_rows, takes
+from evolora.cached_attention import attend_arrays, attend_rows
+from evolora.compiled import REORDERED, compiled, in_float32, run_rows
 from evolora.compiled_adapter import NO_ADAPTER, Adapter, active_adapter, add_low_rank
+from evolora.frozen_product import FrozenProduct
+from evolora.gelu import gelu_block
+from evolora.panels import multiply_rows, panels_of
 
 Product = Callable[[Tensor], Tensor]
 
 # Multiplications of an adapter, for less of which another thread is not worth its call.
 _LEAST_A_THREAD = 1_500_000
+# Rows that a thread has at least where each takes some through a whole layer; with fewer, threads share each product.
+_LEAST_ROWS = 8
+_FAR, _ZERO = np.finfo(np.float32).min, np.float32(0)
 
 
 class _Norm(NamedTuple):
@@ -31,96 +40,156 @@ class _Norm(NamedTuple):
 
 
 @dataclass(frozen=True)
-class _Layer:
-    """One of the model's layers: its four products, in order, and what adapts three of them; the normalisation within
-    it, and that after it."""
+class Layer:
+    """One of the model's layers: its four products, in order, with their biases and what adapts them; the normalisation
+    within it, and that after it."""
 
-    states: Product
-    of_states: Adapter
-    attended: Product
-    of_attended: Adapter
-    widened: Product
-    narrowed: Product
-    of_narrowed: Adapter
+    products: tuple[Product, Product, Product, Product]
+    biases: tuple[Any, ...]
+    activation: Product
+    adapters: tuple[Adapter, ...]
     scaling: Any
     norm: _Norm
     next_norm: _Norm
+
+    def whole(self, rows: int) -> tuple[Any, ...] | None:
+        """What a compiled function of the whole layer takes first, to multiply so many rows: of each product the
+        panels, bias and adapter, of each normalisation the weight, bias and epsilon. None where a product has no
+        panels, or between them is another activation than GPT-2's."""
+        if type(self.activation) is not NewGELUActivation:
+            return None
+        panels = [each.panels(rows) for each in self.products if isinstance(each, FrozenProduct)]
+        if len(panels) < len(self.products) or any(each is None for each in panels):
+            return None
+        products = [(own, bias, tuple(one)) for own, bias, one in zip(panels, self.biases, self.adapters, strict=True)]
+        return *products, tuple(self.norm), tuple(self.next_norm)
 
 
 class Gpt2Step:
     """What the steps of one batch have in common: looked up once, since a step of a small model takes no longer than
     looking it up a few times."""
 
-    def __init__(self, rows: int, heads: int, first_norm: nn.Module, layers: list[_Layer]) -> None:
+    def __init__(self, model: Any, rows: int, first_norm: _Norm, layers: list[Layer], cache: RoomyCache) -> None:
         self.rows = rows
-        self.heads = heads
+        self.heads = model.config.n_head
         self.first_norm = first_norm
         self.layers = layers
+        self.cache = cache
+        self.embeddings = [module.weight.detach().numpy() for module in (model.transformer.wte, model.transformer.wpe)]
+        self.output = model.lm_head
+        self.hidden, self.normed = (torch.empty(rows, 1, model.config.n_embd) for _ in range(2))
+        self._whole: list[tuple[Any, ...]] | None = None  # for each layer, what its compiled function takes
 
     @classmethod
-    def of(cls, model: Any, rows: int, widened: Sequence[Product]) -> Self | None:
-        """For `model` with the adapters that it has now; None where more than GPT-2's own layers, in float32 on a CPU,
-        and one adapter of each has a part in its pass."""
-        norms = plain_norms(model)
-        if norms is None:
+    def of(cls, model: Any, rows: int, cache: Cache | None) -> Self | None:
+        """For `model` with the adapters that it has now and the rows' cache; None where more than GPT-2's own layers,
+        in float32 on a CPU, and one adapter of each has a part in its pass."""
+        if type(model) is not GPT2LMHeadModel or not isinstance(cache, RoomyCache) or model.training:
             return None
-        layers = []
-        for index, block in enumerate(model.h):
-            attention, mlp = block.attn, block.mlp
-            products = attention.c_attn, attention.c_proj, mlp.c_fc, mlp.c_proj
-            before, after, wide, last = (_adapter_of(layer, rows) for layer in products)
-            # What adapts the MLP's first layer would have to come before its activation.
-            if before is None or after is None or wide is not NO_ADAPTER or last is None:
-                return None
-            layers.append(
-                _Layer(
-                    attention.c_attn.forward,
-                    before,
-                    attention.c_proj.forward,
-                    after,
-                    widened[index],
-                    mlp.c_proj.forward,
-                    last,
-                    np.float32(attention.scaling),
-                    _norm(norms[2 * index + 1]),
-                    _norm(norms[2 * index + 2]),
-                )
-            )
-        return cls(rows, model.config.n_head, norms[0], layers)
+        body = model.transformer
+        embeddings = body.wte, body.wpe
+        watched = [model, body, body.drop, *embeddings, model.lm_head]
+        if any(module._forward_hooks or module._forward_pre_hooks for module in watched):
+            return None
+        if not all(type(each) is nn.Embedding and each.max_norm is None for each in embeddings):
+            return None
+        if not all(in_float32(module.weight) for module in (*embeddings, model.lm_head)):
+            return None
+        if len(model.lm_head.weight) > len(body.wte.weight) or torch.is_autocast_enabled("cpu"):
+            return None
+        if not _attends_plainly(body) or not cache.layers[0].is_initialized:
+            return None
+        layers = layers_of(body, rows)
+        return None if layers is None else cls(model, rows, _norm(body.h[0].ln_1), layers, cache)
 
-    def run(self, hidden: Tensor, mask: Tensor, cache: RoomyCache) -> Tensor:
-        """The last hidden states of one more token of each row, from its embedding `hidden`, both [rows, 1, width].
+    @torch.no_grad()
+    def run(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits after one more token of each row, `tokens` [rows] at `positions` [rows], [rows, 1, vocabulary],
+        and the hidden states that they come from, [rows, 1, width], which the next step writes over.
 
-        `mask` [rows, 1, positions] is added to the scores of attention; `cache` grows by a position.
+        `mask` [rows, length] is 0 at the positions that are not to be seen; the cache grows by one.
         """
-        normed: Tensor = self.first_norm(hidden)
-        mixed = torch.empty_like(hidden)
-        in_hidden, in_normed, in_mixed = _rows(hidden), _rows(normed), _rows(mixed)
-        by_head = in_mixed.reshape(self.rows, 1, self.heads, -1)
-        in_mask = mask.numpy()
-        for layer, cached in zip(self.layers, cache.layers, strict=True):
-            states = layer.states(normed).numpy().reshape(self.rows, 1, 3, self.heads, -1)
+        if int(positions.max()) >= len(self.embeddings[1]):
+            raise IndexError(f"position {int(positions.max())} in a model with {len(self.embeddings[1])} positions")
+        hidden, normed = _rows(self.hidden), _rows(self.normed)
+        _embed_rows(tokens.numpy(), positions.numpy(), *self.embeddings, *self.first_norm, hidden, normed)
+        far = np.where(mask.numpy() == 0, _FAR, _ZERO)[:, None]
+        threads = torch.get_num_threads()
+        if self._whole is None and (threads == 1 or self.rows >= threads * _LEAST_ROWS):
+            self._whole = self._of_whole(hidden, normed)
+        for index, (layer, cached) in enumerate(zip(self.layers, self.cache.layers, strict=True)):
             place = cached.grow()
+            if self._whole is not None:
+                run_rows(_layer_rows, (*self._whole[index], far, place), self.rows, threads)
+            else:
+                self._by_product(layer, hidden, normed, cached.keys.numpy(), cached.values.numpy(), far, place)
+        logits: Tensor = self.output.forward(self.normed)
+        return logits, self.normed
+
+    def _of_whole(self, hidden: Any, normed: Any) -> list[tuple[Any, ...]] | None:
+        """What a whole layer's function takes, of each layer, but for the mask and the place; None while a product has
+        no panels."""
+        width, inner = hidden.shape[1], self.layers[0].biases[2].size
+        states, *others = (np.empty((self.rows, each), np.float32) for each in (3 * width, width, width, inner, inner))
+        mixed, product, wide, activated = others
+        # Each in all the shapes that are needed: within a compiled function another shape takes seconds to compile.
+        by_head = states.reshape(self.rows, 1, 3, self.heads, -1), mixed.reshape(self.rows, 1, self.heads, -1)
+        room = (states, mixed, *by_head, product, wide, wide.reshape(-1), activated, activated.reshape(-1))
+        found = []
+        for own, layer, cached in zip(
+            [layer.whole(self.rows) for layer in self.layers], self.layers, self.cache.layers, strict=True
+        ):
+            if own is None:
+                return None
             keys, values = cached.keys.numpy(), cached.values.numpy()
-            attend_arrays(
-                layer.of_states, in_normed, states, keys, values, in_mask, layer.scaling, by_head, append=place
-            )
-            _finish(layer.of_attended, in_mixed, _rows(layer.attended(mixed)), in_hidden, layer.norm, in_normed)
-            wide = layer.widened(normed)
-            narrow = layer.narrowed(wide)
-            _finish(layer.of_narrowed, _rows(wide), _rows(narrow), in_hidden, layer.next_norm, in_normed)
-        return normed
+            found.append((*own, keys, values, layer.scaling, room, hidden, normed))
+        return found
+
+    def _by_product(
+        self, layer: Layer, in_hidden: Any, in_normed: Any, keys: Any, values: Any, mask: Any, place: int
+    ) -> None:
+        """The hidden states after a layer, with each product for itself."""
+        states, attended, widened, narrowed = layer.products
+        of_states, of_attended, of_widened, of_narrowed = layer.adapters
+        mixed = torch.empty_like(self.normed)
+        in_mixed = _rows(mixed)
+        by_head = in_mixed.reshape(self.rows, 1, self.heads, -1)
+        in_states = states(self.normed).numpy().reshape(self.rows, 1, 3, self.heads, -1)
+        scaling = layer.scaling
+        attend_arrays(of_states, in_normed, in_states, keys, values, mask, scaling, by_head, append=place)
+        _finish(of_attended, in_mixed, _rows(attended(mixed)), in_hidden, layer.norm, in_normed)
+        wide = widened(self.normed)
+        arguments = (*of_widened, in_normed, _rows(wide))
+        run_rows(add_low_rank, arguments, self.rows, _threads(of_widened, in_normed, _rows(wide)))
+        wide = layer.activation(wide)
+        _finish(of_narrowed, _rows(wide), _rows(narrowed(wide)), in_hidden, layer.next_norm, in_normed)
 
 
-def gpt2_step(model: Any, hidden: Tensor, mask: Tensor, cache: RoomyCache, widened: Sequence[Product]) -> Tensor | None:
-    """`Gpt2Step.run` of `model`, or None and nothing done. `widened` gives what is between the two layers of an MLP."""
-    if not takes(hidden) or torch.is_autocast_enabled("cpu") or not cache.layers[0].is_initialized:
+def layers_of(model: Any, rows: int) -> list[Layer] | None:
+    """Those of a GPT2Model, with the adapters that they have now for so many rows; None where more than its own layers,
+    in float32 on a CPU, and one adapter of each has a part in its pass."""
+    norms = plain_norms(model)
+    if norms is None:
         return None
-    if cache.prepared is None:  # not asked yet: that there is no such step is known by (None,)
-        cache.prepared = (Gpt2Step.of(model, len(hidden), widened),)
-    step: Gpt2Step | None
-    (step,) = cache.prepared
-    return None if step is None else step.run(hidden, mask, cache)
+    layers = []
+    for index, block in enumerate(model.h):
+        attention, mlp = block.attn, block.mlp
+        modules = attention.c_attn, attention.c_proj, mlp.c_fc, mlp.c_proj
+        adapters = [adapter for layer in modules if (adapter := _adapter_of(layer, rows)) is not None]
+        if len(adapters) < len(modules):
+            return None
+        layers.append(
+            Layer(
+                tuple(module.forward for module in modules),
+                tuple(module.bias.detach().contiguous().numpy() for module in modules),
+                mlp.act,
+                tuple(adapters),
+                np.float32(attention.scaling),
+                _norm(norms[2 * index + 1]),
+                _norm(norms[2 * index + 2]),
+            )
+        )
+    return layers
 
 
 def plain_norms(model: Any) -> list[nn.LayerNorm] | None:
@@ -136,6 +205,11 @@ def plain_norms(model: Any) -> list[nn.LayerNorm] | None:
     if any(module._forward_hooks or module._forward_pre_hooks for module in [*norms, *within]):
         return None
     return norms
+
+
+def _attends_plainly(body: Any) -> bool:
+    """Whether a GPT-2's attention is that of `evolora.kernels`, to the row's own text."""
+    return body.config._attn_implementation == "evolora" and not body.config.add_cross_attention
 
 
 def _rows(states: Tensor) -> Any:
@@ -157,8 +231,65 @@ def _adapter_of(layer: nn.Module, rows: int) -> Adapter | None:
 def _finish(adapter: Adapter, x: Any, product: Any, hidden: Any, norm: _Norm, normed: Any) -> None:
     """To a layer's `product` of `x` add what its adapter makes of it, add that to `hidden`, and normalise that into
     `normed`; all [rows, width] of their own."""
-    threads = min(torch.get_num_threads(), adapter.rank * (x.size + product.size) // _LEAST_A_THREAD)
+    threads = _threads(adapter, x, product)
     run_rows(_finish_rows, (*adapter, x, product, hidden, *norm, normed), len(hidden), threads)
+
+
+def _threads(adapter: Adapter, x: Any, product: Any) -> int:
+    worth = int(adapter.rank * (x.size + product.size)) // _LEAST_A_THREAD
+    return min(torch.get_num_threads(), worth)
+
+
+@compiled(**REORDERED)
+def _embed_rows(
+    tokens: Any, positions: Any, words: Any, places: Any, weight: Any, bias: Any, epsilon: Any, hidden: Any, normed: Any
+) -> None:
+    """`hidden` [rows, width] from the embeddings of tokens and positions, normalised into `normed`."""
+    for row in range(len(hidden)):
+        word, place, own = words[tokens[row]], places[positions[row]], hidden[row]
+        for d in range(len(own)):
+            own[d] = word[d] + place[d]
+        normalise(own, weight, bias, epsilon, normed[row])
+
+
+@compiled(**REORDERED)
+def _layer_rows(
+    of_states: Any,
+    of_attended: Any,
+    of_widened: Any,
+    of_narrowed: Any,
+    norm: Any,
+    next_norm: Any,
+    keys: Any,
+    values: Any,
+    scaling: Any,
+    room: Any,
+    hidden: Any,
+    normed: Any,
+    mask: Any,
+    place: Any,
+    first: Any,
+    last: Any,
+) -> None:
+    """Rows `first` to `last` (not included) of `hidden` and `normed` [rows, width] after a layer. Of each product the
+    panels, bias and adapter; of each normalisation the weight, bias and epsilon."""
+    states, mixed, states_by_head, mixed_by_head, product, wide, flat_wide, activated, flat_activated = room
+    inner = wide.shape[1]
+    multiply(of_states, normed, states, first, last)
+    attended = states, states_by_head, keys, values, mask, scaling, mixed_by_head
+    attend_rows(*of_states[2], normed, *attended, place, first, last)
+    multiply(of_attended, mixed, product, first, last)
+    _finish_rows(*of_attended[2], mixed, product, hidden, *norm, normed, first, last)
+    multiply(of_widened, normed, wide, first, last)
+    add_low_rank(*of_widened[2], normed, wide, first, last)
+    gelu_block(flat_wide, flat_activated, first * inner, last * inner)
+    multiply(of_narrowed, activated, product, first, last)
+    _finish_rows(*of_narrowed[2], activated, product, hidden, *next_norm, normed, first, last)
+
+
+@compiled(**REORDERED)
+def multiply(product: Any, x: Any, result: Any, first: Any, last: Any) -> None:
+    multiply_rows(x, product[0], product[1], result, first, last, 0, panels_of(result.shape[1]))
 
 
 @compiled(**REORDERED)
@@ -181,17 +312,41 @@ def _finish_rows(
 ) -> None:
     """Rows `first` to `last` (not included) of what `_finish` does."""
     add_low_rank(genomes, owners, a_offset, b_offset, rank, scaling, x, product, first, last)
-    width = hidden.shape[1]
     for row in range(first, last):
-        own, more, target = hidden[row], product[row], normed[row]
-        total = np.float32(0)
-        for d in range(width):
+        own, more = hidden[row], product[row]
+        for d in range(len(own)):
             own[d] += more[d]
-            total += own[d]
-        mean = total / np.float32(width)
-        squares = np.float32(0)
-        for d in range(width):
-            squares += (own[d] - mean) * (own[d] - mean)
-        factor = np.float32(1) / np.sqrt(squares / np.float32(width) + epsilon)
-        for d in range(width):
-            target[d] = (own[d] - mean) * factor * weight[d] + bias[d]
+        normalise(own, weight, bias, epsilon, normed[row])
+
+
+@compiled(error_model="numpy")
+def normalise(own: Any, weight: Any, bias: Any, epsilon: Any, target: Any) -> None:
+    """`target` [width] from `own`, as a normalisation of layers does. In an order of its own, not the compiler's, which
+    would be another in each function that has this as a part: a row has the same bits by whatever way."""
+    width = np.float32(len(own))
+    mean = _total(own, _ZERO, False) / width
+    factor = np.float32(1) / np.sqrt(_total(own, mean, True) / width + epsilon)
+    for d in range(len(own)):
+        target[d] = (own[d] - mean) * factor * weight[d] + bias[d]
+
+
+@compiled(error_model="numpy")
+def _total(own: Any, mean: Any, squared: Any) -> Any:
+    """The sum of own - mean, or of its squares."""
+    t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = _ZERO
+    whole = len(own) // 8 * 8
+    for d in range(0, whole, 8):
+        x0, x1, x2, x3 = own[d] - mean, own[d + 1] - mean, own[d + 2] - mean, own[d + 3] - mean
+        x4, x5, x6, x7 = own[d + 4] - mean, own[d + 5] - mean, own[d + 6] - mean, own[d + 7] - mean
+        t0 += x0 * x0 if squared else x0
+        t1 += x1 * x1 if squared else x1
+        t2 += x2 * x2 if squared else x2
+        t3 += x3 * x3 if squared else x3
+        t4 += x4 * x4 if squared else x4
+        t5 += x5 * x5 if squared else x5
+        t6 += x6 * x6 if squared else x6
+        t7 += x7 * x7 if squared else x7
+    for d in range(whole, len(own)):
+        x0 = own[d] - mean
+        t0 += x0 * x0 if squared else x0
+    return ((t0 + t1) + (t2 + t3)) + ((t4 + t5) + (t6 + t7))

@@ -6,46 +6,45 @@ Each computes what the layer itself computes, in float32, rounded a little diffe
 import functools
 import platform
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
+import llvmlite.binding as llvm
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.activations import NewGELUActivation
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2Model
+from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 from transformers.pytorch_utils import Conv1D
 
-from evolora.blocked_weight import BlockedWeight
 from evolora.cached_attention import attend
 from evolora.calibration import free_memory, is_small
-from evolora.compiled import in_float32, takes
+from evolora.compiled import takes
+from evolora.frozen_product import FrozenProduct, Kept
 from evolora.gelu import gelu
 from evolora.gpt2_pass import gpt2_pass
 
-Products = Literal["torch", "onednn"]
+Products = Literal["torch", "compiled"]
 
 _ATTENTION = "evolora"
-# Blocked weights are a second copy of them: for models that leave at least three times as much free.
+# Panels are a second copy of a large model's weights: for models that leave at least three times as much free.
 _SHARE_OF_MEMORY = 4
 # Up to so many scores a head, plain products beat torch's fused attention on a CPU.
 _PLAIN_ATTENTION_SCORES = 1024
 
 
 def fastest_products() -> Products:
-    """Which library multiplies float32 matrices faster here: torch's own choice (MKL, on most builds) or oneDNN.
+    """What multiplies float32 matrices faster here: torch's own library (MKL, on most builds) or `evolora.panels`.
 
-    Both are IEEE float32. MKL leaves AVX-512 unused on x86 processors that are not Intel's, where oneDNN is over twice
-    as fast; on Intel's MKL is a little faster. The processor's maker decides and no measurement: beside other work a
-    measurement may say one thing now and the other later, and two runs of one seed would round differently.
+    On x86 processors that are not Intel's MKL leaves AVX-512 unused, and no library keeps a frozen weight arranged. The
+    processor's maker decides and no measurement: beside other work a measurement may say one thing now and the other
+    later, and two runs of one seed would round differently.
     """
-    foreign = torch.backends.mkl.is_available() and _processor_maker() not in ("GenuineIntel", "")
-    return "onednn" if foreign and onednn_works() else "torch"
+    foreign = _processor_maker() not in ("GenuineIntel", "")
+    return "compiled" if foreign and llvm.get_host_cpu_features().get("fma", False) else "torch"
 
 
 def _processor_maker() -> str:
@@ -57,129 +56,36 @@ def _processor_maker() -> str:
     return found[1] if found else ""
 
 
-@functools.cache
-def onednn_works() -> bool:
-    """Whether this torch has oneDNN's product of plain tensors, and it is right: the operator is not a public one."""
-    try:
-        x, weight, bias = torch.arange(24.0).view(3, 8), torch.arange(40.0).view(5, 8), torch.arange(5.0)
-        expected = F.linear(x, weight, bias)
-        both = weight, weight.t().contiguous().t()
-        blocked = [torch.ops.mkldnn._reorder_linear_weight(w, len(x)) for w in both]
-        return all(torch.equal(_onednn(x, w, bias), expected) for w in (*both, *blocked))
-    except (AttributeError, RuntimeError, NotImplementedError):
-        return False
-
-
 def use_kernels(model: PreTrainedModel, products: Products) -> None:
     """Let the layers of `model` compute by the kernels below, from now on; a later call changes `products`.
 
     Frozen float32 Linear and Conv1D layers on a CPU multiply by `products`, forwards and backwards; attention over few
-    positions is made of plain products; GELU's tanh form is one pass over memory instead of eight. Of a large model's
-    weights oneDNN has a second copy while few rows are decoded (`evolora.blocked_weight`). All other layers, and these
-    where they do not fit, stay as they are.
+    positions is made of plain products; GELU's tanh form is one pass over memory instead of eight. Of the weights there
+    are further copies, of a large model one while few rows are decoded (`evolora.frozen_product`). All other layers,
+    and these where they do not fit, stay as they are.
     """
-    blocked = _blocked_weights(model) if products == "onednn" else {}
+    kept = _kept(model)
     for module in model.modules():
         vars(module).pop("forward", None)
-        kernel: Callable[..., Any] | None = None
-        if type(module) in (nn.Linear, Conv1D) and products == "onednn":
-            kernel = functools.partial(_linear, blocked=blocked.get(module))
+        # Hides the class's own. What has the module as a part, no closure: a copy of the model calls its own layers.
+        if type(module) in (nn.Linear, Conv1D) and products == "compiled":
+            module.forward = FrozenProduct(module, kept=kept)
         elif type(module) is NewGELUActivation:
-            kernel = _gelu
-        elif type(module) is GPT2MLP and products == "onednn":
-            kernel = functools.partial(_mlp, blocked=blocked.get(module.c_fc))
+            module.forward = functools.partial(_gelu, module)
         elif type(module) is GPT2Model:
-            widened = [_widening(block.mlp, products, blocked) for block in module.h]
-            multiply = _plain_product if products == "onednn" else F.linear
-            kernel = functools.partial(gpt2_pass, widened=widened, multiply=multiply)
-        if kernel is not None:
-            # Hides the class's own. A partial, not a closure: a deep copy of the model then calls its own layers.
-            module.forward = functools.partial(kernel, module)
+            module.forward = functools.partial(gpt2_pass, module)
     if model.config._attn_implementation == "sdpa" and model.device.type == "cpu":
         model.config._attn_implementation = _ATTENTION
 
 
-def _widening(mlp: Any, products: Products, blocked: dict[nn.Module, BlockedWeight]) -> Callable[[Tensor], Tensor]:
-    if products == "onednn":
-        return functools.partial(_widened, mlp, blocked=blocked.get(mlp.c_fc))
-    return functools.partial(_widened_apart, mlp)
-
-
-def _blocked_weights(model: PreTrainedModel) -> dict[nn.Module, BlockedWeight]:
-    """Of the layers with a float32 weight on a CPU, if there is memory to spare for a second copy of all. A small
-    model's steps are no faster by it (docs/performance.md)."""
+def _kept(model: PreTrainedModel) -> Kept:
+    """How long the weights' panels are kept: of a large model while few rows are decoded, if there is memory to spare
+    for a second copy of all."""
     if is_small(model):
-        return {}
-    layers = [module for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
-    layers = [layer for layer in layers if in_float32(layer.weight) and not layer.weight.is_inference()]
-    if sum(layer.weight.nbytes for layer in layers) > free_memory(torch.device("cpu")) // _SHARE_OF_MEMORY:
-        return {}
-    # Conv1D keeps its weight transposed.
-    return {layer: BlockedWeight(layer.weight, transposed=type(layer) is Conv1D) for layer in layers}
-
-
-def _linear(module: Any, x: Tensor, *, blocked: BlockedWeight | None = None) -> Tensor:
-    weight = module.weight
-    if not _fits(weight, x) or (weight.requires_grad and torch.is_grad_enabled()):
-        result: Tensor = type(module).forward(module, x)
-        return result
-    plain = weight.t() if isinstance(module, Conv1D) else weight
-    fastest = plain if blocked is None else blocked.of(weight, rows=len(x))
-    if torch.is_grad_enabled() and x.requires_grad:
-        differentiable: Tensor = _FrozenProduct.apply(x, fastest, plain, module.bias)  # type: ignore[no-untyped-call]
-        return differentiable
-    return _onednn(x, fastest, module.bias)
-
-
-def _fits(weight: Tensor, x: Tensor) -> bool:
-    return in_float32(x) and in_float32(weight) and not torch.is_autocast_enabled("cpu")
-
-
-class _FrozenProduct(torch.autograd.Function):
-    """x @ weight.T + bias, differentiable in x alone; the weight in the layout that is fastest, and plain."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, fastest: Tensor, plain: Tensor, bias: Tensor | None) -> Tensor:
-        ctx.weight = plain
-        return _onednn(x, fastest, bias)
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        return _onednn(gradient, ctx.weight.t(), None), None, None, None
-
-
-def _onednn(x: Tensor, weight: Tensor, bias: Tensor | None, *, gelu: bool = False) -> Tensor:
-    after, form = ("gelu", "tanh") if gelu else ("none", "")
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, after, [], form)
-    return result
-
-
-def _plain_product(x: Tensor, weight: Tensor) -> Tensor:
-    return _onednn(x, weight, None)
-
-
-def _mlp(module: Any, x: Tensor, *, blocked: BlockedWeight | None = None) -> Tensor:
-    result: Tensor = module.dropout(module.c_proj(_widened(module, x, blocked=blocked)))
-    return result
-
-
-def _widened(module: Any, x: Tensor, *, blocked: BlockedWeight | None = None) -> Tensor:
-    """What is between GPT-2's two layers, GELU on the first one's results while the processor still has them. Not in
-    training, where they are needed as they were, nor where that layer is adapted."""
-    first, activation = module.c_fc, module.act
-    # PEFT's layer has the weight of the one that it wraps, and something to add to its product.
-    own = type(first) is Conv1D and type(activation) is NewGELUActivation
-    watched = first._forward_hooks or first._forward_pre_hooks
-    if not own or watched or torch.is_grad_enabled() or not _fits(first.weight, x):
-        return _widened_apart(module, x)
-    weight = first.weight.t() if blocked is None else blocked.of(first.weight, rows=len(x))
-    return _onednn(x, weight, first.bias, gelu=True)
-
-
-def _widened_apart(module: Any, x: Tensor) -> Tensor:
-    result: Tensor = module.act(module.c_fc(x))
-    return result
+        return "always"
+    weights = [module.weight for module in model.modules() if type(module) in (nn.Linear, Conv1D)]
+    fit = sum(weight.nbytes for weight in weights) <= free_memory(torch.device("cpu")) // _SHARE_OF_MEMORY
+    return "for few rows" if fit else "never"
 
 
 def _gelu(_: nn.Module, x: Tensor) -> Tensor:

@@ -15,6 +15,8 @@ from evolora.packing import pack
 # Attention within a pack costs its width for each token; beyond half the hidden size that is no longer little beside
 # the products.
 _WIDTH_OF_HIDDEN = 1 / 2
+# torch's attention on a CPU goes by so many positions.
+_EVEN, _HARDLY = 16, 1 / 24
 # Whose attention takes a mask that says who sees whom.
 _MASKED_ATTENTION = ("sdpa", "eager", "evolora")
 
@@ -47,7 +49,7 @@ class PackedPass:
         else:
             packs = [pack(texts, width) for texts in own]
         count = max(len(one.ids) for one in packs)
-        self.width = max(one.ids.shape[1] for one in packs)
+        self.width = _even(max(one.ids.shape[1] for one in packs))
         packs = [one.widened(count, self.width) if one.ids.shape != (count, self.width) else one for one in packs]
 
         def joined(name: str) -> Tensor:
@@ -79,6 +81,12 @@ class PackedPass:
                 use_cache=cache is not None,
             ).logits
         return logits, hidden[0].clone() if keep_features else None
+
+
+def _even(width: int) -> int:
+    """A width at which torch's attention is up to 1.5 times as fast, if that is hardly more."""
+    even = -(-width // _EVEN) * _EVEN
+    return even if even - width <= width * _HARDLY else width
 
 
 @contextmanager

@@ -136,7 +136,7 @@ def generate(
     if seeds is not None:
         uniforms = torch.from_numpy(keyed_uniforms(seeds, max_new_tokens)).to(device)
     ends = torch.tensor(list(eos_token_ids), device=device)
-    page = _Page(n_rows, max_new_tokens, pad_token_id, device)
+    page = _Page(n_rows, pad_token_id, device)
     rows = torch.arange(n_rows, device=device)  # where on the page each row of the batch is written
     written = torch.zeros_like(rows)  # and how many tokens of it
     alive = torch.ones_like(rows, dtype=torch.bool)
@@ -154,18 +154,21 @@ def generate(
                 tokens, log_probs = (
                     x.view_as(uniform) for x in sample(logits.flatten(0, 1), uniform.flatten(), temperature)
                 )
-            ended = torch.isin(tokens, ends)
+            ended = (tokens[..., None] == ends).any(-1)
             good = alive[:, None]
-            if guesses is not None:
+            if guesses is None:
+                token, over = tokens[:, 0], ended[:, 0]
+                written = written + alive
+            else:
                 # A token stands when all before it are those of the draft that it was computed from, and none ended.
                 agreed = ((tokens[:, :-1] == guesses) & ~ended[:, :-1]).cumprod(1).bool()
                 good = good & torch.cat([torch.ones_like(good), agreed], 1) & (places < max_new_tokens)
+                taken = good.sum(1)
+                last = (taken - 1).clamp(min=0)[:, None]
+                token, over = tokens.gather(1, last)[:, 0], ended.gather(1, last)[:, 0]
+                written = written + taken
             page.write(rows, places, good, tokens, log_probs, batch.features)
-            taken = good.sum(1)
-            written = written + taken
-            last = (taken - 1).clamp(min=0)[:, None]
-            token = tokens.gather(1, last)[:, 0]
-            alive = alive & ~ended.gather(1, last)[:, 0] & (written < max_new_tokens)
+            alive = alive & ~over & (written < max_new_tokens)
             if not (left := int(alive.sum())):
                 break
             if guesses is not None:
@@ -192,13 +195,15 @@ def _padded(drafts: Sequence[Sequence[int]] | None, n_rows: int, longest: int, d
 
 
 class _Page:
-    """The completions as they are written, a row each."""
+    """The completions as they are written, a row each; put in order at the end, all at once."""
 
-    def __init__(self, n_rows: int, length: int, pad_token_id: int, device: torch.device) -> None:
-        self.ids = torch.full((n_rows, length), pad_token_id, device=device)
-        self.mask = torch.zeros_like(self.ids, dtype=torch.bool)
-        self.log_probs: Tensor | None = None
-        self.features: Tensor | None = None
+    def __init__(self, n_rows: int, pad_token_id: int, device: torch.device) -> None:
+        self._n_rows = n_rows
+        self._pad = pad_token_id
+        self._device = device
+        self._written: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+        self._log_probs: list[Tensor] = []
+        self._features: list[Tensor] = []
 
     def write(
         self,
@@ -210,27 +215,36 @@ class _Page:
         features: Tensor | None,
     ) -> None:
         """Write the `good` of `tokens` [rows, steps], their log-probabilities and features at their `places`."""
-        at = rows[:, None].expand_as(places)[good], places[good]
-        self.ids[at] = tokens[good]
-        self.mask[at] = True
+        self._written.append(
+            (rows[:, None].expand_as(places).flatten(), places.flatten(), good.flatten(), tokens.flatten())
+        )
         if log_probs is not None:
-            if self.log_probs is None:
-                self.log_probs = log_probs.new_zeros(self.ids.shape)
-            self.log_probs[at] = log_probs[good]
+            self._log_probs.append(log_probs.flatten())
         if features is not None:
-            if self.features is None:
-                self.features = features.new_zeros(*self.ids.shape, features.shape[-1])
-            self.features[at] = features[good]
+            self._features.append(features.flatten(0, 1))
 
     def completions(self) -> Completions:
         """As wide as the longest."""
-        width = int(self.mask.any(0).sum())
-        return Completions(
-            self.ids[:, :width],
-            self.mask[:, :width],
-            None if self.log_probs is None else self.log_probs[:, :width],
-            None if self.features is None else self.features[:, :width],
-        )
+        rows, places, good, tokens = (torch.cat(each) for each in zip(*self._written, strict=True))
+        at = rows[good], places[good]
+        width = int(at[1].max()) + 1
+
+        def page(written: Tensor, blank: Tensor) -> Tensor:
+            blank[at] = written[good]
+            return blank
+
+        shape = self._n_rows, width
+        ids = torch.full(shape, self._pad, device=self._device)
+        mask = torch.zeros(shape, dtype=torch.bool, device=self._device)
+        mask[at] = True
+        log_probs = features = None
+        if self._log_probs:
+            found = torch.cat(self._log_probs)
+            log_probs = page(found, found.new_zeros(shape))
+        if self._features:
+            found = torch.cat(self._features)
+            features = page(found, found.new_zeros(*shape, found.shape[-1]))
+        return Completions(page(tokens, ids), mask, log_probs, features)
 
 
 def completion_log_probs(

@@ -45,7 +45,7 @@ def refused(result: tuple[int, str, str], *fragments: str) -> None:
         (["--refiner", "dpo"], ["--refiner dpo", "'grpo'"]),
         (["--racing", "1.5"], ["--racing 1.5", "less than 1"]),
         (["--racing", "0"], ["--racing 0", "greater than 0"]),
-        (["--products", "mkl"], ["--products mkl", "'auto', 'torch' or 'onednn'"]),
+        (["--products", "mkl"], ["--products mkl", "'auto', 'torch' or 'compiled'"]),
         (["--draft-rows", "-1"], ["--draft-rows -1", "greater than or equal to 0"]),
         (["--refiner", "grpo", "--rollout-samples", "1"], ["--rollout-samples 1", "--refiner grpo", "at least 2"]),
         (["--refiner", "rloo", "--rollout-samples", "1"], ["--rollout-samples 1", "--refiner rloo", "at least 2"]),

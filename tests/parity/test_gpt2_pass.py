@@ -9,16 +9,21 @@ from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, StaticCache
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
 from evolora.cache import make_cache
-from evolora.kernels import use_kernels
+from evolora.kernels import Products, use_kernels
+
+PRODUCTS: list[Products] = ["torch", "compiled"]
 
 
-def pair(**options: Any) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
+def pair(products: Products = "torch", **options: Any) -> tuple[GPT2LMHeadModel, GPT2LMHeadModel]:
     """The same GPT-2 with transformers' layers and with evolora's."""
     torch.manual_seed(0)
     config = GPT2Config(vocab_size=50, n_embd=24, n_layer=3, n_head=4, n_positions=40, initializer_range=0.2, **options)
     plain = GPT2LMHeadModel(config).eval().requires_grad_(False)
+    for parameter in plain.parameters():
+        if parameter.ndim == 1:  # biases and normalisations, which are all the same
+            parameter += 0.2 * torch.randn(parameter.shape)
     ours = copy.deepcopy(plain)
-    use_kernels(ours, "torch")
+    use_kernels(ours, products)
     return plain, ours
 
 
@@ -50,9 +55,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("products", PRODUCTS)
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_a_pass_and_its_gradient(variant: str, left_to_transformers: list[str]) -> None:
-    plain, ours = pair(**VARIANTS[variant])
+def test_a_pass_and_its_gradient(variant: str, products: Products, left_to_transformers: list[str]) -> None:
+    plain, ours = pair(products, **VARIANTS[variant])
     batch = text()
     seen = batch["attention_mask"].bool()
     found, expected = (model(**batch, use_cache=False).logits for model in (ours, plain))
@@ -66,9 +72,11 @@ def test_a_pass_and_its_gradient(variant: str, left_to_transformers: list[str]) 
     torch.testing.assert_close(gradients[0], gradients[1], atol=1e-4 * float(gradients[1].abs().max()), rtol=1e-3)
 
 
+@pytest.mark.parametrize("products", PRODUCTS)
 @pytest.mark.parametrize("kind", ["roomy", "dynamic", "static"])
-def test_token_after_token(kind: str, left_to_transformers: list[str]) -> None:
-    plain, ours = pair()
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_token_after_token(variant: str, kind: str, products: Products, left_to_transformers: list[str]) -> None:
+    plain, ours = pair(products, **VARIANTS[variant])
     batch = text(length=12)
 
     def decode(model: GPT2LMHeadModel) -> torch.Tensor:
@@ -90,8 +98,9 @@ def test_token_after_token(kind: str, left_to_transformers: list[str]) -> None:
     torch.testing.assert_close(found, decode(plain), atol=1e-5, rtol=1e-4)
 
 
-def test_a_mask_that_says_who_sees_whom() -> None:
-    plain, ours = pair()
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_a_mask_that_says_who_sees_whom(products: Products) -> None:
+    plain, ours = pair(products)
     batch = text(3, 9)
     blocked = torch.rand(3, 1, 9, 9, generator=torch.Generator().manual_seed(2)) < 0.4
     blocked[..., torch.arange(9), torch.arange(9)] = False
@@ -109,9 +118,12 @@ CASES: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.parametrize("products", PRODUCTS)
 @pytest.mark.parametrize("case", CASES)
-def test_what_it_does_not_know_is_left_to_transformers(case: str, left_to_transformers: list[str]) -> None:
-    plain, ours = pair()
+def test_what_it_does_not_know_is_left_to_transformers(
+    case: str, products: Products, left_to_transformers: list[str]
+) -> None:
+    plain, ours = pair(products)
     arguments = {"use_cache": False, **text(), **CASES[case]}
     arguments = {name: value for name, value in arguments.items() if value is not None}
     found, expected = ours(**arguments), plain(**arguments)
@@ -123,7 +135,7 @@ def test_what_it_does_not_know_is_left_to_transformers(case: str, left_to_transf
 
 
 def test_training_has_the_models_own_dropout(left_to_transformers: list[str]) -> None:
-    _, ours = pair(attn_pdrop=0.3)
+    _, ours = pair("compiled", attn_pdrop=0.3)
     ours.train()
     assert not torch.equal(ours(**text(), use_cache=False).logits, ours(**text(), use_cache=False).logits)
     assert len(left_to_transformers) == 2

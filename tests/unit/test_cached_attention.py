@@ -106,13 +106,13 @@ def test_threads_share_the_rows(count: int, threads: None, monkeypatch: pytest.M
     torch.set_num_threads(1)
     alone = attend(query, keys, values, torch.zeros(1, 1, 20), 0.25)
     parts: list[tuple[int, int]] = []
-    own = cached_attention._attend_rows
+    own = cached_attention.attend_rows
 
     def noted(*arguments: Any) -> None:
         parts.append(arguments[-2:])
         own(*arguments)
 
-    monkeypatch.setattr(cached_attention, "_attend_rows", noted)
+    monkeypatch.setattr(cached_attention, "attend_rows", noted)
     torch.set_num_threads(count)
     assert torch.equal(attend(query, keys, values, torch.zeros(1, 1, 20), 0.25), alone)
     edges = [7 * i // count for i in range(count + 1)]

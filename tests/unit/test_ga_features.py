@@ -421,7 +421,7 @@ def test_a_distilled_genome_writes_what_it_was_taught(tiny: tuple[PopulationMode
         model, tokenizer, RewardScorer(lambda completions: [0.0] * len(completions)), max_new_tokens=6
     )
     before = evaluator.evaluate(genome[None], examples).completions[0]
-    taught = Distiller(model, tokenizer, steps=60, lr=1e-2)(genome, examples, ids)
+    taught = Distiller(model, tokenizer, steps=60, lr=1e-3)(genome, examples, ids)
     assert evaluator.evaluate(taught.genome[None], examples).completions[0] == ["dog'.", " 12"] != before
     assert taught.loss_after < 0.1 * taught.loss_before
     texts = [

@@ -5,14 +5,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from evolora import gpt2_step
+from evolora import frozen_product, gpt2_step
 from evolora.cache import RoomyCache, RoomyLayer, make_cache, unpacked
 from evolora.gpt2_step import Gpt2Step
-from evolora.kernels import Products, onednn_works, use_kernels
+from evolora.kernels import Products, use_kernels
 from evolora.model import BaseModel, load_base, lora_config, lora_layout
 from evolora.population_model import PopulationModel
 from evolora.rollout import encode, generate
@@ -20,13 +21,32 @@ from evolora.rollout import encode, generate
 Folder = Callable[[str], Path]
 Hooks = Callable[[Any], None]
 
-PRODUCTS = ["torch", *(["onednn"] if onednn_works() else [])]
+PRODUCTS: list[Products] = ["torch", "compiled"]
+# Threads, and the rows that one has at least where it takes them through a whole layer.
+SHARES = {"one thread": (1, 8), "threads of rows": (2, 1), "threads of products": (2, 1000)}
 PROMPTS = ["The sum of 4 and 3 is", "Yes,", "No", "The English word for 'chat' is '"]
 
 
+@pytest.fixture(params=PRODUCTS)
+def products(request: pytest.FixtureRequest) -> Products:
+    chosen: Products = request.param
+    return chosen
+
+
+def loaded(model_folder: Folder, products: Products) -> BaseModel:
+    """With biases and normalisations that are not all the same."""
+    base = load_base(str(model_folder("gpt2")))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in base.model.parameters():
+        if parameter.ndim == 1:
+            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+    use_kernels(base.model, products)
+    return base
+
+
 @pytest.fixture
-def base(model_folder: Folder) -> BaseModel:
-    return load_base(str(model_folder("gpt2")))
+def base(model_folder: Folder, products: Products) -> BaseModel:
+    return loaded(model_folder, products)
 
 
 @pytest.fixture
@@ -35,16 +55,39 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     made: list[int] = []
     run = Gpt2Step.run
 
-    def counted(self: Gpt2Step, hidden: Tensor, mask: Tensor, cache: RoomyCache) -> Tensor:
-        made.append(len(hidden))
-        return run(self, hidden, mask, cache)
+    def counted(self: Gpt2Step, tokens: Tensor, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        made.append(len(tokens))
+        return run(self, tokens, positions, mask)
 
     monkeypatch.setattr(Gpt2Step, "run", counted)
     yield made
 
 
-def population(base: BaseModel, n: int, targets: tuple[str, ...] = ("c_attn", "c_proj")) -> tuple[Any, Tensor]:
-    layout, _ = lora_layout(base.model, lora_config(base.model, target_modules=targets), seed=0)
+@pytest.fixture
+def layers(monkeypatch: pytest.MonkeyPatch) -> set[str]:
+    """How the layers of those steps were made: whole or by product."""
+    ways: set[str] = set()
+    for place, name, way in ((gpt2_step, "_layer_rows", "whole"), (Gpt2Step, "_by_product", "by_product")):
+        own = getattr(place, name)
+
+        def noted(*arguments: Any, way: str = way, own: Any = own) -> None:
+            ways.add(way)
+            own(*arguments)
+
+        monkeypatch.setattr(place, name, noted)
+    return ways
+
+
+def share(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    threads, least_rows = SHARES[name]
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(gpt2_step, "_LEAST_ROWS", least_rows)
+    for module in (gpt2_step, frozen_product):
+        monkeypatch.setattr(module, "_LEAST_A_THREAD", 1)
+
+
+def population(base: BaseModel, n: int, targets: list[str] | None = None) -> tuple[Any, Tensor]:
+    layout, _ = lora_layout(base.model, lora_config(base.model, target_modules=targets or ["c_attn", "c_proj"]), seed=0)
     genomes = torch.randn(n, layout.genome_length, generator=torch.Generator().manual_seed(0)) * 0.1
     return PopulationModel(base.model, layout, dropout=0.5), genomes
 
@@ -59,20 +102,18 @@ def hidden_states(base: BaseModel, prompts: list[str], ends: list[int], **option
     return found.ids, found.features
 
 
-@pytest.mark.parametrize("products", PRODUCTS)
-@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("shared", SHARES)
 @pytest.mark.parametrize("individuals", [0, 1, 3])
 def test_it_computes_what_the_layers_do(
     base: BaseModel,
     steps: list[int],
+    layers: set[str],
     products: Products,
-    threads: int,
+    shared: str,
     individuals: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    use_kernels(base.model, products)
-    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
-    monkeypatch.setattr(gpt2_step, "_LEAST_A_THREAD", 1)
+    share(monkeypatch, shared)
     prompts = PROMPTS * max(1, individuals)
     population_model, genomes = population(base, max(1, individuals))
 
@@ -84,14 +125,103 @@ def test_it_computes_what_the_layers_do(
 
     ids, features = run()
     assert steps == [len(prompts)] * 7
+    assert layers == {"by_product" if products == "torch" or shared == "threads of products" else "whole"}
     with monkeypatch.context() as patched:
-        patched.setattr("evolora.gpt2_pass.gpt2_step", lambda *_: None)
+        patched.setattr(Gpt2Step, "of", lambda *_: None)
         by_layers = run()
     without_cache = run(use_cache=False)
     assert steps == [len(prompts)] * 7
     for expected in (by_layers, without_cache):
         assert torch.equal(ids, expected[0])
         torch.testing.assert_close(features, expected[1], atol=2e-5, rtol=1e-4)
+
+
+def test_each_product_and_whole_layers_write_the_same_in_any_number_of_threads(
+    model_folder: Folder, layers: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = loaded(model_folder, "compiled")
+    population_model, genomes = population(base, 3)
+    found = {}
+    for name in SHARES:
+        share(monkeypatch, name)
+        with population_model.adapted(genomes):
+            found[name] = hidden_states(base, PROMPTS * 3, [-1])
+    assert layers == {"whole", "by_product"}
+    alone = found["one thread"]
+    for ids, features in found.values():
+        assert torch.equal(ids, alone[0]) and torch.equal(features, alone[1])
+
+
+@pytest.mark.parametrize(("rows", "way"), [(15, "by_product"), (16, "whole")])
+def test_threads_take_rows_through_whole_layers_where_each_has_some(
+    model_folder: Folder, layers: set[str], rows: int, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = loaded(model_folder, "compiled")
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    hidden_states(base, (PROMPTS * 4)[:rows], [-1])
+    assert layers == {way}
+
+
+def test_a_thread_touches_its_own_rows_alone(model_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
+    base = loaded(model_folder, "compiled")
+    checked: list[int] = []
+
+    def in_parts(function: Any, arguments: Any, rows: int, threads: int) -> None:
+        room, results = [arguments[9][i] for i in (0, 1, 4, 5, 7)], arguments[10:12]
+        for array in room:
+            array.fill(1)
+        for first, last in ((2, 3), (0, 2), (3, rows)):
+            before = [array.copy() for array in (*room, *results)]
+            function(*arguments, first, last)
+            for array, was in zip((*room, *results), before, strict=True):
+                others = [row for row in range(rows) if not first <= row < last]
+                np.testing.assert_array_equal(array[others], was[others])
+                assert (array[first:last] != was[first:last]).any()
+            checked.append(last - first)
+
+    expected = hidden_states(base, PROMPTS, [-1])
+    monkeypatch.setattr(gpt2_step, "run_rows", in_parts)
+    found = hidden_states(base, PROMPTS, [-1])
+    assert len(checked) == 3 * 7 * 2
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def test_one_layer_without_panels_goes_by_product(base: BaseModel, steps: list[int], layers: set[str]) -> None:
+    own = vars(base.model.transformer.h[1].mlp.c_proj)
+    own.pop("forward", None)
+    ids, features = hidden_states(base, PROMPTS, [-1])
+    assert steps and layers == {"by_product"}
+    expected_ids, expected = hidden_states(base, PROMPTS, [-1], use_cache=False)
+    assert torch.equal(ids, expected_ids)
+    torch.testing.assert_close(features, expected, atol=2e-5, rtol=1e-4)
+
+
+def test_a_large_models_layers_are_whole_from_the_step_that_has_their_panels(
+    model_folder: Folder, layers: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("evolora.kernels.is_small", lambda _: False)
+    monkeypatch.setattr(frozen_product, "_LEAST_PRODUCTS", 4)
+    base = loaded(model_folder, "compiled")
+    first = hidden_states(base, PROMPTS, [-1])
+    assert layers == {"whole", "by_product"}
+    layers.clear()
+    second = hidden_states(base, PROMPTS, [-1])
+    assert layers == {"whole"}
+    assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
+
+
+def test_a_weight_that_changes_between_batches_counts(base: BaseModel, steps: list[int]) -> None:
+    before, _ = hidden_states(base, PROMPTS, [-1])
+    for block in base.model.transformer.h:
+        for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
+            layer.weight.data += 0.1 * layer.weight.data.flip(0)
+    steps.clear()
+    ids, features = hidden_states(base, PROMPTS, [-1])
+    assert steps and not torch.equal(ids, before)
+    use_kernels(base.model, "torch")
+    expected_ids, expected = hidden_states(base, PROMPTS, [-1], use_cache=False)
+    assert torch.equal(ids, expected_ids)
+    torch.testing.assert_close(features, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_rows_that_leave_keep_their_own_adapters(base: BaseModel, steps: list[int]) -> None:
@@ -153,14 +283,12 @@ def test_what_else_has_a_part_keeps_it(base: BaseModel, steps: list[int], change
 
 
 def test_an_adapter_before_the_activation_comes_before_it(base: BaseModel, steps: list[int]) -> None:
-    population_model, genomes = population(base, 2, ("c_fc",))
+    population_model, genomes = population(base, 2, ["c_fc"])
     with population_model.adapted(genomes):
         ids, features = hidden_states(base, PROMPTS * 2, [-1])
         expected_ids, expected = hidden_states(base, PROMPTS * 2, [-1], use_cache=False)
-    assert not steps and torch.equal(ids, expected_ids)
+    assert steps and torch.equal(ids, expected_ids)
     torch.testing.assert_close(features, expected, atol=2e-5, rtol=1e-4)
-    hidden_states(base, PROMPTS, [-1])
-    assert steps, "without an individual on it, the hook does nothing"
 
 
 def test_dropout_genomes_out_of_order_and_two_populations_are_left_to_the_layers(
@@ -193,6 +321,18 @@ def test_a_reduced_precision_is_left_to_the_layers(base: BaseModel, steps: list[
     base.model.to(torch.bfloat16)
     hidden_states(base, PROMPTS, [-1])
     assert not steps
+
+
+def test_a_model_made_for_inference(model_folder: Folder, products: Products) -> None:
+    own = loaded(model_folder, products)
+    with torch.inference_mode():
+        base = BaseModel(copy.deepcopy(own.model), own.tokenizer, own.path)
+        use_kernels(base.model, products)
+        ids, features = hidden_states(base, PROMPTS, [-1])
+        expected_ids, expected = hidden_states(base, PROMPTS, [-1], use_cache=False)
+    assert base.model.transformer.h[0].mlp.c_fc.weight.is_inference()
+    assert torch.equal(ids, expected_ids)
+    torch.testing.assert_close(features, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_a_copy_of_the_model_steps_through_its_own_layers(base: BaseModel, steps: list[int]) -> None:

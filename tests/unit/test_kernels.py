@@ -5,27 +5,25 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import llvmlite.binding as llvm
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, PreTrainedModel
+from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import NewGELUActivation
-from transformers.models.gpt2.modeling_gpt2 import GPT2MLP
-from transformers.pytorch_utils import Conv1D
 
 from evolora import cached_attention, gpt2_step
 from evolora.compiled_adapter import Adapter
+from evolora.frozen_product import FrozenProduct
 from evolora.kernels import (
+    Products,
     _attention,
     _attention_mask,
     _gelu,
     _in_memory,
-    _linear,
-    _mlp,
     _processor_maker,
     fastest_products,
-    onednn_works,
     use_kernels,
 )
 from evolora.model import load_base
@@ -33,49 +31,11 @@ from evolora.rollout import encode, generate
 
 Folder = Callable[[str], Path]
 
-needs_onednn = pytest.mark.skipif(not onednn_works(), reason="this torch has no oneDNN product of plain tensors")
+PRODUCTS: list[Products] = ["torch", "compiled"]
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@needs_onednn
-@pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
-@pytest.mark.parametrize("shape", [(3, 24), (2, 5, 24), (1, 1, 24), (40, 7, 24)])
-def test_products_and_their_gradients(kind: type[nn.Module], shape: tuple[int, ...]) -> None:
-    layer = nn.Linear(24, 17) if kind is nn.Linear else Conv1D(17, 24)
-    layer.requires_grad_(False)
-    layer.weight.copy_(drawn(*layer.weight.shape))
-    layer.bias.copy_(drawn(17, seed=1))
-    x = drawn(*shape, seed=2)
-    expected_x, found_x = x.clone().requires_grad_(), x.clone().requires_grad_()
-    expected, found = layer(expected_x), _linear(layer, found_x)
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
-    with torch.no_grad():
-        torch.testing.assert_close(_linear(layer, x), expected, atol=1e-5, rtol=1e-5)
-    gradient = drawn(*shape[:-1], 17, seed=3)
-    expected.backward(gradient)
-    found.backward(gradient)
-    assert found_x.grad is not None
-    torch.testing.assert_close(found_x.grad, expected_x.grad, atol=1e-5, rtol=1e-5)
-
-
-@needs_onednn
-def test_a_weight_that_is_trained_keeps_its_gradient() -> None:
-    layer = nn.Linear(8, 8)
-    x = drawn(4, 8)
-    expected = torch.autograd.grad(layer(x).square().sum(), layer.weight)[0]
-    found = torch.autograd.grad(_linear(layer, x).square().sum(), layer.weight)[0]
-    torch.testing.assert_close(found, expected)
-
-
-@needs_onednn
-@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
-def test_other_precisions_are_left_alone(dtype: torch.dtype) -> None:
-    layer = nn.Linear(8, 8).requires_grad_(False).to(dtype)
-    x = drawn(4, 8).to(dtype)
-    assert torch.equal(_linear(layer, x), layer(x))
 
 
 def test_gelu() -> None:
@@ -86,31 +46,34 @@ def test_gelu() -> None:
     torch.testing.assert_close(torch.autograd.grad(_gelu(module, x).sum(), x)[0], expected, atol=1e-5, rtol=1e-5)
 
 
-@needs_onednn
-def test_gelu_within_the_product_before_it_and_where_something_stands_between() -> None:
-    module = GPT2MLP(48, GPT2Config(n_embd=16)).eval().requires_grad_(False)
-    x = drawn(3, 2, 16)
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_what_stands_between_a_product_and_gelu_is_heard(products: Products, model_folder: Folder) -> None:
+    plain = AutoModelForCausalLM.from_pretrained(model_folder("gpt2")).eval().requires_grad_(False)
+    model = copy.deepcopy(plain)
+    use_kernels(model, products)
+    embedded = drawn(2, 5, 32).requires_grad_()
+
+    def logits_and_gradient(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
+        logits = model(inputs_embeds=embedded).logits
+        return logits, torch.autograd.grad(logits.square().mean(), embedded)[0]
+
+    before, _ = logits_and_gradient(model)
     passes: list[str] = []
-    module.act.register_forward_hook(lambda *_: passes.append("gelu"))
-    with torch.no_grad():
-        expected = module(x)
-        module.act._forward_hooks.clear()
-        torch.testing.assert_close(_mlp(module, x), expected, atol=1e-6, rtol=1e-5)
-        assert passes == ["gelu"]
-        # An adapted layer adds to its product before GELU comes.
-        module.c_fc.register_forward_hook(lambda _, __, output: output + 1)
-        adapted = _mlp(module, x)
-        assert torch.equal(adapted, module(x)) and not torch.allclose(adapted, expected)
-    module.c_fc._forward_hooks.clear()
-    x.requires_grad_()
-    found, plain = (torch.autograd.grad(pass_(x).square().sum(), x)[0] for pass_ in (lambda x: _mlp(module, x), module))
-    torch.testing.assert_close(found, plain)
+    for each in (model, plain):
+        mlp = each.transformer.h[0].mlp
+        mlp.c_fc.register_forward_hook(lambda _, __, output: output + 1)
+        mlp.act.register_forward_hook(lambda *_: passes.append("gelu"))
+    for found, expected in zip(logits_and_gradient(model), logits_and_gradient(plain), strict=True):
+        torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+    assert passes == ["gelu", "gelu"]
+    assert not torch.allclose(logits_and_gradient(model)[0], before, atol=1e-2)
 
 
-@needs_onednn
+@pytest.mark.parametrize("products", PRODUCTS)
 @torch.no_grad()
-def test_peft_around_the_layer_before_gelu_is_heard(model_folder: Folder) -> None:
+def test_peft_around_the_layer_before_gelu_is_heard(products: Products, model_folder: Folder) -> None:
     base = load_base(str(model_folder("gpt2")))
+    use_kernels(base.model, products)
     lora = LoraConfig(target_modules=["c_fc"], fan_in_fan_out=True, init_lora_weights=False)
     tokens = torch.arange(12).view(2, 6)
     plain = AutoModelForCausalLM.from_pretrained(str(model_folder("gpt2")))
@@ -144,20 +107,28 @@ def test_which_states_lie_in_the_order_of_the_cache() -> None:
     assert [name for name, states in others.items() if _in_memory(states) is not None] == []
 
 
+@pytest.mark.parametrize("products", PRODUCTS)
 @pytest.mark.parametrize("architecture", ["gpt2", "llama", "neox"])
 def test_decoding_attends_to_the_cache_by_the_compiled_pass(
-    architecture: str, model_folder: Folder, monkeypatch: pytest.MonkeyPatch
+    architecture: str, products: Products, model_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = load_base(str(model_folder(architecture)))
+    use_kernels(base.model, products)
     passes: list[tuple[int, ...]] = []
-    own = cached_attention.attend_arrays
+    own, whole = cached_attention.attend_arrays, gpt2_step._layer_rows
 
     def counted(adapter: Adapter, x: Any, states: Any, *others: Any, append: int) -> None:
         passes.append(states.shape[:2])
         own(adapter, x, states, *others, append=append)
 
+    def counted_layer(*arguments: Any) -> None:
+        first, last = arguments[-2:]
+        passes.append((last - first, 1))
+        whole(*arguments)
+
     for module in (cached_attention, gpt2_step):
         monkeypatch.setattr(module, "attend_arrays", counted)
+    monkeypatch.setattr(gpt2_step, "_layer_rows", counted_layer)
     prompts = encode(base.tokenizer, ["The sum of 4 and 3 is", "Yes,", "No"], "cpu")
     generate(base.model, prompts, max_new_tokens=5, eos_token_ids=[-1], pad_token_id=0)
     assert passes.count((3, 1)) == 4 * base.model.config.num_hidden_layers
@@ -168,7 +139,7 @@ def test_decoding_attends_to_the_cache_by_the_compiled_pass(
 @pytest.mark.parametrize("scaling", [None, 0.3])
 def test_attention(key_heads: int, asked: int, positions: int, scaling: float | None) -> None:
     rows, heads, size = 3, 6, 8
-    module = nn.Module()
+    module: Any = nn.Module()
     module.num_key_value_groups = heads // key_heads
     query = drawn(rows, heads, asked, size).requires_grad_()
     key = drawn(rows, key_heads, positions, size, seed=1).requires_grad_()
@@ -204,7 +175,7 @@ def test_without_a_mask_one_query_sees_all_and_several_are_causal() -> None:
 
 def test_masks_are_additive_where_products_add_them() -> None:
     padding = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]).bool()
-    options = {"batch_size": 2, "q_length": 1, "kv_length": 4, "q_offset": 3, "attention_mask": padding}
+    options: dict[str, Any] = {"batch_size": 2, "q_length": 1, "kv_length": 4, "q_offset": 3, "attention_mask": padding}
     small = _attention_mask(**options)
     assert small is not None and small.dtype == torch.float32
     assert (small.squeeze() == 0).tolist() == padding.tolist() and small.isfinite().all()
@@ -221,14 +192,12 @@ def logits_of(model: PreTrainedModel) -> torch.Tensor:
     return logits[mask.bool()]
 
 
-@pytest.mark.parametrize("products", ["torch", "onednn"])
-def test_a_model_computes_the_same(architecture: str, products: str, model_folder: Folder, tmp_path: Path) -> None:
-    if products == "onednn" and not onednn_works():
-        pytest.skip("this torch has no oneDNN product of plain tensors")
+@pytest.mark.parametrize("products", PRODUCTS)
+def test_a_model_computes_the_same(architecture: str, products: Products, model_folder: Folder, tmp_path: Path) -> None:
     folder = model_folder(architecture)
     plain = AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
     model = AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
-    use_kernels(model, products)  # type: ignore[arg-type]
+    use_kernels(model, products)
     expected = logits_of(plain)
     torch.testing.assert_close(logits_of(model), expected, atol=1e-5, rtol=1e-5)
     # A copy has kernels of its own: those of its own weights.
@@ -244,22 +213,37 @@ def test_a_model_computes_the_same(architecture: str, products: str, model_folde
     assert torch.equal(logits_of(again), expected)
 
 
+def frozen_products(model: nn.Module) -> int:
+    return sum(isinstance(vars(module).get("forward"), FrozenProduct) for module in model.modules())
+
+
+def test_a_later_call_changes_the_products(architecture: str, model_folder: Folder) -> None:
+    model = AutoModelForCausalLM.from_pretrained(model_folder(architecture)).eval().requires_grad_(False)
+    results, counts = [], []
+    for products in ("torch", "compiled", "torch", "compiled"):
+        use_kernels(model, products)
+        results.append(logits_of(model))
+        counts.append(frozen_products(model))
+    assert counts[0] == counts[2] == 0 and counts[1] == counts[3] > 4
+    assert torch.equal(results[0], results[2]) and torch.equal(results[1], results[3])
+
+
 @pytest.mark.parametrize(
-    ("maker", "works", "mkl", "expected"),
+    ("maker", "features", "expected"),
     [
-        ("GenuineIntel", True, True, "torch"),
-        ("AuthenticAMD", True, True, "onednn"),
-        ("AuthenticAMD", False, True, "torch"),
-        ("AuthenticAMD", True, False, "torch"),
-        ("", True, True, "torch"),
+        ("AuthenticAMD", {"fma": True}, "compiled"),
+        ("HygonGenuine", {"fma": True, "avx512f": True}, "compiled"),
+        ("AuthenticAMD", {"fma": False}, "torch"),
+        ("AuthenticAMD", {}, "torch"),
+        ("GenuineIntel", {"fma": True, "avx512f": True}, "torch"),
+        ("", {"fma": True}, "torch"),
     ],
 )
 def test_the_processor_and_not_the_moment_decides_whose_products(
-    maker: str, works: bool, mkl: bool, expected: str, monkeypatch: pytest.MonkeyPatch
+    maker: str, features: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("evolora.kernels._processor_maker", lambda: maker)
-    monkeypatch.setattr("evolora.kernels.onednn_works", lambda: works)
-    monkeypatch.setattr("torch.backends.mkl.is_available", lambda: mkl)
+    monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: features)
     assert fastest_products() == expected
 
 
