@@ -1,8 +1,10 @@
 """Functions compiled by numba, over the rows of a batch."""
 
 import functools
+import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -40,11 +42,27 @@ def compiled(**options: Any) -> Callable[[Any], Any]:
 
     def decorate(function: Any) -> Any:
         try:
-            return njit(nogil=True, cache=True, **options)(function)
+            kept = njit(nogil=True, cache=True, **options)(function)
         except RuntimeError:  # neither the package's folder nor the user's cache can be written
             return njit(nogil=True, **options)(function)
+        # numba takes what it kept for valid as long as the function's own file is as it was: but functions of other
+        # files have become a part of it.
+        files = kept._cache._cache_file
+        files._source_stamp = files._source_stamp, _all_sources()
+        return kept
 
     return decorate
+
+
+@functools.cache
+def _all_sources() -> str:
+    """Changes with any of the modules that have compiled functions."""
+    digest = hashlib.sha256()
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        source = path.read_bytes()
+        if b"@compiled(" in source or path.name == "microkernel.py":
+            digest.update(source)
+    return digest.hexdigest()
 
 
 @compiled(error_model="numpy")

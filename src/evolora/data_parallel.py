@@ -16,6 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evolora.calibration import is_small
 from evolora.population_model import PopulationModel
 from evolora.rng import keyed_seed
 from evolora.rollout import Completions, PromptBatch, completion_log_probs, generate, select_rows
@@ -24,6 +25,9 @@ from evolora.rollout import Completions, PromptBatch, completion_log_probs, gene
 # share, outweighs what is gained, and each part reads the weights for itself.
 LEAST_ROWS_DECODED = 32
 LEAST_ROWS_SCORED = 8
+# Rows of a large model that a part has at most: more are no faster, and the keys and values of those that are decoded
+# later need no memory yet.
+MOST_ROWS_DECODED = 48
 
 
 @dataclass(frozen=True)
@@ -66,9 +70,12 @@ def population_generate(
     **options: Any,
 ) -> Completions:
     """`generate` for `genomes` [n, genome_length] on n * m prompts, one individual's after another's, or without
-    genomes for the base model; in up to `population_model.threads` parts at once."""
+    genomes for the base model; in up to `population_model.threads` parts at once, of a large model's rows in more parts
+    that wait for their turn."""
     individuals = 1 if genomes is None else len(genomes)
     count = _parts(population_model, len(prompts.ids), LEAST_ROWS_DECODED)
+    if count > 1 and not is_small(population_model.model):
+        count *= math.ceil(len(prompts.ids) / (count * MOST_ROWS_DECODED))
     if count == 1:
         with _adapted(population_model, genomes):
             return generate(

@@ -13,11 +13,11 @@ from transformers.pytorch_utils import Conv1D
 from evolora.compiled import in_float32, run_rows
 from evolora.panels import Floats, arranged, multiply_plain, multiply_rows, panels_of
 
-# Panels are a second copy of a large model's weights. Products of up to so many rows, as when tokens are decoded, are
-# worth them; products of many, as when texts are read, drop them, since that memory may be needed for keys and values,
-# and arranging each panel when its turn comes is little beside them. Between the two they are used if they are there.
-MOST_ROWS = 160
-_DROPPED_FROM = 1024
+# Panels are a second copy of a large model's weights. Batches of up to so many rows, or packs, are worth them; those of
+# more drop them, since that memory may be needed for their keys and values. Two limits, so that a batch near one does
+# not arrange them at each step.
+MOST_ROWS = 96
+_DROPPED_FROM = 128
 # Arranging the panels takes as long as about so many products gain by them.
 _LEAST_PRODUCTS = 8
 # Multiplications, for less of which another thread is not worth its call.
@@ -162,7 +162,7 @@ def _product(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, k
     added = torch.zeros(columns) if bias is None else bias.detach().contiguous()
     inputs, outputs = x.detach().contiguous().view(rows, depth).numpy(), result.view(rows, columns).numpy()
     threads = min(torch.get_num_threads(), rows * weight.numel() // _LEAST_A_THREAD)
-    panels = kept.of(weight, rows=rows)
+    panels = kept.of(weight, rows=len(x))
     if panels is None:
         arguments = inputs, weight.detach().numpy(), transposed, added.numpy(), outputs
         run_rows(multiply_plain, arguments, panels_of(columns), threads)

@@ -20,7 +20,7 @@ from evolora.population_model import PopulationModel
 from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner
 from evolora.rewards import RewardScorer
 from evolora.rng import keyed_generator
-from evolora.rollout import Completions, PromptBatch
+from evolora.rollout import Completions, PromptBatch, generate
 from evolora.task import Example
 
 Folder = Callable[[str], Path]
@@ -141,6 +141,28 @@ def test_parts_write_what_the_batch_writes(
         if wanted is not None:
             assert got is not None
             torch.testing.assert_close(got[expected.mask], wanted[expected.mask], atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_a_large_models_rows_come_in_more_parts_than_threads(
+    loaded: tuple[PopulationModel, GenomeLayout], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    population_model, layout = loaded
+    genomes, prompts = genomes_for(layout, 4), prompts_for(4, 5)
+    expected = complete(population_model, 1, genomes, prompts)
+    monkeypatch.setattr(data_parallel, "is_small", lambda _: False)
+    monkeypatch.setattr(data_parallel, "MOST_ROWS_DECODED", 3)
+    parts: list[tuple[int, int]] = []
+
+    def noted(model: object, rows: PromptBatch, **options: object) -> Completions:
+        parts.append((threading.get_ident(), len(rows.ids)))
+        return generate(model, rows, **options)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(data_parallel, "generate", noted)
+    found = complete(population_model, 2, genomes, prompts)
+    assert torch.equal(found.ids, expected.ids)
+    assert len(parts) == 5 and max(rows for _, rows in parts) == 4, "a row of each individual"
+    assert len({thread for thread, _ in parts}) <= 2
 
 
 @shapes

@@ -1,6 +1,11 @@
 """What the compiled functions share."""
 
+import os
+import shutil
+import subprocess
+import sys
 import threading
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,6 +15,32 @@ from hypothesis import strategies as st
 
 import evolora.compiled as module
 from evolora.compiled import compiled, exponentials, highest, run_rows
+
+SHOW = "import torch; from evolora.gelu import gelu; print(float(gelu(torch.tensor([-1.0]))))"
+
+
+def test_what_is_kept_on_disk_is_not_used_once_another_module_has_changed(tmp_path: Path) -> None:
+    package = tmp_path / "evolora"
+    shutil.copytree(Path(module.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
+
+    def shown() -> float:
+        found = subprocess.run(
+            [sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True
+        )
+        return float(found.stdout)
+
+    assert shown() == pytest.approx(-0.158808, abs=1e-5)
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.nbc")}
+    assert files and shown() == pytest.approx(-0.158808, abs=1e-5)
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.nbc")} == files, (
+        "nothing is compiled"
+    )
+    shared = package / "compiled.py"
+    old, new = "result[i] *= as_float[i]", "result[i] *= as_float[i] * np.float32(2)"
+    assert old in shared.read_text()
+    shared.write_text(shared.read_text().replace(old, new))
+    assert shown() < -0.2
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 3.0])
