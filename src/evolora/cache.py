@@ -1,6 +1,6 @@
 """The keys and values of a batch, in memory with room to grow, whose finished rows can leave."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -10,6 +10,9 @@ from transformers.cache_utils import Cache, DynamicLayer
 from evolora.cached_attention import extend
 from evolora.compiled import compiled, run_rows, takes
 
+if TYPE_CHECKING:
+    from evolora.gpt2_tape import Tape
+
 # Entries to copy, for less of which another thread is not worth its call.
 _LEAST_A_THREAD = 1_000_000
 
@@ -18,6 +21,7 @@ class RoomyCache(Cache):  # type: ignore[misc]
     """A cache whose layers all have room."""
 
     layers: "list[RoomyLayer]"
+    tape: "Tape | None" = None  # where what the gradient needs is to be written, too
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]
@@ -108,7 +112,7 @@ def keeps_all(cache: Cache) -> bool:
     return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
 
 
-def unpacked(cache: Cache, index: Tensor, *, capacity: int) -> Cache:
+def unpacked(cache: Cache, index: Tensor, *, capacity: int) -> RoomyCache:
     """A cache of rows, from one of packs: position p of row r is what stands at `index` [rows, length] in the flattened
     packs [packs * width]."""
     layers = []

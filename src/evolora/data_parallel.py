@@ -7,7 +7,7 @@ many times slower as soon as anything else runs. Parts wait for each other once 
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evolora.calibration import is_small
+from evolora.gpt2_tape import Tape
 from evolora.population_model import PopulationModel
 from evolora.rng import keyed_seed
 from evolora.rollout import Completions, PromptBatch, completion_log_probs, generate, select_rows
@@ -97,7 +98,11 @@ def population_generate(
 
     found = population_model.side_by_side(complete, len(parts))
     longest = max(one.ids.shape[1] for one in found)
-    return select_rows(_stacked([_widened(one, longest, pad_token_id) for one in found]), _order(parts))
+    completions = select_rows(_stacked([_widened(one, longest, pad_token_id) for one in found]), _order(parts))
+    tapes = [
+        tape.of_part(part.individuals, part.rows) for part, one in zip(parts, found, strict=True) for tape in one.tapes
+    ]
+    return replace(completions, tapes=tuple(tapes) if len(tapes) == len(parts) else ())
 
 
 def population_log_probs(
@@ -109,13 +114,15 @@ def population_log_probs(
     temperature: float,
     entropy_gradient: bool = True,
     dropout_seed: int | None = None,
+    tapes: Sequence[Tape] = (),
 ) -> tuple[Tensor, Tensor]:
     """`completion_log_probs` for `genomes` [n, genome_length] on n * m rows, one individual's after another's, or
     without genomes for the base model. Differentiable in `genomes`; with the adapters' dropout where that has a seed.
-    The pass, and that backwards, is made in up to `population_model.threads` parts at once."""
+    The pass, and that backwards, is made in up to `population_model.threads` parts at once; or by the `tapes` of the
+    completions, if these genomes decoded them, without a pass forwards: each can be used once."""
     individuals = 1 if genomes is None else len(genomes)
     count = _parts(population_model, len(prompts.ids), LEAST_ROWS_SCORED)
-    if count == 1:
+    if count == 1 and not tapes:
         with _adapted(population_model, genomes, dropout_seed):
             return completion_log_probs(
                 population_model.model,
@@ -124,14 +131,28 @@ def population_log_probs(
                 temperature=temperature,
                 entropy_gradient=entropy_gradient,
             )
-    own = prompts.rows()[: len(prompts.ids) // individuals]
-    # The completions of one prompt stay together: what they share is computed once.
-    parts = split(individuals, sorted(range(len(own)), key=own.__getitem__), count)
+    if tapes:
+        parts = [Part(tape.individuals, tape.rows) for tape in tapes]
+    else:
+        own = prompts.rows()[: len(prompts.ids) // individuals]
+        # The completions of one prompt stay together: what they share is computed once.
+        parts = split(individuals, sorted(range(len(own)), key=own.__getitem__), count)
     differentiable = torch.is_grad_enabled() and genomes is not None and genomes.requires_grad
 
     def score(index: int, replica: PopulationModel) -> _Scored:
         part = parts[index]
         leaf = None if genomes is None else genomes.detach()[part.individuals].requires_grad_(differentiable)
+        if tapes:
+            assert leaf is not None
+            with torch.set_grad_enabled(differentiable):
+                taped = tapes[index].log_probs(
+                    leaf,
+                    completions.ids[part.rows],
+                    completions.mask[part.rows],
+                    temperature=temperature,
+                    entropy_gradient=entropy_gradient,
+                )
+            return _Scored(part, leaf, *taped)
         seed = None if dropout_seed is None else keyed_seed(dropout_seed, "part", index)
         with torch.set_grad_enabled(differentiable), _adapted(replica, leaf, seed):
             log_probs, entropy = completion_log_probs(

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evolora.cache import keeps_all, make_cache, unpacked
+from evolora.cache import RoomyCache, keeps_all, make_cache, unpacked
 from evolora.gpt2_step import Gpt2Step
+from evolora.gpt2_tape import Tape
 from evolora.model import accepts
 from evolora.packed_pass import PackedPass, can_pack
 from evolora.population_model import population_on
@@ -22,16 +23,29 @@ class DecodingBatch:
 
     `ids` and `mask` are left-padded prompts [rows, width]. `start` makes the first pass, `step` each later one; `keep`
     drops rows. Where the model allows it the prompts are read packed (`evolora.packed_pass`). Without `use_cache` every
-    pass reads the whole text again: slow, and the oracle of the rest.
+    pass reads the whole text again: slow, and the oracle of the rest. With `keep_tape`, `tape` is what the gradient of
+    what is decoded needs, where that is known how to keep.
     """
 
     def __init__(
-        self, model: PreTrainedModel, ids: Tensor, mask: Tensor, *, room: int, keep_features: bool, use_cache: bool
+        self,
+        model: PreTrainedModel,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        room: int,
+        keep_features: bool,
+        keep_tape: bool,
+        use_cache: bool,
     ) -> None:
         rows, width = ids.shape
         self.model = model
         self.features: Tensor | None = None  # [rows, kept, hidden], what the last logits were computed from
+        self.tape: Tape | None = None
         self._keep_features = keep_features
+        self._keep_tape = keep_tape
+        self._room = room
+        self._rows = torch.arange(rows, device=ids.device)  # which those of the batch were at first
         self._ids = ids
         self._mask = torch.cat([mask, mask.new_zeros(rows, room)], 1)
         self._length = width
@@ -85,7 +99,10 @@ class DecodingBatch:
             logits, hidden = step.run(tokens, self._positions, self._mask[:, : self._length])
             self.features = hidden.clone() if self._keep_features else None
             self._positions = self._positions + alive
+            if self.tape is not None and not self.tape.stepped(self._rows, logits):
+                self._drop_tape()
             return logits
+        self._drop_tape()
         ids = tokens[:, None]
         if self._cache is None:
             ids = self._ids = torch.cat([self._ids, ids], 1)
@@ -104,7 +121,7 @@ class DecodingBatch:
         """Let all rows but these, ascending, leave the batch."""
         self._step = _UNKNOWN
         self._ids, self._mask, self._positions = self._ids[rows], self._mask[rows], self._positions[rows]
-        self._owners = self._owners[rows]
+        self._owners, self._rows = self._owners[rows], self._rows[rows]
         if self._cache is not None:
             self._cache.batch_select_indices(rows)
         if self._population is not None:
@@ -137,13 +154,24 @@ class DecodingBatch:
         packed = PackedPass(self.model, texts, groups=self._groups, device=device)
         last = packed.places.gather(1, self._positions[:, None] - 1)
         cache = make_cache(self.model, packed.width)
+        if self._keep_tape and isinstance(cache, RoomyCache):
+            self.tape = cache.tape = Tape.of(self.model, len(texts), packed.tokens, steps=self._room)
         logits, features = packed.run(last, cache=cache, keep_features=self._keep_features)
         self.features = features
         # Right-aligned, as left-padded prompts are; what stands in the padding is masked.
         columns = torch.arange(width, device=device) - (width - self._positions[:, None])
         index = packed.places.gather(1, columns.clamp(min=0))
         self._cache = unpacked(cache, index, capacity=self._mask.shape[1])
+        if self.tape is not None:
+            self._cache.tape = self.tape
+            if not self.tape.begun(packed.places, self._positions, logits):
+                self._drop_tape()
         return logits.float()
+
+    def _drop_tape(self) -> None:
+        self.tape = None
+        if isinstance(self._cache, RoomyCache):
+            self._cache.tape = None
 
 
 def takes_drafts(model: PreTrainedModel) -> bool:

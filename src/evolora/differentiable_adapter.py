@@ -27,6 +27,20 @@ class Factors(NamedTuple):
     b_offset: int
 
 
+class Segments(NamedTuple):
+    """Which rows are of which individual: those `bounds[j, 0]` to `bounds[j, 1]` (not included), for individual i with
+    `firsts[i]` <= j < `firsts[i + 1]`."""
+
+    firsts: Any
+    bounds: Any
+
+    @classmethod
+    def equal(cls, rows: int, n: int) -> "Segments":
+        """Of equally many rows for each of `n` individuals, one's after another's."""
+        edges = np.arange(n + 1) * (rows // n)
+        return cls(np.arange(n + 1), np.stack([edges[:-1], edges[1:]], 1))
+
+
 def takes_adapters(output: Tensor, x: Tensor, a: Tensor) -> bool:
     """Whether `add_adapters` can be used on these, and is the faster way."""
     return in_float32(output) and in_float32(x) and in_float32(a) and worth_it(len(a))
@@ -65,9 +79,18 @@ def add_groups(
     return kept, low
 
 
+def low_of(factors: Factors, rank: int, scaling: float, segments: Segments, x: Tensor) -> Tensor:
+    """scaling x A.T, as `add_groups` gives it, of rows that are each individual's `segments`."""
+    states = _rows(x)
+    low = torch.zeros(len(states), -(-rank // AT_ONCE) * AT_ONCE)
+    arguments = factors.a, factors.a_offset, rank, np.float32(scaling), *segments, states, low.numpy()
+    run_rows(_low_groups, arguments, len(segments.firsts) - 1, torch.get_num_threads())
+    return low
+
+
 def add_gradients(
     factors: Factors,
-    n: int,
+    segments: Segments,
     rank: int,
     scaling: float,
     which: Dropped,
@@ -77,11 +100,11 @@ def add_gradients(
     of_x: Tensor,
     of_factors: Factors,
 ) -> None:
-    """From `of_result`, the gradient of the result of `add_groups`: that of x is added to `of_x`, both in order in
-    memory, and that of the factors written to `of_factors`."""
+    """From `of_result`, the gradient of the result of `add_groups`, of rows that are each individual's `segments`: that
+    of x is added to `of_x`, both in order in memory, and that of the factors written to `of_factors`."""
     arrays = _rows(kept), low.numpy(), _rows(of_result), _rows(of_x)
-    arguments = (*factors, rank, np.float32(scaling), *which, *arrays, *of_factors, n)
-    run_rows(_gradient_groups, arguments, n, torch.get_num_threads())
+    arguments = (*factors, rank, np.float32(scaling), *which, *arrays, *of_factors, *segments)
+    run_rows(_gradient_groups, arguments, len(segments.firsts) - 1, torch.get_num_threads())
 
 
 def _factors(a: Tensor, b: Tensor) -> Factors:
@@ -107,7 +130,8 @@ class _Added(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, None, None]:
         kept, low, a, b = ctx.saved_tensors
         of_x, of_a, of_b = torch.zeros_like(kept), torch.empty_like(a), torch.empty_like(b)
-        own = _factors(a, b), len(a), a.shape[1], ctx.scaling, ctx.which
+        segments = Segments.equal(low.shape[0], len(a))
+        own = _factors(a, b), segments, a.shape[1], ctx.scaling, ctx.which
         add_gradients(*own, kept, low, gradient.contiguous(), of_x, _factors(of_a, of_b))
         return gradient, of_x, of_a, of_b, None, None
 
@@ -145,6 +169,27 @@ def _add_groups(
 
 
 @compiled(**REORDERED)
+def _low_groups(
+    a: Any,
+    a_offset: Any,
+    rank: Any,
+    scaling: Any,
+    firsts: Any,
+    bounds: Any,
+    x: Any,
+    low: Any,
+    first: Any,
+    last: Any,
+) -> None:
+    """What `low_of` does for individuals `first` to `last` (not included)."""
+    for own in range(first, last):
+        factor = a[own, a_offset : a_offset + rank * x.shape[1]]
+        for segment in range(firsts[own], firsts[own + 1]):
+            start, end = bounds[segment]
+            down(factor, rank, scaling, x[start:end], low[start:end])
+
+
+@compiled(**REORDERED)
 def _gradient_groups(
     a: Any,
     a_offset: Any,
@@ -163,17 +208,20 @@ def _gradient_groups(
     of_a_offset: Any,
     of_b: Any,
     of_b_offset: Any,
-    n: Any,
+    firsts: Any,
+    bounds: Any,
     first: Any,
     last: Any,
 ) -> None:
     """What `add_gradients` does for individuals `first` to `last` (not included); eight ranks at a time."""
-    each, width, wide = len(kept) // n, kept.shape[1], of_result.shape[1]
+    width, wide = kept.shape[1], of_result.shape[1]
+    longest = 0
+    for segment in range(len(bounds)):
+        longest = max(longest, bounds[segment, 1] - bounds[segment, 0])
     b_rows, of_b_rows = np.empty((AT_ONCE, wide), np.float32), np.empty((AT_ONCE, wide), np.float32)
     a_rows, of_a_rows = np.empty((AT_ONCE, width), np.float32), np.empty((AT_ONCE, width), np.float32)
-    of_low, some_rows = np.empty((each, AT_ONCE), np.float32), np.empty((_ROWS, width), np.float32)
+    room, some_rows = np.empty((longest, AT_ONCE), np.float32), np.empty((_ROWS, width), np.float32)
     for own in range(first, last):
-        start, end = own * each, (own + 1) * each
         for chosen in range(0, rank, AT_ONCE):
             some = min(AT_ONCE, rank - chosen)
             a_rows[some:] = np.float32(0)
@@ -181,18 +229,22 @@ def _gradient_groups(
                 a_start = a_offset + (chosen + r) * width
                 copy(a[own, a_start : a_start + width], a_rows[r])
             transpose(b[own, b_offset : b_offset + rank * wide], rank, chosen, b_rows)
-            down(b_rows.reshape(AT_ONCE * wide), AT_ONCE, scaling, of_result[start:end], of_low)
-            if limit:
-                for row in range(0, each, _ROWS):
-                    more = min(_ROWS, each - row)
-                    some_rows[:] = np.float32(0)
-                    up(of_low[row : row + more], a_rows, some_rows[:more])
-                    at = start + row
-                    add_dropped_rows(seed, limit, scale, some_rows[:more], of_x[at : at + more], at)
-            else:
-                up(of_low, a_rows, of_x[start:end])
-            _outer(of_low, kept[start:end], of_a_rows)
-            _outer(low[start:end, chosen : chosen + AT_ONCE], of_result[start:end], of_b_rows)
+            of_a_rows[:], of_b_rows[:] = np.float32(0), np.float32(0)
+            for segment in range(firsts[own], firsts[own + 1]):
+                start, end = bounds[segment]
+                of_low = room[: end - start]
+                down(b_rows.reshape(AT_ONCE * wide), AT_ONCE, scaling, of_result[start:end], of_low)
+                if limit:
+                    for row in range(0, end - start, _ROWS):
+                        more = min(_ROWS, end - start - row)
+                        some_rows[:] = np.float32(0)
+                        up(of_low[row : row + more], a_rows, some_rows[:more])
+                        at = start + row
+                        add_dropped_rows(seed, limit, scale, some_rows[:more], of_x[at : at + more], at)
+                else:
+                    up(of_low, a_rows, of_x[start:end])
+                _outer(of_low, kept[start:end], of_a_rows)
+                _outer(low[start:end, chosen : chosen + AT_ONCE], of_result[start:end], of_b_rows)
             for r in range(some):
                 a_start = of_a_offset + (chosen + r) * width
                 copy(of_a_rows[r], of_a[own, a_start : a_start + width])
@@ -203,8 +255,7 @@ def _gradient_groups(
 
 @compiled(**REORDERED)
 def _outer(low: Any, states: Any, result: Any) -> None:
-    """result [8, width] = low.T states, of low [rows, 8] and states [rows, width]; eight rows at a time."""
-    result[:] = np.float32(0)
+    """result [8, width] += low.T states, of low [rows, 8] and states [rows, width]; eight rows at a time."""
     turned = np.empty((AT_ONCE, AT_ONCE), np.float32)
     whole = len(states) // AT_ONCE * AT_ONCE
     for row in range(0, whole, AT_ONCE):

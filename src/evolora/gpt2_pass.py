@@ -67,9 +67,9 @@ def gpt2_pass(
                 return BaseModelOutputWithPastAndCrossAttentions(
                     last_hidden_state=last, past_key_values=past_key_values
                 )
-        packs = Gpt2Packs.of(model, rows, attend=attend)
-        if packs is not None:
-            last = packs.run(hidden, mask, past_key_values)
+        packs = Gpt2Packs.of(model, rows)
+        last = None if packs is None else packs.run(hidden, mask, past_key_values)
+        if last is not None:
             return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, past_key_values=past_key_values)
     for index, block in enumerate(model.h):
         attention, mlp = block.attn, block.mlp

@@ -21,13 +21,13 @@ from evolora.packed_attention import attend_within
 
 # Packs of a thread, on average: with fewer one thread may have twice as many as another.
 _LEAST_PACKS = 4
-_NONE = np.empty((0, 0, 0, 0), np.float32)
+_NONE, _NO_TAPE = np.empty((0, 0, 0, 0), np.float32), (np.empty((0, 0, 0), np.float32),) * 5
 
 
 def read_packs(model: Any, hidden: Tensor, mask: Tensor, cache: Cache | None) -> Tensor | None:
     """The last hidden states of a GPT2Model from the embeddings `hidden`, both [packs, width, hidden], of which the
-    latter change; keys and values into a new `cache`, if there is one. None and nothing done where `evolora.gpt2_step`
-    does not know the layers, or their weights are not in panels.
+    latter change; keys and values into a new `cache`, if there is one, and onto its tape what belongs there. None and
+    nothing done where `evolora.gpt2_step` does not know the layers, or their weights are not in panels.
 
     `mask` [packs or 1, 1, width, width] is added to the scores of attention.
     """
@@ -50,15 +50,27 @@ def read_packs(model: Any, hidden: Tensor, mask: Tensor, cache: Cache | None) ->
     rooms = _rooms(min(threads, packs), width, heads, hidden.shape[2], layers[0].biases[2].size)
     normed: Tensor = model.h[0].ln_1(hidden)
     arrays = mask[:, 0].contiguous().numpy(), hidden.numpy(), normed.numpy()
+    tape = None if cache is None else cache.tape
+    taken = None if tape is None else tape.take(packs * width)
     for index, (layer, own) in enumerate(zip(layers, whole, strict=True)):
         assert own is not None
-        keys = values = _NONE
+        keys, values, taped = _NONE, _NONE, _NO_TAPE
         if cache is not None:
             cached = cache.layers[index]
             cached.begin(hidden, width, heads)
             keys, values = cached.keys.numpy(), cached.values.numpy()
-        run_rows(_read_layer, (*own, keys, values, layer.scaling, rooms, *arrays), packs, threads)
+        if taken is not None:
+            first_hidden, *others = taken.layers[index]
+            _by_pack(first_hidden, packs)[:] = hidden.numpy()
+            taped = tuple(_by_pack(array, packs) for array in others)
+        run_rows(_read_layer, (*own, keys, values, layer.scaling, rooms, taped, *arrays), packs, threads)
+    if taken is not None:
+        _by_pack(taken.last_hidden, packs)[:] = hidden.numpy()
     return normed
+
+
+def _by_pack(array: Any, packs: int) -> Any:
+    return array.reshape(packs, -1, array.shape[1])
 
 
 def _rooms(threads: int, length: int, heads: int, width: int, inner: int) -> tuple[Any, ...]:
@@ -85,13 +97,15 @@ def _read_layer(
     values: Any,
     scaling: Any,
     rooms: Any,
+    taped: Any,
     mask: Any,
     hidden: Any,
     normed: Any,
     first: Any,
     last: Any,
 ) -> None:
-    """Packs `first` to `last` (not included) of `hidden` and `normed` after a layer."""
+    """Packs `first` to `last` (not included) of `hidden` and `normed` after a layer. `taped` are arrays of a tape's
+    layer but for the first, or empty."""
     packs, length, _ = hidden.shape
     threads = len(rooms[0])
     slot = min((first * threads + packs - 1) // packs, threads - 1)  # of the thread that `run_rows` gives these
@@ -109,10 +123,17 @@ def _read_layer(
         attend_within(by_head, mask[pack if len(mask) > 1 else 0], scaling, mixed)
         _multiply(of_attended, pack, owners, mixed, product)
         _add(product, own, norm, own_normed)
+        if len(taped[2]):
+            _write(own, taped[2][pack])
         _multiply(of_widened, pack, owners, own_normed, wide)
         gelu_block(flat_wide, flat_activated, 0, len(flat_wide))
         _multiply(of_narrowed, pack, owners, activated, product)
         _add(product, own, next_norm, own_normed)
+        if len(taped[0]):
+            _write(states, taped[0][pack])
+            _write(mixed, taped[1][pack])
+            _write(wide, taped[3][pack])
+            _write(activated, taped[4][pack])
 
 
 @compiled(**REORDERED)
@@ -132,3 +153,9 @@ def _add(product: Any, own: Any, norm: Any, normed: Any) -> None:
         for d in range(len(target)):
             target[d] += more[d]
         normalise(target, *norm, normed[row])
+
+
+@compiled(**REORDERED)
+def _write(source: Any, target: Any) -> None:
+    for row in range(len(source)):
+        copy(source[row], target[row])

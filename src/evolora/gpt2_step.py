@@ -7,7 +7,7 @@ some twenty calls of torch a layer, and each takes Python's lock away from the o
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -18,11 +18,14 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2LMHeadModel
 
 from evolora.cache import RoomyCache
 from evolora.cached_attention import attend_arrays, attend_rows
-from evolora.compiled import REORDERED, compiled, in_float32, run_rows
+from evolora.compiled import REORDERED, compiled, copy, in_float32, run_rows
 from evolora.compiled_adapter import NO_ADAPTER, Adapter, active_adapter, add_low_rank
 from evolora.frozen_product import FrozenProduct
 from evolora.gelu import gelu_block
 from evolora.panels import multiply_rows, panels_of
+
+if TYPE_CHECKING:
+    from evolora.gpt2_tape import TapedLayer
 
 Product = Callable[[Tensor], Tensor]
 
@@ -31,6 +34,7 @@ _LEAST_A_THREAD = 1_500_000
 # Rows that a thread has at least where each takes some through a whole layer; with fewer, threads share each product.
 _LEAST_ROWS = 8
 _FAR, _ZERO = np.finfo(np.float32).min, np.float32(0)
+_NO_TAPE = np.empty((0, 0), np.float32)
 
 
 class _Norm(NamedTuple):
@@ -78,7 +82,9 @@ class Gpt2Step:
         self.embeddings = [module.weight.detach().numpy() for module in (model.transformer.wte, model.transformer.wpe)]
         self.output = model.lm_head
         self.hidden, self.normed = (torch.empty(rows, 1, model.config.n_embd) for _ in range(2))
-        self._whole: list[tuple[Any, ...]] | None = None  # for each layer, what its compiled function takes
+        self._whole: list[tuple[Any, ...]] | None = None  # for each layer, what its compiled function takes first
+        self._product = np.empty((rows, model.config.n_embd), np.float32)
+        self._rooms: tuple[Any, ...] = ()
 
     @classmethod
     def of(cls, model: Any, rows: int, cache: Cache | None) -> Self | None:
@@ -88,8 +94,7 @@ class Gpt2Step:
             return None
         body = model.transformer
         embeddings = body.wte, body.wpe
-        watched = [model, body, body.drop, *embeddings, model.lm_head]
-        if any(module._forward_hooks or module._forward_pre_hooks for module in watched):
+        if hooked(model):
             return None
         if not all(type(each) is nn.Embedding and each.max_norm is None for each in embeddings):
             return None
@@ -116,25 +121,32 @@ class Gpt2Step:
         far = np.where(mask.numpy() == 0, _FAR, _ZERO)[:, None]
         threads = torch.get_num_threads()
         if self._whole is None and (threads == 1 or self.rows >= threads * _LEAST_ROWS):
-            self._whole = self._of_whole(hidden, normed)
+            self._whole = self._of_whole()
+        taken = None if self.cache.tape is None else self.cache.tape.take(self.rows)
         for index, (layer, cached) in enumerate(zip(self.layers, self.cache.layers, strict=True)):
             place = cached.grow()
-            if self._whole is not None:
-                run_rows(_layer_rows, (*self._whole[index], far, place), self.rows, threads)
-            else:
-                self._by_product(layer, hidden, normed, cached.keys.numpy(), cached.values.numpy(), far, place)
+            if self._whole is None:
+                taped = None if taken is None else taken.layers[index]
+                cached_states = cached.keys.numpy(), cached.values.numpy()
+                self._by_product(layer, hidden, normed, *cached_states, far, place, taped)
+                continue
+            rooms = self._rooms, _NO_TAPE
+            if taken is not None:
+                first_hidden, states, mixed, second_hidden, wide, activated = taken.layers[index]
+                first_hidden[:] = hidden
+                rooms = self._rooms_of(states, mixed, wide, activated), second_hidden
+            run_rows(_layer_rows, (*self._whole[index], *rooms, hidden, normed, far, place), self.rows, threads)
+        if taken is not None:
+            taken.last_hidden[:] = hidden
         logits: Tensor = self.output.forward(self.normed)
         return logits, self.normed
 
-    def _of_whole(self, hidden: Any, normed: Any) -> list[tuple[Any, ...]] | None:
-        """What a whole layer's function takes, of each layer, but for the mask and the place; None while a product has
-        no panels."""
-        width, inner = hidden.shape[1], self.layers[0].biases[2].size
-        states, *others = (np.empty((self.rows, each), np.float32) for each in (3 * width, width, width, inner, inner))
-        mixed, product, wide, activated = others
-        # Each in all the shapes that are needed: within a compiled function another shape takes seconds to compile.
-        by_head = states.reshape(self.rows, 1, 3, self.heads, -1), mixed.reshape(self.rows, 1, self.heads, -1)
-        room = (states, mixed, *by_head, product, wide, wide.reshape(-1), activated, activated.reshape(-1))
+    def _of_whole(self) -> list[tuple[Any, ...]] | None:
+        """What a whole layer's function takes first, of each layer; None while a product has no panels."""
+        width, inner = self._product.shape[1], self.layers[0].biases[2].size
+        self._rooms = self._rooms_of(
+            *(np.empty((self.rows, each), np.float32) for each in (3 * width, width, inner, inner))
+        )
         found = []
         for own, layer, cached in zip(
             [layer.whole(self.rows) for layer in self.layers], self.layers, self.cache.layers, strict=True
@@ -142,11 +154,25 @@ class Gpt2Step:
             if own is None:
                 return None
             keys, values = cached.keys.numpy(), cached.values.numpy()
-            found.append((*own, keys, values, layer.scaling, room, hidden, normed))
+            found.append((*own, keys, values, layer.scaling))
         return found
 
+    def _rooms_of(self, states: Any, mixed: Any, wide: Any, activated: Any) -> tuple[Any, ...]:
+        """A layer's states, [rows, ...], in all the shapes that are needed: within a compiled function another shape
+        takes seconds to compile."""
+        by_head = states.reshape(self.rows, 1, 3, self.heads, -1), mixed.reshape(self.rows, 1, self.heads, -1)
+        return (states, mixed, *by_head, self._product, wide, wide.reshape(-1), activated, activated.reshape(-1))
+
     def _by_product(
-        self, layer: Layer, in_hidden: Any, in_normed: Any, keys: Any, values: Any, mask: Any, place: int
+        self,
+        layer: Layer,
+        in_hidden: Any,
+        in_normed: Any,
+        keys: Any,
+        values: Any,
+        mask: Any,
+        place: int,
+        taped: "TapedLayer | None",
     ) -> None:
         """The hidden states after a layer, with each product for itself."""
         states, attended, widened, narrowed = layer.products
@@ -154,15 +180,22 @@ class Gpt2Step:
         mixed = torch.empty_like(self.normed)
         in_mixed = _rows(mixed)
         by_head = in_mixed.reshape(self.rows, 1, self.heads, -1)
-        in_states = states(self.normed).numpy().reshape(self.rows, 1, 3, self.heads, -1)
+        own_states = states(self.normed)
+        in_states = own_states.numpy().reshape(self.rows, 1, 3, self.heads, -1)
         scaling = layer.scaling
+        if taped is not None:
+            taped.first_hidden[:] = in_hidden
         attend_arrays(of_states, in_normed, in_states, keys, values, mask, scaling, by_head, append=place)
         _finish(of_attended, in_mixed, _rows(attended(mixed)), in_hidden, layer.norm, in_normed)
+        if taped is not None:
+            taped.states[:], taped.mixed[:], taped.second_hidden[:] = _rows(own_states), in_mixed, in_hidden
         wide = widened(self.normed)
         arguments = (*of_widened, in_normed, _rows(wide))
         run_rows(add_low_rank, arguments, self.rows, _threads(of_widened, in_normed, _rows(wide)))
-        wide = layer.activation(wide)
-        _finish(of_narrowed, _rows(wide), _rows(narrowed(wide)), in_hidden, layer.next_norm, in_normed)
+        activated = layer.activation(wide)
+        if taped is not None:
+            taped.wide[:], taped.activated[:] = _rows(wide), _rows(activated)
+        _finish(of_narrowed, _rows(activated), _rows(narrowed(activated)), in_hidden, layer.next_norm, in_normed)
 
 
 def layers_of(model: Any, rows: int) -> list[Layer] | None:
@@ -190,6 +223,13 @@ def layers_of(model: Any, rows: int) -> list[Layer] | None:
             )
         )
     return layers
+
+
+def hooked(model: GPT2LMHeadModel) -> bool:
+    """Whether anything has a part in what is before a GPT-2's layers or after them."""
+    body = model.transformer
+    ends = model, body, body.drop, body.wte, body.wpe, model.lm_head
+    return any(module._forward_hooks or module._forward_pre_hooks for module in ends)
 
 
 def plain_norms(model: Any) -> list[nn.LayerNorm] | None:
@@ -264,6 +304,7 @@ def _layer_rows(
     values: Any,
     scaling: Any,
     room: Any,
+    second_hidden: Any,
     hidden: Any,
     normed: Any,
     mask: Any,
@@ -272,7 +313,8 @@ def _layer_rows(
     last: Any,
 ) -> None:
     """Rows `first` to `last` (not included) of `hidden` and `normed` [rows, width] after a layer. Of each product the
-    panels, bias and adapter; of each normalisation the weight, bias and epsilon."""
+    panels, bias and adapter; of each normalisation the weight, bias and epsilon. `second_hidden`, if it is not empty,
+    gets the hidden states between attention and MLP."""
     states, mixed, states_by_head, mixed_by_head, product, wide, flat_wide, activated, flat_activated = room
     inner = wide.shape[1]
     multiply(of_states, normed, states, first, last)
@@ -280,6 +322,9 @@ def _layer_rows(
     attend_rows(*of_states[2], normed, *attended, place, first, last)
     multiply(of_attended, mixed, product, first, last)
     _finish_rows(*of_attended[2], mixed, product, hidden, *norm, normed, first, last)
+    if len(second_hidden):
+        for row in range(first, last):
+            copy(hidden[row], second_hidden[row])
     multiply(of_widened, normed, wide, first, last)
     add_low_rank(*of_widened[2], normed, wide, first, last)
     gelu_block(flat_wide, flat_activated, first * inner, last * inner)

@@ -27,11 +27,12 @@ LANES, TILE_ROWS = _tile_shape()
 TILE_VECTORS = 3
 
 
-def tile(rows: int, vectors: int) -> Callable[..., None]:
+def tile(rows: int, vectors: int, *, turned: bool = False) -> Callable[..., None]:
     """A function for compiled code: `rows` rows by `vectors` vectors of columns of a product, of float32.
 
     It takes the address of x, the address of a panel [depth, vectors * LANES], that of a bias and that of the result,
-    with, of all but the bias, how many entries are from one row to the next; and the depth.
+    with, of all but the bias, how many entries are from one row to the next; and the depth. x is [rows, depth] or, if
+    `turned`, [depth, rows].
     """
     vector = ir.VectorType(_FLOAT, LANES)
 
@@ -57,7 +58,7 @@ def tile(rows: int, vectors: int) -> Callable[..., None]:
         def row_of(pointer: Any, stride: Any, row: int) -> Any:
             return entry(pointer, builder.mul(stride, ir.Constant(_INT, row)))
 
-        inputs = [row_of(x, x_stride, row) for row in range(rows)]
+        inputs = [entry(x, ir.Constant(_INT, row)) if turned else row_of(x, x_stride, row) for row in range(rows)]
         start = [load(bias, index) for index in range(vectors)]
         before, loop = builder.block, builder.append_basic_block("depth")
         after = builder.append_basic_block("store")
@@ -70,10 +71,11 @@ def tile(rows: int, vectors: int) -> Callable[..., None]:
         weights = [load(line, index) for index in range(vectors)]
         undefined, same = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_INDEX, LANES), [0] * LANES)
         following = builder.add(step, ir.Constant(_INT, 1))
+        place = builder.mul(step, x_stride) if turned else step
         step.add_incoming(following, loop)
         totals = []
         for own, own_sums in zip(inputs, sums, strict=True):
-            first = builder.insert_element(undefined, builder.load(entry(own, step)), ir.Constant(_INDEX, 0))
+            first = builder.insert_element(undefined, builder.load(entry(own, place)), ir.Constant(_INDEX, 0))
             everywhere = builder.shuffle_vector(first, undefined, same)
             totals.append(
                 [builder.call(fma, [everywhere, weight, each]) for weight, each in zip(weights, own_sums, strict=True)]

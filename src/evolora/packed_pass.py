@@ -34,7 +34,8 @@ def can_pack(model: PreTrainedModel) -> bool:
 class PackedPass:
     """Texts of `groups` individuals, equally many of each and one individual's after another's, packed for one pass.
 
-    `places` [texts, longest] says where in the flattened packs each token is, 0 beyond a text's end.
+    `places` [texts, longest] says where in the flattened packs, of `tokens` in all, each token is, 0 beyond a text's
+    end.
     """
 
     def __init__(
@@ -56,6 +57,7 @@ class PackedPass:
             return torch.cat([torch.from_numpy(getattr(one, name)) for one in packs]).to(device)
 
         self._ids, self._positions = joined("ids"), joined("positions")
+        self.tokens = self._ids.numel()
         blocked = ~joined("mask")[:, None]
         self._mask = torch.zeros(blocked.shape, dtype=model.dtype, device=device).masked_fill(
             blocked, torch.finfo(model.dtype).min

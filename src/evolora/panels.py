@@ -25,6 +25,7 @@ _NO_BIAS = np.zeros(LANES, np.float32)
 
 _wide_8, _wide_4, _wide_2, _wide_1 = (tile(rows, TILE_VECTORS) for rows in (8, 4, 2, 1))
 _slim_8, _slim_4, _slim_2, _slim_1 = (tile(rows, 1) for rows in (8, 4, 2, 1))
+_turned_8, _turned_4, _turned_2, _turned_1 = (tile(rows, 1, turned=True) for rows in (8, 4, 2, 1))
 _HAS_8 = TILE_ROWS >= 8
 
 
@@ -153,18 +154,7 @@ def _slim(x: Any, panel: Any, bias: Any, bias_column: Any, result: Any, column: 
     depth, columns = x.shape[1], result.shape[1]
     start = bias.ctypes.data + bias_column * _BYTES
     own, target = x.ctypes.data + first * depth * _BYTES, result.ctypes.data + (first * columns + column) * _BYTES
-    row = first
-    while row + 8 <= last:
-        _slim_8(own, depth, panel, LANES, start, target, columns, depth)
-        own, target, row = own + 8 * depth * _BYTES, target + 8 * columns * _BYTES, row + 8
-    if row + 4 <= last:
-        _slim_4(own, depth, panel, LANES, start, target, columns, depth)
-        own, target, row = own + 4 * depth * _BYTES, target + 4 * columns * _BYTES, row + 4
-    if row + 2 <= last:
-        _slim_2(own, depth, panel, LANES, start, target, columns, depth)
-        own, target, row = own + 2 * depth * _BYTES, target + 2 * columns * _BYTES, row + 2
-    if row < last:
-        _slim_1(own, depth, panel, LANES, start, target, columns, depth)
+    _one_vector(own, depth, panel, LANES, start, target, columns, depth, last - first)
 
 
 @compiled(**REORDERED)
@@ -172,20 +162,48 @@ def multiply_tiles(x: Any, other: Any, result: Any, columns: Any) -> None:
     """The first `columns` of `result` [rows, and more] = x [rows, depth] other [depth, and more]. The last two have
     room for a whole vector in each row, whatever stands there; all lie in order within their rows."""
     rows, depth = x.shape
-    bias = _NO_BIAS.ctypes.data
     x_row, other_row, result_row = x.strides[0] // _BYTES, other.strides[0] // _BYTES, result.strides[0] // _BYTES
     for column in range(0, columns, LANES):
+        panel, target = other.ctypes.data + column * _BYTES, result.ctypes.data + column * _BYTES
+        _one_vector(x.ctypes.data, x_row, panel, other_row, _NO_BIAS.ctypes.data, target, result_row, depth, rows)
+
+
+@compiled(**REORDERED)
+def multiply_turned(x: Any, other: Any, result: Any, columns: Any) -> None:
+    """`multiply_tiles` with x as [depth, rows]."""
+    depth, rows = x.shape
+    x_row, other_row, result_row = x.strides[0] // _BYTES, other.strides[0] // _BYTES, result.strides[0] // _BYTES
+    bias = _NO_BIAS.ctypes.data
+    for column in range(0, columns, LANES):
         own, panel = x.ctypes.data, other.ctypes.data + column * _BYTES
-        target = result.ctypes.data + column * _BYTES
-        row = 0
+        target, row = result.ctypes.data + column * _BYTES, 0
         while row + 8 <= rows:
-            _slim_8(own, x_row, panel, other_row, bias, target, result_row, depth)
-            own, target, row = own + 8 * x_row * _BYTES, target + 8 * result_row * _BYTES, row + 8
+            _turned_8(own, x_row, panel, other_row, bias, target, result_row, depth)
+            own, target, row = own + 8 * _BYTES, target + 8 * result_row * _BYTES, row + 8
         if row + 4 <= rows:
-            _slim_4(own, x_row, panel, other_row, bias, target, result_row, depth)
-            own, target, row = own + 4 * x_row * _BYTES, target + 4 * result_row * _BYTES, row + 4
+            _turned_4(own, x_row, panel, other_row, bias, target, result_row, depth)
+            own, target, row = own + 4 * _BYTES, target + 4 * result_row * _BYTES, row + 4
         if row + 2 <= rows:
-            _slim_2(own, x_row, panel, other_row, bias, target, result_row, depth)
-            own, target, row = own + 2 * x_row * _BYTES, target + 2 * result_row * _BYTES, row + 2
+            _turned_2(own, x_row, panel, other_row, bias, target, result_row, depth)
+            own, target, row = own + 2 * _BYTES, target + 2 * result_row * _BYTES, row + 2
         if row < rows:
-            _slim_1(own, x_row, panel, other_row, bias, target, result_row, depth)
+            _turned_1(own, x_row, panel, other_row, bias, target, result_row, depth)
+
+
+@compiled(**REORDERED)
+def _one_vector(
+    x: Any, x_row: Any, panel: Any, panel_row: Any, bias: Any, result: Any, result_row: Any, depth: Any, rows: Any
+) -> None:
+    """A vector of columns of `rows` rows; addresses, and entries from one row to the next."""
+    own, target, row = x, result, 0
+    while row + 8 <= rows:
+        _slim_8(own, x_row, panel, panel_row, bias, target, result_row, depth)
+        own, target, row = own + 8 * x_row * _BYTES, target + 8 * result_row * _BYTES, row + 8
+    if row + 4 <= rows:
+        _slim_4(own, x_row, panel, panel_row, bias, target, result_row, depth)
+        own, target, row = own + 4 * x_row * _BYTES, target + 4 * result_row * _BYTES, row + 4
+    if row + 2 <= rows:
+        _slim_2(own, x_row, panel, panel_row, bias, target, result_row, depth)
+        own, target, row = own + 2 * x_row * _BYTES, target + 2 * result_row * _BYTES, row + 2
+    if row < rows:
+        _slim_1(own, x_row, panel, panel_row, bias, target, result_row, depth)

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evolora.decoding import DecodingBatch, positions_of
+from evolora.gpt2_tape import Tape
 from evolora.model import accepts
 from evolora.packed_pass import PackedPass, can_pack
 from evolora.population_model import population_on
@@ -30,7 +31,9 @@ class PromptBatch:
 
     def rows(self) -> list[list[int]]:
         """The token ids of each prompt, without padding."""
-        return [ids[kept].tolist() for ids, kept in zip(self.ids.cpu(), self.mask.bool().cpu(), strict=True)]
+        width = self.ids.shape[1]
+        lengths: list[int] = self.mask.sum(1).tolist()
+        return [ids[width - length :] for ids, length in zip(self.ids.tolist(), lengths, strict=True)]
 
     def repeat(self, times: int) -> "PromptBatch":
         """The whole batch `times` times over, one after another: a group for each individual."""
@@ -43,13 +46,15 @@ class Completions:
 
     `ids` [rows, length]; `mask` [rows, length] is true up to and with the first end-of-sequence token. Sampling also
     gives `log_probs` [rows, length], of the tempered distribution that was sampled from; `features` [rows, length,
-    hidden], where they were asked for, are the last hidden states that each token was chosen from.
+    hidden], where they were asked for, are the last hidden states that each token was chosen from. `tapes`, where they
+    were asked for and it is known how to keep them, are those of the parts that were decoded.
     """
 
     ids: Tensor
     mask: Tensor
     log_probs: Tensor | None = None
     features: Tensor | None = None
+    tapes: tuple[Tape, ...] = ()
 
     @property
     def tokens(self) -> int:
@@ -58,13 +63,16 @@ class Completions:
 
     def rows(self) -> list[list[int]]:
         """The token ids that were written in each row."""
-        return [ids[kept].tolist() for ids, kept in zip(self.ids.cpu(), self.mask.cpu(), strict=True)]
+        lengths: list[int] = self.mask.sum(1).tolist()
+        return [ids[:length] for ids, length in zip(self.ids.tolist(), lengths, strict=True)]
 
 
 def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], device: torch.device | str) -> PromptBatch:
-    """Tokenise prompts, padded on the left."""
-    batch = tokenizer(list(prompts), return_tensors="pt", padding=True, padding_side="left")
-    return PromptBatch(batch["input_ids"].to(device), batch["attention_mask"].to(device))
+    """Tokenise prompts, padded on the left; those that are alike once."""
+    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
+    batch = tokenizer(list(places), return_tensors="pt", padding=True, padding_side="left")
+    rows = torch.tensor([places[prompt] for prompt in prompts])
+    return PromptBatch(batch["input_ids"][rows].to(device), batch["attention_mask"][rows].to(device))
 
 
 def lengths_read(prompts: PromptBatch, completions: Completions) -> list[int]:
@@ -103,6 +111,7 @@ def generate(
     seeds: npt.NDArray[np.uint64] | None = None,
     temperature: float = 1.0,
     keep_features: bool = False,
+    keep_tape: bool = False,
     drafts: Sequence[Sequence[int]] | None = None,
     use_cache: bool = True,
 ) -> Completions:
@@ -142,7 +151,13 @@ def generate(
     alive = torch.ones_like(rows, dtype=torch.bool)
     room = max_new_tokens + (0 if guesses is None else guesses.shape[1])
     with DecodingBatch(
-        model, prompts.ids, prompts.mask, room=room, keep_features=keep_features, use_cache=use_cache
+        model,
+        prompts.ids,
+        prompts.mask,
+        room=room,
+        keep_features=keep_features,
+        keep_tape=keep_tape,
+        use_cache=use_cache,
     ) as batch:
         logits = batch.start(guesses)
         while True:
@@ -179,7 +194,7 @@ def generate(
                 batch.keep(kept)
                 rows, written, token, alive = rows[kept], written[kept], token[kept], alive[kept]
             logits = batch.step(token, alive)
-    return page.completions()
+    return replace(page.completions(), tapes=() if batch.tape is None else (batch.tape,))
 
 
 def _padded(drafts: Sequence[Sequence[int]] | None, n_rows: int, longest: int, device: torch.device) -> Tensor | None:
@@ -303,11 +318,12 @@ def _packed_logits(model: PreTrainedModel, prompts: PromptBatch, completions: Co
 
 
 def select_rows(completions: Completions, rows: Tensor) -> Completions:
-    """The completions of some rows."""
+    """The completions of some rows, without tapes."""
     return replace(
         completions,
         ids=completions.ids[rows],
         mask=completions.mask[rows],
         log_probs=None if completions.log_probs is None else completions.log_probs[rows],
         features=None if completions.features is None else completions.features[rows],
+        tapes=(),
     )

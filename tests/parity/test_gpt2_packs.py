@@ -47,9 +47,9 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     made: list[bool] = []
     forward = Gpt2Packs.forward
 
-    def counted(self: Gpt2Packs, hidden: Tensor, mask: Any, cache: Any, kept: Any) -> Any:
+    def counted(self: Gpt2Packs, hidden: Tensor, attend: Any, kept: Any, *others: Any) -> Any:
         made.append(kept is not None)
-        return forward(self, hidden, mask, cache, kept)
+        return forward(self, hidden, attend, kept, *others)
 
     monkeypatch.setattr(Gpt2Packs, "forward", counted)
     yield made

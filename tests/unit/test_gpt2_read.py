@@ -131,7 +131,7 @@ def test_a_thread_touches_its_own_packs_alone(base: BaseModel, monkeypatch: pyte
     checked: list[int] = []
 
     def in_parts(function: Any, arguments: Any, packs: int, threads: int) -> None:
-        results = [arguments[i] for i in (6, 7, 11, 12)]  # keys, values, hidden states, normalised
+        results = [arguments[i] for i in (6, 7, 12, 13)]  # keys, values, hidden states, normalised
         for results_only in results[:2]:
             results_only.fill(3)
         for first, last in ((2, 3), (0, 2), (3, packs)):

@@ -167,7 +167,7 @@ def test_a_thread_touches_its_own_rows_alone(model_folder: Folder, monkeypatch: 
     checked: list[int] = []
 
     def in_parts(function: Any, arguments: Any, rows: int, threads: int) -> None:
-        room, results = [arguments[9][i] for i in (0, 1, 4, 5, 7)], arguments[10:12]
+        room, results = [arguments[9][i] for i in (0, 1, 4, 5, 7)], arguments[11:13]
         for array in room:
             array.fill(1)
         for first, last in ((2, 3), (0, 2), (3, rows)):

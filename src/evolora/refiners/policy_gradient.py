@@ -74,6 +74,9 @@ class GroupConfig(PolicyGradientConfig):
         return self.clip_range if self.clip_range_high is None else self.clip_range_high
 
 
+# Of a rollout's rows, for less of which a pass of their own is cheaper than that back through all.
+_TAPED_SHARE = 1 / 2
+
 # What every algorithm's updates report.
 _UPDATE_STATS = ("policy_loss", "entropy", "clip_fraction", "approx_kl", "grad_norm")
 
@@ -297,6 +300,8 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             max_new_tokens=self.config.max_new_tokens,
             temperature=self.config.temperature,
             keep_features=self.keep_features,
+            # An update in several minibatches, or with dropout, computes other things than decoding did.
+            keep_tapes=self.config.minibatches == 1 and not self.population_model.dropout,
             with_reference=bool((settings or self._default_settings(len(genomes))).kl_weight.any()),
             settings=settings,
             dtype=self.dtype,
@@ -325,7 +330,9 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             order = told[torch.randperm(len(told), generator=keyed_generator(self.seed, "minibatch", *key, epoch))]
             for index, part in enumerate(order.chunk(self.config.minibatches)):
                 seed = keyed_seed(self.seed, "dropout", *key, epoch, index)
-                losses = self.losses(rows, rollout, advantages, part.to(rows.device), seed)
+                # Until their first step the policies are those that sampled.
+                taped = epoch == index == 0 and len(part) > rollout.scores.shape[1] * _TAPED_SHARE
+                losses = self.losses(rows, rollout, advantages, part.to(rows.device), seed, taped=taped)
                 moved = torch.maximum(moved, losses["approx_kl"].detach().nan_to_num(nan=torch.inf))
                 over = losses["approx_kl"] > (self.config.target_kl or torch.inf)
                 stopped |= over
@@ -373,11 +380,23 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             return torch.ones_like(rollout.scores, dtype=torch.bool)
         return unequal_groups(rollout.scores, rollout.scored, group_size=self.config.rollout_samples)
 
-    def losses(self, rows: Tensor, rollout: Rollout, advantages: Tensor, part: Tensor, seed: int) -> dict[str, Tensor]:
+    def losses(
+        self,
+        rows: Tensor,
+        rollout: Rollout,
+        advantages: Tensor,
+        part: Tensor,
+        seed: int,
+        *,
+        taped: bool = False,
+    ) -> dict[str, Tensor]:
         """The loss and its statistics, each [k], of genomes `rows` [k, genome_length] on the rows `part` of a rollout;
-        differentiable. `seed` is that of the dropout."""
+        differentiable. `seed` is that of the dropout. With `taped`, genomes that sampled the rollout use its tapes, if
+        there are any."""
         k = len(rollout.scores)
-        prompts, completions = texts(rollout, part)
+        tapes = rollout.completions.tapes if taped else ()
+        # A tape has all rows.
+        prompts, completions = (rollout.prompts, rollout.completions) if tapes else texts(rollout, part)
         told, settings = self.told_apart(rollout), self.settings(rollout)
         counted = rollout.mask & told[..., None]
         mask, share = counted[:, part], len(part) / max(int(told.any(0).sum()), 1)
@@ -389,8 +408,11 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             temperature=self.config.temperature,
             entropy_gradient=bool(settings.entropy_weight.any()),
             dropout_seed=seed,
+            tapes=tapes,
         )
         log_probs, entropy = log_probs.unflatten(0, (k, -1)), entropy.unflatten(0, (k, -1))
+        if tapes:
+            log_probs, entropy = log_probs[:, part], entropy[:, part]
         policy_loss, policy_stats = self.policy_loss(
             Minibatch(
                 log_probs=log_probs,

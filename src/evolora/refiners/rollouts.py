@@ -74,13 +74,14 @@ def collect(
     max_new_tokens: int,
     temperature: float,
     keep_features: bool,
+    keep_tapes: bool,
     with_reference: bool,
     settings: Settings | None,
     dtype: torch.dtype,
 ) -> Rollout:
     """Sample and score `samples` completions of each example's prompt from each of `genomes` [k, genome_length], whose
-    draws are those of its entry of `seeds` [k]; `with_reference` with the log-probabilities under the reference. Scores
-    are of `dtype`.
+    draws are those of its entry of `seeds` [k]; `keep_tapes` with the tapes of their decoding, `with_reference` with
+    the log-probabilities under the reference. Scores are of `dtype`.
 
     Raises RewardError when the reward fails.
     """
@@ -98,6 +99,7 @@ def collect(
         seeds=np.concatenate(of_rows),
         temperature=temperature,
         keep_features=keep_features,
+        keep_tape=keep_tapes,
     )
     assert completions.log_probs is not None
     reference = completions.log_probs

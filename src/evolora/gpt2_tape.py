@@ -1,0 +1,210 @@
+"""The tape of a decoding: what GPT-2 computes for each token while completions are written, kept for the gradient of
+their log-probabilities.
+
+An update's forward pass over a rollout computes token by token what its decoding did, as long as the genomes are those
+that decoded and nothing is dropped: in the first update of each rollout. Here that pass is left out, and the gradient
+is taken token by token as they lie on the tape; only attention goes by whole texts (`evolora.path_attention`).
+"""
+
+import itertools
+from typing import Any, NamedTuple, Self, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
+
+from evolora.differentiable_adapter import Segments
+from evolora.gpt2_packs import Gpt2Packs, KeptLayer, input_gradient
+from evolora.gpt2_step import hooked
+from evolora.path_attention import NO_TOKEN, ROOT, Paths
+from evolora.token_log_probs import token_log_probs
+
+# Of one part's tape. Not by the memory that is free: another time the gradient would round otherwise.
+_MOST_BYTES = 2**30
+
+
+class TapedLayer(NamedTuple):
+    """Of one layer, arrays [tokens, ...]: the hidden states before it, queries with keys and values, what attention
+    makes of them, the hidden states between attention and MLP, and those within that before and after its activation.
+    """
+
+    first_hidden: Any
+    states: Any
+    mixed: Any
+    second_hidden: Any
+    wide: Any
+    activated: Any
+
+    def at(self, where: slice) -> "TapedLayer":
+        return TapedLayer(*(array[where] for array in self))
+
+
+class Taken(NamedTuple):
+    """Where some tokens are to be written: into `last_hidden`, what the last layer gives; and for each layer."""
+
+    last_hidden: Any
+    layers: list[TapedLayer]
+
+    def write(self, index: int, *states: Tensor) -> None:
+        """What `TapedLayer` has of one layer, each [..., size] of these tokens."""
+        for array, own in zip(self.layers[index], states, strict=True):
+            array[:] = own.reshape(array.shape).numpy()
+
+
+class Tape:
+    """That of one batch: `rows` [rows] and `individuals` of a larger one, or all of it.
+
+    Its tokens are those of the packed prompts, `prompt_tokens` in all, and then at each of up to `steps` steps one of
+    each row that was still in the batch.
+    """
+
+    def __init__(self, model: GPT2LMHeadModel, packs: Gpt2Packs, rows: int, prompt_tokens: int, steps: int) -> None:
+        self.genomes = cast(Tensor, packs.genomes)
+        self.individuals, self.rows = slice(0, len(self.genomes)), torch.arange(rows)
+        self._packs = packs
+        self._head = model.lm_head
+        width, inner = model.config.n_embd, model.transformer.h[0].mlp.c_fc.weight.shape[1]
+        sizes = width, 3 * width, width, width, inner, inner
+        most, n_layers = prompt_tokens + rows * steps, len(packs.layers)
+        # What is not written takes no memory; what is, in one piece, comes from the system in huge pages.
+        room = np.empty(most * (n_layers * sum(sizes) + width), np.float32)
+        parts = np.split(room, np.cumsum([most * size for size in [*sizes * n_layers, width]])[:-1])
+        arrays = [part.reshape(most, -1) for part in parts]
+        self.nbytes = room.nbytes
+        self._last_hidden = arrays.pop()
+        self._layers = [TapedLayer(*arrays[i : i + len(sizes)]) for i in range(0, len(arrays), len(sizes))]
+        self._tokens, self._prompt_tokens = 0, prompt_tokens
+        self._places = self._lengths = torch.empty(0)  # of the prompts
+        self._steps: list[tuple[int, Tensor]] = []  # the first token of each, and the rows
+        self._logits: list[Tensor] = []
+
+    @classmethod
+    def of(cls, model: Any, rows: int, prompt_tokens: int, *, steps: int) -> Self | None:
+        """For `model` with the population that it runs with now; None where the gradient is not known, or it would
+        take too much memory."""
+        if type(model) is not GPT2LMHeadModel:
+            return None
+        packs = None if hooked(model) or model.training else Gpt2Packs.of(model.transformer, rows)
+        if packs is None or packs.genomes is None or packs.drops:
+            return None
+        tape = cls(model, packs, rows, prompt_tokens, steps)
+        return tape if tape.nbytes <= _MOST_BYTES else None
+
+    def of_part(self, individuals: slice, rows: Tensor) -> Self:
+        """This, as that of a part of a larger batch."""
+        self.individuals, self.rows = individuals, rows
+        return self
+
+    def take(self, tokens: int) -> Taken:
+        """Where so many more tokens are to be written."""
+        start, self._tokens = self._tokens, self._tokens + tokens
+        return self._taken(slice(start, self._tokens))
+
+    def _taken(self, where: slice) -> Taken:
+        return Taken(self._last_hidden[where], [layer.at(where) for layer in self._layers])
+
+    def begun(self, places: Tensor, lengths: Tensor, logits: Tensor) -> bool:
+        """After the prompts: row i's are the first `lengths[i]` tokens of `places` [rows, longest], and `logits` [rows,
+        1, vocabulary] come of them. Whether they have been written."""
+        self._places, self._lengths = places, lengths
+        self._logits.append(logits[:, 0])
+        return self._tokens == self._prompt_tokens
+
+    def stepped(self, rows: Tensor, logits: Tensor) -> bool:
+        """After a token more of each of `rows`, of which come `logits` [rows, 1, vocabulary]. Whether they have been
+        written."""
+        start = self._prompt_tokens + sum(len(others) for _, others in self._steps)
+        self._steps.append((start, rows))
+        self._logits.append(logits[:, 0])
+        return self._tokens == start + len(rows)
+
+    def log_probs(
+        self, genomes: Tensor, ids: Tensor, mask: Tensor, *, temperature: float, entropy_gradient: bool
+    ) -> tuple[Tensor, Tensor]:
+        """What `completion_log_probs` gives for the completions `ids` and `mask` [rows, length] that were written, and
+        differentiable once in the `genomes` that wrote them. It can be asked once: the tape is let go on the way."""
+        if not torch.equal(genomes.view(torch.int32), self.genomes.view(torch.int32)):  # NaN is like itself
+            raise ValueError("the genomes are not those that wrote the completions")
+        chosen_at = self._choices(ids.shape[1])[mask]
+        paths = self._paths((mask.sum(1) - 1).clamp(min=0))
+        logits: Tensor = _Taped.apply(genomes, self, paths)  # type: ignore[no-untyped-call]
+        tokens = torch.zeros(len(logits), dtype=torch.int64)
+        tokens[chosen_at] = ids[mask]
+        found = token_log_probs(logits, tokens, temperature=temperature, entropy_gradient=entropy_gradient)
+        blank = logits.new_zeros(ids.shape)
+        log_probs, entropy = (blank.masked_scatter(mask, each[chosen_at]) for each in found)
+        return log_probs, entropy
+
+    def logits(self) -> Tensor:
+        """All that were computed, [choices, vocabulary]: after the prompts, then step by step. They are let go."""
+        if not self._logits:
+            raise RuntimeError("a tape can be read once")
+        logits, self._logits = self._logits, []
+        return torch.cat(logits)
+
+    def gradient(self, of_logits: Tensor, paths: Paths) -> Tensor:
+        """That of the genomes, from that of `logits`."""
+        packs, segments = self._packs, self._segments()
+        last, layers = self._taken(slice(0, self._tokens))
+        last_hidden, self._layers = torch.from_numpy(last), []
+        chosen_after = torch.cat(
+            [self._places.gather(1, self._lengths[:, None] - 1)[:, 0], torch.arange(self._prompt_tokens, self._tokens)]
+        )
+        of_last = torch.zeros_like(last_hidden).index_add_(0, chosen_after, input_gradient(self._head, of_logits))
+
+        def kept(index: int) -> KeptLayer:
+            return packs.kept(index, segments, *map(torch.from_numpy, layers[index]))
+
+        return packs.backward(of_last, packs.normalise_last(last_hidden)[1], kept, segments, paths)
+
+    def _choices(self, length: int) -> Tensor:
+        """Which of the logits each token of the completions was chosen from, [rows, length]; -1 where none was."""
+        choices = torch.full((len(self._places), length), -1)
+        start = len(choices)
+        choices[:, 0] = torch.arange(start)
+        for place, (_, rows) in enumerate(self._steps, 1):
+            choices[rows, place] = torch.arange(start, start + len(rows))
+            start += len(rows)
+        return choices
+
+    def _paths(self, read: Tensor) -> Paths:
+        """Each row's text: its prompt, and as many tokens as were `read` [rows]."""
+        prompt = self._places.shape[1]
+        texts = torch.zeros(len(read), prompt + len(self._steps), dtype=torch.int64)
+        texts[:, :prompt] = self._places
+        for step, (start, rows) in enumerate(self._steps):
+            texts[rows, self._lengths[rows] + step] = torch.arange(start, start + len(rows))
+        parents = torch.full((self._tokens,), NO_TOKEN)
+        parents[texts[:, 0]] = ROOT
+        inside = torch.arange(1, texts.shape[1]) < (self._lengths + read)[:, None]
+        parents[texts[:, 1:][inside]] = texts[:, :-1][inside]
+        return Paths.of(parents.numpy())
+
+    def _segments(self) -> Segments:
+        """The tokens of each individual, in as few segments as there can be."""
+        n, rows = len(self.genomes), len(self._places)
+        found = [[[own * self._prompt_tokens // n, (own + 1) * self._prompt_tokens // n]] for own in range(n)]
+        for start, left in self._steps:
+            edges = start + np.searchsorted(left.numpy(), np.arange(n + 1) * (rows // n))
+            for own, (first, last) in zip(found, itertools.pairwise(edges), strict=True):
+                if own[-1][1] == first:
+                    own[-1][1] = last
+                elif first < last:
+                    own.append([first, last])
+        return Segments(np.cumsum([0, *map(len, found)]), np.array([each for own in found for each in own]))
+
+
+class _Taped(torch.autograd.Function):
+    """The logits on a tape, differentiable in the genomes that wrote it."""
+
+    @staticmethod
+    def forward(ctx: Any, genomes: Tensor, tape: Tape, paths: Paths) -> Tensor:
+        del genomes
+        ctx.tape, ctx.paths = tape, paths
+        return tape.logits()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, of_logits: Tensor) -> tuple[Tensor, None, None]:
+        return ctx.tape.gradient(of_logits.contiguous(), ctx.paths), None, None
