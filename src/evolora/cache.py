@@ -1,6 +1,6 @@
 """The keys and values of a batch, in memory with room to grow, whose finished rows can leave."""
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,9 +9,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from evolora.cached_attention import extend
 from evolora.compiled import compiled, run_rows, takes
-
-if TYPE_CHECKING:
-    from evolora.gpt2_tape import Tape
+from evolora.tape import Tape
 
 # Entries to copy, for less of which another thread is not worth its call.
 _LEAST_A_THREAD = 1_000_000
@@ -21,7 +19,7 @@ class RoomyCache(Cache):  # type: ignore[misc]
     """A cache whose layers all have room."""
 
     layers: "list[RoomyLayer]"
-    tape: "Tape | None" = None  # where what the gradient needs is to be written, too
+    tape: Tape | None = None  # where what the gradient needs is to be written, too
 
 
 class RoomyLayer(DynamicLayer):  # type: ignore[misc]

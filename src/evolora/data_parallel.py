@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evolora.calibration import is_small
-from evolora.gpt2_tape import Tape
+from evolora.gpt2_tape import Gpt2Tape
 from evolora.population_model import PopulationModel
 from evolora.rng import keyed_seed
 from evolora.rollout import Completions, PromptBatch, completion_log_probs, generate, select_rows
@@ -114,7 +114,7 @@ def population_log_probs(
     temperature: float,
     entropy_gradient: bool = True,
     dropout_seed: int | None = None,
-    tapes: Sequence[Tape] = (),
+    tapes: Sequence[Gpt2Tape] = (),
 ) -> tuple[Tensor, Tensor]:
     """`completion_log_probs` for `genomes` [n, genome_length] on n * m rows, one individual's after another's, or
     without genomes for the base model. Differentiable in `genomes`; with the adapters' dropout where that has a seed.

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 
 from evolora.cache import RoomyCache, keeps_all, make_cache, unpacked
 from evolora.gpt2_step import Gpt2Step
-from evolora.gpt2_tape import Tape
+from evolora.gpt2_tape import Gpt2Tape
 from evolora.model import accepts
 from evolora.packed_pass import PackedPass, can_pack
 from evolora.population_model import population_on
@@ -41,7 +41,7 @@ class DecodingBatch:
         rows, width = ids.shape
         self.model = model
         self.features: Tensor | None = None  # [rows, kept, hidden], what the last logits were computed from
-        self.tape: Tape | None = None
+        self.tape: Gpt2Tape | None = None
         self._keep_features = keep_features
         self._keep_tape = keep_tape
         self._room = room
@@ -155,7 +155,7 @@ class DecodingBatch:
         last = packed.places.gather(1, self._positions[:, None] - 1)
         cache = make_cache(self.model, packed.width)
         if self._keep_tape and isinstance(cache, RoomyCache):
-            self.tape = cache.tape = Tape.of(self.model, len(texts), packed.tokens, steps=self._room)
+            self.tape = cache.tape = Gpt2Tape.of(self.model, len(texts), packed.tokens, steps=self._room)
         logits, features = packed.run(last, cache=cache, keep_features=self._keep_features)
         self.features = features
         # Right-aligned, as left-padded prompts are; what stands in the padding is masked.

@@ -9,7 +9,7 @@ import functools
 import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -28,9 +28,7 @@ from evolora.frozen_product import FrozenProduct
 from evolora.gelu import gelu, gelu_gradient
 from evolora.gpt2_step import plain_norms
 from evolora.path_attention import Paths, attend_along, attention_gradient
-
-if TYPE_CHECKING:
-    from evolora.gpt2_tape import Taken
+from evolora.tape import Taken
 
 
 class _Norm(NamedTuple):
@@ -162,7 +160,7 @@ class Gpt2Packs:
         hidden: Tensor,
         attend: Callable[[int, Tensor], Tensor],
         kept: list[KeptLayer] | None,
-        taken: "Taken | None" = None,
+        taken: Taken | None = None,
     ) -> tuple[Tensor, Normed]:
         """The last hidden states, and what the gradient of their normalisation needs; that of each layer is added to
         `kept`, if there is one. `attend` gives what attention makes of a layer's queries, keys and values. What a

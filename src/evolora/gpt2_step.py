@@ -7,7 +7,7 @@ some twenty calls of torch a layer, and each takes Python's lock away from the o
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -23,9 +23,7 @@ from evolora.compiled_adapter import NO_ADAPTER, Adapter, active_adapter, add_lo
 from evolora.frozen_product import FrozenProduct
 from evolora.gelu import gelu_block
 from evolora.panels import multiply_rows, panels_of
-
-if TYPE_CHECKING:
-    from evolora.gpt2_tape import TapedLayer
+from evolora.tape import TapedLayer
 
 Product = Callable[[Tensor], Tensor]
 
@@ -172,7 +170,7 @@ class Gpt2Step:
         values: Any,
         mask: Any,
         place: int,
-        taped: "TapedLayer | None",
+        taped: TapedLayer | None,
     ) -> None:
         """The hidden states after a layer, with each product for itself."""
         states, attended, widened, narrowed = layer.products

@@ -7,7 +7,7 @@ is taken token by token as they lie on the tape; only attention goes by whole te
 """
 
 import itertools
-from typing import Any, NamedTuple, Self, cast
+from typing import Any, Self, cast
 
 import numpy as np
 import torch
@@ -18,41 +18,14 @@ from evolora.differentiable_adapter import Segments
 from evolora.gpt2_packs import Gpt2Packs, KeptLayer, input_gradient
 from evolora.gpt2_step import hooked
 from evolora.path_attention import NO_TOKEN, ROOT, Paths
+from evolora.tape import Tape
 from evolora.token_log_probs import token_log_probs
 
 # Of one part's tape. Not by the memory that is free: another time the gradient would round otherwise.
 _MOST_BYTES = 2**30
 
 
-class TapedLayer(NamedTuple):
-    """Of one layer, arrays [tokens, ...]: the hidden states before it, queries with keys and values, what attention
-    makes of them, the hidden states between attention and MLP, and those within that before and after its activation.
-    """
-
-    first_hidden: Any
-    states: Any
-    mixed: Any
-    second_hidden: Any
-    wide: Any
-    activated: Any
-
-    def at(self, where: slice) -> "TapedLayer":
-        return TapedLayer(*(array[where] for array in self))
-
-
-class Taken(NamedTuple):
-    """Where some tokens are to be written: into `last_hidden`, what the last layer gives; and for each layer."""
-
-    last_hidden: Any
-    layers: list[TapedLayer]
-
-    def write(self, index: int, *states: Tensor) -> None:
-        """What `TapedLayer` has of one layer, each [..., size] of these tokens."""
-        for array, own in zip(self.layers[index], states, strict=True):
-            array[:] = own.reshape(array.shape).numpy()
-
-
-class Tape:
+class Gpt2Tape(Tape):
     """That of one batch: `rows` [rows] and `individuals` of a larger one, or all of it.
 
     Its tokens are those of the packed prompts, `prompt_tokens` in all, and then at each of up to `steps` steps one of
@@ -60,21 +33,14 @@ class Tape:
     """
 
     def __init__(self, model: GPT2LMHeadModel, packs: Gpt2Packs, rows: int, prompt_tokens: int, steps: int) -> None:
+        width, inner = model.config.n_embd, model.transformer.h[0].mlp.c_fc.weight.shape[1]
+        sizes = width, 3 * width, width, width, inner, inner
+        super().__init__(prompt_tokens + rows * steps, len(packs.layers), sizes)
         self.genomes = cast(Tensor, packs.genomes)
         self.individuals, self.rows = slice(0, len(self.genomes)), torch.arange(rows)
         self._packs = packs
         self._head = model.lm_head
-        width, inner = model.config.n_embd, model.transformer.h[0].mlp.c_fc.weight.shape[1]
-        sizes = width, 3 * width, width, width, inner, inner
-        most, n_layers = prompt_tokens + rows * steps, len(packs.layers)
-        # What is not written takes no memory; what is, in one piece, comes from the system in huge pages.
-        room = np.empty(most * (n_layers * sum(sizes) + width), np.float32)
-        parts = np.split(room, np.cumsum([most * size for size in [*sizes * n_layers, width]])[:-1])
-        arrays = [part.reshape(most, -1) for part in parts]
-        self.nbytes = room.nbytes
-        self._last_hidden = arrays.pop()
-        self._layers = [TapedLayer(*arrays[i : i + len(sizes)]) for i in range(0, len(arrays), len(sizes))]
-        self._tokens, self._prompt_tokens = 0, prompt_tokens
+        self._prompt_tokens = prompt_tokens
         self._places = self._lengths = torch.empty(0)  # of the prompts
         self._steps: list[tuple[int, Tensor]] = []  # the first token of each, and the rows
         self._logits: list[Tensor] = []
@@ -96,20 +62,12 @@ class Tape:
         self.individuals, self.rows = individuals, rows
         return self
 
-    def take(self, tokens: int) -> Taken:
-        """Where so many more tokens are to be written."""
-        start, self._tokens = self._tokens, self._tokens + tokens
-        return self._taken(slice(start, self._tokens))
-
-    def _taken(self, where: slice) -> Taken:
-        return Taken(self._last_hidden[where], [layer.at(where) for layer in self._layers])
-
     def begun(self, places: Tensor, lengths: Tensor, logits: Tensor) -> bool:
         """After the prompts: row i's are the first `lengths[i]` tokens of `places` [rows, longest], and `logits` [rows,
         1, vocabulary] come of them. Whether they have been written."""
         self._places, self._lengths = places, lengths
         self._logits.append(logits[:, 0])
-        return self._tokens == self._prompt_tokens
+        return self.tokens == self._prompt_tokens
 
     def stepped(self, rows: Tensor, logits: Tensor) -> bool:
         """After a token more of each of `rows`, of which come `logits` [rows, 1, vocabulary]. Whether they have been
@@ -117,7 +75,7 @@ class Tape:
         start = self._prompt_tokens + sum(len(others) for _, others in self._steps)
         self._steps.append((start, rows))
         self._logits.append(logits[:, 0])
-        return self._tokens == start + len(rows)
+        return self.tokens == start + len(rows)
 
     def log_probs(
         self, genomes: Tensor, ids: Tensor, mask: Tensor, *, temperature: float, entropy_gradient: bool
@@ -146,10 +104,10 @@ class Tape:
     def gradient(self, of_logits: Tensor, paths: Paths) -> Tensor:
         """That of the genomes, from that of `logits`."""
         packs, segments = self._packs, self._segments()
-        last, layers = self._taken(slice(0, self._tokens))
-        last_hidden, self._layers = torch.from_numpy(last), []
+        last, layers = self.let_go()
+        last_hidden = torch.from_numpy(last)
         chosen_after = torch.cat(
-            [self._places.gather(1, self._lengths[:, None] - 1)[:, 0], torch.arange(self._prompt_tokens, self._tokens)]
+            [self._places.gather(1, self._lengths[:, None] - 1)[:, 0], torch.arange(self._prompt_tokens, self.tokens)]
         )
         of_last = torch.zeros_like(last_hidden).index_add_(0, chosen_after, input_gradient(self._head, of_logits))
 
@@ -175,7 +133,7 @@ class Tape:
         texts[:, :prompt] = self._places
         for step, (start, rows) in enumerate(self._steps):
             texts[rows, self._lengths[rows] + step] = torch.arange(start, start + len(rows))
-        parents = torch.full((self._tokens,), NO_TOKEN)
+        parents = torch.full((self.tokens,), NO_TOKEN)
         parents[texts[:, 0]] = ROOT
         inside = torch.arange(1, texts.shape[1]) < (self._lengths + read)[:, None]
         parents[texts[:, 1:][inside]] = texts[:, :-1][inside]
@@ -199,7 +157,7 @@ class _Taped(torch.autograd.Function):
     """The logits on a tape, differentiable in the genomes that wrote it."""
 
     @staticmethod
-    def forward(ctx: Any, genomes: Tensor, tape: Tape, paths: Paths) -> Tensor:
+    def forward(ctx: Any, genomes: Tensor, tape: Gpt2Tape, paths: Paths) -> Tensor:
         del genomes
         ctx.tape, ctx.paths = tape, paths
         return tape.logits()

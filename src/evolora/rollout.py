@@ -10,7 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evolora.decoding import DecodingBatch, positions_of
-from evolora.gpt2_tape import Tape
+from evolora.gpt2_tape import Gpt2Tape
 from evolora.model import accepts
 from evolora.packed_pass import PackedPass, can_pack
 from evolora.population_model import population_on
@@ -54,7 +54,7 @@ class Completions:
     mask: Tensor
     log_probs: Tensor | None = None
     features: Tensor | None = None
-    tapes: tuple[Tape, ...] = ()
+    tapes: tuple[Gpt2Tape, ...] = ()
 
     @property
     def tokens(self) -> int:

@@ -13,7 +13,7 @@ from torch import Tensor
 from evolora import data_parallel, gpt2_tape
 from evolora.data_parallel import population_generate, population_log_probs
 from evolora.gpt2_packs import Gpt2Packs
-from evolora.gpt2_tape import Tape
+from evolora.gpt2_tape import Gpt2Tape
 from evolora.kernels import use_kernels
 from evolora.model import BaseModel, load_base, lora_config, lora_layout
 from evolora.population_model import PopulationModel
@@ -278,7 +278,7 @@ class Refined:
         population_model.dropout = dropout
         chosen = {"rl_steps": 2, "epochs": 1, "max_new_tokens": NEW_TOKENS, "target_kl": None, **own, **options}
         read, passed = [], []
-        gradient, forward = Tape.gradient, Gpt2Packs.forward
+        gradient, forward = Gpt2Tape.gradient, Gpt2Packs.forward
         with pytest.MonkeyPatch.context() as patch:
 
             def noted(*arguments: Any) -> Tensor:
@@ -290,7 +290,7 @@ class Refined:
                     passed.append(1)
                 return forward(self, hidden, attend, kept, *others)
 
-            patch.setattr(Tape, "gradient", noted)
+            patch.setattr(Gpt2Tape, "gradient", noted)
             patch.setattr(Gpt2Packs, "forward", counted)
             refinement = refiner(
                 population_model, base.tokenizer, RewardScorer(short), config(**chosen), seed=0
@@ -318,7 +318,7 @@ def test_a_refinement_by_tapes_is_the_same_refinement(
     found = Refined(base, kind, prompts, **options)
     epochs = options.get("epochs", 1)
     assert (found.tapes, found.passes) == (2, 2 * (epochs - 1)), "of two steps, in the first epoch of each"
-    monkeypatch.setattr(Tape, "of", lambda *_, **__: None)
+    monkeypatch.setattr(Gpt2Tape, "of", lambda *_, **__: None)
     expected = Refined(base, kind, prompts, **options)
     assert (expected.tapes, expected.passes) == (0, 2 * epochs)
     assert found.moved > 0
