@@ -83,6 +83,10 @@ def step_off(_: PopulationModel) -> Any:
     return patch("evolora.decoding.Gpt2Step.of", lambda *_: None)
 
 
+def ahead_off(_: PopulationModel) -> Any:
+    return patch("evolora.decoding.Gpt2Step.ahead", lambda *_: None)
+
+
 def read_off(_: PopulationModel) -> Any:
     return patch("evolora.gpt2_pass.read_packs", lambda *_: None)
 
@@ -110,8 +114,11 @@ def panels_off(population_model: PopulationModel) -> Iterator[None]:
         yield
 
 
-def sampling_off(_: PopulationModel) -> Any:
-    return patch("evolora.sampling._sample_compiled", _sample_torch)
+@contextmanager
+def sampling_off(population_model: PopulationModel) -> Iterator[None]:
+    """Which several steps at a time have within them."""
+    with ahead_off(population_model), patch("evolora.sampling._sample_compiled", _sample_torch):
+        yield
 
 
 def attention_off(_: PopulationModel) -> Any:
@@ -153,6 +160,7 @@ GENERATION: dict[str, Off] = {
     "the panels kept": panels_off,
     "GELU in one pass": gelu_off,
     "whole layers compiled": whole_off,
+    "several steps at a time": ahead_off,
     "a step compiled": step_off,
     "that, and attention over the cache compiled": compiled_off,
     "attention by plain products": attention_off,

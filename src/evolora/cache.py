@@ -58,10 +58,10 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         start, self.length = self.length, self.length + states.shape[1]
         return extend(states, self.keys, self.values, start, mask, scaling)
 
-    def grow(self) -> int:
-        """Where the position to be written next lies; it counts from now on."""
-        self.length += 1
-        return self.length - 1
+    def grow(self, positions: int = 1) -> int:
+        """Where the positions to be written next begin; they count from now on."""
+        self.length += positions
+        return self.length - positions
 
     def begin(self, states: Tensor, length: int, heads: int) -> None:
         """Start with `length` positions for each of `states` [rows, positions, hidden], still to be written."""

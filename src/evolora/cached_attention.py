@@ -36,19 +36,20 @@ def attend_rows(
     keys: Any,
     values: Any,
     mask: Any,
+    positions: Any,
     scaling: Any,
     mixed: Any,
     append: Any,
     first: Any,
     last: Any,
 ) -> None:
-    """Rows `first` to `last` (not included) of `mixed` [rows, asked, heads, size]: see `attend` and `extend`. The
-    queries are states[:, :, 0]; with `append` >= 0, states[:, :, 1] and [:, :, 2] become the keys and values there. To
-    `flat`, which is `states` as [rows, ...], an adapter adds first."""
+    """Rows `first` to `last` (not included) of `mixed` [rows, asked, heads, size]: see `attend` and `extend`; of the
+    mask so many `positions` count. The queries are states[:, :, 0]; with `append` >= 0, states[:, :, 1] and [:, :, 2]
+    become the keys and values there. To `flat`, which is `states` as [rows, ...], an adapter adds first."""
     asked, heads, size = mixed.shape[1:]
     if rank:
         add_low_rank(genomes, owners, a_offset, b_offset, rank, adapter_scaling, x, flat, first, last)
-    positions, key_heads = mask.shape[2], keys.shape[2]
+    key_heads = keys.shape[2]
     shared = heads // key_heads
     seen = np.empty(positions, np.int64)
     scores, weights = np.empty((heads, positions), np.float32), np.empty((heads, positions), np.float32)
@@ -134,5 +135,5 @@ def attend_arrays(
     `states`, with one position asked, what it makes of `x` [rows, in]."""
     threads = min(torch.get_num_threads(), mixed.size * mask.shape[-1] // _LEAST_A_THREAD)
     flat = states.reshape(len(states), -1)
-    arguments = (*adapter, x, flat, states, keys, values, mask, scaling, mixed, append)
+    arguments = (*adapter, x, flat, states, keys, values, mask, mask.shape[2], scaling, mixed, append)
     run_rows(attend_rows, arguments, len(states), threads)

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evolora.cache import RoomyCache, keeps_all, make_cache, unpacked
-from evolora.gpt2_step import Gpt2Step
+from evolora.gpt2_step import Ahead, Choice, Gpt2Step
 from evolora.gpt2_tape import Gpt2Tape
 from evolora.model import accepts
 from evolora.packed_pass import PackedPass, can_pack
@@ -109,6 +109,22 @@ class DecodingBatch:
         logits = self._forward(ids, self._mask[:, : self._length], 1, self._positions[:, None])
         self._positions = self._positions + alive
         return logits
+
+    def ahead(self, tokens: Tensor, choice: Choice) -> Ahead | None:
+        """Several steps without a stop in between, beginning with `tokens` [rows], chosen as `choice` says; None where
+        each has to be made by itself."""
+        step = None if self._cache is None else self._compiled()
+        found = None if step is None else step.ahead(tokens, self._positions, self._mask, choice)
+        if found is None:
+            return None
+        n = found.tokens.shape[1]
+        self._mask[:, self._length : self._length + n] = 1
+        self._length += n
+        self._positions = self._positions + found.good.sum(1)
+        if self.tape is not None and found.logits is not None:
+            for place in range(n):
+                self.tape.stepped(self._rows, found.logits[:, place, None])
+        return found
 
     def _compiled(self) -> Gpt2Step | None:
         """The step of these rows as `evolora.gpt2_step` makes it, if it does."""

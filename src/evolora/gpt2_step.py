@@ -16,13 +16,14 @@ from transformers.activations import NewGELUActivation
 from transformers.cache_utils import Cache
 from transformers.models.gpt2.modeling_gpt2 import GPT2MLP, GPT2LMHeadModel
 
-from evolora.cache import RoomyCache
+from evolora.cache import RoomyCache, RoomyLayer
 from evolora.cached_attention import attend_arrays, attend_rows
 from evolora.compiled import REORDERED, compiled, copy, in_float32, run_rows
 from evolora.compiled_adapter import NO_ADAPTER, Adapter, active_adapter, add_low_rank
 from evolora.frozen_product import FrozenProduct
 from evolora.gelu import gelu_block
 from evolora.panels import multiply_rows, panels_of
+from evolora.sampling import likeliest_rows, sample_rows
 from evolora.tape import TapedLayer
 
 Product = Callable[[Tensor], Tensor]
@@ -32,7 +33,21 @@ _LEAST_A_THREAD = 1_500_000
 # Rows that a thread has at least where each takes some through a whole layer; with fewer, threads share each product.
 _LEAST_ROWS = 8
 _FAR, _ZERO = np.finfo(np.float32).min, np.float32(0)
-_NO_TAPE = np.empty((0, 0), np.float32)
+_NO_TAPE, _NO_DRAWS = np.empty((0, 0, 0), np.float32), np.empty((0, 0), np.float64)
+_NO_FLAGS, _NO_TOKENS, _NO_NUMBERS = np.empty(0, np.bool_), np.empty((0, 0), np.int64), np.empty(0, np.int64)
+# As `_steps_rows` takes what is chosen: nothing.
+_NO_CHOICE = (
+    *(
+        _NO_TOKENS,
+        np.empty((0, 0), np.float32),
+        np.empty((0, 0), np.bool_),
+        _NO_FLAGS,
+        _NO_NUMBERS,
+        _NO_TAPE,
+        _NO_NUMBERS,
+    ),
+    *(_NO_DRAWS, _ZERO, _NO_NUMBERS, 0),
+)
 
 
 class _Norm(NamedTuple):
@@ -67,6 +82,33 @@ class Layer:
         return *products, tuple(self.norm), tuple(self.next_norm)
 
 
+class Choice(NamedTuple):
+    """How tokens are chosen from now on: of the rows that are `alive` [rows], of each up to `left` [rows]; the
+    likeliest, or at `draws` [rows, left and more], of softmax(logits / temperature). Until a row has one of `ends`, and
+    at most `enough` rows are left."""
+
+    alive: Tensor
+    left: Tensor
+    draws: Tensor | None
+    temperature: float
+    ends: Tensor
+    enough: int
+    keep_features: bool
+
+
+class Ahead(NamedTuple):
+    """Tokens that were chosen, [rows, steps], which of them are `good`, of rows that were alive, and their
+    log-probabilities, if they were sampled; the hidden states that they come from, [rows, steps, width], if they were
+    asked for; which rows are still `alive` [rows]; with a tape, the logits [rows, steps, vocabulary]."""
+
+    tokens: Tensor
+    good: Tensor
+    log_probs: Tensor | None
+    features: Tensor | None
+    alive: Tensor
+    logits: Tensor | None
+
+
 class Gpt2Step:
     """What the steps of one batch have in common: looked up once, since a step of a small model takes no longer than
     looking it up a few times."""
@@ -81,6 +123,7 @@ class Gpt2Step:
         self.output = model.lm_head
         self.hidden, self.normed = (torch.empty(rows, 1, model.config.n_embd) for _ in range(2))
         self._whole: list[tuple[Any, ...]] | None = None  # for each layer, what its compiled function takes first
+        self._head: tuple[Any, ...] = ()
         self._product = np.empty((rows, model.config.n_embd), np.float32)
         self._rooms: tuple[Any, ...] = ()
 
@@ -112,67 +155,134 @@ class Gpt2Step:
 
         `mask` [rows, length] is 0 at the positions that are not to be seen; the cache grows by one.
         """
-        if int(positions.max()) >= len(self.embeddings[1]):
-            raise IndexError(f"position {int(positions.max())} in a model with {len(self.embeddings[1])} positions")
-        hidden, normed = _rows(self.hidden), _rows(self.normed)
-        _embed_rows(tokens.numpy(), positions.numpy(), *self.embeddings, *self.first_norm, hidden, normed)
-        far = np.where(mask.numpy() == 0, _FAR, _ZERO)[:, None]
+        self._check(positions)
         threads = torch.get_num_threads()
-        if self._whole is None and (threads == 1 or self.rows >= threads * _LEAST_ROWS):
-            self._whole = self._of_whole()
+        if (threads == 1 or self.rows >= threads * _LEAST_ROWS) and (whole := self._of_whole()) is not None:
+            return self._several(whole, tokens, positions, mask, 1, _NO_CHOICE)[:, 0, None], self.normed
+        hidden, normed = _rows(self.hidden), _rows(self.normed)
+        state = tokens.numpy(), positions.numpy(), *self.embeddings, *self.first_norm, hidden, normed
+        _embed_rows(*state, 0, self.rows)
+        far = _added(mask)
         taken = None if self.cache.tape is None else self.cache.tape.take(self.rows)
         for index, (layer, cached) in enumerate(zip(self.layers, self.cache.layers, strict=True)):
-            place = cached.grow()
-            if self._whole is None:
-                taped = None if taken is None else taken.layers[index]
-                cached_states = cached.keys.numpy(), cached.values.numpy()
-                self._by_product(layer, hidden, normed, *cached_states, far, place, taped)
-                continue
-            rooms = self._rooms, _NO_TAPE
-            if taken is not None:
-                first_hidden, states, mixed, second_hidden, wide, activated = taken.layers[index]
-                first_hidden[:] = hidden
-                rooms = self._rooms_of(states, mixed, wide, activated), second_hidden
-            run_rows(_layer_rows, (*self._whole[index], *rooms, hidden, normed, far, place), self.rows, threads)
+            taped = None if taken is None else taken.layers[index]
+            self._by_product(layer, cached, hidden, normed, far, taped)
         if taken is not None:
             taken.last_hidden[:] = hidden
         logits: Tensor = self.output.forward(self.normed)
         return logits, self.normed
 
+    @torch.no_grad()
+    def ahead(self, tokens: Tensor, positions: Tensor, mask: Tensor, choice: Choice) -> Ahead | None:
+        """Steps without a stop in between: read `tokens` [rows] at `positions` [rows], choose the next ones, read
+        those, until so few rows are left that the others should leave the batch, or none can have more. None where a
+        step has to be made by itself.
+
+        `mask` [rows, length and more] is 0 at the positions that are not to be seen, of those that are in the cache,
+        which grows by a position for each step.
+        """
+        whole = self._of_whole() if torch.get_num_threads() == 1 else None
+        if whole is None:
+            return None
+        self._check(positions)
+        most = min(int(choice.left[choice.alive].max()), len(self.embeddings[1]) - int(positions[choice.alive].max()))
+        place = self.cache.layers[0].length
+        seen = mask.clone()
+        seen[:, place : place + most] = 1
+        alive, draws = choice.alive.clone(), choice.draws
+        chosen, good = np.empty((most, self.rows), np.int64), np.empty((most, self.rows), np.bool_)
+        log_probs = np.empty((most if draws is not None else 0, self.rows), np.float32)
+        features = np.empty((most if choice.keep_features else 0, *self._product.shape), np.float32)
+        given = _NO_DRAWS if draws is None else draws.T[:most].contiguous().numpy()
+        done = np.zeros(1, np.int64)
+        made = chosen, log_probs, good, alive.numpy(), choice.left.clone().numpy(), features, done
+        how = given, np.float32(1 / choice.temperature), choice.ends.numpy(), choice.enough
+        logits = self._several(whole, tokens.clone(), positions.clone(), seen, most, (*made, *how))
+        n = int(done[0])
+
+        def by_row(array: Any) -> Tensor:
+            return torch.from_numpy(array[:n]).transpose(0, 1)
+
+        return Ahead(
+            by_row(chosen),
+            by_row(good),
+            None if draws is None else by_row(log_probs),
+            by_row(features) if choice.keep_features else None,
+            alive,
+            None if self.cache.tape is None else logits[:, :n],
+        )
+
+    def _check(self, positions: Tensor) -> None:
+        if int(positions.max()) >= len(self.embeddings[1]):
+            raise IndexError(f"position {int(positions.max())} in a model with {len(self.embeddings[1])} positions")
+
+    def _several(
+        self,
+        whole: list[tuple[Any, ...]],
+        tokens: Tensor,
+        positions: Tensor,
+        mask: Tensor,
+        steps: int,
+        choice: tuple[Any, ...],
+    ) -> Tensor:
+        """Up to so many steps; the logits of all of them with a tape, else of the last, [rows, steps, vocabulary]."""
+        tape, width = self.cache.tape, self._product.shape[1]
+        if tape is None:
+            layers = [(*layer, *self._rooms, _NO_TAPE, _NO_TAPE) for layer in whole]
+            last_hidden = _NO_TAPE
+        else:
+            taken = tape.take(self.rows * steps)
+            last_hidden, layers = taken.last_hidden.reshape(steps, self.rows, width), []
+            for layer, taped in zip(whole, taken.layers, strict=True):
+                first, states, mixed, second, wide, activated = (array.reshape(steps, self.rows, -1) for array in taped)
+                layers.append((*layer, *self._rooms_of(states, mixed, wide, activated), first, second))
+        logits = torch.empty(1 if tape is None else steps, self.rows, len(self.output.weight))
+        state = tokens.numpy(), positions.numpy(), _added(mask), _rows(self.hidden), _rows(self.normed)
+        ends = *self.embeddings, tuple(self.first_norm), self._head, last_hidden, logits.numpy()
+        place = self.cache.layers[0].length
+        threads = torch.get_num_threads()
+        run_rows(_steps_rows, (tuple(layers), ends, state, choice, place, steps), self.rows, threads)
+        done = int(choice[6][0]) if len(choice[0]) else steps
+        for cached in self.cache.layers:
+            cached.grow(done)
+        if tape is not None:
+            tape.give_back(self.rows * (steps - done))
+        return logits.transpose(0, 1)
+
     def _of_whole(self) -> list[tuple[Any, ...]] | None:
         """What a whole layer's function takes first, of each layer; None while a product has no panels."""
+        if self._whole is not None:
+            return self._whole
+        head = self.output.forward
+        panels = head.panels(self.rows) if isinstance(head, FrozenProduct) else None
+        layers = [layer.whole(self.rows) for layer in self.layers]
+        if panels is None or any(layer is None for layer in layers):
+            return None
+        bias = np.zeros(len(self.output.weight), np.float32)
+        self._head = panels, bias
         width, inner = self._product.shape[1], self.layers[0].biases[2].size
         self._rooms = self._rooms_of(
-            *(np.empty((self.rows, each), np.float32) for each in (3 * width, width, inner, inner))
+            *(np.empty((1, self.rows, each), np.float32) for each in (3 * width, width, inner, inner))
         )
-        found = []
-        for own, layer, cached in zip(
-            [layer.whole(self.rows) for layer in self.layers], self.layers, self.cache.layers, strict=True
-        ):
-            if own is None:
-                return None
-            keys, values = cached.keys.numpy(), cached.values.numpy()
-            found.append((*own, keys, values, layer.scaling))
-        return found
+        self._whole = [
+            (*(own or ()), cached.keys.numpy(), cached.values.numpy(), layer.scaling)
+            for own, layer, cached in zip(layers, self.layers, self.cache.layers, strict=True)
+        ]
+        return self._whole
 
     def _rooms_of(self, states: Any, mixed: Any, wide: Any, activated: Any) -> tuple[Any, ...]:
-        """A layer's states, [rows, ...], in all the shapes that are needed: within a compiled function another shape
-        takes seconds to compile."""
-        by_head = states.reshape(self.rows, 1, 3, self.heads, -1), mixed.reshape(self.rows, 1, self.heads, -1)
-        return (states, mixed, *by_head, self._product, wide, wide.reshape(-1), activated, activated.reshape(-1))
+        """A layer's states, [steps, rows, ...], in all the shapes that are needed: within a compiled function another
+        shape takes seconds to compile."""
+        steps, rows = states.shape[:2]
+        by_head = states.reshape(steps, rows, 1, 3, self.heads, -1), mixed.reshape(steps, rows, 1, self.heads, -1)
+        flat = [each.reshape(steps, -1) for each in (wide, activated)]
+        return ((states, mixed, *by_head, self._product, wide, flat[0], activated, flat[1]),)
 
     def _by_product(
-        self,
-        layer: Layer,
-        in_hidden: Any,
-        in_normed: Any,
-        keys: Any,
-        values: Any,
-        mask: Any,
-        place: int,
-        taped: TapedLayer | None,
+        self, layer: Layer, cached: RoomyLayer, in_hidden: Any, in_normed: Any, mask: Any, taped: TapedLayer | None
     ) -> None:
         """The hidden states after a layer, with each product for itself."""
+        place, keys, values = cached.grow(), cached.keys.numpy(), cached.values.numpy()
         states, attended, widened, narrowed = layer.products
         of_states, of_attended, of_widened, of_narrowed = layer.adapters
         mixed = torch.empty_like(self.normed)
@@ -250,6 +360,11 @@ def _attends_plainly(body: Any) -> bool:
     return body.config._attn_implementation == "evolora" and not body.config.add_cross_attention
 
 
+def _added(mask: Tensor) -> Any:
+    """A mask [rows, length] as it is added to scores, [rows, 1, length]."""
+    return np.where(mask.numpy() == 0, _FAR, _ZERO)[:, None]
+
+
 def _rows(states: Tensor) -> Any:
     return states.view(len(states), -1).numpy()
 
@@ -280,10 +395,21 @@ def _threads(adapter: Adapter, x: Any, product: Any) -> int:
 
 @compiled(**REORDERED)
 def _embed_rows(
-    tokens: Any, positions: Any, words: Any, places: Any, weight: Any, bias: Any, epsilon: Any, hidden: Any, normed: Any
+    tokens: Any,
+    positions: Any,
+    words: Any,
+    places: Any,
+    weight: Any,
+    bias: Any,
+    epsilon: Any,
+    hidden: Any,
+    normed: Any,
+    first: Any,
+    last: Any,
 ) -> None:
-    """`hidden` [rows, width] from the embeddings of tokens and positions, normalised into `normed`."""
-    for row in range(len(hidden)):
+    """Rows `first` to `last` (not included) of `hidden` [rows, width] from the embeddings of tokens and positions,
+    normalised into `normed`."""
+    for row in range(first, last):
         word, place, own = words[tokens[row]], places[positions[row]], hidden[row]
         for d in range(len(own)):
             own[d] = word[d] + place[d]
@@ -291,43 +417,80 @@ def _embed_rows(
 
 
 @compiled(**REORDERED)
-def _layer_rows(
-    of_states: Any,
-    of_attended: Any,
-    of_widened: Any,
-    of_narrowed: Any,
-    norm: Any,
-    next_norm: Any,
-    keys: Any,
-    values: Any,
-    scaling: Any,
-    room: Any,
-    second_hidden: Any,
-    hidden: Any,
-    normed: Any,
-    mask: Any,
-    place: Any,
-    first: Any,
-    last: Any,
+def _steps_rows(
+    layers: Any, model: Any, state: Any, choice: Any, place: Any, steps: Any, first: Any, last: Any
 ) -> None:
-    """Rows `first` to `last` (not included) of `hidden` and `normed` [rows, width] after a layer. Of each product the
-    panels, bias and adapter; of each normalisation the weight, bias and epsilon. `second_hidden`, if it is not empty,
-    gets the hidden states between attention and MLP."""
-    states, mixed, states_by_head, mixed_by_head, product, wide, flat_wide, activated, flat_activated = room
+    """Up to so many steps of rows `first` to `last` (not included), from position `place` of the cache on; see
+    `Gpt2Step.ahead`. Without a choice the first one alone."""
+    words, places, first_norm, head, last_hidden, logits = model
+    tokens, positions, mask, hidden, normed = state
+    chosen, log_probs, good, alive, left, features, done, draws, scale, ends, enough = choice
+    for step in range(steps):
+        at = step if len(last_hidden) else 0
+        _embed_rows(tokens, positions, words, places, *first_norm, hidden, normed, first, last)
+        for index in range(len(layers)):
+            _layer_rows(layers[index], at, hidden, normed, mask, place + step, first, last)
+        if len(last_hidden):
+            _copy_rows(hidden, last_hidden[at], first, last)
+        own = logits[at]
+        multiply(head, normed, own, first, last)
+        if not len(chosen):
+            return
+        if len(features):
+            _copy_rows(normed, features[step], first, last)
+        if len(draws):
+            sample_rows(own, draws[step], chosen[step], log_probs[step], scale, first, last)
+        else:
+            likeliest_rows(own, chosen[step], first, last)
+        remaining = 0
+        for row in range(first, last):
+            token = chosen[step, row]
+            tokens[row], good[step, row] = token, alive[row]
+            if alive[row]:
+                positions[row] += 1
+                left[row] -= 1
+                for end in ends:
+                    if token == end:
+                        left[row] = 0
+                alive[row] = left[row] > 0
+                remaining += alive[row]
+        done[0] = step + 1
+        if remaining <= enough:
+            return
+
+
+@compiled(**REORDERED)
+def _layer_rows(layer: Any, at: Any, hidden: Any, normed: Any, mask: Any, place: Any, first: Any, last: Any) -> None:
+    """Rows `first` to `last` (not included) of `hidden` and `normed` [rows, width] after a layer. That is, of each
+    product the panels, bias and adapter; of each normalisation the weight, bias and epsilon; keys, values and the
+    scaling of scores; room [steps, ...], of which `at` is used; and where a tape has the hidden states before the layer
+    and between attention and MLP, or nothing."""
+    of_states, of_attended, of_widened, of_narrowed, norm, next_norm, keys, values, scaling, room, before, between = (
+        layer
+    )
+    states, mixed, states_by_head, mixed_by_head = room[0][at], room[1][at], room[2][at], room[3][at]
+    product, wide, flat_wide, activated, flat_activated = room[4], room[5][at], room[6][at], room[7][at], room[8][at]
     inner = wide.shape[1]
+    if len(before):
+        _copy_rows(hidden, before[at], first, last)
     multiply(of_states, normed, states, first, last)
-    attended = states, states_by_head, keys, values, mask, scaling, mixed_by_head
+    attended = states, states_by_head, keys, values, mask, place + 1, scaling, mixed_by_head
     attend_rows(*of_states[2], normed, *attended, place, first, last)
     multiply(of_attended, mixed, product, first, last)
     _finish_rows(*of_attended[2], mixed, product, hidden, *norm, normed, first, last)
-    if len(second_hidden):
-        for row in range(first, last):
-            copy(hidden[row], second_hidden[row])
+    if len(between):
+        _copy_rows(hidden, between[at], first, last)
     multiply(of_widened, normed, wide, first, last)
     add_low_rank(*of_widened[2], normed, wide, first, last)
     gelu_block(flat_wide, flat_activated, first * inner, last * inner)
     multiply(of_narrowed, activated, product, first, last)
     _finish_rows(*of_narrowed[2], activated, product, hidden, *next_norm, normed, first, last)
+
+
+@compiled(error_model="numpy")
+def _copy_rows(source: Any, target: Any, first: Any, last: Any) -> None:
+    for row in range(first, last):
+        copy(source[row], target[row])
 
 
 @compiled(**REORDERED)

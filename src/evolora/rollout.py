@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evolora.decoding import DecodingBatch, positions_of
+from evolora.gpt2_step import Choice
 from evolora.gpt2_tape import Gpt2Tape
 from evolora.model import accepts
 from evolora.packed_pass import PackedPass, can_pack
@@ -184,15 +185,29 @@ def generate(
                 written = written + taken
             page.write(rows, places, good, tokens, log_probs, batch.features)
             alive = alive & ~over & (written < max_new_tokens)
-            if not (left := int(alive.sum())):
-                break
             if guesses is not None:
                 batch.accept(good[:, 1:])
                 guesses = None
-            if left <= len(rows) * (1 - _LEAST_FINISHED_SHARE):
-                kept = alive.nonzero()[:, 0]
-                batch.keep(kept)
-                rows, written, token, alive = rows[kept], written[kept], token[kept], alive[kept]
+            while left := int(alive.sum()):
+                if left <= _enough(rows):
+                    kept = alive.nonzero()[:, 0]
+                    batch.keep(kept)
+                    rows, written, token, alive = rows[kept], written[kept], token[kept], alive[kept]
+                draws = None
+                if uniforms is not None:
+                    places = (written[:, None] + torch.arange(max_new_tokens, device=device)).clamp(
+                        max=max_new_tokens - 1
+                    )
+                    draws = uniforms[rows[:, None], places]
+                choice = Choice(alive, max_new_tokens - written, draws, temperature, ends, _enough(rows), keep_features)
+                found = batch.ahead(token, choice)
+                if found is None:
+                    break
+                places = written[:, None] + torch.arange(found.tokens.shape[1], device=device)
+                page.write(rows, places, found.good, found.tokens, found.log_probs, found.features)
+                written, token, alive = written + found.good.sum(1), found.tokens[:, -1], found.alive
+            if not left:
+                break
             logits = batch.step(token, alive)
     return replace(page.completions(), tapes=() if batch.tape is None else (batch.tape,))
 
@@ -207,6 +222,11 @@ def _padded(drafts: Sequence[Sequence[int]] | None, n_rows: int, longest: int, d
     width = min(max(map(len, drafts)), longest - 1)
     cut = [list(draft[:width]) for draft in drafts]
     return torch.tensor([draft + [-1] * (width - len(draft)) for draft in cut], device=device) if width else None
+
+
+def _enough(rows: Tensor) -> int:
+    """With how many rows left the others leave the batch."""
+    return int(len(rows) * (1 - _LEAST_FINISHED_SHARE))
 
 
 class _Page:

@@ -38,12 +38,24 @@ def _sample_compiled(logits: Tensor, uniform: Tensor, temperature: float) -> tup
     tokens = torch.empty(len(logits), dtype=torch.int64)
     log_probs = torch.empty(len(logits), dtype=torch.float32)
     arrays = [tensor.numpy() for tensor in (logits, uniform, tokens, log_probs)]
-    run_rows(_sample_rows, [*arrays, np.float32(1 / temperature)], len(logits), threads_worth(logits.numel()))
+    run_rows(sample_rows, [*arrays, np.float32(1 / temperature)], len(logits), threads_worth(logits.numel()))
     return tokens, log_probs
 
 
+@compiled(error_model="numpy")
+def likeliest_rows(logits: Any, tokens: Any, first: Any, last: Any) -> None:
+    """Rows `first` to `last` (not included) of `tokens` as `likeliest` chooses them."""
+    for row in range(first, last):
+        own = logits[row]
+        top, token = highest(own), 0
+        # NaN, which is unlike itself, is the highest, as numpy has it.
+        while own[token] != top and (top == top or own[token] == own[token]):
+            token += 1
+        tokens[row] = token
+
+
 @compiled(**REORDERED)
-def _sample_rows(logits: Any, uniform: Any, tokens: Any, log_probs: Any, scale: Any, first: Any, last: Any) -> None:
+def sample_rows(logits: Any, uniform: Any, tokens: Any, log_probs: Any, scale: Any, first: Any, last: Any) -> None:
     """Rows `first` to `last` (not included) of `tokens` and `log_probs`."""
     vocabulary = logits.shape[1]
     size = int(math.sqrt(vocabulary)) + 1

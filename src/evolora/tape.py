@@ -53,6 +53,10 @@ class Tape:
         start, self.tokens = self.tokens, self.tokens + tokens
         return self._taken(slice(start, self.tokens))
 
+    def give_back(self, tokens: int) -> None:
+        """The last so many of those that were taken."""
+        self.tokens -= tokens
+
     def let_go(self) -> Taken:
         """All that was taken; it is no longer this tape's."""
         taken = self._taken(slice(0, self.tokens))

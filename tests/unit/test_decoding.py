@@ -18,6 +18,7 @@ from evolora import Example, LocalEvaluator, RewardScorer
 from evolora.cache import RoomyLayer, keeps_all, make_cache
 from evolora.decoding import DecodingBatch
 from evolora.genome import GenomeLayout
+from evolora.gpt2_step import Ahead, Choice
 from evolora.model import BaseModel, as_peft_model, load_base, lora_config, lora_layout
 from evolora.population_model import PopulationModel, Routing
 from evolora.rng import keyed_seed
@@ -143,13 +144,20 @@ def test_finished_rows_cost_nothing(model_folder: Folder, monkeypatch: pytest.Mo
     batch = encode(base.tokenizer, PROMPTS["shared"], "cpu")
     ends = ends_of(complete(base, batch, [-1], seeds_for(48)).ids)
     widths: list[int] = []
-    step = DecodingBatch.step
+    step, ahead = DecodingBatch.step, DecodingBatch.ahead
 
     def counted(self: DecodingBatch, tokens: Tensor, alive: Tensor) -> Tensor:
         widths.append(len(tokens))
         return step(self, tokens, alive)
 
+    def all_counted(self: DecodingBatch, tokens: Tensor, choice: Choice) -> Ahead | None:
+        found = ahead(self, tokens, choice)
+        if found is not None:
+            widths.extend([len(tokens)] * found.tokens.shape[1])
+        return found
+
     monkeypatch.setattr(DecodingBatch, "step", counted)
+    monkeypatch.setattr(DecodingBatch, "ahead", all_counted)
     found = complete(base, batch, ends, seeds_for(48))
     needed = [int((found.mask.sum(1) > place).sum()) for place in range(1, LENGTH)]
     assert needed[-1] < 24  # most are done before the last step
@@ -176,7 +184,8 @@ def test_drafts_that_are_right_take_one_pass(model_folder: Folder, monkeypatch: 
     base = load_base(str(model_folder("gpt2")))
     batch = encode(base.tokenizer, PROMPTS["mixed"], "cpu")
     plain = complete(base, batch, [-1])
-    monkeypatch.setattr(DecodingBatch, "step", lambda *_: pytest.fail("a second pass"))
+    for name in ("step", "ahead"):
+        monkeypatch.setattr(DecodingBatch, name, lambda *_: pytest.fail("a second pass"))
     assert_same(complete(base, batch, [-1], drafts=plain.rows()), plain)
     with pytest.raises(ValueError, match="6 prompts with 1 drafts"):
         complete(base, batch, [-1], drafts=[[1]])

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 
 from evolora import frozen_product, gpt2_step
 from evolora.cache import RoomyCache, RoomyLayer, make_cache, unpacked
-from evolora.gpt2_step import Gpt2Step
+from evolora.gpt2_step import Ahead, Gpt2Step
 from evolora.kernels import Products, use_kernels
 from evolora.model import BaseModel, load_base, lora_config, lora_layout
 from evolora.population_model import PopulationModel
-from evolora.rollout import encode, generate
+from evolora.rollout import Completions, encode, generate
 
 Folder = Callable[[str], Path]
 Hooks = Callable[[Any], None]
@@ -53,13 +53,20 @@ def base(model_folder: Folder, products: Products) -> BaseModel:
 def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The rows of each step that was made of compiled functions."""
     made: list[int] = []
-    run = Gpt2Step.run
+    run, ahead = Gpt2Step.run, Gpt2Step.ahead
 
     def counted(self: Gpt2Step, tokens: Tensor, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         made.append(len(tokens))
         return run(self, tokens, positions, mask)
 
+    def all_counted(self: Gpt2Step, tokens: Tensor, *others: Any) -> Ahead | None:
+        found = ahead(self, tokens, *others)
+        if found is not None:
+            made.extend([len(tokens)] * found.tokens.shape[1])
+        return found
+
     monkeypatch.setattr(Gpt2Step, "run", counted)
+    monkeypatch.setattr(Gpt2Step, "ahead", all_counted)
     yield made
 
 
@@ -67,7 +74,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
 def layers(monkeypatch: pytest.MonkeyPatch) -> set[str]:
     """How the layers of those steps were made: whole or by product."""
     ways: set[str] = set()
-    for place, name, way in ((gpt2_step, "_layer_rows", "whole"), (Gpt2Step, "_by_product", "by_product")):
+    for place, name, way in ((gpt2_step, "_steps_rows", "whole"), (Gpt2Step, "_by_product", "by_product")):
         own = getattr(place, name)
 
         def noted(*arguments: Any, way: str = way, own: Any = own) -> None:
@@ -167,23 +174,95 @@ def test_a_thread_touches_its_own_rows_alone(model_folder: Folder, monkeypatch: 
     checked: list[int] = []
 
     def in_parts(function: Any, arguments: Any, rows: int, threads: int) -> None:
-        room, results = [arguments[9][i] for i in (0, 1, 4, 5, 7)], arguments[11:13]
-        for array in room:
+        layers, model, state, *_ = arguments
+        room, results = [layers[0][9][i] for i in (0, 1, 4, 5, 7)], [*state[3:], model[5][0]]
+        arrays = [array[0] if index in (0, 1, 3, 4) else array for index, array in enumerate(room)] + results
+        for array in (*arrays[:5], results[2]):
             array.fill(1)
         for first, last in ((2, 3), (0, 2), (3, rows)):
-            before = [array.copy() for array in (*room, *results)]
+            before = [array.copy() for array in arrays]
             function(*arguments, first, last)
-            for array, was in zip((*room, *results), before, strict=True):
+            for array, was in zip(arrays, before, strict=True):
                 others = [row for row in range(rows) if not first <= row < last]
                 np.testing.assert_array_equal(array[others], was[others])
                 assert (array[first:last] != was[first:last]).any()
             checked.append(last - first)
 
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr(gpt2_step, "_LEAST_ROWS", 1)
     expected = hidden_states(base, PROMPTS, [-1])
     monkeypatch.setattr(gpt2_step, "run_rows", in_parts)
     found = hidden_states(base, PROMPTS, [-1])
-    assert len(checked) == 3 * 7 * 2
+    assert len(checked) == 3 * 7
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("sampled", [False, True])
+@pytest.mark.parametrize("kind", ["small", "large"])
+def test_several_steps_at_a_time_write_what_single_ones_do(
+    model_folder: Folder, monkeypatch: pytest.MonkeyPatch, kind: str, sampled: bool
+) -> None:
+    if kind == "large":
+        monkeypatch.setattr("evolora.kernels.is_small", lambda _: False)
+        monkeypatch.setattr(frozen_product, "_LEAST_PRODUCTS", 3)
+    base = loaded(model_folder, "compiled")
+    population_model, genomes = population(base, 3)
+    prompts = PROMPTS * 3
+    seeds = np.arange(12, dtype=np.uint64) if sampled else None
+    stretches: list[int] = []
+    ahead = Gpt2Step.ahead
+
+    def noted(self: Gpt2Step, *arguments: Any) -> Ahead | None:
+        found = ahead(self, *arguments)
+        stretches.append(0 if found is None else found.tokens.shape[1])
+        return found
+
+    def write(ends: list[int], drafts: list[list[int]] | None = None) -> Completions:
+        options: dict[str, Any] = {"seeds": seeds, "temperature": 1.4, "drafts": drafts, "keep_features": True}
+        with population_model.adapted(genomes):
+            batch = encode(base.tokenizer, prompts, "cpu")
+            return generate(base.model, batch, max_new_tokens=12, eos_token_ids=ends, pad_token_id=0, **options)
+
+    whole = write([-1])
+    ends = whole.ids.unique().tolist()[::7]
+    drafts = [row[: 3 * (index % 3)] for index, row in enumerate(whole.rows())]
+    for chosen in ({"ends": [-1]}, {"ends": ends}, {"ends": [-1], "drafts": drafts}):
+        with monkeypatch.context() as patch:
+            patch.setattr(Gpt2Step, "ahead", noted)
+            stretches.clear()
+            found = write(**chosen)
+        with monkeypatch.context() as patch:
+            patch.setattr(Gpt2Step, "ahead", lambda *_: None)
+            expected = write(**chosen)
+        assert max(stretches) > 2 and (chosen["ends"] == [-1] or len([n for n in stretches if n]) > 1), "rows left"
+        assert torch.equal(found.ids, expected.ids) and torch.equal(found.mask, expected.mask)
+        for name in ("log_probs", "features"):
+            one, other = getattr(found, name), getattr(expected, name)
+            assert (one is None) == (other is None)
+            if one is not None:
+                assert torch.equal(one[found.mask], other[found.mask]), name
+
+
+@pytest.mark.parametrize("ahead", [True, False])
+def test_a_text_longer_than_the_model_is_an_error_at_its_end(
+    model_folder: Folder, monkeypatch: pytest.MonkeyPatch, ahead: bool
+) -> None:
+    base = loaded(model_folder, "compiled")
+    if not ahead:
+        monkeypatch.setattr(Gpt2Step, "ahead", lambda *_: None)
+    batch = encode(base.tokenizer, PROMPTS, "cpu")
+    room = base.model.config.n_positions - int(batch.mask.sum(1).max())
+
+    def write(more: int, ends: list[int]) -> Completions:
+        return generate(base.model, batch, max_new_tokens=room + more, eos_token_ids=ends, pad_token_id=0)
+
+    # The last token of a completion is never read.
+    full = write(1, [-1])
+    assert full.mask.all()
+    with pytest.raises(IndexError, match=f"position {base.model.config.n_positions} in a model"):
+        write(2, [-1])
+    ends = full.ids[:, -2].unique().tolist()
+    assert torch.equal(write(9, ends).ids[:, 0], full.ids[:, 0]), "who ends in time may have had more room"
 
 
 def test_one_layer_without_panels_goes_by_product(base: BaseModel, steps: list[int], layers: set[str]) -> None:

@@ -115,20 +115,20 @@ def test_decoding_attends_to_the_cache_by_the_compiled_pass(
     base = load_base(str(model_folder(architecture)))
     use_kernels(base.model, products)
     passes: list[tuple[int, ...]] = []
-    own, whole = cached_attention.attend_arrays, gpt2_step._layer_rows
+    own, whole = cached_attention.attend_arrays, gpt2_step._steps_rows
 
     def counted(adapter: Adapter, x: Any, states: Any, *others: Any, append: int) -> None:
         passes.append(states.shape[:2])
         own(adapter, x, states, *others, append=append)
 
-    def counted_layer(*arguments: Any) -> None:
-        first, last = arguments[-2:]
-        passes.append((last - first, 1))
-        whole(*arguments)
+    def counted_steps(layers: Any, *arguments: Any) -> None:
+        steps, first, last = arguments[-3:]
+        passes.extend([(last - first, 1)] * steps * len(layers))
+        whole(layers, *arguments)
 
     for module in (cached_attention, gpt2_step):
         monkeypatch.setattr(module, "attend_arrays", counted)
-    monkeypatch.setattr(gpt2_step, "_layer_rows", counted_layer)
+    monkeypatch.setattr(gpt2_step, "_steps_rows", counted_steps)
     prompts = encode(base.tokenizer, ["The sum of 4 and 3 is", "Yes,", "No"], "cpu")
     generate(base.model, prompts, max_new_tokens=5, eos_token_ids=[-1], pad_token_id=0)
     assert passes.count((3, 1)) == 4 * base.model.config.num_hidden_layers

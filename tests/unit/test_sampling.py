@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.sampling import _sample_compiled, _sample_torch, likeliest, sample
+from evolora.sampling import _sample_compiled, _sample_torch, likeliest, likeliest_rows, sample
 
 Sample = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
@@ -134,3 +134,13 @@ def test_the_likeliest_is_the_first_of_the_highest(
     assert found.shape == (rows, 1) and found.dtype == torch.int64
     assert torch.equal(found[:, 0], logits.argmax(-1))
     assert torch.equal(likeliest(logits.bfloat16()), logits.bfloat16().argmax(-1))
+
+
+@given(st.integers(1, 4), st.sampled_from([1, 5, 63, 64, 65, 200]), st.integers(0, 10_000))
+def test_within_compiled_functions_the_likeliest_is_the_same(rows: int, vocabulary: int, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    few = torch.tensor([0.0, 1.0, -1.0, torch.inf, -torch.inf, torch.nan])
+    chosen = torch.randint(0, 1 + seed % 6, (rows, vocabulary), generator=generator)  # with many that are equal
+    logits, tokens = few[chosen], torch.full((rows,), -1)
+    likeliest_rows(logits.numpy(), tokens.numpy(), 0, rows)
+    assert torch.equal(tokens, likeliest(logits))
