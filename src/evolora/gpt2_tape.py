@@ -18,7 +18,7 @@ from evolora.differentiable_adapter import Segments
 from evolora.gpt2_packs import Gpt2Packs, KeptLayer, input_gradient
 from evolora.gpt2_step import hooked
 from evolora.path_attention import NO_TOKEN, ROOT, Paths
-from evolora.tape import Tape
+from evolora.tape import Taken, Tape
 from evolora.token_log_probs import token_log_probs
 
 # Of one part's tape. Not by the memory that is free: another time the gradient would round otherwise.
@@ -36,8 +36,8 @@ class Gpt2Tape(Tape):
         width, inner = model.config.n_embd, model.transformer.h[0].mlp.c_fc.weight.shape[1]
         sizes = width, 3 * width, width, width, inner, inner
         super().__init__(prompt_tokens + rows * steps, len(packs.layers), sizes)
-        self.genomes = cast(Tensor, packs.genomes)
-        self.individuals, self.rows = slice(0, len(self.genomes)), torch.arange(rows)
+        self._genomes = cast(Tensor, packs.genomes).detach().clone()
+        self.individuals, self.rows = slice(0, len(self._genomes)), torch.arange(rows)
         self._packs = packs
         self._head = model.lm_head
         self._prompt_tokens = prompt_tokens
@@ -82,7 +82,9 @@ class Gpt2Tape(Tape):
     ) -> tuple[Tensor, Tensor]:
         """What `completion_log_probs` gives for the completions `ids` and `mask` [rows, length] that were written, and
         differentiable once in the `genomes` that wrote them. It can be asked once: the tape is let go on the way."""
-        if not torch.equal(genomes.view(torch.int32), self.genomes.view(torch.int32)):  # NaN is like itself
+        # The pass has those that were given, which may have changed since. NaN is like itself here.
+        now = genomes, cast(Tensor, self._packs.genomes)
+        if not all(torch.equal(each.view(torch.int32), self._genomes.view(torch.int32)) for each in now):
             raise ValueError("the genomes are not those that wrote the completions")
         chosen_at = self._choices(ids.shape[1])[mask]
         paths = self._paths((mask.sum(1) - 1).clamp(min=0))
@@ -93,6 +95,10 @@ class Gpt2Tape(Tape):
         blank = logits.new_zeros(ids.shape)
         log_probs, entropy = (blank.masked_scatter(mask, each[chosen_at]) for each in found)
         return log_probs, entropy
+
+    def let_go(self) -> Taken:
+        self._logits = []
+        return super().let_go()
 
     def logits(self) -> Tensor:
         """All that were computed, [choices, vocabulary]: after the prompts, then step by step. They are let go."""
@@ -141,7 +147,7 @@ class Gpt2Tape(Tape):
 
     def _segments(self) -> Segments:
         """The tokens of each individual, in as few segments as there can be."""
-        n, rows = len(self.genomes), len(self._places)
+        n, rows = len(self._genomes), len(self._places)
         found = [[[own * self._prompt_tokens // n, (own + 1) * self._prompt_tokens // n]] for own in range(n)]
         for start, left in self._steps:
             edges = start + np.searchsorted(left.numpy(), np.arange(n + 1) * (rows // n))

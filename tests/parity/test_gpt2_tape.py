@@ -165,6 +165,20 @@ def test_parts_have_tapes_of_their_own(
     assert_close(found, exactly(population_model, genomes, prompts, completions))
 
 
+@pytest.mark.parametrize("least_rows", [1, 1000])
+def test_threads_that_share_rows_or_products_write_one_tape(
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, least_rows: int
+) -> None:
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    monkeypatch.setattr("evolora.gpt2_step._LEAST_ROWS", least_rows)
+    population_model, genomes = population(base, 3)
+    prompts = encode(base.tokenizer, PROMPTS, "cpu").repeat(3)
+    completions = write(population_model, genomes, prompts)
+    assert len(completions.tapes) == 1
+    found = by_tape(population_model, genomes, prompts, completions)
+    assert_close(found, exactly(population_model, genomes, prompts, completions))
+
+
 @pytest.mark.parametrize("kind", ["small", "large"])
 def test_a_tape_changes_nothing_that_is_written(base: BaseModel, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     if kind == "large":
@@ -183,6 +197,12 @@ def test_a_tape_is_read_once_and_by_the_genomes_that_wrote_it(base: BaseModel) -
     completions = write(population_model, genomes, prompts)
     with pytest.raises(ValueError, match="not those that wrote"):
         by_tape(population_model, genomes + 1e-6, prompts, completions)
+    before = genomes.clone()
+    genomes += 1e-6  # those that it was written by, in place
+    for given in (genomes, before):
+        with pytest.raises(ValueError, match="not those that wrote"):
+            by_tape(population_model, given, prompts, completions)
+    genomes.copy_(before)
     by_tape(population_model, genomes, prompts, completions)
     with pytest.raises(RuntimeError, match="read once"):
         by_tape(population_model, genomes, prompts, completions)
@@ -255,6 +275,15 @@ def test_neither_the_base_nor_drafts_nor_whole_passes_have_a_tape(base: BaseMode
         assert len(generate(base.model, prompts, **options).tapes) == 1
     with population_model.adapted(genomes.requires_grad_()):
         assert len(generate(base.model, prompts, **options).tapes) == 1
+
+
+def test_two_populations_have_no_tape(base: BaseModel) -> None:
+    outer, others = population(base, 1)
+    population_model, genomes = population(base, 2)
+    prompts = encode(base.tokenizer, PROMPTS, "cpu").repeat(2)
+    with outer.adapted(others):
+        assert write(population_model, genomes, prompts).tapes == ()
+    assert len(write(population_model, genomes, prompts).tapes) == 1
 
 
 REFINERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {

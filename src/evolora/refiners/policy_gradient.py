@@ -325,14 +325,17 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         sums = {name: torch.zeros_like(updates) for name in _UPDATE_STATS}
         apart = self.told_apart(rollout)
         told = apart.any(0).nonzero()[:, 0].cpu()
+        taped = len(told) > rollout.scores.shape[1] * _TAPED_SHARE
+        for tape in () if taped else rollout.completions.tapes:
+            tape.let_go()
         for epoch in range(self.config.epochs if len(told) else 0):
             costs.add("update", self._pass_cost(rollout, told))
             order = told[torch.randperm(len(told), generator=keyed_generator(self.seed, "minibatch", *key, epoch))]
             for index, part in enumerate(order.chunk(self.config.minibatches)):
                 seed = keyed_seed(self.seed, "dropout", *key, epoch, index)
                 # Until their first step the policies are those that sampled.
-                taped = epoch == index == 0 and len(part) > rollout.scores.shape[1] * _TAPED_SHARE
-                losses = self.losses(rows, rollout, advantages, part.to(rows.device), seed, taped=taped)
+                first = epoch == index == 0
+                losses = self.losses(rows, rollout, advantages, part.to(rows.device), seed, taped=taped and first)
                 moved = torch.maximum(moved, losses["approx_kl"].detach().nan_to_num(nan=torch.inf))
                 over = losses["approx_kl"] > (self.config.target_kl or torch.inf)
                 stopped |= over
