@@ -18,7 +18,8 @@ from evolora.differentiable_adapter import Segments
 from evolora.gpt2_packs import Gpt2Packs, KeptLayer, input_gradient
 from evolora.gpt2_step import hooked
 from evolora.path_attention import NO_TOKEN, ROOT, Paths
-from evolora.tape import Taken, Tape
+from evolora.population_model import population_on
+from evolora.tape import Tape
 from evolora.token_log_probs import token_log_probs
 
 # Of one part's tape. Not by the memory that is free: another time the gradient would round otherwise.
@@ -32,10 +33,18 @@ class Gpt2Tape(Tape):
     each row that was still in the batch.
     """
 
-    def __init__(self, model: GPT2LMHeadModel, packs: Gpt2Packs, rows: int, prompt_tokens: int, steps: int) -> None:
+    def __init__(
+        self,
+        model: GPT2LMHeadModel,
+        packs: Gpt2Packs,
+        rows: int,
+        prompt_tokens: int,
+        steps: int,
+        shelf: list[Any],
+    ) -> None:
         width, inner = model.config.n_embd, model.transformer.h[0].mlp.c_fc.weight.shape[1]
         sizes = width, 3 * width, width, width, inner, inner
-        super().__init__(prompt_tokens + rows * steps, len(packs.layers), sizes)
+        super().__init__(prompt_tokens + rows * steps, len(packs.layers), sizes, shelf)
         self._genomes = cast(Tensor, packs.genomes).detach().clone()
         self.individuals, self.rows = slice(0, len(self._genomes)), torch.arange(rows)
         self._packs = packs
@@ -51,10 +60,13 @@ class Gpt2Tape(Tape):
         take too much memory."""
         if type(model) is not GPT2LMHeadModel:
             return None
-        packs = None if hooked(model) or model.training else Gpt2Packs.of(model.transformer, rows)
+        population = population_on(model)
+        if population is None or hooked(model) or model.training:
+            return None
+        packs = Gpt2Packs.of(model.transformer, rows)
         if packs is None or packs.genomes is None or packs.drops:
             return None
-        tape = cls(model, packs, rows, prompt_tokens, steps)
+        tape = cls(model, packs, rows, prompt_tokens, steps, population.tape_rooms)
         return tape if tape.nbytes <= _MOST_BYTES else None
 
     def of_part(self, individuals: slice, rows: Tensor) -> Self:
@@ -96,9 +108,9 @@ class Gpt2Tape(Tape):
         log_probs, entropy = (blank.masked_scatter(mask, each[chosen_at]) for each in found)
         return log_probs, entropy
 
-    def let_go(self) -> Taken:
+    def let_go(self) -> None:
         self._logits = []
-        return super().let_go()
+        super().let_go()
 
     def logits(self) -> Tensor:
         """All that were computed, [choices, vocabulary]: after the prompts, then step by step. They are let go."""
@@ -110,7 +122,7 @@ class Gpt2Tape(Tape):
     def gradient(self, of_logits: Tensor, paths: Paths) -> Tensor:
         """That of the genomes, from that of `logits`."""
         packs, segments = self._packs, self._segments()
-        last, layers = self.let_go()
+        last, layers = self.taken()
         last_hidden = torch.from_numpy(last)
         chosen_after = torch.cat(
             [self._places.gather(1, self._lengths[:, None] - 1)[:, 0], torch.arange(self._prompt_tokens, self.tokens)]
@@ -120,7 +132,9 @@ class Gpt2Tape(Tape):
         def kept(index: int) -> KeptLayer:
             return packs.kept(index, segments, *map(torch.from_numpy, layers[index]))
 
-        return packs.backward(of_last, packs.normalise_last(last_hidden)[1], kept, segments, paths)
+        found = packs.backward(of_last, packs.normalise_last(last_hidden)[1], kept, segments, paths)
+        self.let_go()
+        return found
 
     def _choices(self, length: int) -> Tensor:
         """Which of the logits each token of the completions was chosen from, [rows, length]; -1 where none was."""

@@ -83,6 +83,7 @@ class PopulationModel:
         self._generator: torch.Generator | None = None
         self._replicas = [self]
         self._pool: ThreadPoolExecutor | None = None
+        self.tape_rooms: list[Any] = []  # of a tape that was read: see `evolora.tape`
         self._hooks = [
             model.get_submodule(module.name).register_forward_hook(PopulationLayer(self, module))
             for module in layout.modules

@@ -6,6 +6,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
+# A room that is kept for another tape has at most so many.
+_KEPT_BYTES = 2**26
+
 
 class TapedLayer(NamedTuple):
     """Of one layer, arrays [tokens, ...]: the hidden states before it, queries with keys and values, what attention
@@ -37,11 +40,16 @@ class Taken(NamedTuple):
 
 class Tape:
     """Room for up to `most` tokens and `n_layers` layers, each with so many entries a token of what `TapedLayer` has as
-    `sizes` says; tokens are taken in order."""
+    `sizes` says; tokens are taken in order. `shelf` is where another tape's room may lie, and this one's is put when
+    it is no longer needed: memory that is new to the process costs more than what is written to it."""
 
-    def __init__(self, most: int, n_layers: int, sizes: Sequence[int]) -> None:
-        # What is not written takes no memory; what is, in one piece, comes from the system in huge pages.
-        room = np.empty(most * (n_layers * sum(sizes) + sizes[0]), np.float32)
+    def __init__(self, most: int, n_layers: int, sizes: Sequence[int], shelf: list[Any]) -> None:
+        needed = most * (n_layers * sum(sizes) + sizes[0])
+        room = shelf.pop() if shelf else np.empty(0, np.float32)
+        if len(room) < needed:
+            room = np.empty(needed, np.float32)  # what is not written takes no memory
+        self._room, self._shelf = room, shelf
+        room = room[:needed]
         edges = np.cumsum([most * size for size in [*sizes] * n_layers])
         arrays = [part.reshape(most, -1) for part in np.split(room, edges)]
         self.nbytes, self.tokens = room.nbytes, 0
@@ -57,11 +65,15 @@ class Tape:
         """The last so many of those that were taken."""
         self.tokens -= tokens
 
-    def let_go(self) -> Taken:
-        """All that was taken; it is no longer this tape's."""
-        taken = self._taken(slice(0, self.tokens))
-        self._last_hidden, self._layers = self._last_hidden[:0], []
-        return taken
+    def taken(self) -> Taken:
+        """All that was, until the tape is let go."""
+        return self._taken(slice(0, self.tokens))
+
+    def let_go(self) -> None:
+        """Give the room to another tape."""
+        if self._layers and self._room.nbytes <= _KEPT_BYTES:
+            self._shelf[:] = [self._room]
+        self._room, self._last_hidden, self._layers = self._room[:0], self._last_hidden[:0], []
 
     def _taken(self, where: slice) -> Taken:
         return Taken(self._last_hidden[where], [layer.at(where) for layer in self._layers])

@@ -370,3 +370,20 @@ def test_what_is_not_the_rollouts_own_pass_is_computed(
 ) -> None:
     found = Refined(base, "grpo", prompts, **options)
     assert found.tapes == 0 and found.passes >= 2
+
+
+def test_a_tape_that_was_read_leaves_its_room_to_the_next(base: BaseModel) -> None:
+    population_model, genomes = population(base, 2)
+    prompts = encode(base.tokenizer, PROMPTS, "cpu").repeat(2)
+    completions = write(population_model, genomes, prompts)
+    first = by_tape(population_model, genomes, prompts, completions)
+    (room,) = population_model.tape_rooms
+    again, unread = (write(population_model, genomes, prompts) for _ in range(2))
+    assert population_model.tape_rooms == [] and np.shares_memory(again.tapes[0].taken().last_hidden, room)
+    assert not np.shares_memory(unread.tapes[0].taken().last_hidden, room)
+    for one, other in zip(by_tape(population_model, genomes, prompts, again), first, strict=True):
+        assert torch.equal(one, other)
+    longer = write(population_model, genomes, prompts, max_new_tokens=3 * NEW_TOKENS, eos_token_ids=NEVER)
+    found = by_tape(population_model, genomes, prompts, longer)
+    assert_close(found, exactly(population_model, genomes, prompts, longer))
+    assert population_model.tape_rooms[0].size > room.size
