@@ -84,7 +84,7 @@ def step_off(_: PopulationModel) -> Any:
 
 
 def ahead_off(_: PopulationModel) -> Any:
-    return patch("evolora.decoding.Gpt2Step.ahead", lambda *_: None)
+    return patch("evolora.decoding.Gpt2Step.goes_ahead", False)
 
 
 def read_off(_: PopulationModel) -> Any:

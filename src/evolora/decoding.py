@@ -110,13 +110,17 @@ class DecodingBatch:
         self._positions = self._positions + alive
         return logits
 
-    def ahead(self, tokens: Tensor, choice: Choice) -> Ahead | None:
-        """Several steps without a stop in between, beginning with `tokens` [rows], chosen as `choice` says; None where
-        each has to be made by itself."""
+    @property
+    def goes_ahead(self) -> bool:
+        """Whether several steps can be made without a stop in between."""
         step = None if self._cache is None else self._compiled()
-        found = None if step is None else step.ahead(tokens, self._positions, self._mask, choice)
-        if found is None:
-            return None
+        return step is not None and step.goes_ahead
+
+    def ahead(self, tokens: Tensor, choice: Choice) -> Ahead:
+        """Several steps, as many as there can be: `tokens` [rows] first, then others, chosen as `choice` says."""
+        step = self._compiled()
+        assert step is not None
+        found = step.ahead(tokens, self._positions, self._mask, choice)
         n = found.tokens.shape[1]
         self._mask[:, self._length : self._length + n] = 1
         self._length += n

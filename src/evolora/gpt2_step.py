@@ -172,18 +172,21 @@ class Gpt2Step:
         logits: Tensor = self.output.forward(self.normed)
         return logits, self.normed
 
+    @property
+    def goes_ahead(self) -> bool:
+        """Whether steps can be made without a stop in between: by one thread, through whole layers."""
+        return torch.get_num_threads() == 1 and self._of_whole() is not None
+
     @torch.no_grad()
-    def ahead(self, tokens: Tensor, positions: Tensor, mask: Tensor, choice: Choice) -> Ahead | None:
+    def ahead(self, tokens: Tensor, positions: Tensor, mask: Tensor, choice: Choice) -> Ahead:
         """Steps without a stop in between: read `tokens` [rows] at `positions` [rows], choose the next ones, read
-        those, until so few rows are left that the others should leave the batch, or none can have more. None where a
-        step has to be made by itself.
+        those, until so few rows are left that the others should leave the batch, or none can have more.
 
         `mask` [rows, length and more] is 0 at the positions that are not to be seen, of those that are in the cache,
         which grows by a position for each step.
         """
-        whole = self._of_whole() if torch.get_num_threads() == 1 else None
-        if whole is None:
-            return None
+        whole = self._of_whole()
+        assert whole is not None
         self._check(positions)
         most = min(int(choice.left[choice.alive].max()), len(self.embeddings[1]) - int(positions[choice.alive].max()))
         place = self.cache.layers[0].length
@@ -228,14 +231,14 @@ class Gpt2Step:
         """Up to so many steps; the logits of all of them with a tape, else of the last, [rows, steps, vocabulary]."""
         tape, width = self.cache.tape, self._product.shape[1]
         if tape is None:
-            layers = [(*layer, *self._rooms, _NO_TAPE, _NO_TAPE) for layer in whole]
+            layers = [(*layer, self._rooms, _NO_TAPE, _NO_TAPE) for layer in whole]
             last_hidden = _NO_TAPE
         else:
             taken = tape.take(self.rows * steps)
             last_hidden, layers = taken.last_hidden.reshape(steps, self.rows, width), []
             for layer, taped in zip(whole, taken.layers, strict=True):
                 first, states, mixed, second, wide, activated = (array.reshape(steps, self.rows, -1) for array in taped)
-                layers.append((*layer, *self._rooms_of(states, mixed, wide, activated), first, second))
+                layers.append((*layer, self._rooms_of(states, mixed, wide, activated), first, second))
         logits = torch.empty(1 if tape is None else steps, self.rows, len(self.output.weight))
         state = tokens.numpy(), positions.numpy(), _added(mask), _rows(self.hidden), _rows(self.normed)
         ends = *self.embeddings, tuple(self.first_norm), self._head, last_hidden, logits.numpy()
@@ -276,7 +279,7 @@ class Gpt2Step:
         steps, rows = states.shape[:2]
         by_head = states.reshape(steps, rows, 1, 3, self.heads, -1), mixed.reshape(steps, rows, 1, self.heads, -1)
         flat = [each.reshape(steps, -1) for each in (wide, activated)]
-        return ((states, mixed, *by_head, self._product, wide, flat[0], activated, flat[1]),)
+        return states, mixed, *by_head, self._product, wide, flat[0], activated, flat[1]
 
     def _by_product(
         self, layer: Layer, cached: RoomyLayer, in_hidden: Any, in_normed: Any, mask: Any, taped: TapedLayer | None

@@ -11,7 +11,7 @@ from typing import Any, Self, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers.models.gpt2.modeling_gpt2 import GPT2LMHeadModel
 
 from evolora.differentiable_adapter import Segments
@@ -29,26 +29,24 @@ _MOST_BYTES = 2**30
 class Gpt2Tape(Tape):
     """That of one batch: `rows` [rows] and `individuals` of a larger one, or all of it.
 
-    Its tokens are those of the packed prompts, `prompt_tokens` in all, and then at each of up to `steps` steps one of
-    each row that was still in the batch.
+    Its tokens are those of the packed prompts, `prompt_tokens` in all, and then at each step one of each row that was
+    still in the batch.
     """
 
     def __init__(
         self,
-        model: GPT2LMHeadModel,
         packs: Gpt2Packs,
+        head: nn.Linear,
         rows: int,
         prompt_tokens: int,
-        steps: int,
+        room: tuple[int, int, list[int]],
         shelf: list[Any],
     ) -> None:
-        width, inner = model.config.n_embd, model.transformer.h[0].mlp.c_fc.weight.shape[1]
-        sizes = width, 3 * width, width, width, inner, inner
-        super().__init__(prompt_tokens + rows * steps, len(packs.layers), sizes, shelf)
+        super().__init__(*room, shelf)
         self._genomes = cast(Tensor, packs.genomes).detach().clone()
         self.individuals, self.rows = slice(0, len(self._genomes)), torch.arange(rows)
         self._packs = packs
-        self._head = model.lm_head
+        self._head = head
         self._prompt_tokens = prompt_tokens
         self._places = self._lengths = torch.empty(0)  # of the prompts
         self._steps: list[tuple[int, Tensor]] = []  # the first token of each, and the rows
@@ -56,8 +54,8 @@ class Gpt2Tape(Tape):
 
     @classmethod
     def of(cls, model: Any, rows: int, prompt_tokens: int, *, steps: int) -> Self | None:
-        """For `model` with the population that it runs with now; None where the gradient is not known, or it would
-        take too much memory."""
+        """For up to so many steps of `model` with the population that it runs with now; None where the gradient is not
+        known, or it would take too much memory."""
         if type(model) is not GPT2LMHeadModel:
             return None
         population = population_on(model)
@@ -66,8 +64,12 @@ class Gpt2Tape(Tape):
         packs = Gpt2Packs.of(model.transformer, rows)
         if packs is None or packs.genomes is None or packs.drops:
             return None
-        tape = cls(model, packs, rows, prompt_tokens, steps, population.tape_rooms)
-        return tape if tape.nbytes <= _MOST_BYTES else None
+        width, inner = model.config.n_embd, model.transformer.h[0].mlp.c_fc.weight.shape[1]
+        sizes = [width, 3 * width, width, width, inner, inner]
+        room = prompt_tokens + rows * steps, len(packs.layers), sizes
+        if 4 * cls.entries(*room) > _MOST_BYTES:
+            return None
+        return cls(packs, model.lm_head, rows, prompt_tokens, room, population.tape_rooms)
 
     def of_part(self, individuals: slice, rows: Tensor) -> Self:
         """This, as that of a part of a larger batch."""

@@ -193,17 +193,13 @@ def generate(
                     kept = alive.nonzero()[:, 0]
                     batch.keep(kept)
                     rows, written, token, alive = rows[kept], written[kept], token[kept], alive[kept]
-                draws = None
-                if uniforms is not None:
-                    places = (written[:, None] + torch.arange(max_new_tokens, device=device)).clamp(
-                        max=max_new_tokens - 1
-                    )
-                    draws = uniforms[rows[:, None], places]
+                if not batch.goes_ahead:
+                    break
+                following = written[:, None] + torch.arange(max_new_tokens, device=device)
+                draws = None if uniforms is None else uniforms[rows[:, None], following.clamp(max=max_new_tokens - 1)]
                 choice = Choice(alive, max_new_tokens - written, draws, temperature, ends, _enough(rows), keep_features)
                 found = batch.ahead(token, choice)
-                if found is None:
-                    break
-                places = written[:, None] + torch.arange(found.tokens.shape[1], device=device)
+                places = following[:, : found.tokens.shape[1]]
                 page.write(rows, places, found.good, found.tokens, found.log_probs, found.features)
                 written, token, alive = written + found.good.sum(1), found.tokens[:, -1], found.alive
             if not left:

@@ -44,7 +44,7 @@ class Tape:
     it is no longer needed: memory that is new to the process costs more than what is written to it."""
 
     def __init__(self, most: int, n_layers: int, sizes: Sequence[int], shelf: list[Any]) -> None:
-        needed = most * (n_layers * sum(sizes) + sizes[0])
+        needed = self.entries(most, n_layers, sizes)
         room = shelf.pop() if shelf else np.empty(0, np.float32)
         if len(room) < needed:
             room = np.empty(needed, np.float32)  # what is not written takes no memory
@@ -52,9 +52,14 @@ class Tape:
         room = room[:needed]
         edges = np.cumsum([most * size for size in [*sizes] * n_layers])
         arrays = [part.reshape(most, -1) for part in np.split(room, edges)]
-        self.nbytes, self.tokens = room.nbytes, 0
+        self.tokens = 0
         self._last_hidden = arrays.pop()
         self._layers = [TapedLayer(*arrays[i : i + len(sizes)]) for i in range(0, len(arrays), len(sizes))]
+
+    @staticmethod
+    def entries(most: int, n_layers: int, sizes: Sequence[int]) -> int:
+        """How many numbers there is room for."""
+        return most * (n_layers * sum(sizes) + sizes[0])
 
     def take(self, tokens: int) -> Taken:
         """Where so many more tokens are to be written."""

@@ -150,10 +150,9 @@ def test_finished_rows_cost_nothing(model_folder: Folder, monkeypatch: pytest.Mo
         widths.append(len(tokens))
         return step(self, tokens, alive)
 
-    def all_counted(self: DecodingBatch, tokens: Tensor, choice: Choice) -> Ahead | None:
+    def all_counted(self: DecodingBatch, tokens: Tensor, choice: Choice) -> Ahead:
         found = ahead(self, tokens, choice)
-        if found is not None:
-            widths.extend([len(tokens)] * found.tokens.shape[1])
+        widths.extend([len(tokens)] * found.tokens.shape[1])
         return found
 
     monkeypatch.setattr(DecodingBatch, "step", counted)
