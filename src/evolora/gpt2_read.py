@@ -16,7 +16,8 @@ from evolora.compiled import REORDERED, compiled, copy, in_float32, run_rows
 from evolora.compiled_adapter import add_low_rank
 from evolora.frozen_product import FrozenProduct
 from evolora.gelu import gelu_block
-from evolora.gpt2_step import layers_of, multiply, normalise
+from evolora.gpt2_rows import copy_rows, multiply, normalise
+from evolora.gpt2_step import layers_of
 from evolora.packed_attention import attend_within
 
 # Packs of a thread, on average: with fewer one thread may have twice as many as another.
@@ -124,16 +125,16 @@ def _read_layer(
         _multiply(of_attended, pack, owners, mixed, product)
         _add(product, own, norm, own_normed)
         if len(taped[2]):
-            _write(own, taped[2][pack])
+            copy_rows(own, taped[2][pack], 0, length)
         _multiply(of_widened, pack, owners, own_normed, wide)
         gelu_block(flat_wide, flat_activated, 0, len(flat_wide))
         _multiply(of_narrowed, pack, owners, activated, product)
         _add(product, own, next_norm, own_normed)
         if len(taped[0]):
-            _write(states, taped[0][pack])
-            _write(mixed, taped[1][pack])
-            _write(wide, taped[3][pack])
-            _write(activated, taped[4][pack])
+            copy_rows(states, taped[0][pack], 0, length)
+            copy_rows(mixed, taped[1][pack], 0, length)
+            copy_rows(wide, taped[3][pack], 0, length)
+            copy_rows(activated, taped[4][pack], 0, length)
 
 
 @compiled(**REORDERED)
@@ -153,9 +154,3 @@ def _add(product: Any, own: Any, norm: Any, normed: Any) -> None:
         for d in range(len(target)):
             target[d] += more[d]
         normalise(target, *norm, normed[row])
-
-
-@compiled(**REORDERED)
-def _write(source: Any, target: Any) -> None:
-    for row in range(len(source)):
-        copy(source[row], target[row])

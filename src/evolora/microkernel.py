@@ -27,17 +27,17 @@ LANES, TILE_ROWS = _tile_shape()
 TILE_VECTORS = 3
 
 
-def tile(rows: int, vectors: int, *, turned: bool = False) -> Callable[..., None]:
+def tile(rows: int, vectors: int) -> Callable[..., None]:
     """A function for compiled code: `rows` rows by `vectors` vectors of columns of a product, of float32.
 
     It takes the address of x, the address of a panel [depth, vectors * LANES], that of a bias and that of the result,
-    with, of all but the bias, how many entries are from one row to the next; and the depth. x is [rows, depth] or, if
-    `turned`, [depth, rows].
+    with, of all but the bias, how many entries are from one row to the next, of x also from one column to the next; and
+    the depth.
     """
     vector = ir.VectorType(_FLOAT, LANES)
 
     def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-        x, x_stride, panel, panel_stride, bias, result, result_stride, depth = arguments
+        x, x_stride, x_step, panel, panel_stride, bias, result, result_stride, depth = arguments
         fma = cgutils.get_or_insert_function(
             builder.module, ir.FunctionType(vector, [vector] * 3), f"llvm.fma.v{LANES}f32"
         )
@@ -58,7 +58,7 @@ def tile(rows: int, vectors: int, *, turned: bool = False) -> Callable[..., None
         def row_of(pointer: Any, stride: Any, row: int) -> Any:
             return entry(pointer, builder.mul(stride, ir.Constant(_INT, row)))
 
-        inputs = [entry(x, ir.Constant(_INT, row)) if turned else row_of(x, x_stride, row) for row in range(rows)]
+        inputs = [row_of(x, x_stride, row) for row in range(rows)]
         start = [load(bias, index) for index in range(vectors)]
         before, loop = builder.block, builder.append_basic_block("depth")
         after = builder.append_basic_block("store")
@@ -71,7 +71,7 @@ def tile(rows: int, vectors: int, *, turned: bool = False) -> Callable[..., None
         weights = [load(line, index) for index in range(vectors)]
         undefined, same = ir.Constant(vector, ir.Undefined), ir.Constant(ir.VectorType(_INDEX, LANES), [0] * LANES)
         following = builder.add(step, ir.Constant(_INT, 1))
-        place = builder.mul(step, x_stride) if turned else step
+        place = builder.mul(step, x_step)
         step.add_incoming(following, loop)
         totals = []
         for own, own_sums in zip(inputs, sums, strict=True):
@@ -91,8 +91,8 @@ def tile(rows: int, vectors: int, *, turned: bool = False) -> Callable[..., None
         return context.get_dummy_value()
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def multiply(_0: Any, _1: Any, _2: Any, _3: Any, _4: Any, _5: Any, _6: Any, _7: Any, _8: Any) -> Any:
-        return types.void(*[types.intp] * 8), generate
+    def multiply(_0: Any, _1: Any, _2: Any, _3: Any, _4: Any, _5: Any, _6: Any, _7: Any, _8: Any, _9: Any) -> Any:
+        return types.void(*[types.intp] * 9), generate
 
     chosen: Callable[..., None] = multiply
     return chosen

@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 
 from evolora.compiled import REORDERED, compiled, copy, exponentials
-from evolora.microkernel import LANES
-from evolora.panels import multiply_tiles
+from evolora.panels import multiply_tiles, whole_vectors
 
 # Queries at a time: their scores stay in the first cache.
 _BLOCK = 8
@@ -21,7 +20,7 @@ def attend_within(states: Any, mask: Any, scaling: Any, mixed: Any) -> None:
     heads * size]. `mask` [width, width] is added to the scores; what is masked as strongly as -1e30 is left out, and a
     query that sees nothing gets zeros."""
     width, _, heads, size = states.shape
-    wide, padded = _up(width), _up(size)
+    wide, padded = whole_vectors(width), whole_vectors(size)
     keys, values = np.zeros((size, wide), np.float32), np.zeros((width, padded), np.float32)
     queries, result = np.empty((_BLOCK, size), np.float32), np.empty((_BLOCK, padded), np.float32)
     scores, weights = np.empty((_BLOCK, wide), np.float32), np.empty((_BLOCK, wide), np.float32)
@@ -55,11 +54,6 @@ def attend_within(states: Any, mask: Any, scaling: Any, mixed: Any) -> None:
             for place in range(start, end):
                 for d in range(size):
                     mixed[place, head * size + d] = result[place - start, d]
-
-
-@compiled()
-def _up(count: Any) -> Any:
-    return -(-count // LANES) * LANES
 
 
 @compiled(error_model="numpy")

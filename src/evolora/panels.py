@@ -25,7 +25,6 @@ _NO_BIAS = np.zeros(LANES, np.float32)
 
 _wide_8, _wide_4, _wide_2, _wide_1 = (tile(rows, TILE_VECTORS) for rows in (8, 4, 2, 1))
 _slim_8, _slim_4, _slim_2, _slim_1 = (tile(rows, 1) for rows in (8, 4, 2, 1))
-_turned_8, _turned_4, _turned_2, _turned_1 = (tile(rows, 1, turned=True) for rows in (8, 4, 2, 1))
 _HAS_8 = TILE_ROWS >= 8
 
 
@@ -39,7 +38,7 @@ def arranged(weight: Floats, *, transposed: bool) -> Floats:
     """A weight [in, out], or [out, in] if `transposed`, in panels: flat, `PANEL` columns after another, each [in,
     PANEL]; what is left over in panels of one vector, with zeros beyond the last column."""
     depth, columns = weight.shape[::-1] if transposed else weight.shape
-    panels = np.empty(depth * (-(-columns // LANES) * LANES), np.float32)
+    panels = np.empty(depth * whole_vectors(columns), np.float32)
     _arrange(weight, transposed, 0, panels_of(columns), panels)
     return panels
 
@@ -136,16 +135,16 @@ def _wide(x: Any, panel: Any, bias: Any, result: Any, column: Any, first: Any, l
     row = first
     if _HAS_8:
         while row + 8 <= last:
-            _wide_8(own, depth, panel, PANEL, start, target, columns, depth)
+            _wide_8(own, depth, 1, panel, PANEL, start, target, columns, depth)
             own, target, row = own + 8 * depth * _BYTES, target + 8 * columns * _BYTES, row + 8
     while row + 4 <= last:
-        _wide_4(own, depth, panel, PANEL, start, target, columns, depth)
+        _wide_4(own, depth, 1, panel, PANEL, start, target, columns, depth)
         own, target, row = own + 4 * depth * _BYTES, target + 4 * columns * _BYTES, row + 4
     if row + 2 <= last:
-        _wide_2(own, depth, panel, PANEL, start, target, columns, depth)
+        _wide_2(own, depth, 1, panel, PANEL, start, target, columns, depth)
         own, target, row = own + 2 * depth * _BYTES, target + 2 * columns * _BYTES, row + 2
     if row < last:
-        _wide_1(own, depth, panel, PANEL, start, target, columns, depth)
+        _wide_1(own, depth, 1, panel, PANEL, start, target, columns, depth)
 
 
 @compiled(**REORDERED)
@@ -154,56 +153,52 @@ def _slim(x: Any, panel: Any, bias: Any, bias_column: Any, result: Any, column: 
     depth, columns = x.shape[1], result.shape[1]
     start = bias.ctypes.data + bias_column * _BYTES
     own, target = x.ctypes.data + first * depth * _BYTES, result.ctypes.data + (first * columns + column) * _BYTES
-    _one_vector(own, depth, panel, LANES, start, target, columns, depth, last - first)
+    _one_vector(own, depth, 1, panel, LANES, start, target, columns, depth, last - first)
+
+
+@compiled()
+def whole_vectors(count: Any) -> Any:
+    """So many entries, or as many more as fill the last vector."""
+    return -(-count // LANES) * LANES
 
 
 @compiled(**REORDERED)
 def multiply_tiles(x: Any, other: Any, result: Any, columns: Any) -> None:
-    """The first `columns` of `result` [rows, and more] = x [rows, depth] other [depth, and more]. The last two have
-    room for a whole vector in each row, whatever stands there; all lie in order within their rows."""
+    """The first `columns` of `result` [rows, and more] = x [rows, depth] other [depth, and more]. The last two lie in
+    order within their rows, and have room for a whole vector in each, whatever stands there; x may be turned round."""
     rows, depth = x.shape
-    x_row, other_row, result_row = x.strides[0] // _BYTES, other.strides[0] // _BYTES, result.strides[0] // _BYTES
-    for column in range(0, columns, LANES):
-        panel, target = other.ctypes.data + column * _BYTES, result.ctypes.data + column * _BYTES
-        _one_vector(x.ctypes.data, x_row, panel, other_row, _NO_BIAS.ctypes.data, target, result_row, depth, rows)
-
-
-@compiled(**REORDERED)
-def multiply_turned(x: Any, other: Any, result: Any, columns: Any) -> None:
-    """`multiply_tiles` with x as [depth, rows]."""
-    depth, rows = x.shape
-    x_row, other_row, result_row = x.strides[0] // _BYTES, other.strides[0] // _BYTES, result.strides[0] // _BYTES
+    x_row, x_step = x.strides[0] // _BYTES, x.strides[1] // _BYTES
+    other_row, result_row = other.strides[0] // _BYTES, result.strides[0] // _BYTES
     bias = _NO_BIAS.ctypes.data
     for column in range(0, columns, LANES):
-        own, panel = x.ctypes.data, other.ctypes.data + column * _BYTES
-        target, row = result.ctypes.data + column * _BYTES, 0
-        while row + 8 <= rows:
-            _turned_8(own, x_row, panel, other_row, bias, target, result_row, depth)
-            own, target, row = own + 8 * _BYTES, target + 8 * result_row * _BYTES, row + 8
-        if row + 4 <= rows:
-            _turned_4(own, x_row, panel, other_row, bias, target, result_row, depth)
-            own, target, row = own + 4 * _BYTES, target + 4 * result_row * _BYTES, row + 4
-        if row + 2 <= rows:
-            _turned_2(own, x_row, panel, other_row, bias, target, result_row, depth)
-            own, target, row = own + 2 * _BYTES, target + 2 * result_row * _BYTES, row + 2
-        if row < rows:
-            _turned_1(own, x_row, panel, other_row, bias, target, result_row, depth)
+        panel, target = other.ctypes.data + column * _BYTES, result.ctypes.data + column * _BYTES
+        _one_vector(x.ctypes.data, x_row, x_step, panel, other_row, bias, target, result_row, depth, rows)
 
 
 @compiled(**REORDERED)
 def _one_vector(
-    x: Any, x_row: Any, panel: Any, panel_row: Any, bias: Any, result: Any, result_row: Any, depth: Any, rows: Any
+    x: Any,
+    x_row: Any,
+    x_step: Any,
+    panel: Any,
+    panel_row: Any,
+    bias: Any,
+    result: Any,
+    result_row: Any,
+    depth: Any,
+    rows: Any,
 ) -> None:
-    """A vector of columns of `rows` rows; addresses, and entries from one row to the next."""
+    """A vector of columns of `rows` rows; addresses, and entries from one row to the next, of x also from one column to
+    the next."""
     own, target, row = x, result, 0
     while row + 8 <= rows:
-        _slim_8(own, x_row, panel, panel_row, bias, target, result_row, depth)
+        _slim_8(own, x_row, x_step, panel, panel_row, bias, target, result_row, depth)
         own, target, row = own + 8 * x_row * _BYTES, target + 8 * result_row * _BYTES, row + 8
     if row + 4 <= rows:
-        _slim_4(own, x_row, panel, panel_row, bias, target, result_row, depth)
+        _slim_4(own, x_row, x_step, panel, panel_row, bias, target, result_row, depth)
         own, target, row = own + 4 * x_row * _BYTES, target + 4 * result_row * _BYTES, row + 4
     if row + 2 <= rows:
-        _slim_2(own, x_row, panel, panel_row, bias, target, result_row, depth)
+        _slim_2(own, x_row, x_step, panel, panel_row, bias, target, result_row, depth)
         own, target, row = own + 2 * x_row * _BYTES, target + 2 * result_row * _BYTES, row + 2
     if row < rows:
-        _slim_1(own, x_row, panel, panel_row, bias, target, result_row, depth)
+        _slim_1(own, x_row, x_step, panel, panel_row, bias, target, result_row, depth)

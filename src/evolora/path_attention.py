@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from evolora.compiled import REORDERED, compiled, copy, exponentials, run_rows
-from evolora.microkernel import LANES
-from evolora.panels import multiply_tiles, multiply_turned
+from evolora.panels import multiply_tiles, whole_vectors
 
 # Queries at a time: of a long text the keys that none of them sees are left out.
 _QUERIES = 64
@@ -159,7 +158,7 @@ def _attend_heads(
         return
     heads, size = mixed.shape[1:]
     longest, most = lengths.max(), (lengths - begins).max()
-    wide, padded = _up(most), _up(size)
+    wide, padded = whole_vectors(most), whole_vectors(size)
     # What tiles read beyond an end has to be numbers; what they make of it is not used.
     keys, values = np.zeros((longest, padded), np.float32), np.zeros((longest, padded), np.float32)
     queries = np.zeros((size, wide), np.float32)
@@ -168,19 +167,17 @@ def _attend_heads(
     lines = np.empty((2, wide), np.float32)
     for path in range(len(lengths)):
         length, begin = lengths[path], begins[path]
-        asked, own = length - begin, tokens[starts[path] : starts[path] + length]
-        across = _up(asked)
+        own = tokens[starts[path] : starts[path] + length]
+        asking, asked = own[begin:], length - begin
+        across = whole_vectors(asked)
         for head in range(first, last):
-            for j in range(length):
-                copy(states[own[j], heads + head], keys[j])
-                copy(states[own[j], 2 * heads + head], values[j])
-            for i in range(asked):
-                _turn(states[own[begin + i], head], queries, i)
+            _take(states, own, heads + head, keys)
+            _take(states, own, 2 * heads + head, values)
+            _take_turned(states, asking, head, queries)
             multiply_tiles(keys[:length, :size], queries, scores, asked)
             _weigh(scores, length, begin, across, scaling, flat, powers, lines)
-            multiply_turned(scores[:length, :asked], values, result, size)
-            for i in range(asked):
-                _add(result[i], mixed[own[begin + i], head])
+            multiply_tiles(scores[:length, :asked].T, values, result, size)
+            _add(result, asking, head, mixed)
 
 
 @compiled(**REORDERED)
@@ -201,7 +198,7 @@ def _gradient_heads(
         return
     heads, size = of_mixed.shape[1:]
     longest, most = lengths.max(), (lengths - begins).max()
-    wide, padded = _up(most), _up(size)
+    wide, padded = whole_vectors(most), whole_vectors(size)
     keys, values = np.zeros((longest, padded), np.float32), np.zeros((longest, padded), np.float32)
     queries, given = np.zeros((most, padded), np.float32), np.zeros((most, padded), np.float32)
     queries_turned, given_turned = np.zeros((size, wide), np.float32), np.zeros((size, wide), np.float32)
@@ -210,31 +207,26 @@ def _gradient_heads(
     result, lines = np.empty((longest, padded), np.float32), np.empty((2, wide), np.float32)
     for path in range(len(lengths)):
         length, begin = lengths[path], begins[path]
-        asked, own = length - begin, tokens[starts[path] : starts[path] + length]
-        across = _up(asked)
+        own = tokens[starts[path] : starts[path] + length]
+        asking, asked = own[begin:], length - begin
+        across = whole_vectors(asked)
         for head in range(first, last):
-            for j in range(length):
-                copy(states[own[j], heads + head], keys[j])
-                copy(states[own[j], 2 * heads + head], values[j])
-            for i in range(asked):
-                query, of_query = states[own[begin + i], head], of_mixed[own[begin + i], head]
-                copy(query, queries[i])
-                copy(of_query, given[i])
-                _turn(query, queries_turned, i)
-                _turn(of_query, given_turned, i)
+            _take(states, own, heads + head, keys)
+            _take(states, own, 2 * heads + head, values)
+            _take(states, asking, head, queries)
+            _take(of_mixed, asking, head, given)
+            _take_turned(states, asking, head, queries_turned)
+            _take_turned(of_mixed, asking, head, given_turned)
             multiply_tiles(keys[:length, :size], queries_turned, weights, asked)
             _weigh(weights, length, begin, across, scaling, flat, powers, lines)
             multiply_tiles(values[:length, :size], given_turned, shares, asked)
             _share(weights, shares, length, across, scaling, lines)
-            multiply_turned(shares[:length, :asked], keys, result, size)
-            for i in range(asked):
-                _add(result[i], of_states[own[begin + i], head])
+            multiply_tiles(shares[:length, :asked].T, keys, result, size)
+            _add(result, asking, head, of_states)
             multiply_tiles(shares[:length, :asked], queries, result, size)
-            for j in range(length):
-                _add(result[j], of_states[own[j], heads + head])
+            _add(result, own, heads + head, of_states)
             multiply_tiles(weights[:length, :asked], given, result, size)
-            for j in range(length):
-                _add(result[j], of_states[own[j], 2 * heads + head])
+            _add(result, own, 2 * heads + head, of_states)
 
 
 @compiled(**REORDERED)
@@ -285,17 +277,25 @@ def _share(weights: Any, of_weights: Any, length: Any, across: Any, scaling: Any
 
 
 @compiled(**REORDERED)
-def _turn(source: Any, target: Any, column: Any) -> None:
-    for d in range(len(source)):
-        target[d, column] = source[d]
+def _take(states: Any, tokens: Any, head: Any, target: Any) -> None:
+    """A head's states of `tokens`, into the first rows of `target`."""
+    for i in range(len(tokens)):
+        copy(states[tokens[i], head], target[i])
 
 
 @compiled(**REORDERED)
-def _add(more: Any, target: Any) -> None:
-    for d in range(len(target)):
-        target[d] += more[d]
+def _take_turned(states: Any, tokens: Any, head: Any, target: Any) -> None:
+    """The same, into its first columns."""
+    for i in range(len(tokens)):
+        own = states[tokens[i], head]
+        for d in range(len(own)):
+            target[d, i] = own[d]
 
 
-@compiled()
-def _up(count: Any) -> Any:
-    return -(-count // LANES) * LANES
+@compiled(**REORDERED)
+def _add(result: Any, tokens: Any, head: Any, states: Any) -> None:
+    """The first rows of `result`, to a head's states of `tokens`."""
+    for i in range(len(tokens)):
+        more, own = result[i], states[tokens[i], head]
+        for d in range(len(own)):
+            own[d] += more[d]

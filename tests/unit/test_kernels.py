@@ -115,7 +115,7 @@ def test_decoding_attends_to_the_cache_by_the_compiled_pass(
     base = load_base(str(model_folder(architecture)))
     use_kernels(base.model, products)
     passes: list[tuple[int, ...]] = []
-    own, whole = cached_attention.attend_arrays, gpt2_step._steps_rows
+    own, whole = cached_attention.attend_arrays, gpt2_step.steps_rows
 
     def counted(adapter: Adapter, x: Any, states: Any, *others: Any, append: int) -> None:
         passes.append(states.shape[:2])
@@ -128,7 +128,7 @@ def test_decoding_attends_to_the_cache_by_the_compiled_pass(
 
     for module in (cached_attention, gpt2_step):
         monkeypatch.setattr(module, "attend_arrays", counted)
-    monkeypatch.setattr(gpt2_step, "_steps_rows", counted_steps)
+    monkeypatch.setattr(gpt2_step, "steps_rows", counted_steps)
     prompts = encode(base.tokenizer, ["The sum of 4 and 3 is", "Yes,", "No"], "cpu")
     generate(base.model, prompts, max_new_tokens=5, eos_token_ids=[-1], pad_token_id=0)
     assert passes.count((3, 1)) == 4 * base.model.config.num_hidden_layers
