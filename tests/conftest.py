@@ -51,7 +51,15 @@ def _gated(**more: int) -> dict[str, object]:
 
 
 def random_model(architecture: str, seed: int = 0) -> PreTrainedModel:
-    """A model whose random weights are large enough that its greedy text is varied."""
+    """A model whose random weights are large enough that its greedy text is varied. An "uneven gpt2" has biases and
+    normalisations, too, that are not all the same."""
+    if architecture == "uneven gpt2":
+        model, generator = random_model("gpt2", seed), torch.Generator().manual_seed(1)
+        with torch.no_grad():
+            for parameter in model.parameters():
+                if parameter.ndim == 1:
+                    parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
+        return model
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if architecture == "gpt2":

@@ -33,12 +33,7 @@ COMPLETIONS = [[5, 7, 9, 1], [4], [3, 3, 8, 2, 6, 1], [4, 2]]
 
 @pytest.fixture
 def base(model_folder: Folder) -> BaseModel:
-    loaded = load_base(str(model_folder("gpt2")))
-    generator = torch.Generator().manual_seed(1)
-    for parameter in loaded.model.parameters():
-        if parameter.ndim == 1:  # biases and normalisations, which are all the same
-            parameter += 0.2 * torch.randn(parameter.shape, generator=generator)
-    return loaded
+    return load_base(str(model_folder("uneven gpt2")))
 
 
 @pytest.fixture

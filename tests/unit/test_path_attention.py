@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -85,6 +85,7 @@ def test_what_is_large_overflows_nowhere() -> None:
     torch.testing.assert_close(mixed[:, 0], torch.tensor([1.0, 1.5, 2.0]))
 
 
+@settings(deadline=None)  # the first one compiles
 @given(st.integers(1, 60), st.integers(0, 10_000), st.sampled_from([1, 3, 64]))
 def test_each_query_is_in_one_path_with_all_that_it_sees(tokens: int, seed: int, longest: int) -> None:
     parents = forest(tokens, seed)
@@ -101,6 +102,7 @@ def test_each_query_is_in_one_path_with_all_that_it_sees(tokens: int, seed: int,
     assert sorted(asked) == [token for token, parent in enumerate(parents) if parent != NO_TOKEN]
 
 
+@settings(deadline=None)
 @given(st.integers(1, 3), st.integers(1, 12), st.integers(0, 10_000), st.booleans())
 def test_paths_are_read_from_masks(rows: int, width: int, seed: int, boolean: bool) -> None:
     parents = [forest(width, seed + row) for row in range(rows)]

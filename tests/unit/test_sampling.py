@@ -136,6 +136,7 @@ def test_the_likeliest_is_the_first_of_the_highest(
     assert torch.equal(likeliest(logits.bfloat16()), logits.bfloat16().argmax(-1))
 
 
+@settings(deadline=None)  # the first one compiles
 @given(st.integers(1, 4), st.sampled_from([1, 5, 63, 64, 65, 200]), st.integers(0, 10_000))
 def test_within_compiled_functions_the_likeliest_is_the_same(rows: int, vocabulary: int, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
