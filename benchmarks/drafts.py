@@ -18,7 +18,7 @@ from speed.subjects import load_subject, subjects_folder
 from speed.timing import alternate, median
 
 from evolora import PopulationModel
-from evolora.rollout import Completions, PromptBatch, generate
+from evolora.engine.eager.generate import Completions, PromptBatch, generate
 
 SHARES = (1.0, 0.9, 0.7, 0.5, 0.0)
 ROWS = {"tiny": (1, 8, 32, 128), "124M": (1, 8, 32)}

@@ -27,11 +27,11 @@ from transformers.activations import NewGELUActivation
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
 from evolora import LocalEvaluator, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, load_task
-from evolora.data_parallel import population_generate
-from evolora.kernels import fastest_products, use_kernels
-from evolora.model import BUNDLED_MODEL
+from evolora.engine.cpu.install import fastest_products, use_kernels
+from evolora.engine.cpu.sampling import _sample_torch
+from evolora.engine.split import population_generate
+from evolora.models.lora import BUNDLED_MODEL
 from evolora.rewards import load_reward
-from evolora.sampling import _sample_torch
 
 Off = Callable[[PopulationModel], Any]
 
@@ -80,20 +80,20 @@ def parts_off(population_model: PopulationModel) -> Iterator[None]:
 
 
 def step_off(_: PopulationModel) -> Any:
-    return patch("evolora.decoding.Gpt2Step.of", lambda *_: None)
+    return patch("evolora.engine.eager.decoder.Gpt2Step.of", lambda *_: None)
 
 
 def ahead_off(_: PopulationModel) -> Any:
-    return patch("evolora.decoding.Gpt2Step.goes_ahead", False)
+    return patch("evolora.engine.eager.decoder.Gpt2Step.goes_ahead", False)
 
 
 def read_off(_: PopulationModel) -> Any:
-    return patch("evolora.gpt2_pass.read_packs", lambda *_: None)
+    return patch("evolora.engine.cpu.gpt2.forward.read_packs", lambda *_: None)
 
 
 @contextmanager
 def whole_off(population_model: PopulationModel) -> Iterator[None]:
-    with read_off(population_model), patch("evolora.gpt2_step.Layer.whole", lambda *_: None):
+    with read_off(population_model), patch("evolora.engine.cpu.gpt2.decode.Layer.whole", lambda *_: None):
         yield
 
 
@@ -101,8 +101,8 @@ def whole_off(population_model: PopulationModel) -> Iterator[None]:
 def compiled_off(population_model: PopulationModel) -> Iterator[None]:
     with (
         step_off(population_model),
-        patch("evolora.kernels._cached_attention", lambda *_: None),
-        patch("evolora.cache.RoomyLayer.extends", lambda *_: False),
+        patch("evolora.engine.cpu.install._cached_attention", lambda *_: None),
+        patch("evolora.engine.eager.kv_cache.RoomyLayer.extends", lambda *_: False),
     ):
         yield
 
@@ -110,34 +110,40 @@ def compiled_off(population_model: PopulationModel) -> Iterator[None]:
 @contextmanager
 def panels_off(population_model: PopulationModel) -> Iterator[None]:
     """Each panel arranged when its turn comes, in every product."""
-    with whole_off(population_model), patch("evolora.frozen_product.WeightPanels.of", lambda *_, **__: None):
+    with (
+        whole_off(population_model),
+        patch("evolora.engine.cpu.matmul.frozen_linear.WeightPanels.of", lambda *_, **__: None),
+    ):
         yield
 
 
 @contextmanager
 def sampling_off(population_model: PopulationModel) -> Iterator[None]:
     """Which several steps at a time have within them."""
-    with ahead_off(population_model), patch("evolora.sampling._sample_compiled", _sample_torch):
+    with ahead_off(population_model), patch("evolora.engine.cpu.sampling._sample_compiled", _sample_torch):
         yield
 
 
 def attention_off(_: PopulationModel) -> Any:
-    return patch("evolora.kernels._PLAIN_ATTENTION_SCORES", 0)
+    return patch("evolora.engine.cpu.install._PLAIN_ATTENTION_SCORES", 0)
 
 
 @contextmanager
 def packing_off(_: PopulationModel) -> Iterator[None]:
-    with patch("evolora.decoding.can_pack", lambda _: False), patch("evolora.rollout.can_pack", lambda _: False):
+    with (
+        patch("evolora.engine.eager.decoder.can_pack", lambda _: False),
+        patch("evolora.engine.eager.generate.can_pack", lambda _: False),
+    ):
         yield
 
 
 def leaving_off(_: PopulationModel) -> Any:
-    return patch("evolora.rollout._LEAST_FINISHED_SHARE", 2)
+    return patch("evolora.engine.eager.generate._LEAST_FINISHED_SHARE", 2)
 
 
 @contextmanager
 def packs_off(population_model: PopulationModel) -> Iterator[None]:
-    with read_off(population_model), patch("evolora.gpt2_packs.Gpt2Packs.of", lambda *_, **__: None):
+    with read_off(population_model), patch("evolora.engine.cpu.gpt2.train.Gpt2Packs.of", lambda *_, **__: None):
         yield
 
 
@@ -145,14 +151,14 @@ def packs_off(population_model: PopulationModel) -> Iterator[None]:
 def adapters_off(population_model: PopulationModel) -> Iterator[None]:
     with (
         packs_off(population_model),
-        patch("evolora.population_model.takes_adapters", lambda *_: False),
-        patch("evolora.population_model.dropped", lambda x, share, _: F.dropout(x, share)),
+        patch("evolora.engine.eager.lora_layers.takes_adapters", lambda *_: False),
+        patch("evolora.engine.eager.lora_layers.dropped", lambda x, share, _: F.dropout(x, share)),
     ):
         yield
 
 
 def log_probs_off(_: PopulationModel) -> Any:
-    return patch("evolora.token_log_probs.in_float32", lambda _: False)
+    return patch("evolora.engine.cpu.log_probs.in_float32", lambda _: False)
 
 
 GENERATION: dict[str, Off] = {

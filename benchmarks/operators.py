@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from evolora import evolve
-from evolora.operators import CROSSOVERS
+from evolora.strategies.operators import CROSSOVERS
 
 # In each one's own unit: weights, shares of a tensor's or a singular value's size, or (safe) change of the outputs.
 SCALES = {

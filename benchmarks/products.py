@@ -1,4 +1,4 @@
-"""The rates of products with a model's frozen weights: torch's own, oneDNN's, and `evolora.panels`.
+"""The rates of products with a model's frozen weights: torch's own, oneDNN's, and `evolora.engine.cpu.matmul.panels`.
 
     python benchmarks/products.py [--repeats 9]
 
@@ -18,7 +18,7 @@ from speed.timing import alternate, median
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
-from evolora.frozen_product import FrozenProduct, Kept
+from evolora.engine.cpu.matmul.frozen_linear import FrozenProduct, Kept
 
 ROWS = (1, 4, 8, 16, 32, 64, 128, 1024)
 MODELS = {"tiny": (192, 4), "124M": (768, 12)}  # width and blocks

@@ -27,7 +27,7 @@ from study.runner import Runner, missing_jobs, of_processor, read_rows, search_j
 from study.tasks import TASKS
 
 from evolora import InputError
-from evolora.config import make_config
+from evolora.runs.config import make_config
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "study.jsonl"

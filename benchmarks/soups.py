@@ -22,12 +22,12 @@ from study.statistics import Scores, stratified_interval
 from study.tasks import TASKS
 
 from evolora import Evolution, evolve
-from evolora.assembly import assemble
-from evolora.config import make_config
-from evolora.config_file import read_config
-from evolora.population import Population
-from evolora.soup import SOUP, soup
-from evolora.tracking import Silence
+from evolora.evolution.soup import SOUP, soup
+from evolora.population.population import Population
+from evolora.runs.assembly import assemble
+from evolora.runs.config import make_config
+from evolora.runs.config_file import read_config
+from evolora.runs.tracking.terminal import Silence
 
 
 def measure(task: str, flops: float, seed: int) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from evolora.calibration import available_cores
+from evolora.engine.calibration import available_cores
 
 
 def describe() -> dict[str, Any]:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from evolora.frozen_product import FrozenProduct
+from evolora.engine.cpu.matmul.frozen_linear import FrozenProduct
 from speed.sides import Work
 
 Product = Callable[[Tensor, Tensor], Tensor]

@@ -14,8 +14,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evolora import PopulationModel
-from evolora.data_parallel import population_generate
-from evolora.rollout import PromptBatch
+from evolora.engine.eager.generate import PromptBatch
+from evolora.engine.split import population_generate
 from speed.subjects import PAD, Subject
 
 

@@ -7,8 +7,8 @@ import numpy as np
 import numpy.typing as npt
 
 from evolora import BaseModel, Example, RewardScorer, load_base
-from evolora.rollout import PromptBatch, decode_text, encode, end_tokens, generate, pad_token
-from evolora.task import columns_of
+from evolora.engine.eager.generate import PromptBatch, decode_text, encode, end_tokens, generate, pad_token
+from evolora.tasks.task import columns_of
 from study.tasks import DECLINES, StudyTask
 
 ROWS = 512

@@ -4,11 +4,11 @@ highest reward counts. It needs the reward when it is used, so it is a reference
 import numpy as np
 
 from evolora import RewardScorer
-from evolora.assembly import Parts
+from evolora.engine.eager.generate import decode_text, encode, end_tokens, generate, pad_token
 from evolora.rewards import Reward
 from evolora.rng import keyed_seed
-from evolora.rollout import decode_text, encode, end_tokens, generate, pad_token
-from evolora.task import columns_of
+from evolora.runs.assembly import Parts
+from evolora.tasks.task import columns_of
 from study.budget import Budget, Meter, Point
 
 ROWS = 512

@@ -15,14 +15,14 @@ from speed.machine import cpu_model
 from torch import Tensor
 
 from evolora import Evolution, evolve
-from evolora.assembly import Parts, assemble
-from evolora.config import make_config
-from evolora.config_file import read_config
-from evolora.evaluation import mean_fitness
-from evolora.lineage import Lineage
+from evolora.population.evaluation import mean_fitness
+from evolora.population.lineage import Lineage
 from evolora.rewards import RewardScorer
-from evolora.task import columns_of
-from evolora.tracking import Silence
+from evolora.runs.assembly import Parts, assemble
+from evolora.runs.config import make_config
+from evolora.runs.config_file import read_config
+from evolora.runs.tracking.terminal import Silence
+from evolora.tasks.task import columns_of
 from study.best_of_n import best_of_n
 from study.budget import Budget, Point, cost_of, thinned
 from study.methods import METHODS, Method, Options, options_sha256

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from evolora.config import RunConfig, make_config
+from evolora.runs.config import RunConfig, make_config
 
 Options = dict[str, Any]
 Role = Literal["hybrid", "single", "reference", "learning rate", "ablation", "beside", "variant"]

@@ -13,12 +13,12 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
 from evolora import Example, RewardScorer
-from evolora.assembly import Parts
-from evolora.model import as_peft_model, set_state
+from evolora.engine.eager.generate import end_tokens
+from evolora.models.lora import as_peft_model, set_state
 from evolora.rewards import Reward
 from evolora.rng import keyed_seed
-from evolora.rollout import end_tokens
-from evolora.task import columns_of
+from evolora.runs.assembly import Parts
+from evolora.tasks.task import columns_of
 from study.budget import Budget, Meter, Point
 
 State = dict[str, Tensor]

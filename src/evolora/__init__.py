@@ -5,16 +5,14 @@ The names here are the public ones; docs/architecture.md says how they fit toget
 
 from importlib.metadata import version
 
-from evolora.config import RunConfig
-from evolora.distillation import Distiller
+from evolora.engine.eager.lora_layers import PopulationModel
 from evolora.errors import CheckpointError, InputError, RewardError
-from evolora.evaluation import Evaluation, Evaluator, LocalEvaluator
-from evolora.evolution import Evolution, LoopConfig
-from evolora.genome import GenomeLayout
-from evolora.lineage import Lineage
-from evolora.model import BaseModel, load_base, lora_config, lora_layout
-from evolora.population import Hyperparameters, Individual, Population
-from evolora.population_model import PopulationModel
+from evolora.evolution.loop import Evolution, LoopConfig
+from evolora.models.genome import GenomeLayout
+from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
+from evolora.population.evaluation import Evaluation, Evaluator, LocalEvaluator
+from evolora.population.lineage import Lineage
+from evolora.population.population import Hyperparameters, Individual, Population
 from evolora.refiners import (
     GRPOConfig,
     GRPORefiner,
@@ -26,8 +24,8 @@ from evolora.refiners import (
     RLOORefiner,
 )
 from evolora.rewards import Reward, RewardScorer, register_reward
-from evolora.run import Interrupted, Result, evolve, resume
-from evolora.sensitivity import OutputSensitivity
+from evolora.runs.config import RunConfig
+from evolora.runs.run import Interrupted, Result, evolve, resume
 from evolora.strategies import (
     Eggroll,
     ESConfig,
@@ -44,7 +42,9 @@ from evolora.strategies import (
     SepCMAESConfig,
     Strategy,
 )
-from evolora.task import Example, Task, load_task
+from evolora.strategies.distillation import Distiller
+from evolora.strategies.sensitivity import OutputSensitivity
+from evolora.tasks.task import Example, Task, load_task
 
 __version__ = version("evolora")
 

@@ -11,15 +11,16 @@ from typing import Any, NoReturn, get_args, get_origin
 from pydantic.fields import FieldInfo
 from transformers.utils import logging as transformers_logging
 
-from evolora.apply import complete, evaluate, export
-from evolora.config import HUMAN, RunConfig, make_config, option_name
-from evolora.config_file import read_config
 from evolora.errors import CheckpointError, InputError, RewardError
 from evolora.human.exchange import export_votes, import_votes
-from evolora.inspection import Inspection
-from evolora.reward_model_training import train_reward_model
-from evolora.run import Interrupted, Result, resume, start
-from evolora.tracking import choose_view
+from evolora.human.reward_model_training import train_reward_model
+from evolora.rewards.registry import HUMAN
+from evolora.runs.adapter import complete, evaluate, export
+from evolora.runs.config import RunConfig, make_config, option_name
+from evolora.runs.config_file import read_config
+from evolora.runs.report.inspection import Inspection
+from evolora.runs.run import Interrupted, Result, resume, start
+from evolora.runs.tracking.terminal import choose_view
 
 # Options of the run that also make sense for an adapter that is done.
 _APPLY_OPTIONS = (

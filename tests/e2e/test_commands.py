@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evolora import InputError, RunConfig, evolve, resume
 from evolora.cli import main
-from evolora.config import option_name
-from evolora.config_file import read_config
-from evolora.inspection import Inspection
+from evolora.runs.config import option_name
+from evolora.runs.config_file import read_config
+from evolora.runs.report.inspection import Inspection
 
 
 def winner_reward(run: Path) -> float:

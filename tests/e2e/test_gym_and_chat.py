@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from evolora.task import load_task
+from evolora.tasks.task import load_task
 
 GCD = "gym:gcd(max_numbers=2, max_value=30, template='{question} =', train=20, validation=6, test=8)"
 TEMPLATE = (

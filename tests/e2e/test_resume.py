@@ -102,7 +102,7 @@ def _scaled_once(adapter: Path, model: Path) -> None:
 def test_ctrl_c_leaves_a_checkpoint_and_says_how_to_go_on(
     toy: Any, finished: Path, launch: Any, evolora: Any, facts: Any, tmp_path: Path
 ) -> None:
-    from evolora.checkpoint import verify
+    from evolora.files import verify
 
     run = tmp_path / "run"
     process = launch("-m", "evolora.cli", "train", *toy.options(run, "--save-every", "100", reward=toy.slow_reward))
@@ -305,7 +305,7 @@ def test_a_budget_of_seconds_counts_all_generations_and_nothing_else(
 
 def test_races_and_memories_resume_to_the_same(tmp_path: Path) -> None:
     from evolora import evolve
-    from evolora.run import resume
+    from evolora.runs.run import resume
 
     words = {"chat": "cat", "chien": "dog", "pain": "bread", "eau": "water", "lait": "milk", "main": "hand"}
     rows = [{"prompt": f"Translate '{word}' to English:", "target": target} for word, target in words.items()]
@@ -344,7 +344,7 @@ def test_races_and_memories_resume_to_the_same(tmp_path: Path) -> None:
 )
 def test_what_individuals_carry_resumes_to_the_same(options: dict[str, Any], tmp_path: Path) -> None:
     from evolora import evolve
-    from evolora.run import resume
+    from evolora.runs.run import resume
 
     words = {"chat": "cat", "chien": "dog", "pain": "bread", "eau": "water", "lait": "milk", "main": "hand"}
     rows = [{"prompt": f"Translate '{word}' to English:", "target": target} for word, target in words.items()]
@@ -374,9 +374,10 @@ def test_what_individuals_carry_resumes_to_the_same(options: dict[str, Any], tmp
 def test_a_checkpoint_of_another_version_is_refused(
     digest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from evolora import evolve, snapshot
-    from evolora import run as runs
+    from evolora import evolve
     from evolora.errors import InputError
+    from evolora.runs import run as runs
+    from evolora.runs import snapshot
 
     folder = tmp_path / "run"
     rows = [{"prompt": f"{number} + 1 =", "target": str(number + 1)} for number in range(6)]

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from evolora.checkpoint import verify
+from evolora.files import verify
 
 # The first generation of the toy calls the reward four times: for the base's validation, the population, the rollout
 # and the refined; its best is the base, which is validated already. The second calls it for its one child, the rollout,
@@ -129,7 +129,7 @@ def distinct(completions, prompts, **kwargs):
 
 def hanging(folder: Path, fault: str) -> tuple[Path, str]:
     """A reward that does not come back from one test prompt, so from the last thing that a run does, until mended."""
-    from evolora.task import load_task
+    from evolora.tasks.task import load_task
 
     offender = load_task(data=folder / "words.jsonl", reward="exact").test[1].prompt
     own = folder / "own.py"

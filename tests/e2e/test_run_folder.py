@@ -14,13 +14,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evolora import RunConfig, lora_layout
-from evolora.calibration import available_cores
-from evolora.checkpoint import verify
-from evolora.cost import PURPOSES
-from evolora.export import load_adapter
-from evolora.inspection import Inspection
-from evolora.operators import CROSSOVERS, MUTATIONS
-from evolora.population import genome_sha256
+from evolora.engine.calibration import available_cores
+from evolora.files import verify
+from evolora.models.cost import PURPOSES
+from evolora.models.export import load_adapter
+from evolora.population.population import genome_sha256
+from evolora.runs.report.inspection import Inspection
+from evolora.strategies.operators import CROSSOVERS, MUTATIONS
 
 
 def strict(text: str) -> Any:
@@ -54,8 +54,8 @@ def test_config_holds_every_resolved_option_and_loads_back(finished: Path, toy: 
 
 
 def test_an_option_switched_off_stays_off_when_the_config_is_read_back(evolora: Any, toy: Any, tmp_path: Path) -> None:
-    from evolora.config import make_config
-    from evolora.config_file import read_config
+    from evolora.runs.config import make_config
+    from evolora.runs.config_file import read_config
 
     run = tmp_path / "run"
     code, _, _ = evolora("train", *toy.options(run, "--target-kl", "none", gens=1))

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from evolora import evolve
-from evolora.model import model_path
-from evolora.task import bundled_task
+from evolora.models.lora import model_path
+from evolora.tasks.task import bundled_task
 
 # Loads an adapter (or the base alone), completes the prompts greedily in one left-padded batch, prints the completions.
 SCRIPT = """

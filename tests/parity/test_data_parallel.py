@@ -12,16 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora import data_parallel
-from evolora.data_parallel import population_generate, population_log_probs, split
-from evolora.genome import GenomeLayout
-from evolora.model import load_base, lora_config, lora_layout
-from evolora.population_model import PopulationModel
+from evolora.engine import split as data_parallel
+from evolora.engine.eager.generate import Completions, PromptBatch, generate
+from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.split import population_generate, population_log_probs, split
+from evolora.models.genome import GenomeLayout
+from evolora.models.lora import load_base, lora_config, lora_layout
 from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner
 from evolora.rewards import RewardScorer
 from evolora.rng import keyed_generator
-from evolora.rollout import Completions, PromptBatch, generate
-from evolora.task import Example
+from evolora.tasks.task import Example
 
 Folder = Callable[[str], Path]
 NEW_TOKENS = 10

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from evolora.cache import make_cache
-from evolora.gpt2_packs import Gpt2Packs
-from evolora.kernels import Products, use_kernels
-from evolora.model import BaseModel, load_base, lora_config, lora_layout
-from evolora.population_model import PopulationModel
+from evolora.engine.cpu.gpt2.train import Gpt2Packs
+from evolora.engine.cpu.install import Products, use_kernels
+from evolora.engine.eager.generate import Completions, PromptBatch, completion_log_probs, encode
+from evolora.engine.eager.kv_cache import make_cache
+from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
 from evolora.refiners.imitation import padded
-from evolora.rollout import Completions, PromptBatch, completion_log_probs, encode
 
 Folder = Callable[[str], Path]
 
@@ -111,7 +111,7 @@ def test_a_first_pass_fills_the_cache_as_the_layers_do(
     base: BaseModel, passes: list[bool], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Where the weights are not in panels, and one after another; see test_gpt2_read.py."""
-    monkeypatch.setattr("evolora.gpt2_pass.read_packs", lambda *_: None)
+    monkeypatch.setattr("evolora.engine.cpu.gpt2.forward.read_packs", lambda *_: None)
     population_model, genomes = population(base, 2)
     batch = encode(base.tokenizer, PROMPTS, "cpu").repeat(2)
     positions = (batch.mask.cumsum(1) - 1).clamp(min=0)

@@ -8,8 +8,8 @@ import torch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, StaticCache
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
-from evolora.cache import make_cache
-from evolora.kernels import Products, use_kernels
+from evolora.engine.cpu.install import Products, use_kernels
+from evolora.engine.eager.kv_cache import make_cache
 
 PRODUCTS: list[Products] = ["torch", "compiled"]
 

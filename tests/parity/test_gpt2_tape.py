@@ -10,17 +10,18 @@ import pytest
 import torch
 from torch import Tensor
 
-from evolora import data_parallel, gpt2_tape
-from evolora.data_parallel import population_generate, population_log_probs
-from evolora.gpt2_packs import Gpt2Packs
-from evolora.gpt2_tape import Gpt2Tape
-from evolora.kernels import use_kernels
-from evolora.model import BaseModel, load_base, lora_config, lora_layout
-from evolora.population_model import PopulationModel
+from evolora.engine import split as data_parallel
+from evolora.engine.cpu.gpt2 import activations as gpt2_tape
+from evolora.engine.cpu.gpt2.activations import Gpt2Tape
+from evolora.engine.cpu.gpt2.train import Gpt2Packs
+from evolora.engine.cpu.install import use_kernels
+from evolora.engine.eager.generate import Completions, PromptBatch, completion_log_probs, encode, generate
+from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.split import population_generate, population_log_probs
+from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
 from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, RLOOConfig, RLOORefiner
 from evolora.rewards import RewardScorer
-from evolora.rollout import Completions, PromptBatch, completion_log_probs, encode, generate
-from evolora.task import Example
+from evolora.tasks.task import Example
 
 Folder = Callable[[str], Path]
 
@@ -100,8 +101,8 @@ def assert_close(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolera
 
 def as_large(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a model whose products are first made one by one, from plain weights, and later by whole layers."""
-    monkeypatch.setattr("evolora.kernels.is_small", lambda _: False)
-    monkeypatch.setattr("evolora.frozen_product._LEAST_PRODUCTS", 4)
+    monkeypatch.setattr("evolora.engine.cpu.install.is_small", lambda _: False)
+    monkeypatch.setattr("evolora.engine.cpu.matmul.frozen_linear._LEAST_PRODUCTS", 4)
     use_kernels(base.model, "compiled")
 
 
@@ -166,7 +167,7 @@ def test_threads_that_share_rows_or_products_write_one_tape(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch, least_rows: int
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("evolora.gpt2_step._LEAST_ROWS", least_rows)
+    monkeypatch.setattr("evolora.engine.cpu.gpt2.decode._LEAST_ROWS", least_rows)
     population_model, genomes = population(base, 3)
     prompts = encode(base.tokenizer, PROMPTS, "cpu").repeat(3)
     completions = write(population_model, genomes, prompts)
@@ -230,7 +231,7 @@ def refused(
         if case == "too large":
             monkeypatch.setattr(gpt2_tape, "_MOST_BYTES", 10_000)
         elif case == "no compiled step":
-            monkeypatch.setattr("evolora.decoding.Gpt2Step.of", lambda *_: None)
+            monkeypatch.setattr("evolora.engine.eager.decoder.Gpt2Step.of", lambda *_: None)
         else:
             module = {"a hook on a norm": body.ln_f, "on the MLP": body.h[1].mlp, "on the head": base.model.lm_head}[
                 case

@@ -22,16 +22,16 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evolora.genome import GenomeLayout
-from evolora.model import BaseModel, load_base, lora_config, lora_layout
-from evolora.population_model import PopulationModel
+from evolora.engine.eager.generate import completion_log_probs
+from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.models.genome import GenomeLayout
+from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
 from evolora.refiners import GRPOConfig, GRPORefiner, PolicyGradientRefiner, RLOOConfig, RLOORefiner
 from evolora.refiners.advantages import equal_groups, group_advantages, leave_one_out_advantages
 from evolora.refiners.losses import grpo_loss, sequence_policy_loss
 from evolora.refiners.rollouts import Rollout
 from evolora.rewards import RewardScorer
-from evolora.rollout import completion_log_probs
-from evolora.task import Example, load_task
+from evolora.tasks.task import Example, load_task
 
 torch.set_num_threads(1)
 

@@ -10,12 +10,12 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from evolora.export import load_adapter, save_adapter
-from evolora.genome import GenomeLayout
-from evolora.model import BaseModel, as_peft_model, load_base, lora_config, lora_layout
-from evolora.population_model import PopulationModel
+from evolora.engine.eager.generate import Completions, PromptBatch, generate
+from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.models.export import load_adapter, save_adapter
+from evolora.models.genome import GenomeLayout
+from evolora.models.lora import BaseModel, as_peft_model, load_base, lora_config, lora_layout
 from evolora.rng import keyed_generator
-from evolora.rollout import Completions, PromptBatch, generate
 
 INDIVIDUALS = 4
 NEW_TOKENS = 12

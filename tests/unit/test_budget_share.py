@@ -4,7 +4,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolora.budget_share import BudgetShare, evolution_gain
+from evolora.evolution.budget_share import BudgetShare, evolution_gain
 
 gains = st.floats(-1, 1)
 costs = st.floats(1, 1e15)

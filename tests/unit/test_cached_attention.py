@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora import cached_attention
-from evolora.cached_attention import attend, extend
+from evolora.engine.cpu.attention import decode as cached_attention
+from evolora.engine.cpu.attention.decode import attend, extend
 
 MASKED = torch.finfo(torch.float32).min
 

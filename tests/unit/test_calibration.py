@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
-from evolora import calibration
-from evolora.calibration import bytes_a_row, choose_rows, choose_threads, threads_an_operation
-from evolora.model import load_base
+from evolora.engine import calibration
+from evolora.engine.calibration import bytes_a_row, choose_rows, choose_threads, threads_an_operation
+from evolora.models.lora import load_base
 
 
 @pytest.fixture

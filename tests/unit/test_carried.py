@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.population import Individual
+from evolora.population.population import Individual
 from evolora.refiners.carried import CarriedStates
 from evolora.refiners.optimiser import RowAdam
 

@@ -13,15 +13,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import evolora.compiled as module
-from evolora.compiled import compiled, exponentials, highest, run_rows
+import evolora.engine.cpu.jit as module
+from evolora.engine.cpu.jit import compiled, exponentials, highest, run_rows
 
-SHOW = "import torch; from evolora.gelu import gelu; print(float(gelu(torch.tensor([-1.0]))))"
+SHOW = "import torch; from evolora.engine.cpu.gelu import gelu; print(float(gelu(torch.tensor([-1.0]))))"
 
 
 def test_what_is_kept_on_disk_is_not_used_once_another_module_has_changed(tmp_path: Path) -> None:
     package = tmp_path / "evolora"
-    shutil.copytree(Path(module.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(Path(module.__file__).parents[2], package, ignore=shutil.ignore_patterns("__pycache__"))
     environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
 
     def shown() -> float:
@@ -36,7 +36,7 @@ def test_what_is_kept_on_disk_is_not_used_once_another_module_has_changed(tmp_pa
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.nbc")} == files, (
         "nothing is compiled"
     )
-    shared = package / "compiled.py"
+    shared = package / "engine" / "cpu" / "jit.py"
     old, new = "result[i] *= as_float[i]", "result[i] *= as_float[i] * np.float32(2)"
     assert old in shared.read_text()
     shared.write_text(shared.read_text().replace(old, new))

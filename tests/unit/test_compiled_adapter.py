@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.compiled_adapter import NO_ADAPTER, NOTHING, Adapter, add_low_rank
+from evolora.engine.cpu.lora import NO_ADAPTER, NOTHING, Adapter, add_low_rank
 
 
 def drawn(*shape: int, seed: int) -> Tensor:

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolora.config import ABSOLUTE_MUTATIONS, CrossoverName, MutationName, RunConfig, make_config, option_name
-from evolora.config_file import config_toml, read_config
 from evolora.errors import InputError
-from evolora.operators import CROSSOVERS, MUTATIONS
+from evolora.runs.config import RunConfig, make_config, option_name
+from evolora.runs.config_file import config_toml, read_config
 from evolora.strategies import GAConfig
+from evolora.strategies.operators import ABSOLUTE_MUTATIONS, CROSSOVERS, MUTATIONS, CrossoverName, MutationName
 
 
 @pytest.mark.parametrize(

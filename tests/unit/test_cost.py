@@ -27,7 +27,7 @@ from evolora import (
     lora_config,
     lora_layout,
 )
-from evolora.cost import PURPOSES, Cost, Costs, ModelSize
+from evolora.models.cost import PURPOSES, Cost, Costs, ModelSize
 
 LAYERS, WIDTH, VOCABULARY, TEXTS, LENGTH = 6, 48, 200, 3, 20
 
@@ -128,7 +128,7 @@ def test_metrics_hold_all_that_was_spent(by_purpose: dict[Any, Cost]) -> None:
 
 def test_seconds_are_those_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([1.0, 3.5, 10.0, 10.25])
-    monkeypatch.setattr("evolora.cost.time.perf_counter", lambda: next(moments))
+    monkeypatch.setattr("evolora.models.cost.time.perf_counter", lambda: next(moments))
     spent = Costs()
     for _ in range(2):
         with spent.timed("rollout"):

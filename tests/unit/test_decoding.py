@@ -15,14 +15,14 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from evolora import Example, LocalEvaluator, RewardScorer
-from evolora.cache import RoomyLayer, keeps_all, make_cache
-from evolora.decoding import DecodingBatch
-from evolora.genome import GenomeLayout
-from evolora.gpt2_step import Ahead, Choice
-from evolora.model import BaseModel, as_peft_model, load_base, lora_config, lora_layout
-from evolora.population_model import PopulationModel, Routing
+from evolora.engine.cpu.gpt2.decode import Ahead, Choice
+from evolora.engine.eager.decoder import DecodingBatch
+from evolora.engine.eager.generate import Completions, PromptBatch, encode, generate
+from evolora.engine.eager.kv_cache import RoomyLayer, keeps_all, make_cache
+from evolora.engine.eager.lora_layers import PopulationModel, Routing
+from evolora.models.genome import GenomeLayout
+from evolora.models.lora import BaseModel, as_peft_model, load_base, lora_config, lora_layout
 from evolora.rng import keyed_seed
-from evolora.rollout import Completions, PromptBatch, encode, generate
 
 Folder = Callable[[str], Path]
 

@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.differentiable_adapter import add_adapters, takes_adapters
-from evolora.dropout import Dropped, dropped
+from evolora.engine.cpu.dropout import Dropped, dropped
+from evolora.engine.cpu.lora_gradient import add_adapters, takes_adapters
 
 
 def exact(output: Tensor, x: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:

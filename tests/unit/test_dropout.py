@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evolora.dropout import dropped
+from evolora.engine.cpu.dropout import dropped
 
 
 def by_seed(x: Tensor, share: float, seed: int = 0) -> Tensor:

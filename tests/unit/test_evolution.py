@@ -11,15 +11,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from evolora.cost import Cost, Costs
 from evolora.errors import RewardError
-from evolora.evaluation import Drafts, Evaluation, Evaluator
-from evolora.evolution import Evolution, LoopConfig
-from evolora.genome import AdaptedModule, GenomeLayout
-from evolora.lineage import Lineage
-from evolora.memory import RememberingEvaluator
-from evolora.population import Hyperparameters, Individual, Population, genome_sha256, newest
-from evolora.racing import Race, losers, race
+from evolora.evolution.loop import Evolution, LoopConfig
+from evolora.evolution.racing import Race, losers, race
+from evolora.models.cost import Cost, Costs
+from evolora.models.genome import AdaptedModule, GenomeLayout
+from evolora.population.evaluation import Drafts, Evaluation, Evaluator
+from evolora.population.lineage import Lineage
+from evolora.population.population import Hyperparameters, Individual, Population, genome_sha256, newest
+from evolora.population.remembering import RememberingEvaluator
 from evolora.refiners import Refinement, Refiner
 from evolora.strategies import (
     ESConfig,
@@ -30,7 +30,7 @@ from evolora.strategies import (
     PopulationBasedTraining,
     RefinerAlone,
 )
-from evolora.task import Example, Task
+from evolora.tasks.task import Example, Task
 
 LAYOUT = GenomeLayout((AdaptedModule("m", "a", "b", 3, 4, 2, 2.0, 0, 6),))
 TASK = Task(
@@ -302,7 +302,7 @@ def test_a_race_keeps_as_many_as_are_needed_and_its_seed_is_the_generations(
             assert stayed.sum() == max(elites, refine), "all differ on every prompt: nobody stays who is not needed"
             return found
 
-        monkeypatch.setattr("evolora.evolution.race", spy)
+        monkeypatch.setattr("evolora.evolution.loop.race", spy)
         evolution = make_evolution(0.01, elites=elites, refine=refine, racing=0.4, racing_block=4)
         dropped = [evolution.step()["racing.dropped"] for _ in range(3)]
         assert dropped == [6 - max(elites, refine)] * 3

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from evolora.checkpoint import (
+from evolora.errors import CheckpointError
+from evolora.files import (
     checkpoint_folder,
     newest_checkpoint,
     read_state,
@@ -19,10 +20,9 @@ from evolora.checkpoint import (
     write_state,
     write_text,
 )
-from evolora.errors import CheckpointError
-from evolora.lineage import Lineage
-from evolora.population import Individual
-from evolora.tracking import MetricsLog, PlainView
+from evolora.population.lineage import Lineage
+from evolora.population.population import Individual
+from evolora.runs.tracking.terminal import MetricsLog, PlainView
 
 
 def make_checkpoint(run: Path, generation: int, value: float = 0.1) -> Path:
@@ -133,7 +133,7 @@ def test_progress_is_by_the_limit_that_is_nearest(
 ) -> None:
     """A second passes between the first generation and the second."""
     moments = iter([10.0, 11.0, 12.0])
-    monkeypatch.setattr("evolora.tracking.time.perf_counter", lambda: next(moments))
+    monkeypatch.setattr("evolora.runs.tracking.terminal.time.perf_counter", lambda: next(moments))
     view = PlainView()
     metrics = {"fitness.best": 0.5, "fitness.mean": 0.25, "validation": 0.4, "best.operator": "ppo"}
     for number, share in enumerate(done, 1):

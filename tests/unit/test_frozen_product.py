@@ -14,10 +14,18 @@ from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
-from evolora import frozen_product, kernels
-from evolora.frozen_product import _DROPPED_FROM, _LEAST_PRODUCTS, MOST_ROWS, FrozenProduct, Kept, WeightPanels
-from evolora.kernels import _kept, use_kernels
-from evolora.panels import arranged
+from evolora.engine.cpu import install as kernels
+from evolora.engine.cpu.install import _kept, use_kernels
+from evolora.engine.cpu.matmul import frozen_linear as frozen_product
+from evolora.engine.cpu.matmul.frozen_linear import (
+    _DROPPED_FROM,
+    _LEAST_PRODUCTS,
+    MOST_ROWS,
+    FrozenProduct,
+    Kept,
+    WeightPanels,
+)
+from evolora.engine.cpu.matmul.panels import arranged
 
 KEPT: list[Kept] = ["always", "for few rows", "never"]
 KINDS = [nn.Linear, Conv1D]

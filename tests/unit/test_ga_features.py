@@ -24,16 +24,16 @@ from evolora import (
     lora_config,
     lora_layout,
 )
-from evolora.cost import Cost
-from evolora.distillation import Distilled, Written, better_of
-from evolora.genome import AdaptedModule, GenomeLayout
-from evolora.operators import CROSSOVERS, MUTATIONS, safe
-from evolora.population import Individual, Population
+from evolora.engine.eager.generate import completion_logits
+from evolora.models.cost import Cost
+from evolora.models.genome import AdaptedModule, GenomeLayout
+from evolora.population.population import Individual, Population
 from evolora.rng import keyed_generator
-from evolora.rollout import completion_logits
-from evolora.sensitivity import Sensitivities
 from evolora.strategies import GAConfig, GeneticAlgorithm, Islands, Strategy
+from evolora.strategies.distillation import Distilled, Written, better_of
 from evolora.strategies.operator_choice import AdaptivePursuit, OperatorChoice
+from evolora.strategies.operators import CROSSOVERS, MUTATIONS, safe
+from evolora.strategies.sensitivity import Sensitivities
 
 torch.set_num_threads(1)
 NAN = math.nan

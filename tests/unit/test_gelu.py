@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.gelu import gelu
+from evolora.engine.cpu.gelu import gelu
 
 
 def of_torch(x: Tensor, given_gradient: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from peft import get_peft_model, get_peft_model_state_dict
 from torch import Tensor
 
-from evolora.genome import AdaptedModule, GenomeLayout
-from evolora.model import as_peft_model, load_base, lora_config, lora_layout
+from evolora.models.genome import AdaptedModule, GenomeLayout
+from evolora.models.lora import as_peft_model, load_base, lora_config, lora_layout
 from evolora.rng import keyed_generator
 
 

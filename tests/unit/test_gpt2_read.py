@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from evolora import gpt2_pass, gpt2_read
-from evolora.cache import RoomyLayer, make_cache
-from evolora.gpt2_read import read_packs
-from evolora.kernels import use_kernels
-from evolora.model import BaseModel, load_base, lora_config, lora_layout
-from evolora.packed_attention import attend_within
-from evolora.population_model import PopulationModel
+from evolora.engine.cpu.attention.prefill import attend_within
+from evolora.engine.cpu.gpt2 import forward as gpt2_pass
+from evolora.engine.cpu.gpt2 import prefill as gpt2_read
+from evolora.engine.cpu.gpt2.prefill import read_packs
+from evolora.engine.cpu.install import use_kernels
+from evolora.engine.eager.kv_cache import RoomyLayer, make_cache
+from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
 
 Folder = Callable[[str], Path]
 FAR = torch.finfo(torch.float32).min
@@ -158,7 +159,7 @@ def test_what_is_left_to_the_layers(base: BaseModel, read: list[bool], monkeypat
     assert read == [False] * 2, "somebody looks on"
     states_of(base, mask, population_model, None)
     assert read.pop() is True
-    monkeypatch.setattr("evolora.kernels.is_small", lambda _: False)
+    monkeypatch.setattr("evolora.engine.cpu.install.is_small", lambda _: False)
     use_kernels(base.model, "compiled")
     states_of(base, mask, population_model, None)
     assert read == [False] * 3, "panels that are not always there"

@@ -10,13 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from evolora import frozen_product, gpt2_step
-from evolora.cache import RoomyCache, RoomyLayer, make_cache, unpacked
-from evolora.gpt2_step import Ahead, Gpt2Step
-from evolora.kernels import Products, use_kernels
-from evolora.model import BaseModel, load_base, lora_config, lora_layout
-from evolora.population_model import PopulationModel
-from evolora.rollout import Completions, encode, generate
+from evolora.engine.cpu.gpt2 import decode as gpt2_step
+from evolora.engine.cpu.gpt2.decode import Ahead, Gpt2Step
+from evolora.engine.cpu.install import Products, use_kernels
+from evolora.engine.cpu.matmul import frozen_linear as frozen_product
+from evolora.engine.eager.generate import Completions, encode, generate
+from evolora.engine.eager.kv_cache import RoomyCache, RoomyLayer, make_cache, unpacked
+from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
 
 Folder = Callable[[str], Path]
 Hooks = Callable[[Any], None]
@@ -197,7 +198,7 @@ def test_several_steps_at_a_time_write_what_single_ones_do(
     model_folder: Folder, monkeypatch: pytest.MonkeyPatch, kind: str, sampled: bool
 ) -> None:
     if kind == "large":
-        monkeypatch.setattr("evolora.kernels.is_small", lambda _: False)
+        monkeypatch.setattr("evolora.engine.cpu.install.is_small", lambda _: False)
         monkeypatch.setattr(frozen_product, "_LEAST_PRODUCTS", 3)
     base = loaded(model_folder, "compiled")
     population_model, genomes = population(base, 3)
@@ -272,7 +273,7 @@ def test_one_layer_without_panels_goes_by_product(base: BaseModel, steps: list[i
 def test_a_large_models_layers_are_whole_from_the_step_that_has_their_panels(
     model_folder: Folder, layers: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evolora.kernels.is_small", lambda _: False)
+    monkeypatch.setattr("evolora.engine.cpu.install.is_small", lambda _: False)
     monkeypatch.setattr(frozen_product, "_LEAST_PRODUCTS", 4)
     base = loaded(model_folder, "compiled")
     first = hidden_states(base, PROMPTS, [-1])

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolora.inspection import Inspection, copies, inspect_completions, is_repeated, repetition
+from evolora.runs.report.inspection import Inspection, copies, inspect_completions, is_repeated, repetition
 
 PROMPTS = [f"Say something kind about number {i}:" for i in range(10)]
 KIND = [f"Number {i} is a fine one, round and {'very ' * (i % 3)}useful." for i in range(10)]

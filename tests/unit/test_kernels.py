@@ -13,10 +13,9 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
-from evolora import cached_attention, gpt2_step
-from evolora.compiled_adapter import Adapter
-from evolora.frozen_product import FrozenProduct
-from evolora.kernels import (
+from evolora.engine.cpu.attention import decode as cached_attention
+from evolora.engine.cpu.gpt2 import decode as gpt2_step
+from evolora.engine.cpu.install import (
     Products,
     _attention,
     _attention_mask,
@@ -26,8 +25,10 @@ from evolora.kernels import (
     fastest_products,
     use_kernels,
 )
-from evolora.model import load_base
-from evolora.rollout import encode, generate
+from evolora.engine.cpu.lora import Adapter
+from evolora.engine.cpu.matmul.frozen_linear import FrozenProduct
+from evolora.engine.eager.generate import encode, generate
+from evolora.models.lora import load_base
 
 Folder = Callable[[str], Path]
 
@@ -242,7 +243,7 @@ def test_a_later_call_changes_the_products(architecture: str, model_folder: Fold
 def test_the_processor_and_not_the_moment_decides_whose_products(
     maker: str, features: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evolora.kernels._processor_maker", lambda: maker)
+    monkeypatch.setattr("evolora.engine.cpu.install._processor_maker", lambda: maker)
     monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: features)
     assert fastest_products() == expected
 
@@ -263,6 +264,6 @@ def test_who_made_the_processor(
     path = tmp_path / "cpuinfo"
     if cpuinfo is not None:
         path.write_text(cpuinfo)
-    monkeypatch.setattr("evolora.kernels.Path", lambda _: path)
+    monkeypatch.setattr("evolora.engine.cpu.install.Path", lambda _: path)
     monkeypatch.setattr("platform.processor", lambda: name)
     assert _processor_maker() == expected

@@ -10,13 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.model import load_base, lora_config, lora_layout
-from evolora.population_model import PopulationModel
+from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.models.lora import load_base, lora_config, lora_layout
 from evolora.refiners import PPOConfig, PPORefiner
 from evolora.refiners.learning_rate import BAND, FIRST, MOST, NARROW, SEEN, LedRate, decayed
 from evolora.refiners.optimiser import RowAdam
 from evolora.rewards import RewardScorer, similarity
-from evolora.task import load_task
+from evolora.tasks.task import load_task
 
 EXAMPLES = list(load_task(task="translate").train[:64])
 Make = Callable[..., PPORefiner]

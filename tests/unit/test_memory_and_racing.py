@@ -12,11 +12,11 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evolora import Example, LocalEvaluator, PopulationModel, RewardScorer, load_base, lora_config, lora_layout
-from evolora.cost import Cost
-from evolora.evaluation import Drafts, Evaluation, Evaluator, mean_fitness
-from evolora.memory import RememberingEvaluator
-from evolora.population import genome_sha256
-from evolora.racing import losers, race
+from evolora.evolution.racing import losers, race
+from evolora.models.cost import Cost
+from evolora.population.evaluation import Drafts, Evaluation, Evaluator, mean_fitness
+from evolora.population.population import genome_sha256
+from evolora.population.remembering import RememberingEvaluator
 
 
 class Counting(Evaluator):

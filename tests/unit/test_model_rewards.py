@@ -19,9 +19,9 @@ from transformers import (
 
 from evolora import PopulationModel, load_base, lora_config, lora_layout
 from evolora.errors import InputError
+from evolora.models.sequence_scores import model_version
 from evolora.rewards import RewardContext, load_reward
 from evolora.rewards.embedding import Cosine
-from evolora.sequence_scores import model_version
 
 PROMPTS = ["the cat", "a dog ran to the", "one two"]
 TEXTS = [" sat on the mat", " red", " three four five one two three four five"]

@@ -11,14 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.genome import AdaptedModule, GenomeLayout
-from evolora.operators import CROSSOVERS, MUTATIONS, SELECTIONS, crossover, elites, mutation, self_adapt
-from evolora.operators.crossover import blend, dare, extrapolative, layer, uniform
-from evolora.operators.diversity import distances, shared_fitness, spread
-from evolora.operators.low_rank import triplets
-from evolora.operators.mutation import gaussian, masked, relative_gaussian, safe
-from evolora.operators.selection import rank, tournament, truncation
+from evolora.models.genome import AdaptedModule, GenomeLayout
 from evolora.rng import keyed_generator
+from evolora.strategies.operators import CROSSOVERS, MUTATIONS, SELECTIONS, crossover, elites, mutation, self_adapt
+from evolora.strategies.operators.crossover import blend, dare, extrapolative, layer, uniform
+from evolora.strategies.operators.diversity import distances, shared_fitness, spread
+from evolora.strategies.operators.low_rank import triplets
+from evolora.strategies.operators.mutation import gaussian, masked, relative_gaussian, safe
+from evolora.strategies.operators.selection import rank, tournament, truncation
 
 torch.set_num_threads(1)
 always = settings(max_examples=40, deadline=None)

@@ -15,11 +15,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import evolora
-from evolora.checkpoint import read_state, write_state
-from evolora.config import RunConfig, make_config
 from evolora.errors import InputError
-from evolora.genome import AdaptedModule, GenomeLayout
-from evolora.population import Population
+from evolora.evolution.voting import plurality, voted_rewards
+from evolora.files import read_state, write_state
+from evolora.models.genome import AdaptedModule, GenomeLayout
+from evolora.population.population import Population
+from evolora.runs.config import RunConfig, make_config
 from evolora.strategies import (
     Eggroll,
     ESConfig,
@@ -35,7 +36,6 @@ from evolora.strategies import (
     Strategy,
 )
 from evolora.strategies.es import centred_ranks
-from evolora.voting import plurality, voted_rewards
 
 Floats = npt.NDArray[np.float64]
 

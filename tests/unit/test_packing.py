@@ -5,9 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evolora.model import load_base
-from evolora.packed_pass import PackedPass, can_pack
-from evolora.packing import Packs, pack
+from evolora.engine.eager.packed_forward import PackedPass, can_pack
+from evolora.engine.eager.packing import Packs, pack
+from evolora.models.lora import load_base
 
 TEXTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=9)
 

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evolora.microkernel import LANES, _tile_shape
-from evolora.panels import PANEL, arranged, multiply_plain, multiply_rows, panels_of
+from evolora.engine.cpu.matmul.panels import PANEL, arranged, multiply_plain, multiply_rows, panels_of
+from evolora.engine.cpu.matmul.tile import LANES, _tile_shape
 
 Floats = npt.NDArray[np.float32]
 

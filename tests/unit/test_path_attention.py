@@ -7,9 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora import path_attention
-from evolora.packing import pack
-from evolora.path_attention import NO_TOKEN, ROOT, Paths, attend_along, attention_gradient
+from evolora.engine.cpu.attention import train as path_attention
+from evolora.engine.cpu.attention.train import NO_TOKEN, ROOT, Paths, attend_along, attention_gradient
+from evolora.engine.eager.packing import pack
 
 FAR = torch.finfo(torch.float32).min
 

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from evolora.checkpoint import read_state, write_state
-from evolora.population import Hyperparameters, Individual, Population, genome_sha256
+from evolora.files import read_state, write_state
+from evolora.population.population import Hyperparameters, Individual, Population, genome_sha256
 from evolora.rng import keyed_generator
 
 

@@ -12,11 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.evaluation import LocalEvaluator
-from evolora.genome import GenomeLayout
-from evolora.model import BaseModel, load_base, lora_config, lora_layout
-from evolora.population import Hyperparameters, Individual
-from evolora.population_model import PopulationModel
+from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.models.genome import GenomeLayout
+from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
+from evolora.population.evaluation import LocalEvaluator
+from evolora.population.population import Hyperparameters, Individual
 from evolora.refiners import (
     GRPOConfig,
     GRPORefiner,
@@ -31,7 +31,7 @@ from evolora.refiners.critic import Critic
 from evolora.refiners.kl_control import adapted_kl_weight
 from evolora.refiners.optimiser import RowAdam
 from evolora.rewards import RewardScorer
-from evolora.task import Example, load_task
+from evolora.tasks.task import Example, load_task
 
 TRAIN = load_task(task="translate").train
 EXAMPLES = list(TRAIN[:12])

@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from evolora import Example, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, lora_config, lora_layout
-from evolora.evaluation import LocalEvaluator
+from evolora.engine.eager.generate import completion_log_probs, encode
+from evolora.population.evaluation import LocalEvaluator
 from evolora.refiners.imitation import padded
 from evolora.refiners.replay import Replay
-from evolora.rollout import completion_log_probs, encode
 
 
 def filled(rewards: dict[int, list[float]], prompts: int = 4, *, by_policy: bool = False) -> Replay:

@@ -10,8 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolora.config import make_config
-from evolora.config_file import read_config
 from evolora.errors import InputError, RewardError
 from evolora.rewards import (
     BUILTIN_REWARDS,
@@ -26,6 +24,8 @@ from evolora.rewards import (
     register_reward,
 )
 from evolora.rewards.expression import Argument, Expression, Gate, Node, Number, Product, Sum, Term, parse
+from evolora.runs.config import make_config
+from evolora.runs.config_file import read_config
 
 NAMES = ("chrf", "json-schema", "own.py:f", "a.b:f")
 ARGUMENTS = st.one_of(st.integers(-9, 9), st.floats(-1e3, 1e3), st.booleans(), st.none(), st.text(max_size=8))

@@ -11,11 +11,11 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from evolora import InputError
 from evolora.cli import main
-from evolora.model import load_base
-from evolora.preferences import Preference, read_preferences, write_preferences
-from evolora.reward_model import FittedRewardModel, fit_reward_model
+from evolora.human.preferences import Preference, read_preferences, write_preferences
+from evolora.human.reward_model import FittedRewardModel, fit_reward_model
+from evolora.models.lora import load_base
 from evolora.rewards import load_reward, sentiment
-from evolora.task import bundled_task
+from evolora.tasks.task import bundled_task
 
 
 @pytest.fixture(scope="module")

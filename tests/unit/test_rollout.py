@@ -8,9 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evolora.model import BaseModel, load_base
-from evolora.rng import keyed_seed
-from evolora.rollout import (
+from evolora.engine.eager.generate import (
     Completions,
     PromptBatch,
     completion_log_probs,
@@ -20,6 +18,8 @@ from evolora.rollout import (
     generate,
     select_rows,
 )
+from evolora.models.lora import BaseModel, load_base
+from evolora.rng import keyed_seed
 
 PROMPTS = ["the cat", "a dog ran to", "4 + 3 =", "one two three four", "red", "on the mat"]
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.sampling import _sample_compiled, _sample_torch, likeliest, likeliest_rows, sample
+from evolora.engine.cpu.sampling import _sample_compiled, _sample_torch, likeliest, likeliest_rows, sample
 
 Sample = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from evolora.genome import AdaptedModule, GenomeLayout
-from evolora.population import Hyperparameters, Individual, Population
+from evolora.models.genome import AdaptedModule, GenomeLayout
+from evolora.population.population import Hyperparameters, Individual, Population
 from evolora.strategies import (
     GAConfig,
     GeneticAlgorithm,

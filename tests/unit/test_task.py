@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from evolora.chat import chat_prompt, use_template, with_prompts
 from evolora.errors import InputError
 from evolora.rewards import check_signature, load_reward
-from evolora.task import (
+from evolora.tasks.chat import chat_prompt, use_template, with_prompts
+from evolora.tasks.task import (
     BUNDLED_TASKS,
     SPLITS,
     Example,

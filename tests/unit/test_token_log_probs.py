@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.token_log_probs import token_log_probs
+from evolora.engine.cpu.log_probs import token_log_probs
 
 
 def exact(logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:

@@ -13,13 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evolora import gym_items
 from evolora.errors import InputError
-from evolora.gym_items import dump_entry, load_entry
-from evolora.gym_task import SIZES, TEMPLATE, gym_rows, parse_gym
 from evolora.rewards import check_signature
 from evolora.rewards.verifiable import _EVALUATING, _SYMBOLIC, _dataset, is_formula, make_verifiable
-from evolora.task import Task, load_task
+from evolora.tasks import gym_process as gym_items
+from evolora.tasks.gym import SIZES, TEMPLATE, gym_rows, parse_gym
+from evolora.tasks.gym_process import dump_entry, load_entry
+from evolora.tasks.task import Task, load_task
 
 reasoning_gym = pytest.importorskip("reasoning_gym")
 factory = importlib.import_module("reasoning_gym.factory")

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from evolora.human.preferences import Preference
 from evolora.human.votes import Pair, Question, VoteStore
-from evolora.preferences import Preference
 
 
 def pairs(count: int, *, first: int = 0) -> list[Pair]:

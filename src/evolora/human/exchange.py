@@ -3,8 +3,8 @@
 from pathlib import Path
 
 from evolora.errors import InputError
+from evolora.human.preferences import Preference, read_preferences, write_preferences
 from evolora.human.votes import VOTES_FILE, VoteStore
-from evolora.preferences import Preference, read_preferences, write_preferences
 
 
 def export_votes(run: Path, to: Path) -> int:

@@ -9,21 +9,21 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evolora.config import RunConfig
-from evolora.cost import Cost
 from evolora.errors import InputError
-from evolora.evaluation import Evaluation, Judge, LocalEvaluator
 from evolora.human.bradley_terry import Fit, comparisons, fit_strengths
 from evolora.human.choice import choose_pairs
+from evolora.human.preferences import Preference
+from evolora.human.reward_model import FittedRewardModel, fit_reward_model, is_held_out
 from evolora.human.server import RatingPage
 from evolora.human.status import PageStatus
 from evolora.human.votes import VOTES_FILE, Pair, VoteStore
-from evolora.population import Population
-from evolora.preferences import Preference
-from evolora.reward_model import FittedRewardModel, fit_reward_model, is_held_out
+from evolora.models.cost import Cost
+from evolora.population.evaluation import Evaluation, Judge, LocalEvaluator
+from evolora.population.population import Population
 from evolora.rewards import Scores
 from evolora.rng import keyed_seed
-from evolora.task import Example
+from evolora.runs.config import RunConfig
+from evolora.tasks.task import Example
 
 Floats = npt.NDArray[np.float64]
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from evolora.preferences import Preference
+from evolora.human.preferences import Preference
 
 Choice = Literal["a", "b", "tie", "bad", "skip"]
 """What a rater can say of a pair: one is better, a tie, both bad, or nothing."""

@@ -6,10 +6,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from evolora.cost import Costs
-from evolora.evaluation import Evaluation
-from evolora.population import Hyperparameters, Individual
-from evolora.task import Example
+from evolora.models.cost import Costs
+from evolora.population.evaluation import Evaluation
+from evolora.population.population import Hyperparameters, Individual
+from evolora.tasks.task import Example
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evolora.population import Individual
+from evolora.population.population import Individual
 
 # Tensors by name; the names and shapes are the same for every individual of a run.
 Carried = Mapping[str, Tensor]

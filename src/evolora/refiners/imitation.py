@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from evolora.cost import Cost, Costs
-from evolora.data_parallel import population_log_probs
-from evolora.evaluation import Evaluation
-from evolora.population_model import PopulationModel
+from evolora.engine.eager.generate import Completions, encode, lengths_read, pad_token
+from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.split import population_log_probs
+from evolora.models.cost import Cost, Costs
+from evolora.population.evaluation import Evaluation
 from evolora.refiners.advantages import group_signal
 from evolora.refiners.optimiser import RowAdam, clip_rows
 from evolora.refiners.replay import Lesson, Replay
 from evolora.rng import keyed_generator, keyed_seed
-from evolora.rollout import Completions, encode, lengths_read, pad_token
-from evolora.task import Example
+from evolora.tasks.task import Example
 
 
 class Imitation:

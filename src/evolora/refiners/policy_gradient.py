@@ -12,11 +12,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from evolora.cost import Cost, Costs
-from evolora.data_parallel import population_log_probs
-from evolora.evaluation import Evaluation
-from evolora.population import Hyperparameters, Individual
-from evolora.population_model import PopulationModel
+from evolora.engine.eager.generate import lengths_read
+from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.split import population_log_probs
+from evolora.models.cost import Cost, Costs
+from evolora.population.evaluation import Evaluation
+from evolora.population.population import Hyperparameters, Individual
 from evolora.refiners.advantages import unequal_groups
 from evolora.refiners.base import Refinement
 from evolora.refiners.carried import Carried, CarriedStates
@@ -28,8 +29,7 @@ from evolora.refiners.optimiser import RowAdam, clip_rows
 from evolora.refiners.rollouts import Rollout, Settings, collect, statistics, texts
 from evolora.rewards import Scorer
 from evolora.rng import keyed_generator, keyed_seed
-from evolora.rollout import lengths_read
-from evolora.task import Example
+from evolora.tasks.task import Example
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from evolora.population_model import PopulationModel
+from evolora.engine.eager.lora_layers import PopulationModel
 from evolora.refiners.advantages import generalized_advantages, whiten
 from evolora.refiners.carried import Carried
 from evolora.refiners.critic import Critic
@@ -53,7 +53,7 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
     Used alone, on one adapter with a Python reward:
 
     >>> from evolora import PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, lora_config, lora_layout
-    >>> from evolora.task import Example
+    >>> from evolora.tasks.task import Example
     >>> base = load_base("tiny-gpt2")
     >>> layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
     >>> refiner = PPORefiner(

@@ -8,11 +8,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedTokenizerBase
 
-from evolora.data_parallel import population_generate, population_log_probs
-from evolora.population_model import PopulationModel
-from evolora.refiners.losses import k1_kl, k3_kl
-from evolora.rewards import Scorer
-from evolora.rollout import (
+from evolora.engine.eager.generate import (
     Completions,
     PromptBatch,
     decode_text,
@@ -21,7 +17,11 @@ from evolora.rollout import (
     pad_token,
     select_rows,
 )
-from evolora.task import Example, columns_of, messages_of
+from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.split import population_generate, population_log_probs
+from evolora.refiners.losses import k1_kl, k3_kl
+from evolora.rewards import Scorer
+from evolora.tasks.task import Example, columns_of, messages_of
 
 
 @dataclass(frozen=True)

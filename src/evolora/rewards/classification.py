@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from evolora.errors import InputError
+from evolora.models.sequence_scores import check_batch_size, classifier_outputs, load_classifier, model_version, written
 from evolora.rewards.base import Reward
-from evolora.sequence_scores import check_batch_size, classifier_outputs, load_classifier, model_version, written
 
 
 class Classifier:

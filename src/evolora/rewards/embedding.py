@@ -7,9 +7,9 @@ import torch
 from torch import Tensor
 from transformers import AutoModel
 
+from evolora.models.sequence_scores import check_batch_size, encoded, load_model, model_version
 from evolora.rewards.base import Reward
 from evolora.rewards.targets import target_text
-from evolora.sequence_scores import check_batch_size, encoded, load_model, model_version
 
 # Embeddings that are kept: some 400 floats each.
 _KEPT = 50_000

@@ -7,9 +7,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 
 from evolora.errors import InputError
+from evolora.models.sequence_scores import check_batch_size, load_model, model_version
 from evolora.rewards.base import Reward
 from evolora.rewards.context import RewardContext
-from evolora.sequence_scores import check_batch_size, load_model, model_version
 
 
 class Fluency:

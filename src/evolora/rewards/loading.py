@@ -14,12 +14,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
-from evolora.config import HUMAN
 from evolora.errors import InputError
 from evolora.rewards.base import Reward
 from evolora.rewards.context import RewardContext
 from evolora.rewards.expression import Argument, Expression, Term, parse, written_argument
-from evolora.rewards.registry import BUILTIN_REWARDS, builtin_factory
+from evolora.rewards.registry import BUILTIN_REWARDS, HUMAN, builtin_factory
 
 _registered: dict[str, Reward] = {}
 

@@ -12,8 +12,8 @@ from importlib.metadata import version
 from typing import Any
 
 from evolora.errors import InputError
-from evolora.gym_items import load_entry, make_dataset
 from evolora.rewards.base import Reward
+from evolora.tasks.gym_process import load_entry, make_dataset
 
 # Data sets that hand the answer to Python's eval (as a list, say). A literal is all that they need.
 _EVALUATING = ("binary_matrix", "n_queens", "spiral_matrix", "string_insertion")

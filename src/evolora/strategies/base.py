@@ -6,9 +6,9 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from evolora.evaluation import Evaluation
-from evolora.population import Individual, Population
-from evolora.task import Example
+from evolora.population.evaluation import Evaluation
+from evolora.population.population import Individual, Population
+from evolora.tasks.task import Example
 
 # Tensors and what JSON can hold, by name: what a checkpoint writes.
 State = dict[str, Any]

@@ -4,7 +4,7 @@ whose noise on each weight matrix has a low rank."""
 import torch
 from torch import Tensor
 
-from evolora.genome import GenomeLayout
+from evolora.models.genome import GenomeLayout
 from evolora.rng import keyed_generator
 from evolora.strategies.es import ESConfig, EvolutionStrategy
 
@@ -23,7 +23,7 @@ class Eggroll(EvolutionStrategy):
     The paper's fitness is shaped otherwise (by subtracting means and dividing by deviations); centred ranks, pairs, the
     optimiser and the mean are those of `EvolutionStrategy`.
 
-    >>> from evolora.genome import AdaptedModule
+    >>> from evolora.models.genome import AdaptedModule
     >>> layout = GenomeLayout((AdaptedModule("layer", "a", "b", 3, 4, 2, 2.0, 0, 6),))
     >>> eggroll = Eggroll(torch.zeros(14), layout, ESConfig(pop=5, es_rank=1), seed=0)
     >>> [int(torch.linalg.matrix_rank(factor[0])) for factor in next(layout.factors(eggroll.noise(0)[None]))[1:]]

@@ -10,11 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evolora.operators import elites
-from evolora.population import Individual, Population
+from evolora.population.population import Individual, Population
 from evolora.rng import keyed_generator
 from evolora.strategies.base import Strategy
 from evolora.strategies.ga import Ids
+from evolora.strategies.operators import elites
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """The genetic algorithm: elitism, selection, crossover and mutation of LoRA genomes.
 
 Generational, with elitism (De Jong, 1975) and self-adaptive mutation scales (Schwefel, 1981). Each operator names its
-own source in `evolora.operators`, the choice among them in `operator_choice`, fitness sharing in `operators.diversity`.
+own source in `strategies.operators`, the choice among them in `operator_choice`, fitness sharing in
+`operators.diversity`.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -14,19 +15,28 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evolora.config import ABSOLUTE_MUTATIONS
-from evolora.distillation import Distilled, Written, better_of
-from evolora.evaluation import Evaluation
-from evolora.genome import GenomeLayout
-from evolora.operators import CROSSOVERS, FITTER_FIRST, MUTATIONS, SELECTIONS, Crossover, elites, safe, self_adapt
-from evolora.operators.crossover import dare
-from evolora.operators.diversity import shared_fitness, spread
-from evolora.population import AVERAGE, Individual, Population, newest
+from evolora.models.genome import GenomeLayout
+from evolora.population.evaluation import Evaluation
+from evolora.population.population import AVERAGE, Individual, Population, newest
 from evolora.rng import keyed_generator
-from evolora.sensitivity import Sensitivities
 from evolora.strategies.base import Strategy
+from evolora.strategies.distillation import Distilled, Written, better_of
 from evolora.strategies.operator_choice import OperatorChoice
-from evolora.task import Example
+from evolora.strategies.operators import (
+    ABSOLUTE_MUTATIONS,
+    CROSSOVERS,
+    FITTER_FIRST,
+    MUTATIONS,
+    SELECTIONS,
+    Crossover,
+    elites,
+    safe,
+    self_adapt,
+)
+from evolora.strategies.operators.crossover import dare
+from evolora.strategies.operators.diversity import shared_fitness, spread
+from evolora.strategies.sensitivity import Sensitivities
+from evolora.tasks.task import Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +120,7 @@ class GeneticAlgorithm(Strategy):
     The mutation `safe` needs `sensitivity`; the crossover `distill` needs `distill`, and to be told by `observe` what
     the parents wrote. Islands share `ids` and have but one base among them.
 
-    >>> from evolora.genome import AdaptedModule
+    >>> from evolora.models.genome import AdaptedModule
     >>> module = AdaptedModule("layer", "a", "b", 3, 4, 2, 2.0, 0, 6)
     >>> ga = GeneticAlgorithm(torch.zeros(14), GenomeLayout((module,)), GAConfig(pop=4), seed=0)
     >>> population = ga.ask()

@@ -9,13 +9,13 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evolora.evaluation import Evaluation
-from evolora.genome import GenomeLayout
-from evolora.operators import elites
-from evolora.population import Individual, Population
+from evolora.models.genome import GenomeLayout
+from evolora.population.evaluation import Evaluation
+from evolora.population.population import Individual, Population
 from evolora.strategies.base import Strategy
 from evolora.strategies.ga import Distill, GAConfig, GeneticAlgorithm, Ids, Sensitivity
-from evolora.task import Example
+from evolora.strategies.operators import elites
+from evolora.tasks.task import Example
 
 
 class Islands(Strategy):
@@ -26,7 +26,7 @@ class Islands(Strategy):
 
     The population is the islands' one after another, so that it is still evaluated in one batch.
 
-    >>> from evolora.genome import AdaptedModule
+    >>> from evolora.models.genome import AdaptedModule
     >>> layout = GenomeLayout((AdaptedModule("layer", "a", "b", 3, 4, 2, 2.0, 0, 6),))
     >>> islands = Islands(torch.zeros(14), layout, GAConfig(pop=4, elites=2, islands=2, migrate_every=1), seed=0)
     >>> islands.tell(islands.ask(), np.array([0.1, 0.4, 0.3, 0.2]))

@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from evolora.population import Individual, Population
+from evolora.population.population import Individual, Population
 from evolora.strategies.base import Strategy
 
 

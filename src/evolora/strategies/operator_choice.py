@@ -7,7 +7,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evolora.population import Individual, Population
+from evolora.population.population import Individual, Population
 
 
 class AdaptivePursuit:

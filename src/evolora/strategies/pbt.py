@@ -13,10 +13,10 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evolora.operators import elites
-from evolora.population import Hyperparameters, Individual, Population
+from evolora.population.population import Hyperparameters, Individual, Population
 from evolora.rng import keyed_generator
 from evolora.strategies.base import Strategy
+from evolora.strategies.operators import elites
 
 # What a hyperparameter is multiplied by, one or the other: the paper's.
 FACTORS = (0.8, 1.2)

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from evolora.errors import InputError
-from evolora.operators import elites
-from evolora.population import Individual, Population
+from evolora.population.population import Individual, Population
 from evolora.rng import keyed_seed
 from evolora.strategies.base import Strategy
 from evolora.strategies.ga import Ids
+from evolora.strategies.operators import elites
 
 # What the search distribution consists of, by the package's names for it.
 _ARRAYS = ("_mean", "_C", "_p_sigma", "_pc")

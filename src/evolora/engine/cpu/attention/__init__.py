@@ -1,0 +1,1 @@
+"""Attention on a CPU: over a cache, within packed prompts, and along texts in training."""

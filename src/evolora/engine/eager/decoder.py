@@ -1,0 +1,220 @@
+"""A batch of rows under decoding: the first pass over the prompts, one token more for each row, rows that leave."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from evolora.engine.cpu.gpt2.activations import Gpt2Tape
+from evolora.engine.cpu.gpt2.decode import Ahead, Choice, Gpt2Step
+from evolora.engine.eager.kv_cache import RoomyCache, keeps_all, make_cache, unpacked
+from evolora.engine.eager.lora_layers import population_on
+from evolora.engine.eager.packed_forward import PackedPass, can_pack
+from evolora.models.lora import accepts
+
+_UNKNOWN = object()
+
+
+class DecodingBatch:
+    """Rows that a model, with or without a population on it, continues token by token.
+
+    `ids` and `mask` are left-padded prompts [rows, width]. `start` makes the first pass, `step` each later one; `keep`
+    drops rows. Where the model allows it the prompts are read packed (`packed_forward`). Without `use_cache` every
+    pass reads the whole text again: slow, and the oracle of the rest. With `keep_tape`, `tape` is what the gradient of
+    what is decoded needs, where that is known how to keep.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        ids: Tensor,
+        mask: Tensor,
+        *,
+        room: int,
+        keep_features: bool,
+        keep_tape: bool,
+        use_cache: bool,
+    ) -> None:
+        rows, width = ids.shape
+        self.model = model
+        self.features: Tensor | None = None  # [rows, kept, hidden], what the last logits were computed from
+        self.tape: Gpt2Tape | None = None
+        self._keep_features = keep_features
+        self._keep_tape = keep_tape
+        self._room = room
+        self._rows = torch.arange(rows, device=ids.device)  # which those of the batch were at first
+        self._ids = ids
+        self._mask = torch.cat([mask, mask.new_zeros(rows, room)], 1)
+        self._length = width
+        self._positions = mask.sum(1)
+        self._cache = make_cache(model, width + room) if use_cache else None
+        self._population = population_on(model)
+        groups = 1 if self._population is None else self._population.individuals
+        self._owners = torch.arange(groups, device=ids.device).repeat_interleave(rows // groups)
+        self._groups = groups
+        self._step: Any = _UNKNOWN
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._population is not None:
+            self._population.route(None)
+
+    def start(self, drafts: Tensor | None) -> Tensor:
+        """The logits after each prompt and after each token of its draft: [rows, 1 + drafted, vocabulary].
+
+        `drafts` is [rows, drafted] with -1 where a row's draft is over.
+        """
+        if drafts is not None:
+            return self._start_with(drafts)
+        if self._cache is not None and can_pack(self.model):
+            return self._start_packed()
+        return self._forward(self._ids, self._mask[:, : self._length], 1)
+
+    def _start_with(self, drafts: Tensor) -> Tensor:
+        if self._cache is None or not keeps_all(self._cache):
+            raise ValueError("drafts need a model whose layers all attend to all positions, and its cache")
+        width, drafted = self._length, drafts.shape[1]
+        self._length = width + drafted
+        self._mask[:, width : self._length] = drafts >= 0
+        ids = torch.cat([self._ids, drafts.clamp(min=0)], 1)
+        return self._forward(ids, self._mask[:, : self._length], 1 + drafted)
+
+    def accept(self, agreed: Tensor) -> None:
+        """Keep those tokens of the drafts that `agreed` [rows, drafted] marks, the first ones of each row; the others
+        stay in the cache, masked."""
+        self._mask[:, self._length - agreed.shape[1] : self._length] = agreed.to(self._mask.dtype)
+        self._positions = self._positions + agreed.sum(1)
+
+    def step(self, tokens: Tensor, alive: Tensor) -> Tensor:
+        """Append `tokens` [rows] and give the logits after them, [rows, 1, vocabulary]. Rows that are not `alive` are
+        carried along; what they write means nothing."""
+        self._mask[:, self._length] = 1
+        self._length += 1
+        if self._cache is not None and (step := self._compiled()) is not None:
+            logits, hidden = step.run(tokens, self._positions, self._mask[:, : self._length])
+            self.features = hidden.clone() if self._keep_features else None
+            self._positions = self._positions + alive
+            if self.tape is not None and not self.tape.stepped(self._rows, logits):
+                self._drop_tape()
+            return logits
+        self._drop_tape()
+        ids = tokens[:, None]
+        if self._cache is None:
+            ids = self._ids = torch.cat([self._ids, ids], 1)
+        logits = self._forward(ids, self._mask[:, : self._length], 1, self._positions[:, None])
+        self._positions = self._positions + alive
+        return logits
+
+    @property
+    def goes_ahead(self) -> bool:
+        """Whether several steps can be made without a stop in between."""
+        step = None if self._cache is None else self._compiled()
+        return step is not None and step.goes_ahead
+
+    def ahead(self, tokens: Tensor, choice: Choice) -> Ahead:
+        """Several steps, as many as there can be: `tokens` [rows] first, then others, chosen as `choice` says."""
+        step = self._compiled()
+        assert step is not None
+        found = step.ahead(tokens, self._positions, self._mask, choice)
+        n = found.tokens.shape[1]
+        self._mask[:, self._length : self._length + n] = 1
+        self._length += n
+        self._positions = self._positions + found.good.sum(1)
+        if self.tape is not None and found.logits is not None:
+            for place in range(n):
+                self.tape.stepped(self._rows, found.logits[:, place, None])
+        return found
+
+    def _compiled(self) -> Gpt2Step | None:
+        """The step of these rows as `evolora.engine.cpu.gpt2.decode` makes it, if it does."""
+        if self._step is _UNKNOWN:
+            self._step = Gpt2Step.of(self.model, len(self._mask), self._cache)
+        step: Gpt2Step | None = self._step
+        return step
+
+    def keep(self, rows: Tensor) -> None:
+        """Let all rows but these, ascending, leave the batch."""
+        self._step = _UNKNOWN
+        self._ids, self._mask, self._positions = self._ids[rows], self._mask[rows], self._positions[rows]
+        self._owners, self._rows = self._owners[rows], self._rows[rows]
+        if self._cache is not None:
+            self._cache.batch_select_indices(rows)
+        if self._population is not None:
+            self._population.route(self._owners)
+
+    def _forward(self, ids: Tensor, mask: Tensor, kept: int, positions: Tensor | None = None) -> Tensor:
+        arguments: dict[str, object] = {"input_ids": ids, "attention_mask": mask, "use_cache": self._cache is not None}
+        if self._cache is not None:
+            arguments["past_key_values"] = self._cache
+        if accepts(self.model, "position_ids"):
+            # Without explicit positions a left-padded row would count its padding.
+            whole = positions is None or self._cache is None
+            arguments["position_ids"] = positions_of(mask)[:, -ids.shape[1] :] if whole else positions
+        if accepts(self.model, "logits_to_keep"):
+            arguments["logits_to_keep"] = kept
+        if not self._keep_features:
+            logits: Tensor = self.model(**arguments).logits
+            return logits[:, -kept:].float()
+        with _last_hidden_states(self.model) as hidden:
+            logits = self.model(**arguments).logits
+        self.features = hidden[0][:, -kept:].clone()
+        return logits[:, -kept:].float()
+
+    def _start_packed(self) -> Tensor:
+        """The first pass over packed prompts, [rows, 1, vocabulary]: each individual's different prompts once, without
+        padding; then the cache is laid out row by row."""
+        assert self._cache is not None
+        width, device = self._length, self._ids.device
+        texts = [ids[-length:].tolist() for ids, length in zip(self._ids.cpu(), self._positions.tolist(), strict=True)]
+        packed = PackedPass(self.model, texts, groups=self._groups, device=device)
+        last = packed.places.gather(1, self._positions[:, None] - 1)
+        cache = make_cache(self.model, packed.width)
+        if self._keep_tape and isinstance(cache, RoomyCache):
+            self.tape = cache.tape = Gpt2Tape.of(self.model, len(texts), packed.tokens, steps=self._room)
+        logits, features = packed.run(last, cache=cache, keep_features=self._keep_features)
+        self.features = features
+        # Right-aligned, as left-padded prompts are; what stands in the padding is masked.
+        columns = torch.arange(width, device=device) - (width - self._positions[:, None])
+        index = packed.places.gather(1, columns.clamp(min=0))
+        self._cache = unpacked(cache, index, capacity=self._mask.shape[1])
+        if self.tape is not None:
+            self._cache.tape = self.tape
+            if not self.tape.begun(packed.places, self._positions, logits):
+                self._drop_tape()
+        return logits.float()
+
+    def _drop_tape(self) -> None:
+        self.tape = None
+        if isinstance(self._cache, RoomyCache):
+            self._cache.tape = None
+
+
+def takes_drafts(model: PreTrainedModel) -> bool:
+    """Whether drafts can be checked on `model`: what is rejected stays in the cache, masked, so every layer must attend
+    to all positions."""
+    return keeps_all(make_cache(model, 1))
+
+
+def positions_of(mask: Tensor) -> Tensor:
+    """The position of each token in its row, [rows, length], counting what is masked in."""
+    return (mask.cumsum(1) - 1).clamp(min=0)
+
+
+@contextmanager
+def _last_hidden_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+    """The inputs of the output embedding, one tensor [rows, kept, hidden] a forward pass."""
+    seen: list[Tensor] = []
+
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        seen.append(inputs[0])
+
+    hook = model.get_output_embeddings().register_forward_pre_hook(keep)
+    try:
+        yield seen
+    finally:
+        hook.remove()

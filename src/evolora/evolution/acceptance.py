@@ -1,0 +1,73 @@
+"""The refined individuals' part in a generation: what names their draws, which rows they take, how they mutate, and
+what becomes of them."""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from evolora.population.evaluation import best_first
+from evolora.population.population import AVERAGE, Population
+from evolora.refiners import Refinement
+
+Floats = npt.NDArray[np.float64]
+
+
+def draw_keys(parents: Population, generation: int) -> list[tuple[int, ...]]:
+    """What names the draws of each refinement; those of copies of one parent differ by their number."""
+    keys: list[tuple[int, ...]] = [(generation, parent.id) for parent in parents.individuals]
+    return [(*key, before) if (before := keys[:index].count(key)) else key for index, key in enumerate(keys)]
+
+
+def places_of_copies(parent: int, fitness: Floats, refined_fitness: Floats) -> list[int]:
+    """The rows of a population with `fitness` [n] that the refined copies of row `parent` take: the best its parent's,
+    each other one that of the worst that is left. The failed are the worst.
+
+    >>> places_of_copies(1, np.array([0.5, 0.9, 0.1, math.nan]), np.array([0.8, 0.95, 0.9]))
+    [2, 1, 3]
+    """
+    places = [parent, *(row for row in best_first(fitness)[::-1] if row != parent)]
+    taken = dict(zip(best_first(refined_fitness), places, strict=False))
+    return [taken[index] for index in range(len(refined_fitness))]
+
+
+def mutation_scales(parents: Population, refinement: Refinement, *, rule: str) -> list[float]:
+    """The refined individuals' mutation scales: their parents', or, by the rule `step`, at most what refinement changed
+    a weight by, in the root mean square, so that a child does not undo what RL has found."""
+    scales = [parent.mutation_scale for parent in parents.individuals]
+    if rule == "keep":
+        return scales
+    steps = (refinement.genomes - parents.genomes).square().mean(dim=1).sqrt().tolist()
+    return [min(scale, step) if step > 0 else scale for scale, step in zip(scales, steps, strict=True)]
+
+
+def refined_metrics(
+    refiner: str, refinement: Refinement, gains: Floats, accepted: npt.NDArray[np.bool_]
+) -> dict[str, Any]:
+    """The refinement's metrics, as docs/metrics.md defines them."""
+    names = refinement.stats[0]
+    figures = {
+        "gain": float(np.nanmean(gains)) if not np.isnan(gains).all() else math.nan,
+        "accepted": int(accepted.sum()),
+        "refined": len(accepted),
+        **{name: float(np.mean([stats[name] for stats in refinement.stats])) for name in names},
+    }
+    return {f"{refiner}.{name}": value for name, value in figures.items()}
+
+
+def survival(refiner: str, population: Population, proposal: Population, generation: int) -> dict[str, int]:
+    """What has become of this generation's refined in `proposal`, the population that was bred from `population`, and
+    how many of any generation live there, as ERL counts those that RL has put in (Khadka and Tumer, 2018, arXiv
+    1805.07917)."""
+    entered = {one.id for one in population.individuals if one.operator == refiner and one.born == generation}
+    kept = entered & {one.id for one in proposal.individuals}
+    parents = {parent for one in proposal.individuals if one.operator != AVERAGE for parent in one.parents}
+    selected = (entered & parents) - kept
+    figures = {
+        "kept": len(kept),
+        "selected": len(selected),
+        "discarded": len(entered) - len(kept) - len(selected),
+        "living": sum(one.operator == refiner for one in proposal.individuals),
+    }
+    return {f"{refiner}.{name}": value for name, value in figures.items()}

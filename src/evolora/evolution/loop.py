@@ -1,0 +1,445 @@
+"""The loop: propose, evaluate, refine the best by RL, evaluate the refined, accept, tell."""
+
+import itertools
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from evolora.errors import RewardError
+from evolora.evolution.acceptance import draw_keys, mutation_scales, places_of_copies, refined_metrics, survival
+from evolora.evolution.budget_share import BudgetShare, evolution_gain
+from evolora.evolution.hall_of_fame import HallOfFame
+from evolora.evolution.racing import Race, losers, race
+from evolora.evolution.soup import SOUP, soup, within_a_standard_error
+from evolora.models.cost import Costs
+from evolora.population.evaluation import Drafts, Evaluation, Evaluator, Judge, term_means
+from evolora.population.lineage import Lineage
+from evolora.population.population import AVERAGE, Individual, Population, newest
+from evolora.refiners import Refiner
+from evolora.rng import keyed_generator, keyed_seed
+from evolora.strategies import Strategy
+from evolora.strategies.operators import elites
+from evolora.tasks.task import Example, Task
+
+Floats = npt.NDArray[np.float64]
+
+# Completions of a generation's best that the lineage keeps for people to read.
+SAMPLES = 8
+# The error level at which the best is clearly better, over all its rivals.
+CLEAR = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoopConfig:
+    """Options of the loop; names and defaults are those of `RunConfig`, where each is described."""
+
+    seed: int = 0
+    eval_prompts: int = 32
+    rollout_prompts: int = 64
+    refine: int = 1
+    refine_whom: str = "best"
+    rl_steps: int = 1
+    rl_share: str = "fixed"
+    elites: int = 2
+    racing: float | None = None
+    racing_block: int = 8
+    accept: str = "better"
+    refined_scale: str = "keep"
+    inheritance: str = "lamarckian"
+    validation_prompts: int = 64
+    finalists: int = 4
+    soup: int = 0
+    remember: bool = True
+
+
+@dataclass
+class Evolution:
+    """One run of the hybrid: strategy and refiner on one task. `step` makes one generation.
+
+    >>> from evolora import GAConfig, GeneticAlgorithm, LocalEvaluator, PopulationModel, PPOConfig, PPORefiner
+    >>> from evolora import RewardScorer, load_base, load_task, lora_config, lora_layout
+    >>> from evolora.rewards import exact
+    >>> base, task = load_base("tiny-gpt2"), load_task(task="arithmetic")
+    >>> layout, founder = lora_layout(base.model, lora_config(base.model), seed=0)
+    >>> population_model, scorer = PopulationModel(base.model, layout), RewardScorer(exact)
+    >>> evolution = Evolution(
+    ...     strategy=GeneticAlgorithm(founder, layout, GAConfig(pop=4), seed=0),
+    ...     refiner=PPORefiner(population_model, base.tokenizer, scorer, PPOConfig(max_new_tokens=4), seed=0),
+    ...     evaluator=LocalEvaluator(population_model, base.tokenizer, scorer, max_new_tokens=4),
+    ...     task=task,
+    ...     lineage=Lineage(),
+    ...     config=LoopConfig(eval_prompts=8, rollout_prompts=8, validation_prompts=8),
+    ... )
+    >>> 0 <= evolution.step()["fitness.best"] <= 1
+    True
+    """
+
+    strategy: Strategy
+    refiner: Refiner | None
+    evaluator: Evaluator
+    task: Task
+    lineage: Lineage
+    config: LoopConfig
+    judge: Judge | None = None
+    generation: int = 0
+    costs: Costs = field(default_factory=Costs)
+    # Of all generations, over all resumptions.
+    seconds: float = 0.0
+    failed_completions: int = 0
+    hall_of_fame: HallOfFame = field(init=False)
+    budget_share: BudgetShare = field(init=False)
+    # This generation's, if individuals race.
+    race: Race | None = None
+    # Of the best on validation, the mean of each term of a combined reward.
+    terms: dict[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.hall_of_fame = HallOfFame(self.config.finalists)
+        self.budget_share = BudgetShare(self.config.rl_steps)
+
+    def step(self, progress: float = 0.0) -> dict[str, Any]:
+        """One generation, when `progress`, from 0 to 1, of the run is done. Returns its metrics, as docs/metrics.md
+        defines them."""
+        start, tokens_before = time.perf_counter(), self.costs.generated_tokens
+        self.generation += 1
+        if self.hall_of_fame.empty:
+            self._validate(self.strategy.ask().select([0]))
+        population = self.strategy.ask()
+        prompts = self._draw("evaluation", self.task.train, self.config.eval_prompts)
+        population, evaluation = self._measure(population, prompts, "population")
+        proposed = population
+        metrics: dict[str, Any] = {"generation": self.generation, "failed": int(np.isnan(evaluation.fitness).sum())}
+        if self.refiner is not None:
+            population, evaluation, refined = self._refine(population, evaluation, prompts, progress)
+            metrics.update(refined)
+        fitness = evaluation.fitness
+        best = int(elites(torch.from_numpy(fitness), 1)[0])
+        average = newest(population, AVERAGE)
+        # An average smooths out what one generation's prompts have favoured, but lags.
+        candidate = best if average is None or self._clearly_loses(average, best, evaluation, "validation") else average
+        validation = self._validate(population.select([candidate]))
+        self.strategy.tell(population, fitness)
+        proposal = self.strategy.ask()
+        living = proposal.join(self.hall_of_fame.members)
+        self.evaluator.keep(living.genomes)
+        if self.refiner is not None:
+            self.refiner.keep(living.individuals)
+            metrics.update(survival(self.refiner.name, population, proposal, self.generation))
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        scales = [individual.mutation_scale for individual in proposed.individuals]
+        return metrics | {
+            **self._race_metrics(),
+            **{f"strategy.{name}": value for name, value in self.strategy.metrics().items()},
+            "failed_completions": self.failed_completions,
+            "fitness.best": float(fitness[best]),
+            "fitness.mean": float(np.nanmean(fitness)),
+            "fitness.worst": float(np.nanmin(fitness)),
+            "validation": validation,
+            "validation.best": self.hall_of_fame.highest,
+            **{f"reward.{name}": value for name, value in self.terms.items()},
+            "best.id": population.individuals[best].id,
+            "best.operator": population.individuals[best].operator,
+            "mutation_scale": float(np.mean(scales)),
+            **self.spent(),
+            "time.generation": seconds,
+            "time.tokens_per_second": (self.costs.generated_tokens - tokens_before) / seconds,
+        }
+
+    def spent(self) -> dict[str, float]:
+        """What the generations so far have cost, as docs/metrics.md defines it."""
+        return {**self.costs.metrics(), "time.loop": self.seconds}
+
+    def _refine(
+        self, population: Population, evaluation: Evaluation, prompts: Sequence[Example], progress: float
+    ) -> tuple[Population, Evaluation, dict[str, Any]]:
+        """Refine the best by RL and let in those that earn it: the population, its fitness and rewards, and metrics."""
+        assert self.refiner is not None
+        fitness = evaluation.fitness
+        rows = self._to_be_refined(population, evaluation)
+        parents = population.select(rows)
+        # Acceptance is judged on `prompts`, so training keeps off them as far as there are others.
+        seen = {example.prompt for example in prompts}
+        others = [example for example in self.task.train if example.prompt not in seen] or self.task.train
+        rollouts = self.config.rl_steps if self.config.rl_share == "fixed" else self.budget_share.rollouts
+        count = self.config.rollout_prompts * rollouts
+        training = self._draw("rollout", others, count)
+        # Few prompts come up several times: each is sampled anew.
+        training = list(itertools.islice(itertools.cycle(training), count))
+        children = [self.strategy.new_id() for _ in rows]
+        refinement = self.refiner.refine(
+            parents.genomes,
+            training,
+            key=draw_keys(parents, self.generation),
+            children=children,
+            hyperparameters=[parent.hyperparameters for parent in parents.individuals],
+            steps=rollouts,
+            progress=progress,
+        )
+        self.costs += refinement.costs
+        self.failed_completions += refinement.failed
+        scales = mutation_scales(parents, refinement, rule=self.config.refined_scale)
+        refined = Population(
+            refinement.genomes,
+            tuple(
+                replace(
+                    parent,
+                    id=child,
+                    parents=(parent.id,),
+                    operator=self.refiner.name,
+                    born=self.generation,
+                    mutation_scale=scale,
+                )
+                for parent, child, scale in zip(parents.individuals, children, scales, strict=True)
+            ),
+        )
+        # The refined are still much like their parents, whose completions are their drafts.
+        drafts = [evaluation.completion_ids[row] for row in rows]
+        refined, refined_evaluation = self._measure(refined, prompts, "refined", drafts)
+        refined_fitness = refined_evaluation.fitness
+        accepted = (
+            ~np.isnan(refined_fitness)
+            if self.config.accept == "always"
+            # A tie goes to the refined, which more prompts have shaped; NaN loses.
+            else np.greater_equal(refined_fitness, fitness[rows])
+        )
+        gains = refined_fitness - fitness[rows]
+        copies = self.config.refine_whom == "copies"
+        places = places_of_copies(rows[0], fitness, refined_fitness) if copies else rows
+        genomes, individuals = population.genomes.clone(), list(population.individuals)
+        fitness, rewards = fitness.copy(), evaluation.rewards.copy()
+        for index, row in enumerate(places):
+            if accepted[index]:
+                fitness[row], rewards[row] = refined_fitness[index], refined_evaluation.rewards[index]
+                if self.config.inheritance == "lamarckian":
+                    genomes[row], individuals[row] = refined.genomes[index], refined.individuals[index]
+        metrics = refined_metrics(self.refiner.name, refinement, gains, accepted)
+        if self.config.rl_share == "adaptive":
+            is_child = [individual.born == self.generation for individual in population.individuals]
+            gain = evolution_gain(evaluation.rewards, is_child)
+            self.budget_share.learn(
+                evolution=(gain, evaluation.cost.flops),
+                rl=(metrics[f"{self.refiner.name}.gain"], refinement.costs.flops),
+            )
+            metrics |= {"share.rl": self.budget_share.rl, "share.rollouts": rollouts, "share.evolution_gain": gain}
+        return Population(genomes, tuple(individuals)), replace(evaluation, fitness=fitness, rewards=rewards), metrics
+
+    def _to_be_refined(self, population: Population, evaluation: Evaluation) -> list[int]:
+        """The rows that are refined: the best, or copies of the best one, or the one that was refined last, unless it
+        clearly loses."""
+        best: list[int] = elites(torch.from_numpy(evaluation.fitness), self.config.refine).tolist()
+        if self.config.refine_whom == "copies":
+            return best[:1] * self.config.refine
+        head = newest(population, self.refiner.name) if self.refiner is not None else None
+        if self.config.refine_whom == "best" or head is None:
+            return best
+        return best if self._clearly_loses(head, best[0], evaluation, "lineage") else [head]
+
+    def _clearly_loses(self, row: int, best: int, evaluation: Evaluation, purpose: str) -> bool:
+        """Whether the best is better than another row, which may have failed, by more than chance: by Fisher's test on
+        their paired rewards, at a level that counts how many rivals the best was chosen from (Bonferroni)."""
+        if math.isnan(evaluation.fitness[row]):
+            return True
+        seed = keyed_seed(self.config.seed, purpose, self.generation)
+        level = CLEAR / max(len(evaluation.rewards) - 1, 1)
+        return bool(losers(evaluation.rewards[[best, row]], keep=1, level=level, seed=seed))
+
+    def finalists(self) -> Population:
+        """The candidates for the winner: the best on validation so far, the best of the last generation, and the
+        strategy's favourites."""
+        known = self.hall_of_fame.ids
+        last = self.strategy.ask()
+        fresh = [
+            row
+            for row, individual in enumerate(last.individuals)
+            if individual.id not in known
+            and (
+                row in self.strategy.favourites()
+                or (individual.history and not math.isnan(history_fitness(individual)))
+            )
+        ]
+        return self.hall_of_fame.members.join(last.select(fresh)) if fresh else self.hall_of_fame.members
+
+    def choose_winner(self) -> tuple[Population, float]:
+        """The best finalist on the whole validation split, as a population of one, and its fitness there."""
+        best, fitness = self.best_finalists(1)
+        return best, float(fitness[0])
+
+    def best_finalists(self, count: int) -> tuple[Population, Floats]:
+        """The best `count` finalists on the whole validation split, or all that did not fail, best first, before them
+        their soup if it wins, and their fitness there."""
+        candidates, evaluation = self._measure(self.finalists(), self.task.validation, "final")
+        rows = self._ranked(candidates, evaluation)
+        ranked, fitness = candidates.select(rows), evaluation.fitness[rows]
+        if (made := self._soup(candidates, evaluation, rows)) is not None:
+            ranked, fitness = made[0].join(ranked), np.append(made[1], fitness)
+        return ranked.select(range(len(ranked))[:count]), fitness[:count]
+
+    def _soup(
+        self, candidates: Population, evaluation: Evaluation, rows: Sequence[int]
+    ) -> tuple[Population, Floats] | None:
+        """The average of the best finalists and its fitness, if it is about as good as the best of them, who is also
+        the luckiest, and no worse than the base. `rows` are the finalists', best first.
+
+        Where rewards vary the finalists are lucky ones of any generation, which pull the average down.
+        """
+        base = evaluation.fitness[0]
+        members = [row for row in rows if row > 0 and evaluation.fitness[row] >= base][: self.config.soup]
+        if len(members) < 2 or not self.config.remember:
+            return None
+        # Born after the last generation: a run that is resumed for more of them forgets it, and gives its id anew.
+        mixed = soup(candidates, members, id=self.strategy.new_id(), generation=self.generation + 1)
+        mixed, mixed_evaluation = self._measure(mixed, self.task.validation, SOUP)
+        fitness = mixed_evaluation.fitness
+        # NaN, of one that failed, is not as good as anything.
+        good = fitness[0] >= base and within_a_standard_error(mixed_evaluation.rewards[0], evaluation.rewards[rows[0]])
+        return (mixed, fitness) if good else None
+
+    def _ranked(self, candidates: Population, evaluation: Evaluation) -> list[int]:
+        """The rows of the finalists that did not fail, best first.
+
+        Where rewards vary the first of many is the luckiest, so there a lineage's average, which most prompts have
+        shaped, comes first unless another clearly beats it; only one that is no worse than the base.
+        """
+        rows: list[int] = elites(torch.from_numpy(evaluation.fitness), len(candidates)).tolist()
+        average = newest(candidates, AVERAGE)
+        if self.config.remember or average not in rows or evaluation.fitness[average] < evaluation.fitness[0]:
+            return rows
+        if self._clearly_loses(average, rows[0], evaluation, "winner"):
+            return rows
+        return [average, *(row for row in rows if row != average)]
+
+    def _measure(
+        self, population: Population, examples: Sequence[Example], stage: str, drafts: Drafts | None = None
+    ) -> tuple[Population, Evaluation]:
+        """Evaluate and record: the population with its history, and what was measured.
+
+        Raises RewardError when nobody in a population could be scored.
+        """
+        with self.costs.timed("evaluation"):
+            if stage == "population" and self.config.racing is not None:
+                self.race = race(
+                    self.evaluator,
+                    population.genomes,
+                    examples,
+                    keep=max(self.config.elites, self.config.refine),
+                    block=self.config.racing_block,
+                    level=self.config.racing,
+                    seed=keyed_seed(self.config.seed, "racing", self.generation),
+                )
+                evaluation = self.race.evaluation
+            else:
+                evaluation = self.evaluator.evaluate(population.genomes, examples, drafts=drafts)
+            if self.judge is not None and stage == "population":
+                evaluation = self.judge.judge(self.generation, population, examples, evaluation)
+        self.costs.add("evaluation", evaluation.cost)
+        self.failed_completions += evaluation.failed
+        fitness = evaluation.fitness
+        if np.isnan(fitness).all() and stage in ("population", "final"):
+            raise RewardError(f"generation {self.generation}: no individual has a fitness, the reward scored nothing")
+        if stage in ("population", "refined"):
+            population = Population(
+                population.genomes,
+                tuple(
+                    replace(individual, history=(*individual.history, (self.generation, float(value))))
+                    for individual, value in zip(population.individuals, fitness, strict=True)
+                ),
+            )
+        for genome, individual in zip(population.genomes, population.individuals, strict=True):
+            self.lineage.born(individual, genome)
+        self.lineage.measured(self.generation, stage, population.individuals, fitness)
+        if stage in ("population", "refined"):
+            self.strategy.observe(population.individuals, examples, evaluation)
+            if self.refiner is not None:
+                self.refiner.observe(examples, evaluation)
+        if stage == "validation":
+            self.lineage.sampled(
+                self.generation,
+                population.individuals[0],
+                stage,
+                [example.prompt for example in examples[:SAMPLES]],
+                evaluation.completions[0][:SAMPLES],
+                evaluation.rewards[0][:SAMPLES],
+            )
+        return population, evaluation
+
+    def _race_metrics(self) -> dict[str, Any]:
+        if self.race is None:
+            return {}
+        return {"racing.dropped": self.race.dropped, "racing.saved_completions": self.race.saved}
+
+    def _validate(self, candidates: Population) -> float:
+        """Fitness of the first candidate on the fixed validation prompts; each enters the hall of fame if it is among
+        the best there."""
+        examples = self.task.validation[: self.config.validation_prompts]
+        if self.judge is not None and not self.hall_of_fame.empty:
+            # What it has learned since has changed the measure.
+            with self.costs.timed("evaluation"):
+                again = self.evaluator.evaluate(self.hall_of_fame.members.genomes, examples)
+            self.costs.add("evaluation", again.cost)
+            self.hall_of_fame.fitness = again.fitness.tolist()
+        candidates, evaluation = self._measure(candidates, examples, "validation")
+        values = evaluation.fitness.tolist()
+        self.terms = term_means(evaluation, 0)
+        self.hall_of_fame.enter(candidates, values)
+        return float(values[0])
+
+    def _draw(self, purpose: str, examples: Sequence[Example], count: int) -> list[Example]:
+        """This generation's prompts for a purpose, without repetition; all of them when there are no more."""
+        order = torch.randperm(
+            len(examples), generator=keyed_generator(self.config.seed, f"{purpose} prompts", self.generation)
+        )
+        return [examples[index] for index in order[:count].tolist()]
+
+    def base(self) -> Individual:
+        """Individual 0, the untouched base model."""
+        return self.hall_of_fame.members.individuals[0]
+
+    def best(self) -> Population:
+        """The best on validation so far, as a population of one."""
+        return self.hall_of_fame.best()
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that a resumed run needs, as tensors and JSON values by name."""
+        state: dict[str, Any] = {
+            "generation": self.generation,
+            "failed_completions": self.failed_completions,
+        }
+        state |= {f"spent.{name}": value for name, value in self.spent().items()}
+        state |= {f"hall.{name}": value for name, value in self.hall_of_fame.state_dict().items()}
+        state |= {f"strategy.{name}": value for name, value in self.strategy.state_dict().items()}
+        state |= {f"evaluator.{name}": value for name, value in self.evaluator.state_dict().items()}
+        if self.refiner is not None:
+            state |= {f"refiner.{name}": value for name, value in self.refiner.state_dict().items()}
+        if self.config.rl_share == "adaptive":
+            state["budget_share"] = self.budget_share.state_dict()
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up where `state_dict` left off."""
+        self.generation = state["generation"]
+        spent = _under("spent.", state)
+        self.costs, self.seconds = Costs.from_metrics(spent), spent["time.loop"]
+        self.failed_completions = state["failed_completions"]
+        self.hall_of_fame.load_state_dict(_under("hall.", state))
+        self.strategy.load_state_dict(_under("strategy.", state))
+        self.evaluator.load_state_dict(_under("evaluator.", state))
+        if self.refiner is not None:
+            self.refiner.load_state_dict(_under("refiner.", state))
+        if self.config.rl_share == "adaptive":
+            self.budget_share.load_state_dict(state["budget_share"])
+
+
+def history_fitness(individual: Individual) -> float:
+    """An individual's latest fitness."""
+    return individual.history[-1][1]
+
+
+def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:
+    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

@@ -1,0 +1,1 @@
+"""The base model, its LoRA layout, genomes, cost and export. It knows no engine."""

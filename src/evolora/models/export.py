@@ -1,0 +1,68 @@
+"""What leaves a run: an ordinary PEFT adapter, or the base model with the adapter merged in."""
+
+from pathlib import Path
+
+import torch
+from peft import LoraConfig, get_peft_model
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from evolora.errors import InputError
+from evolora.files import temporary_folder, write_folder
+from evolora.models.genome import GenomeLayout
+from evolora.models.lora import BaseModel, as_peft_model, load_base, set_state
+
+
+def save_adapter(folder: Path, base: BaseModel, config: LoraConfig, layout: GenomeLayout, genome: Tensor) -> None:
+    """Write `genome` [genome_length] as PEFT's `save_pretrained` does, into an existing folder."""
+    with as_peft_model(base.model, config, state=layout.to_state_dict(genome)) as peft_model:
+        peft_model.save_pretrained(folder)
+
+
+def export_adapter(
+    folder: Path, base: BaseModel, config: LoraConfig, layout: GenomeLayout, genome: Tensor, card: str
+) -> None:
+    """Write the adapter, the tokenizer and the model card, whole or not at all."""
+    temporary = temporary_folder(folder)
+    save_adapter(temporary, base, config, layout, genome)
+    save_tokenizer(temporary, base)
+    (temporary / "README.md").write_text(card, encoding="utf-8")
+    write_folder(folder, temporary)
+
+
+def save_tokenizer(folder: Path, base: BaseModel) -> None:
+    """Write the tokenizer as it was loaded: a fast one would keep the padding of its last call."""
+    backend = getattr(base.tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        backend.no_padding()
+        backend.no_truncation()
+    base.tokenizer.save_pretrained(folder)
+
+
+def export_merged(folder: Path, model: str, dtype: torch.dtype, config: LoraConfig, state: dict[str, Tensor]) -> None:
+    """Write the base `model` with the adapter merged in by `merge_and_unload`, and the tokenizer.
+
+    The base is loaded anew: merging changes the weights that it merges into.
+    """
+    fresh = load_base(model, dtype=dtype)
+    temporary = temporary_folder(folder)
+    with torch.random.fork_rng(devices=[]):  # PEFT draws an A that `state` replaces
+        peft_model = get_peft_model(fresh.model, config)
+    set_state(peft_model, state)
+    peft_model.merge_and_unload().save_pretrained(temporary)
+    save_tokenizer(temporary, fresh)
+    write_folder(folder, temporary)
+
+
+def load_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
+    """An adapter's configuration and state dict. Raises InputError when the folder holds none that can be read."""
+    weights = folder / "adapter_model.safetensors"
+    if not (folder / "adapter_config.json").is_file() or not weights.is_file():
+        raise InputError(
+            f"{folder}: found no adapter_config.json with adapter_model.safetensors, expected a PEFT adapter"
+        )
+    try:
+        return LoraConfig.from_pretrained(folder), load_file(weights)
+    except (SafetensorError, ValueError, TypeError) as error:
+        raise InputError(f"{folder}: not a readable LoRA adapter: {error}") from None

@@ -1,0 +1,249 @@
+"""The base model, its tokenizer, and the LoRA layout that PEFT gives it."""
+
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
+from peft.tuners.lora import Linear as PeftLinear
+from peft.tuners.lora import LoraLayer
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+from transformers.pytorch_utils import Conv1D
+
+from evolora.engine.cpu.install import fastest_products, use_kernels
+from evolora.errors import InputError
+from evolora.models.genome import AdaptedModule, GenomeLayout
+
+BUNDLED_MODEL = "tiny-gpt2"
+_ASSETS = Path(__file__).parents[1] / "assets"
+
+# What the population layers carry. Every other LoraConfig field must keep its default: a variant that PEFT would run
+# and evolora would not must be refused, not run as plain LoRA.
+_CARRIED_LORA_FIELDS = {
+    "task_type",
+    "peft_type",
+    "auto_mapping",
+    "peft_version",
+    "base_model_name_or_path",
+    "revision",
+    "inference_mode",
+    "r",
+    "lora_alpha",
+    "lora_dropout",
+    "target_modules",
+    "exclude_modules",
+    "fan_in_fan_out",
+    "use_rslora",
+    "init_lora_weights",
+    "layers_to_transform",
+    "layers_pattern",
+    "rank_pattern",
+    "alpha_pattern",
+    "runtime_config",
+}
+_CARRIED_INITS = (True, "gaussian")
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen causal LM, its tokenizer (left padding) and the folder or hub name they came from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    path: str
+
+
+def model_path(name: str) -> str:
+    """Where a model is loaded from: the bundled one's folder, or `name` itself (a local folder or hub name)."""
+    return str(_ASSETS / BUNDLED_MODEL) if name == BUNDLED_MODEL else name
+
+
+def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> BaseModel:
+    """Load a causal LM that transformers knows, frozen and in evaluation mode, and its tokenizer.
+
+    Its layers compute by `evolora.engine.cpu.install`, its products by the fastest.
+
+    Raises InputError when there is no such model, when it is no causal LM, or when its weights are quantised.
+    """
+    path = model_path(name)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"--model {name}: expected a model folder or a hub name that can be loaded: {reason}"
+        ) from None
+    _refuse_other_kinds(name, config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--model {name}: cannot be loaded: {reason}") from None
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"--model {name}: its tokenizer has no end-of-sequence token, expected one")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False).eval().to(device)
+    use_kernels(model, fastest_products())
+    return BaseModel(model, tokenizer, path)
+
+
+def _refuse_other_kinds(name: str, config: Any) -> None:
+    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    architectures = config.architectures or [f"no architecture for {config.model_type}"]
+    if not config.architectures and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        # A kind that is only ever a causal LM needs no saying so.
+        architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, architectures[0])]
+    if config.is_encoder_decoder or not causal.intersection(architectures):
+        raise InputError(f"--model {name}: found {architectures[0]}, expected a causal language model")
+    if (quantisation := getattr(config, "quantization_config", None)) is not None:
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
+        raise InputError(f"--model {name}: found weights quantised by {method}, expected an unquantised base model")
+
+
+def lora_config(
+    model: PreTrainedModel,
+    *,
+    r: int = 8,
+    alpha: int = 16,
+    dropout: float = 0.05,
+    target_modules: list[str] | None = None,
+    use_rslora: bool = False,
+) -> LoraConfig:
+    """PEFT's configuration for `model`: `c_attn` and `c_proj` for GPT-2, PEFT's own target modules for the others.
+
+    GPT-2's layers are Conv1D, which keep their weight transposed: hence `fan_in_fan_out` there.
+    """
+    conv1d = any(isinstance(module, Conv1D) for module in model.modules())
+    if target_modules is None and model.config.model_type == "gpt2":
+        target_modules = ["c_attn", "c_proj"]
+    return LoraConfig(
+        task_type="CAUSAL_LM",
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=target_modules,
+        use_rslora=use_rslora,
+        fan_in_fan_out=conv1d,
+    )
+
+
+def check_lora(config: LoraConfig) -> None:
+    """Raise InputError, by the field's name, for a LoRA variant that the population layers cannot carry."""
+    plain = LoraConfig()
+    for field in fields(LoraConfig):
+        if field.name in _CARRIED_LORA_FIELDS or not field.init:
+            continue
+        if (value := getattr(config, field.name)) != getattr(plain, field.name):
+            raise InputError(f"LoraConfig {field.name}={value!r} cannot be carried by the population layers")
+    if config.init_lora_weights not in _CARRIED_INITS:
+        raise InputError(
+            f"LoraConfig init_lora_weights={config.init_lora_weights!r} cannot be carried by the population layers, "
+            f"expected one of {_CARRIED_INITS}: the untouched base must be an individual"
+        )
+
+
+def lora_layout(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> tuple[GenomeLayout, Tensor]:
+    """The genome's layout as PEFT lays the adapter out, and the genome of the untouched base, float32 [genome_length].
+
+    PEFT itself is asked, by wrapping the model once and unwrapping it, so that target modules, ranks and scalings are
+    PEFT's own. A is drawn from `seed`, B is zero: the base's own answers, and the one A that all individuals descend
+    from.
+
+    Raises InputError for what the population layers cannot carry.
+    """
+    check_lora(config)
+    with as_peft_model(model, config, seed=seed) as peft_model:
+        layout = GenomeLayout(tuple(_adapted_modules(peft_model)))
+        state = get_peft_model_state_dict(peft_model)
+        genome = layout.from_state_dict({key: value.float().cpu() for key, value in state.items()})
+    return layout, genome
+
+
+def _adapted_modules(peft_model: PeftModel) -> Iterator[AdaptedModule]:
+    prefix = "base_model.model."
+    offset = 0
+    for path, layer in peft_model.named_modules():
+        if not isinstance(layer, LoraLayer):
+            continue
+        base_layer, name = layer.get_base_layer(), path.removeprefix(prefix)
+        if not isinstance(layer, PeftLinear) or type(base_layer) not in (nn.Linear, Conv1D):
+            raise InputError(
+                f"target module {name} is a {type(base_layer).__name__}, which the population layers cannot carry, "
+                "expected Linear or Conv1D"
+            )
+        module = AdaptedModule(
+            name=name,
+            a_key=f"{path}.lora_A.weight",
+            b_key=f"{path}.lora_B.weight",
+            in_features=layer.in_features,
+            out_features=layer.out_features,
+            rank=layer.r["default"],
+            scaling=layer.scaling["default"],
+            a_offset=offset,
+            b_offset=offset + layer.r["default"] * layer.in_features,
+        )
+        offset = module.b_offset + module.b_size
+        yield module
+
+
+@contextmanager
+def as_peft_model(
+    model: PreTrainedModel, config: LoraConfig, *, state: dict[str, Tensor] | None = None, seed: int = 0
+) -> Iterator[PeftModel]:
+    """`model` wrapped by PEFT for the length of a `with` block, carrying `state` if given; unwrapped again after it.
+
+    The base is shared, not copied: do not merge inside the block. torch's own random state is left as it was.
+
+    Raises PEFT's ValueError when it cannot wrap the model, and ValueError when `state` lacks a tensor or has one too
+    many.
+    """
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            peft_model = get_peft_model(model, copy.deepcopy(config))
+        if state is not None:
+            set_state(peft_model, state)
+        yield peft_model.eval()
+    finally:
+        _unwrap(model)
+
+
+def set_state(peft_model: PeftModel, state: dict[str, Tensor]) -> None:
+    """Give the adapter its weights. Raises ValueError when `state` lacks a tensor or has one too many, which PEFT would
+    pass over in silence."""
+    if unmatched := sorted(get_peft_model_state_dict(peft_model).keys() ^ state.keys()):
+        raise ValueError(f"the adapter does not fit the model: {unmatched[0]} is on one side only")
+    set_peft_model_state_dict(peft_model, state)
+
+
+def _unwrap(model: PreTrainedModel) -> None:
+    """Give back the layers that PEFT wrapped: all of them, or those that it got to before it gave up."""
+    for path, layer in list(model.named_modules()):
+        if isinstance(layer, LoraLayer):
+            model.set_submodule(path, layer.get_base_layer())
+    model.requires_grad_(False)
+    if hasattr(model, "peft_config"):
+        del model.peft_config
+
+
+def accepts(model: PreTrainedModel, argument: str) -> bool:
+    """Whether the model's forward takes `argument`: architectures without absolute positions take no position_ids."""
+    return argument in _arguments(type(model).forward)
+
+
+@functools.cache  # asked for every token
+def _arguments(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)

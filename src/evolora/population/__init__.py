@@ -1,0 +1,1 @@
+"""The shared nouns: individual, population, evaluation, lineage. It knows no strategy."""

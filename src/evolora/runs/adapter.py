@@ -1,0 +1,156 @@
+"""What one does with an adapter after a run: evaluate it, let it write, export it."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from evolora.runs.assembly import Parts, assemble, check_prompts
+from evolora.tasks.chat import chat_prompt
+from evolora.files import temporary_folder, write_folder
+from evolora.runs.config import make_config
+from evolora.runs.config_file import read_config
+from evolora.errors import InputError
+from evolora.runs.report.statistics import bootstrap_interval, compare
+from evolora.population.evaluation import Evaluation
+from evolora.models.export import export_merged, load_adapter
+from evolora.runs.report.inspection import Inspection
+from evolora.rng import keyed_seed
+from evolora.engine.eager.generate import decode_text, encode, end_tokens, generate, pad_token
+from evolora.runs.tracking.terminal import Silence
+
+
+@dataclass(frozen=True)
+class Score:
+    """The mean reward of an adapter, its 95% interval, and (prompt, completion, reward) of every prompt; where the base
+    model was evaluated too, its mean reward and interval, and both side by side."""
+
+    reward: float
+    ci95: tuple[float, float]
+    rows: list[tuple[str, str, float]]
+    base_reward: float | None = None
+    base_ci95: tuple[float, float] | None = None
+    inspection: Inspection | None = None
+
+
+def adapter_folder(path: Path, checkpoint: str | None = None) -> Path:
+    """The adapter of a run (its winner, or the best at `checkpoint`), or the adapter folder itself."""
+    if (path / "adapter_config.json").is_file():
+        return path
+    if not (path / "config.toml").is_file():
+        raise InputError(f"{path}: found neither config.toml nor adapter_config.json, expected a run or an adapter")
+    folder = path / "checkpoints" / checkpoint if checkpoint else path / "best"
+    if not folder.is_dir():
+        found = ", ".join(sorted(entry.name for entry in (path / "checkpoints").glob("gen*"))) or "none"
+        raise InputError(f"{folder}: not there; the run's checkpoints are: {found}")
+    return folder
+
+
+def evaluate(
+    path: Path,
+    *,
+    split: str = "test",
+    checkpoint: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    base: bool = True,
+) -> Score:
+    """Score an adapter on a split of its run's task, or of the task that `options` name; with `base`, also the
+    untouched base model on the same prompts."""
+    parts = _parts(path, checkpoint, options or {})
+    examples = {"train": parts.task.train, "validation": parts.task.validation, "test": parts.task.test}[split]
+    evaluation = parts.evaluator.evaluate(parts.founder[None], examples)
+    prompts = [example.prompt for example in examples]
+    score = Score(
+        float(evaluation.fitness[0]),
+        _interval(evaluation, parts),
+        list(zip(prompts, evaluation.completions[0], map(float, evaluation.rewards[0]), strict=True)),
+    )
+    if not base:
+        return score
+    # The founder is the adapter here. Where all weights are zero, nothing is added to the base.
+    untouched = parts.evaluator.evaluate(torch.zeros_like(parts.founder)[None], examples)
+    return replace(
+        score,
+        base_reward=float(untouched.fitness[0]),
+        base_ci95=_interval(untouched, parts),
+        inspection=compare(prompts, untouched, evaluation),
+    )
+
+
+def _interval(evaluation: Evaluation, parts: Parts) -> tuple[float, float]:
+    return bootstrap_interval(evaluation.rewards[0], seed=keyed_seed(parts.config.seed, "bootstrap"))
+
+
+def complete(
+    path: Path,
+    prompt: str,
+    *,
+    samples: int = 0,
+    checkpoint: str | None = None,
+    options: Mapping[str, Any] | None = None,
+) -> list[str]:
+    """What the adapter writes after `prompt`, or in answer to it where it was tuned on chat messages: its greedy
+    completion, or `samples` sampled ones."""
+    if samples < 0:
+        raise InputError(f"--samples {samples}: expected 0, for the greedy completion, or more")
+    parts = _parts(path, checkpoint, options or {})
+    if parts.task.conversational:
+        message = {"role": "user", "content": prompt}
+        prompt = chat_prompt(parts.base.tokenizer, [message], source="PROMPT")
+    check_prompts(parts.base, [prompt], parts.max_new_tokens)
+    model, tokenizer = parts.base.model, parts.base.tokenizer
+    prompts = encode(tokenizer, [prompt] * max(1, samples), model.device)
+    seed = keyed_seed(parts.config.seed, "generate")
+    seeds = np.random.default_rng(seed).integers(0, 2**63, samples, dtype=np.uint64) if samples else None
+    with torch.no_grad(), parts.population_model.adapted(parts.founder[None].to(model.device)):
+        completions = generate(
+            model,
+            prompts,
+            max_new_tokens=parts.max_new_tokens,
+            eos_token_ids=end_tokens(model, tokenizer),
+            pad_token_id=pad_token(tokenizer),
+            seeds=seeds,
+            temperature=parts.config.temperature,
+        )
+    return decode_text(tokenizer, completions)
+
+
+def export(path: Path, to: Path, *, merge: bool = False, checkpoint: str | None = None) -> Path:
+    """Copy an adapter out of a run, or write it merged into its base model."""
+    if to.exists() and (not to.is_dir() or any(to.iterdir())):
+        raise InputError(f"--to {to}: exists already, expected a new or empty folder")
+    folder = adapter_folder(path, checkpoint)
+    lora, state = load_adapter(folder)
+    to = to.absolute()
+    try:
+        to.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--to {to}: cannot be made ({error.strerror}), expected a new folder") from None
+    if merge:
+        export_merged(to, str(lora.base_model_name_or_path), torch.float32, lora, state)
+        return to
+    temporary = temporary_folder(to)
+    for file in folder.iterdir():
+        if file.is_file() and not file.name.startswith(("state.", "manifest.")):
+            shutil.copy2(file, temporary)
+    write_folder(to, temporary)
+    return to
+
+
+def _parts(path: Path, checkpoint: str | None, options: Mapping[str, Any]) -> Parts:
+    folder = adapter_folder(path, checkpoint)
+    run_config = path / "config.toml"
+    if run_config.is_file():
+        known = read_config(run_config)
+        if any(name in options for name in ("task", "data", "prompt")):
+            # Another task brings its own reward and length.
+            for name in ("task", "data", "prompt", "target", "reward", "max_new_tokens"):
+                known.pop(name, None)
+    else:
+        lora, _ = load_adapter(folder)
+        known = {"model": lora.base_model_name_or_path}
+    return assemble(make_config({**known, **options}), None, Silence(), folder)

@@ -1,0 +1,253 @@
+"""A run's parts, loaded and checked before any work: task, reward, base model, layout, evaluator."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from peft import LoraConfig
+from safetensors import SafetensorError
+from torch import Tensor
+
+from evolora.engine.calibration import available_cores, choose_rows, choose_threads, parameters_of, threads_an_operation
+from evolora.tasks.chat import use_template, with_prompts
+from evolora.rewards.registry import HUMAN
+from evolora.runs.config import RunConfig
+from evolora.errors import InputError
+from evolora.population.evaluation import LocalEvaluator
+from evolora.models.export import load_adapter
+from evolora.models.genome import GenomeLayout
+from evolora.human.exchange import run_votes
+from evolora.human.feedback import VotedScorer, check_page
+from evolora.engine.cpu.install import fastest_products, use_kernels
+from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
+from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.rewards import (
+    Reward,
+    RewardContext,
+    Scorer,
+    ScoringOptions,
+    function_scorer,
+    make_scorer,
+    parse_reward,
+)
+from evolora.rng import keyed_seed
+from evolora.strategies import sep_cma
+from evolora.tasks.task import Task, load_task
+from evolora.runs.tracking.terminal import View
+
+
+@dataclass(frozen=True)
+class Parts:
+    """All that a run is made of."""
+
+    config: RunConfig
+    base: BaseModel
+    lora: LoraConfig
+    layout: GenomeLayout
+    founder: Tensor
+    task: Task
+    scorer: Scorer
+    population_model: PopulationModel
+    evaluator: LocalEvaluator
+    max_new_tokens: int
+    view: View
+
+
+def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path | None = None) -> Parts:
+    """Load and check everything, so that bad input is refused before any work.
+
+    With an `adapter`, its configuration is used instead of the options, and its genome is the founder.
+    """
+    task = load_task(
+        task=config.task,
+        data=config.data,
+        prompt=config.prompt,
+        target=config.target,
+        reward=config.reward,
+        seed=config.seed,
+    )
+    if reward is None and task.reward.startswith("<function "):
+        raise InputError(
+            f"--reward: this run was given the Python {task.reward.strip('<>')}, expected it again, "
+            "by evolora.resume(run, reward=...), or another reward for 'evaluate'"
+        )
+    human = reward is None and task.reward == HUMAN
+    expression = None if human or reward is not None else parse_reward(task.reward)
+    if human and adapter is None:
+        check_page(config.rating_host, config.rating_port)
+    device = _device(config.device)
+    if config.strategy == "sep-cmaes" and adapter is None:
+        sep_cma()
+    base = _base(config, device)
+    if config.chat_template is not None:
+        use_template(base.tokenizer, Path(config.chat_template))
+    task = with_prompts(task, base.tokenizer, source=f"--data {config.data}")
+    asked = config.threads
+    threads = asked or choose_threads(base.model, available_cores())
+    torch.set_num_threads(threads_an_operation(base.model, threads))
+    products = fastest_products() if config.products == "auto" else config.products
+    use_kernels(base.model, products)
+    if adapter is not None:
+        lora, layout, founder = _loaded(base, adapter, config)
+    else:
+        lora = _lora(base, config)
+        layout, founder = _layout(base, lora, config)
+    max_new_tokens = config.max_new_tokens or _longest_target(base, task)
+    scoring = _scoring(config, conversational=task.conversational)
+    scorer: Scorer
+    if human:
+        scorer = _voted_scorer(config, base, device, finished=adapter is not None)
+    elif expression is not None:
+        scorer = make_scorer(expression, task.columns, scoring, RewardContext(base))
+    else:
+        assert reward is not None
+        scorer = function_scorer(reward, task.columns, scoring)
+    longest_prompt = _check_lengths(base, task, max_new_tokens)
+    rows_per_slice = config.rows_per_slice or choose_rows(base.model, longest_prompt + max_new_tokens)
+    # What was resolved is written down, so that a resumed run cannot resolve it otherwise.
+    config = config.model_copy(
+        update={
+            "task": config.task or (task.name if config.data is None and config.prompt is None else None),
+            "reward": str(expression) if expression is not None else config.reward or task.reward,
+            "remember": config.remember and not scorer.varies,
+            "device": device,
+            "threads": threads,
+            "products": products,
+            "rows_per_slice": rows_per_slice,
+            "max_new_tokens": max_new_tokens,
+            **config.resolved(),
+        }
+    )
+    side_by_side = threads if base.model.device.type == "cpu" else 1
+    population_model = PopulationModel(base.model, layout, dropout=config.lora_dropout, threads=side_by_side)
+    evaluator = LocalEvaluator(
+        population_model,
+        base.tokenizer,
+        scorer,
+        max_new_tokens=max_new_tokens,
+        rows_per_slice=rows_per_slice,
+        draft_rows=config.draft_rows,
+    )
+    view.say(
+        f"{config.model}: {parameters_of(base.model) / 1e6:.1f}M parameters on {device}, "
+        f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {products} products; "
+        f"LoRA r={config.lora_r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
+    )
+    view.say(
+        f"{task.name}: {len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test prompts; "
+        f"reward {scorer.name}; at most {max_new_tokens} new tokens"
+    )
+    if not task.held_out:
+        view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
+    return Parts(config, base, lora, layout, founder, task, scorer, population_model, evaluator, max_new_tokens, view)
+
+
+def _scoring(config: RunConfig, *, conversational: bool) -> ScoringOptions:
+    folder = None if config.out is None else Path(config.out)
+    return ScoringOptions(
+        on_error="skip" if config.on_reward_error == "skip" else "raise",
+        failed_reward=config.failed_reward,
+        workers=config.reward_workers,
+        timeout=config.reward_timeout,
+        # A reward that varies is not to be kept.
+        cache=folder / "rewards.sqlite" if folder and config.reward_cache and config.remember else None,
+        log=folder / "reward.log" if folder else None,
+        conversational=conversational,
+    )
+
+
+def _voted_scorer(config: RunConfig, base: BaseModel, device: str, *, finished: bool) -> VotedScorer:
+    """Rewards by the votes of the run. An adapter that is done is scored by all of them."""
+    scorer = VotedScorer(base.path, device=device, seed=config.seed)
+    if finished:
+        scorer.learn_when_asked(run_votes(Path(config.out or "")))
+    return scorer
+
+
+def _base(config: RunConfig, device: str) -> BaseModel:
+    try:
+        base = load_base(config.model, device=device, dtype=getattr(torch, config.dtype))
+    except (SafetensorError, RuntimeError) as error:  # weights cut short, of another shape, too many for the device
+        raise InputError(f"--model {config.model}: cannot be loaded: {str(error).splitlines()[0]}") from None
+    # transformers makes an empty tokenizer where there is none.
+    if len(base.tokenizer) <= len(base.tokenizer.all_special_ids):
+        raise InputError(f"--model {config.model}: found no tokenizer with the model, expected one")
+    return base
+
+
+def _loaded(base: BaseModel, adapter: Path, config: RunConfig) -> tuple[LoraConfig, GenomeLayout, Tensor]:
+    lora, state = load_adapter(adapter)
+    try:
+        layout, _ = lora_layout(base.model, lora, seed=0)
+        return lora, layout, layout.from_state_dict(state)
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{adapter}: does not fit --model {config.model}: {str(error).splitlines()[0]}") from None
+
+
+def _lora(base: BaseModel, config: RunConfig) -> LoraConfig:
+    return lora_config(
+        base.model,
+        r=config.lora_r,
+        alpha=config.lora_alpha,
+        dropout=config.lora_dropout,
+        target_modules=config.target_modules,
+        use_rslora=config.rslora,
+    )
+
+
+def _layout(base: BaseModel, lora: LoraConfig, config: RunConfig) -> tuple[GenomeLayout, Tensor]:
+    try:
+        return lora_layout(base.model, lora, seed=keyed_seed(config.seed, "initial A"))
+    except InputError:
+        raise
+    except ValueError as error:
+        # PEFT's own words: no module has such a name, or it knows no default for this architecture.
+        given = " ".join(config.target_modules or ["(default)"])
+        raise InputError(f"--target-modules {given}: {str(error).splitlines()[0]}") from None
+
+
+def _device(name: str) -> str:
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.zeros(1, device=name, dtype=torch.float64)  # which sampling needs
+    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
+        raise InputError(f"--device {name}: cannot be used: {str(error).splitlines()[0]}") from None
+    return name
+
+
+def _longest_target(base: BaseModel, task: Task) -> int:
+    """Room for the longest training target and a quarter more, with its end; 32 tokens where there are no targets."""
+    targets = [str(example.columns["target"]) for example in task.train if "target" in example.columns]
+    if not targets:
+        return 32
+    longest = max(len(ids) for ids in base.tokenizer([f" {target}" for target in targets])["input_ids"])
+    return math.ceil(1.25 * longest) + 2
+
+
+def _check_lengths(base: BaseModel, task: Task, max_new_tokens: int) -> int:
+    splits = (task.train, task.validation, task.test)
+    return max(check_prompts(base, [example.prompt for example in split], max_new_tokens) for split in splits)
+
+
+def check_prompts(base: BaseModel, prompts: Sequence[str], max_new_tokens: int) -> int:
+    """The length of the longest prompt, in tokens.
+
+    Raises InputError for a prompt that has no tokens, or more than the model has room for.
+    """
+    room = getattr(base.model.config, "max_position_embeddings", None)
+    longest = 0
+    for prompt, ids in zip(prompts, base.tokenizer(list(prompts))["input_ids"], strict=True):
+        if not ids:
+            raise InputError(f"prompt {prompt!r}: has no tokens, expected at least one")
+        if room is not None and len(ids) + max_new_tokens > room:
+            raise InputError(
+                f"prompt {prompt[:60]!r}: {len(ids)} tokens and {max_new_tokens} new ones "
+                f"(--max-new-tokens), expected at most the model's {room} in all"
+            )
+        longest = max(longest, len(ids))
+    return longest

@@ -1,0 +1,120 @@
+"""The loop of a run from its options: strategy, refiner, evaluator."""
+
+from dataclasses import fields
+from typing import TypeVar
+
+import torch
+
+from evolora.runs.assembly import Parts
+from evolora.runs.config import RunConfig
+from evolora.strategies.distillation import Distiller
+from evolora.population.evaluation import Evaluator
+from evolora.evolution.loop import Evolution, LoopConfig
+from evolora.population.lineage import Lineage
+from evolora.population.remembering import RememberingEvaluator
+from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, Refiner, RLOOConfig, RLOORefiner
+from evolora.rng import keyed_generator
+from evolora.strategies.sensitivity import OutputSensitivity
+from evolora.strategies import (
+    Eggroll,
+    ESConfig,
+    EvolutionStrategy,
+    GAConfig,
+    GeneticAlgorithm,
+    Islands,
+    PBTConfig,
+    PerturbationConfig,
+    PopulationBasedTraining,
+    RandomPerturbation,
+    RefinerAlone,
+    SepCMAES,
+    SepCMAESConfig,
+    Strategy,
+)
+
+Part = TypeVar(
+    "Part",
+    GAConfig,
+    PBTConfig,
+    ESConfig,
+    SepCMAESConfig,
+    PerturbationConfig,
+    PPOConfig,
+    GRPOConfig,
+    RLOOConfig,
+    LoopConfig,
+)
+
+
+def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
+    """The loop of a run, before its first generation."""
+    config = parts.config
+    strategy: Strategy
+    if config.strategy == "none":
+        strategy = RefinerAlone(parts.founder)
+    elif config.strategy == "pbt":
+        strategy = PopulationBasedTraining(parts.founder, _part(PBTConfig, config), seed=config.seed)
+    elif config.strategy == "es":
+        strategy = EvolutionStrategy(parts.founder, _part(ESConfig, config), seed=config.seed)
+    elif config.strategy == "eggroll":
+        strategy = Eggroll(parts.founder, parts.layout, _part(ESConfig, config), seed=config.seed)
+    elif config.strategy == "sep-cmaes":
+        strategy = SepCMAES(parts.founder, _part(SepCMAESConfig, config), seed=config.seed)
+    elif config.strategy == "random":
+        strategy = RandomPerturbation(parts.founder, _part(PerturbationConfig, config), seed=config.seed)
+    else:
+        kind = Islands if config.islands > 1 else GeneticAlgorithm
+        strategy = kind(
+            parts.founder,
+            parts.layout,
+            _part(GAConfig, config),
+            seed=config.seed,
+            sensitivity=_sensitivity(parts),
+            distill=Distiller(
+                parts.population_model, parts.base.tokenizer, steps=config.distill_steps, lr=config.distill_lr
+            ),
+        )
+    return Evolution(
+        strategy=strategy,
+        refiner=_refiner(parts),
+        evaluator=_evaluator(parts),
+        task=parts.task,
+        lineage=lineage,
+        config=_part(LoopConfig, config),
+    )
+
+
+def _sensitivity(parts: Parts) -> OutputSensitivity | None:
+    """What safe mutation measures on: the same training prompts throughout a run."""
+    config, train = parts.config, parts.task.train
+    if "safe" not in config.used_mutations:
+        return None
+    order = torch.randperm(len(train), generator=keyed_generator(config.seed, "sensitivity prompts"))
+    return OutputSensitivity(
+        parts.population_model,
+        parts.base.tokenizer,
+        [train[index] for index in order[: config.safe_prompts].tolist()],
+        max_new_tokens=parts.max_new_tokens,
+        seed=config.seed,
+        projections=config.safe_projections,
+    )
+
+
+def _refiner(parts: Parts) -> Refiner | None:
+    config, model, tokenizer, scorer = parts.config, parts.population_model, parts.base.tokenizer, parts.scorer
+    if config.refiner == "ppo":
+        return PPORefiner(model, tokenizer, scorer, _part(PPOConfig, config), seed=config.seed)
+    if config.refiner == "grpo":
+        return GRPORefiner(model, tokenizer, scorer, _part(GRPOConfig, config), seed=config.seed)
+    if config.refiner == "rloo":
+        return RLOORefiner(model, tokenizer, scorer, _part(RLOOConfig, config), seed=config.seed)
+    return None
+
+
+def _evaluator(parts: Parts) -> Evaluator:
+    return RememberingEvaluator(parts.evaluator) if parts.config.remember else parts.evaluator
+
+
+def _part(kind: type[Part], config: RunConfig) -> Part:
+    """A part's options, which have the same names as the run's."""
+    return kind(**{field.name: getattr(config, field.name) for field in fields(kind)})

@@ -1,0 +1,62 @@
+"""The adapter's model card."""
+
+from typing import Any
+
+from evolora.runs.report.inspection import Inspection
+
+
+def model_card(
+    summary: dict[str, Any], *, reward: str, max_new_tokens: int, dtype: str, examples: list[tuple[str, str, float]]
+) -> str:
+    """The adapter's README: what it is, its results, and how to load it without evolora."""
+    base, winner = summary["base"]["test"], summary["winner"]["test"]
+    rows = "\n".join(f"| {_cell(prompt)} | {_cell(text)} | {score:.3f} |" for prompt, text, score in examples)
+    inspection = Inspection.from_dict(summary["inspection"])
+    shares = ", ".join(f"{name} {was:.0%} -> {now:.0%}" for name, was, now in inspection.shares())
+    model = summary["model"]
+    kind = "held out from the tuning" if summary["held_out"] else "that the tuning saw too"
+    return f"""---
+library_name: peft
+base_model: {model}
+tags: [lora, evolora]
+---
+# LoRA adapter for {model}, tuned on {summary["task"]}
+
+Found by [evolora](https://pypi.org/project/evolora/) {summary["version"]}, which evolves LoRA weights and refines the
+best by reinforcement learning: strategy `{summary["strategy"]}`, refiner `{summary["refiner"]}`. Reward: `{reward}`.
+Seed {summary["seed"]}, {summary["generations"]} generations, {summary["tokens"]["evaluation"]:,} tokens generated for
+evaluation and {summary["tokens"]["rollout"]:,} for rollouts.
+
+| | test reward | 95% interval |
+|---|---|---|
+| base model | {base["reward"]:.3f} | {base["ci95"][0]:.3f} to {base["ci95"][1]:.3f} |
+| this adapter | {winner["reward"]:.3f} | {winner["ci95"][0]:.3f} to {winner["ci95"][1]:.3f} |
+
+The mean over {summary["test_prompts"]} prompts {kind}, greedy decoding, at most {max_new_tokens} new tokens.
+
+| prompt | completion | reward |
+|---|---|---|
+{rows}
+
+Reward hacking would show here, base model -> this adapter: {shares}.
+{_warned(inspection)}
+## Use
+```python
+from peft import AutoPeftModelForCausalLM
+from transformers import AutoTokenizer
+
+model = AutoPeftModelForCausalLM.from_pretrained("this folder", dtype="{dtype}")
+tokenizer = AutoTokenizer.from_pretrained("this folder", padding_side="left")
+batch = tokenizer(["a prompt"], return_tensors="pt")
+ids = model.generate(**batch, do_sample=False, repetition_penalty=1.0, max_new_tokens={max_new_tokens})
+print(tokenizer.decode(ids[0, batch["input_ids"].shape[1]:], skip_special_tokens=True))
+```
+"""
+
+
+def _warned(inspection: Inspection) -> str:
+    return "".join(f"- Warning: {_cell(warning)}\n" for warning in inspection.warnings)
+
+
+def _cell(text: str) -> str:
+    return text.replace("\n", " ").replace("|", "\\|")

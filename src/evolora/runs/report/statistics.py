@@ -1,0 +1,37 @@
+"""What a test says: intervals, and two individuals side by side."""
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from evolora.population.evaluation import Evaluation
+from evolora.runs.report.inspection import Inspection, inspect_completions
+
+
+def compare(prompts: Sequence[str], base: Evaluation, winner: Evaluation) -> Inspection:
+    """The first individual of `winner` beside that of `base`, both evaluated on `prompts`."""
+    return inspect_completions(
+        prompts,
+        (base.completions[0], base.rewards[0].tolist()),
+        (winner.completions[0], winner.rewards[0].tolist()),
+        ids=(base.completion_ids[0], winner.completion_ids[0]),
+    )
+
+
+def bootstrap_interval(
+    rewards: npt.NDArray[np.float64], *, seed: int, level: float = 0.95, resamples: int = 10_000
+) -> tuple[float, float]:
+    """The percentile bootstrap interval of a mean over prompts (Efron, 1979), from rewards [prompts].
+
+    >>> import numpy as np
+    >>> bootstrap_interval(np.ones(5), seed=0)
+    (1.0, 1.0)
+    """
+    scored = rewards[~np.isnan(rewards)]
+    if not len(scored):
+        return math.nan, math.nan
+    draws = np.random.default_rng(seed).integers(0, len(scored), (resamples, len(scored)))
+    low, high = np.quantile(scored[draws].mean(1), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)

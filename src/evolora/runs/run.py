@@ -1,0 +1,404 @@
+"""A run from its options to its folder: set-up, the loop with its checkpoints, the winner, the test."""
+
+import copy
+import importlib.metadata
+import json
+import math
+import os
+import re
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from evolora.runs.assembly import Parts, assemble
+from evolora.runs.building import build_evolution
+from evolora.files import write_text
+from evolora.rewards.registry import HUMAN
+from evolora.runs.config import RunConfig, make_config
+from evolora.runs.config_file import config_toml, read_config
+from evolora.models.cost import Cost, Costs
+from evolora.errors import InputError, RewardError
+from evolora.runs.report.statistics import bootstrap_interval, compare
+from evolora.population.evaluation import Evaluation, mean_fitness, term_means
+from evolora.evolution.loop import Evolution
+from evolora.models.export import export_adapter, export_merged, load_adapter
+from evolora.runs.report.card import model_card
+from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
+from evolora.population.lineage import Lineage
+from evolora.models.lora import BUNDLED_MODEL
+from evolora.population.population import Population, genome_sha256
+from evolora.rewards import Reward, reward_name
+from evolora.rng import keyed_seed
+from evolora.runs.snapshot import Snapshot, restore
+from evolora.runs.tracking.terminal import MetricsLog, Silence, View
+from evolora.evolution.voting import voted_rewards
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C ended a run after its checkpoint was written; `folder` is the run to resume."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__(str(folder))
+        self.folder = folder
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a run leaves: its folder, `summary.json` as a dictionary, and its metrics, one dictionary a generation."""
+
+    folder: Path
+    summary: dict[str, Any]
+    history: list[dict[str, Any]]
+
+    @property
+    def adapter(self) -> Path:
+        """The winner's folder: an ordinary PEFT adapter with tokenizer and model card."""
+        return self.folder / "best"
+
+    @property
+    def merged(self) -> Path | None:
+        """The folder of the merged model, if one was asked for."""
+        return self.folder / "merged" if (self.folder / "merged").is_dir() else None
+
+
+def evolve(
+    *,
+    reward: Reward | str | None = None,
+    data: str | os.PathLike[str] | Sequence[Mapping[str, Any]] | None = None,
+    view: View | None = None,
+    **options: Any,
+) -> Result:
+    """Evolve and reinforce LoRA adapters, and return the winner.
+
+    `reward` is a function with TRL's signature or the name of one; `data` a file, a folder, or a list of rows, each
+    with a `prompt` and any further columns, which the reward gets by name. All other options are those of `RunConfig`.
+
+    Raises InputError for bad options before any work, RewardError when the reward fails, `Interrupted` after Ctrl-C.
+
+    >>> import tempfile
+    >>> result = evolve(task="arithmetic", gens=1, pop=2, elites=1, refiner="none", out=tempfile.mkdtemp() + "/run")
+    >>> sorted(result.summary["winner"])
+    ['genome_sha256', 'id', 'operator', 'test', 'validation']
+    """
+    function = reward if callable(reward) else None
+    # In brackets, so that a resumed run can take it for no built-in of the same name.
+    named = f"<function {reward_name(function)}>" if function is not None else reward
+    rows = None if data is None or isinstance(data, (str, os.PathLike)) else [dict(row) for row in data]
+    if data is not None:
+        options["data"] = str(data) if rows is None else "data.jsonl"
+    config = make_config({**options, "reward": named})
+    return start(config, reward=function, rows=rows, view=view)
+
+
+def start(
+    config: RunConfig,
+    *,
+    reward: Reward | None = None,
+    rows: list[dict[str, Any]] | None = None,
+    view: View | None = None,
+) -> Result:
+    """Start a run in a new folder."""
+    folder = Path(config.out or _default_folder(config)).absolute()
+    if (folder / "config.toml").exists():
+        raise InputError(f"--out {folder}: holds a run already, resume it with 'evolora resume {folder}'")
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"--out {folder}: found a file, expected a folder")
+    with _folder_for(folder, rows) as data:
+        config = config if data is None else config.model_copy(update={"data": str(data)})
+        parts = assemble(_located(config, folder), reward, view or Silence())
+    try:
+        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be made ({error.strerror}), expected a new folder") from None
+    return _run(folder, parts)
+
+
+@contextmanager
+def _folder_for(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path | None]:
+    """The file with the rows that were given from Python, which a resumed run will need; gone again if it is refused.
+
+    Raises InputError for rows that JSON cannot hold.
+    """
+    if rows is None:
+        yield None
+        return
+    try:
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"data: {error}, expected rows that JSON can hold") from None
+    existed, data = folder.exists(), folder / "data.jsonl"
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(data, text)
+    try:
+        yield data
+    except InputError:
+        data.unlink()
+        if not existed:
+            folder.rmdir()
+        raise
+
+
+def resume(
+    folder: Path, *, reward: Reward | None = None, view: View | None = None, options: Mapping[str, Any] | None = None
+) -> Result:
+    """Continue a run from its newest whole checkpoint, to the same bits as if it had never stopped.
+
+    `options` may give a new `gens`, `budget_tokens`, `budget_seconds`, `budget_flops`, `save_every` or `merge`; None
+    takes a limit away. Budgets count all that the run has spent, before it was stopped and after. A run that was given
+    its reward as a Python function needs that function again.
+    """
+    folder = folder.absolute()
+    if not (folder / "config.toml").is_file():
+        raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
+    config = make_config({**read_config(folder / "config.toml"), **(options or {}), "out": str(folder)})
+    finished = folder / "summary.json"
+    if finished.exists():
+        summary = json.loads(finished.read_text(encoding="utf-8"))
+        history = MetricsLog(folder / "metrics.jsonl").read()
+        if _progress(config, history[-1]) >= 1:
+            if config.merge and not (folder / "merged").is_dir():
+                _merge(folder, config)
+            return Result(folder, summary, history)
+    return _run(folder, assemble(config, reward, view or Silence()))
+
+
+def _run(folder: Path, parts: Parts) -> Result:
+    config = parts.config
+    metrics, lineage = MetricsLog(folder / "metrics.jsonl"), Lineage(folder / "lineage.sqlite")
+    evolution = build_evolution(parts, lineage)
+    seconds_before = restore(folder, parts, evolution)
+    # Not before: new options that come with changed data, say, must not stay behind in a run that was refused.
+    write_text(folder / "config.toml", config_toml(config))
+    metrics.rewind(evolution.generation)
+    lineage.rewind(evolution.generation if evolution.generation else -1)
+    began = time.perf_counter()
+
+    def seconds() -> float:
+        return seconds_before + time.perf_counter() - began
+
+    parts.view.say(f"run folder: {folder}")
+    unsaved: Snapshot | None = None
+    feedback: HumanFeedback | None = None
+    try:
+        with _interruptible(parts.view) as interrupted:
+            if config.reward == HUMAN:
+                assert isinstance(parts.scorer, VotedScorer)
+                feedback = evolution.judge = open_page(
+                    folder,
+                    parts.evaluator,
+                    parts.scorer,
+                    config,
+                    generation=evolution.generation,
+                    stop=interrupted,
+                    say=parts.view.say,
+                )
+            done = _progress(config, {"generation": evolution.generation, **evolution.spent()})
+            while done < 1:
+                parts.scorer.at(evolution.generation)
+                measured = evolution.step(done)
+                lineage.commit()
+                logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}
+                metrics.append({**measured, **logged, "time.total": seconds()})
+                done = _progress(config, measured)
+                parts.view.generation(measured, config.most_gens, done)
+                snapshot = Snapshot.of(evolution, seconds())
+                if done >= 1 or interrupted() or evolution.generation % config.save_every == 0:
+                    snapshot.write(folder, parts)
+                    unsaved = None
+                else:
+                    unsaved = copy.deepcopy(snapshot)  # the next generation may change what it is made of
+                if interrupted():
+                    raise KeyboardInterrupt
+        summary = _finish(folder, parts, evolution, lineage, seconds)
+    except (RewardError, KeyboardInterrupt) as end:
+        # In the middle of a generation: the whole ones before it must not be lost.
+        if unsaved is not None:
+            unsaved.write(folder, parts)
+        if isinstance(end, RewardError):
+            raise
+        raise Interrupted(folder) from end
+    finally:
+        parts.view.close()
+        if feedback is not None:
+            feedback.close()
+        lineage.close()
+        parts.scorer.close()  # last: a reward of one's own may fail even here
+    return Result(folder, summary, metrics.read())
+
+
+def _finish(
+    folder: Path, parts: Parts, evolution: Evolution, lineage: Lineage, seconds: Callable[[], float]
+) -> dict[str, Any]:
+    """Choose the winner on validation, score base and winner once on the test split, export, sum up."""
+    config = parts.config
+    voters, validations = evolution.best_finalists(config.vote)
+    winner, validation = voters.select([0]), float(validations[0])
+    base = evolution.base()
+    individual, genome = winner.individuals[0], winner.genomes[0]
+    start = time.perf_counter()
+    base_test = parts.evaluator.evaluate(parts.founder[None], parts.task.test)
+    winner_test = parts.evaluator.evaluate(winner.genomes, parts.task.test)
+    test_cost = base_test.cost + winner_test.cost + Cost(seconds=time.perf_counter() - start)
+    # By id: where nothing beats the base, the base is the winner, and is entered once.
+    for row, evaluation in {base.id: (base, base_test), individual.id: (individual, winner_test)}.values():
+        lineage.measured(evolution.generation, "test", [row], evaluation.fitness)
+        lineage.sampled(
+            evolution.generation,
+            row,
+            "test",
+            [example.prompt for example in parts.task.test],
+            evaluation.completions[0],
+            evaluation.rewards[0],
+        )
+    lineage.commit()
+    vote, vote_cost = _vote(parts, voters, winner_test) if config.vote > 1 else ({}, Cost())
+    costs = {
+        **{str(purpose): cost for purpose, cost in evolution.costs.by_purpose.items()},
+        "test": test_cost + vote_cost,
+    }
+    summary = {
+        "version": importlib.metadata.version("evolora"),
+        "seed": config.seed,
+        "model": config.model,
+        "task": parts.task.name,
+        "reward": parts.scorer.name,
+        "strategy": config.strategy,
+        "refiner": config.refiner,
+        "held_out": parts.task.held_out,
+        "test_prompts": len(parts.task.test),
+        "generations": evolution.generation,
+        "seconds": seconds(),
+        "tokens": {purpose: cost.tokens for purpose, cost in costs.items()},
+        "flops": {purpose: cost.flops for purpose, cost in costs.items()},
+        "time": {**{purpose: cost.seconds for purpose, cost in costs.items()}, "loop": evolution.seconds},
+        "base": {"test": _test_figures(base_test.rewards[0], config.seed) | _terms(base_test)},
+        "winner": {
+            "id": individual.id,
+            "operator": individual.operator,
+            "genome_sha256": genome_sha256(genome),
+            "validation": validation,
+            "test": _test_figures(winner_test.rewards[0], config.seed) | _terms(winner_test),
+        },
+        **vote,
+        **({} if evolution.judge is None else {"votes": evolution.judge.summary()}),
+        "inspection": compare([example.prompt for example in parts.task.test], base_test, winner_test).as_dict(),
+    }
+    examples = list(
+        zip(
+            (example.prompt for example in parts.task.test[:5]),
+            winner_test.completions[0],
+            map(float, winner_test.rewards[0]),
+            strict=False,
+        )
+    )
+    card = model_card(
+        summary,
+        reward=parts.scorer.name,
+        max_new_tokens=parts.max_new_tokens,
+        dtype=config.dtype,
+        examples=examples,
+    )
+    export_adapter(folder / "best", parts.base, parts.lora, parts.layout, genome, card)
+    if config.merge:
+        _merge(folder, config)
+    summary["seconds"] = seconds()
+    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def _vote(parts: Parts, voters: Population, winner_test: Evaluation) -> tuple[dict[str, Any], Cost]:
+    """The summary's entry on the vote of the best finalists on the test split, and what it cost."""
+    start = time.perf_counter()
+    tests = [winner_test, *(parts.evaluator.evaluate(genome[None], parts.task.test) for genome in voters.genomes[1:])]
+    rewards = voted_rewards([test.completions[0] for test in tests], np.concatenate([test.rewards for test in tests]))
+    entry = {
+        "voters": [individual.id for individual in voters.individuals],
+        "test": _test_figures(rewards, parts.config.seed),
+    }
+    cost = sum((test.cost for test in tests[1:]), Cost(seconds=time.perf_counter() - start))
+    return {"vote": entry}, cost
+
+
+def _merge(folder: Path, config: RunConfig) -> None:
+    lora, state = load_adapter(folder / "best")
+    export_merged(folder / "merged", config.model, getattr(torch, config.dtype), lora, state)
+
+
+def _test_figures(rewards: npt.NDArray[np.float64], seed: int) -> dict[str, Any]:
+    """The mean of the rewards [prompts] and its interval."""
+    reward = float(mean_fitness(rewards[None])[0])
+    if math.isnan(reward):
+        raise RewardError("the reward scored no completion of the test split")
+    low, high = bootstrap_interval(rewards, seed=keyed_seed(seed, "bootstrap"))
+    return {"reward": reward, "ci95": [low, high]}
+
+
+def _terms(evaluation: Evaluation) -> dict[str, Any]:
+    """The means of a combined reward's terms."""
+    return {"terms": term_means(evaluation, 0)} if evaluation.terms else {}
+
+
+def _progress(config: RunConfig, metrics: Mapping[str, float]) -> float:
+    """The share of the run that is done, by whichever limit is nearest; the run ends when it is 1 or more."""
+    costs = Costs.from_metrics(metrics)
+    shares = [
+        used / limit
+        for used, limit in (
+            (metrics["generation"], config.most_gens),
+            (costs.generated_tokens, config.budget_tokens),
+            (metrics["time.loop"], config.budget_seconds),
+            (costs.flops, config.budget_flops),
+        )
+        if limit is not None
+    ]
+    return max(shares)
+
+
+def _default_folder(config: RunConfig) -> Path:
+    name = config.task or (Path(config.data).stem if config.data else "prompt" if config.prompt else "translate")
+    name = re.sub(r"[^\w.-]+", "-", name).strip("-")  # a gym: task's options are no part of a path
+    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+
+
+def _located(config: RunConfig, folder: Path) -> RunConfig:
+    """Paths made absolute: a run can be resumed from any folder."""
+    update: dict[str, Any] = {"out": str(folder)}
+    if config.data is not None:
+        update["data"] = str(Path(config.data).absolute())
+    if config.chat_template is not None:
+        update["chat_template"] = str(Path(config.chat_template).absolute())
+    if config.model != BUNDLED_MODEL and Path(config.model).is_dir():
+        update["model"] = str(Path(config.model).absolute())
+    return config.model_copy(update=update)
+
+
+@contextmanager
+def _interruptible(view: View) -> Iterator[Callable[[], bool]]:
+    """Inside, the first Ctrl-C only asks the run to end after its generation; a second one ends it at once."""
+    asked = False
+
+    def ask(_: int, __: FrameType | None) -> None:
+        nonlocal asked
+        if asked:
+            raise KeyboardInterrupt
+        asked = True
+        view.say("Interrupted: finishing this generation and its checkpoint; Ctrl-C again stops at once.")
+
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    before = signal.signal(signal.SIGINT, ask)
+    try:
+        yield lambda: asked
+    finally:
+        signal.signal(signal.SIGINT, before)

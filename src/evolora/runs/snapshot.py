@@ -1,0 +1,74 @@
+"""A run at the end of a generation: kept in memory, written as a checkpoint, taken up again."""
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from evolora.runs.assembly import Parts
+from evolora.files import (
+    checkpoint_folder,
+    newest_checkpoint,
+    read_state,
+    seal,
+    temporary_folder,
+    write_folder,
+    write_state,
+)
+from evolora.errors import InputError
+from evolora.evolution.loop import Evolution
+from evolora.models.export import save_adapter
+from evolora.tasks.task import Task
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """All that a resumed run needs after `generation`, and the `best` genome so far. A deep copy outlives the next
+    generation: when a reward fails in its middle, that is what the run goes back to."""
+
+    generation: int
+    best: Tensor
+    state: dict[str, Any]
+    seconds: float
+
+    @classmethod
+    def of(cls, evolution: Evolution, seconds: float) -> "Snapshot":
+        """Taken after a generation's end."""
+        return cls(evolution.generation, evolution.best().genomes[0], evolution.state_dict(), seconds)
+
+    def write(self, folder: Path, parts: Parts) -> None:
+        """As a checkpoint of the run in `folder`."""
+        target = checkpoint_folder(folder, self.generation)
+        temporary = temporary_folder(target)
+        save_adapter(temporary, parts.base, parts.lora, parts.layout, self.best)
+        write_state(temporary, {**self.state, "seconds": self.seconds, "task_sha256": _task_sha256(parts.task)})
+        seal(temporary)
+        write_folder(target, temporary)
+
+
+def restore(folder: Path, parts: Parts, evolution: Evolution) -> float:
+    """Take up the newest whole checkpoint, if there is one: the seconds that the run had taken."""
+    newest, faults = newest_checkpoint(folder)
+    for fault in faults:
+        parts.view.say(f"passed over: {fault}")
+    if newest is None:
+        return 0.0
+    state = read_state(newest)
+    if state["task_sha256"] != _task_sha256(parts.task):
+        raise InputError(f"{newest}: the data has changed since this checkpoint, expected the same prompts and columns")
+    try:
+        evolution.load_state_dict(state)
+    except KeyError as error:
+        raise InputError(f"{newest}: has no entry {error}, expected a checkpoint of this version of evolora") from None
+    parts.view.say(f"resumed after generation {evolution.generation} from {newest}")
+    return float(state["seconds"])
+
+
+def _task_sha256(task: Task) -> str:
+    splits = [
+        [[example.prompt, example.columns] for example in split] for split in (task.train, task.validation, task.test)
+    ]
+    return hashlib.sha256(json.dumps(splits, sort_keys=True, default=str).encode()).hexdigest()

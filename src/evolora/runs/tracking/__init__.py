@@ -1,0 +1,1 @@
+"""What a run shows and logs while it goes on."""

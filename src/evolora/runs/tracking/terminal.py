@@ -1,0 +1,180 @@
+"""What a run tells: metrics as JSON lines, and a view of its progress on the terminal or as plain lines."""
+
+import json
+import math
+import sys
+import time
+from pathlib import Path
+from typing import Any, Protocol
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from evolora.files import write_text
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one line a generation. Everything but the `time.` entries is the same in every repetition."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def append(self, metrics: dict[str, Any]) -> None:
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_finite(metrics)) + "\n")
+
+    def read(self) -> list[dict[str, Any]]:
+        """The whole lines so far; a line that a kill cut short is left out."""
+        if not self.path.exists():
+            return []
+        lines = []
+        for line in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return lines
+
+    def rewind(self, generation: int) -> None:
+        """Forget the lines after `generation`."""
+        kept = [line for line in self.read() if line["generation"] <= generation]
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
+    """NaN is no JSON: a figure that does not exist is null."""
+    return {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value
+        for name, value in metrics.items()
+    }
+
+
+class View(Protocol):
+    """Where a run shows itself."""
+
+    def say(self, text: str) -> None: ...
+
+    def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None:
+        """A generation has ended; there will be `gens` of them unless a budget ends the run before, and the share
+        `done` of generations or budget is used, whichever is nearer its end."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class Silence:
+    """Shows nothing."""
+
+    def say(self, text: str) -> None: ...
+
+    def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class PlainView:
+    """A line a generation, for logs and pipes."""
+
+    def __init__(self) -> None:
+        self._clock = _Clock()
+        # Kept: while a reward is called, what is printed goes elsewhere, and Ctrl-C is answered even then.
+        self._stream = sys.stdout
+
+    def say(self, text: str) -> None:
+        print(text, file=self._stream, flush=True)
+
+    def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None:
+        cells = _cells(metrics, gens, done)
+        left = self._clock.left(done)
+        words = [f"{name} {value}" for name, value in cells.items()]
+        self.say("  ".join([*words, f"{_duration(left)} left"]))
+
+    def close(self) -> None: ...
+
+
+class LiveView:
+    """A table of the last generations that redraws itself, for terminals."""
+
+    ROWS = 12
+
+    def __init__(self) -> None:
+        self._console = Console(file=sys.stdout)
+        self._clock = _Clock()
+        self._rows: list[dict[str, str]] = []
+        self._live: Live | None = None
+
+    def say(self, text: str) -> None:
+        self._console.print(text, highlight=False, markup=False)
+
+    def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None:
+        if self._live is None:
+            self._live = Live(console=self._console, auto_refresh=False)
+            self._live.start()
+        self._rows = [*self._rows, _cells(metrics, gens, done)][-self.ROWS :]
+        table = Table(box=None, pad_edge=False, header_style="bold")
+        for name in self._rows[-1]:
+            table.add_column(name, justify="right", style="bold green" if name == "validation" else None)
+        for row in self._rows:
+            table.add_row(*row.values())
+        left = self._clock.left(done)
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=1, completed=min(done, 1), width=40), Text(f"{_duration(left)} left"))
+        self._live.update(Group(table, Text(), bar), refresh=True)
+
+    def close(self) -> None:
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+
+def choose_view() -> View:
+    """The live table on a terminal, plain lines elsewhere."""
+    return LiveView() if sys.stdout.isatty() else PlainView()
+
+
+class _Clock:
+    """The time left, from the share of the run that this process has seen done."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, float] | None = None
+
+    def left(self, done: float) -> float:
+        if done >= 1:
+            return 0.0
+        now = time.perf_counter()
+        if self._first is None:
+            self._first = (done, now)
+            return math.nan
+        first, start = self._first
+        return (now - start) / (done - first) * (1 - done) if done > first else math.nan
+
+
+def _cells(metrics: dict[str, Any], gens: int | None, done: float) -> dict[str, str]:
+    generation = metrics["generation"]
+    cells = {
+        "gen": f"{generation} ({done:.0%})" if gens is None else f"{generation:>{len(str(gens))}}/{gens}",
+        "best": f"{metrics['fitness.best']:.3f}",
+        "mean": f"{metrics['fitness.mean']:.3f}",
+        "validation": f"{metrics['validation']:.3f}",
+    }
+    refiner = next((name.removesuffix(".gain") for name in metrics if name.endswith(".gain")), None)
+    if refiner is not None:
+        gain, accepted, refined = (metrics[f"{refiner}.{name}"] for name in ("gain", "accepted", "refined"))
+        cells[refiner] = f"{gain:+.3f} ({accepted}/{refined} in)"
+        kl = metrics.get(f"{refiner}.kl")
+        if kl is not None:  # it is measured where it is penalised
+            cells["kl"] = f"{kl:.2f}"
+    cells["by"] = metrics["best.operator"]
+    cells["tok/s"] = f"{metrics['time.tokens_per_second']:,.0f}"
+    return cells
+
+
+def _duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "-"
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}h {minutes:02d}m" if hours else f"{minutes}m {seconds:02d}s" if minutes else f"{seconds}s"

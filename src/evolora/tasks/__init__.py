@@ -1,0 +1,1 @@
+"""Prompts in: bundled tasks, files, reasoning-gym, chat. It knows no model."""
