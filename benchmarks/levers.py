@@ -30,7 +30,7 @@ from evolora import LocalEvaluator, PopulationModel, PPOConfig, PPORefiner, Rewa
 from evolora.engine.cpu.install import fastest_products, use_kernels
 from evolora.engine.cpu.sampling import _sample_torch
 from evolora.engine.split import population_generate
-from evolora.models.lora import BUNDLED_MODEL
+from evolora.models.base import BUNDLED_MODEL
 from evolora.rewards import load_reward
 
 Off = Callable[[PopulationModel], Any]

@@ -220,7 +220,7 @@ def classifier(folder: Path) -> None:
     import torch
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    from evolora.models.lora import model_path
+    from evolora.models.base import model_path
     from evolora.rewards import sentiment
 
     torch.manual_seed(0)

@@ -14,7 +14,7 @@ from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
 
 from evolora import Example, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, load_task
-from evolora.models.lora import BUNDLED_MODEL
+from evolora.models.base import BUNDLED_MODEL
 from evolora.refiners import GRPOConfig, GRPORefiner
 from evolora.rewards import load_reward
 from speed import machine

@@ -24,7 +24,7 @@ from transformers import (
 from evolora import GenomeLayout, load_base, lora_config, lora_layout
 from evolora.engine.calibration import available_cores, choose_threads, threads_an_operation
 from evolora.engine.eager.generate import PromptBatch
-from evolora.models.lora import BUNDLED_MODEL, model_path
+from evolora.models.base import BUNDLED_MODEL, model_path
 from evolora.rng import keyed_generator
 
 MODELS = ("tiny", "124M")

@@ -5,11 +5,14 @@ The names here are the public ones; docs/architecture.md says how they fit toget
 
 from importlib.metadata import version
 
-from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.base import Engine
+from evolora.engine.choose import choose_engine
+from evolora.engine.text import Text
 from evolora.errors import CheckpointError, InputError, RewardError
 from evolora.evolution.loop import Evolution, LoopConfig
+from evolora.models.base import BaseModel, load_base
 from evolora.models.genome import GenomeLayout
-from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
+from evolora.models.lora import lora_config, lora_layout
 from evolora.population.evaluation import Evaluation, Evaluator, LocalEvaluator
 from evolora.population.lineage import Lineage
 from evolora.population.population import Hyperparameters, Individual, Population
@@ -54,6 +57,7 @@ __all__ = [
     "Distiller",
     "ESConfig",
     "Eggroll",
+    "Engine",
     "Evaluation",
     "Evaluator",
     "Evolution",
@@ -79,7 +83,6 @@ __all__ = [
     "PerturbationConfig",
     "Population",
     "PopulationBasedTraining",
-    "PopulationModel",
     "RLOOConfig",
     "RLOORefiner",
     "RandomPerturbation",
@@ -95,6 +98,8 @@ __all__ = [
     "SepCMAESConfig",
     "Strategy",
     "Task",
+    "Text",
+    "choose_engine",
     "evolve",
     "load_base",
     "load_task",

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from evolora import evolve
-from evolora.models.lora import model_path
+from evolora.models.base import model_path
 from evolora.tasks.task import bundled_task
 
 # Loads an adapter (or the base alone), completes the prompts greedily in one left-padded batch, prints the completions.

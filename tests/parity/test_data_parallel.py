@@ -16,8 +16,9 @@ from evolora.engine import split as data_parallel
 from evolora.engine.eager.generate import Completions, PromptBatch, generate
 from evolora.engine.eager.lora_layers import PopulationModel
 from evolora.engine.split import population_generate, population_log_probs, split
+from evolora.models.base import load_base
 from evolora.models.genome import GenomeLayout
-from evolora.models.lora import load_base, lora_config, lora_layout
+from evolora.models.lora import lora_config, lora_layout
 from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner
 from evolora.rewards import RewardScorer
 from evolora.rng import keyed_generator

@@ -15,7 +15,8 @@ from evolora.engine.cpu.install import Products, use_kernels
 from evolora.engine.eager.generate import Completions, PromptBatch, completion_log_probs, encode
 from evolora.engine.eager.kv_cache import make_cache
 from evolora.engine.eager.lora_layers import PopulationModel
-from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
+from evolora.models.base import BaseModel, load_base
+from evolora.models.lora import lora_config, lora_layout
 from evolora.refiners.imitation import padded
 
 Folder = Callable[[str], Path]

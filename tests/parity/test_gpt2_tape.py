@@ -18,7 +18,8 @@ from evolora.engine.cpu.install import use_kernels
 from evolora.engine.eager.generate import Completions, PromptBatch, completion_log_probs, encode, generate
 from evolora.engine.eager.lora_layers import PopulationModel
 from evolora.engine.split import population_generate, population_log_probs
-from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
+from evolora.models.base import BaseModel, load_base
+from evolora.models.lora import lora_config, lora_layout
 from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, RLOOConfig, RLOORefiner
 from evolora.rewards import RewardScorer
 from evolora.tasks.task import Example

@@ -24,8 +24,9 @@ from torch import Tensor
 
 from evolora.engine.eager.generate import completion_log_probs
 from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.models.base import BaseModel, load_base
 from evolora.models.genome import GenomeLayout
-from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
+from evolora.models.lora import lora_config, lora_layout
 from evolora.refiners import GRPOConfig, GRPORefiner, PolicyGradientRefiner, RLOOConfig, RLOORefiner
 from evolora.refiners.advantages import equal_groups, group_advantages, leave_one_out_advantages
 from evolora.refiners.losses import grpo_loss, sequence_policy_loss

@@ -12,9 +12,10 @@ from transformers import AutoModelForCausalLM
 
 from evolora.engine.eager.generate import Completions, PromptBatch, generate
 from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.models.base import BaseModel, load_base
 from evolora.models.export import load_adapter, save_adapter
 from evolora.models.genome import GenomeLayout
-from evolora.models.lora import BaseModel, as_peft_model, load_base, lora_config, lora_layout
+from evolora.models.lora import as_peft_model, lora_config, lora_layout
 from evolora.rng import keyed_generator
 
 INDIVIDUALS = 4

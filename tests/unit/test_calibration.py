@@ -9,7 +9,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from evolora.engine import calibration
 from evolora.engine.calibration import bytes_a_row, choose_rows, choose_threads, threads_an_operation
-from evolora.models.lora import load_base
+from evolora.models.base import load_base
 
 
 @pytest.fixture

@@ -20,8 +20,9 @@ from evolora.engine.eager.decoder import DecodingBatch
 from evolora.engine.eager.generate import Completions, PromptBatch, encode, generate
 from evolora.engine.eager.kv_cache import RoomyLayer, keeps_all, make_cache
 from evolora.engine.eager.lora_layers import PopulationModel, Routing
+from evolora.models.base import BaseModel, load_base
 from evolora.models.genome import GenomeLayout
-from evolora.models.lora import BaseModel, as_peft_model, load_base, lora_config, lora_layout
+from evolora.models.lora import as_peft_model, lora_config, lora_layout
 from evolora.rng import keyed_seed
 
 Folder = Callable[[str], Path]

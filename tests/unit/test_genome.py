@@ -10,8 +10,9 @@ from hypothesis import strategies as st
 from peft import get_peft_model, get_peft_model_state_dict
 from torch import Tensor
 
+from evolora.models.base import load_base
 from evolora.models.genome import AdaptedModule, GenomeLayout
-from evolora.models.lora import as_peft_model, load_base, lora_config, lora_layout
+from evolora.models.lora import as_peft_model, lora_config, lora_layout
 from evolora.rng import keyed_generator
 
 

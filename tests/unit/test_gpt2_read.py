@@ -16,7 +16,8 @@ from evolora.engine.cpu.gpt2.prefill import read_packs
 from evolora.engine.cpu.install import use_kernels
 from evolora.engine.eager.kv_cache import RoomyLayer, make_cache
 from evolora.engine.eager.lora_layers import PopulationModel
-from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
+from evolora.models.base import BaseModel, load_base
+from evolora.models.lora import lora_config, lora_layout
 
 Folder = Callable[[str], Path]
 FAR = torch.finfo(torch.float32).min

@@ -17,7 +17,8 @@ from evolora.engine.cpu.matmul import frozen_linear as frozen_product
 from evolora.engine.eager.generate import Completions, encode, generate
 from evolora.engine.eager.kv_cache import RoomyCache, RoomyLayer, make_cache, unpacked
 from evolora.engine.eager.lora_layers import PopulationModel
-from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
+from evolora.models.base import BaseModel, load_base
+from evolora.models.lora import lora_config, lora_layout
 
 Folder = Callable[[str], Path]
 Hooks = Callable[[Any], None]

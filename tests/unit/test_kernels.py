@@ -28,7 +28,7 @@ from evolora.engine.cpu.install import (
 from evolora.engine.cpu.lora import Adapter
 from evolora.engine.cpu.matmul.frozen_linear import FrozenProduct
 from evolora.engine.eager.generate import encode, generate
-from evolora.models.lora import load_base
+from evolora.models.base import load_base
 
 Folder = Callable[[str], Path]
 

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evolora.engine.eager.lora_layers import PopulationModel
-from evolora.models.lora import load_base, lora_config, lora_layout
+from evolora.models.base import load_base
+from evolora.models.lora import lora_config, lora_layout
 from evolora.refiners import PPOConfig, PPORefiner
 from evolora.refiners.learning_rate import BAND, FIRST, MOST, NARROW, SEEN, LedRate, decayed
 from evolora.refiners.optimiser import RowAdam

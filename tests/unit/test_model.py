@@ -18,7 +18,8 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, T
 
 from evolora.engine.eager.lora_layers import PopulationModel
 from evolora.errors import InputError
-from evolora.models.lora import as_peft_model, check_lora, load_base, lora_config, lora_layout
+from evolora.models.base import load_base
+from evolora.models.lora import as_peft_model, check_lora, lora_config, lora_layout
 
 Folder = Callable[[str], Path]
 
@@ -53,7 +54,7 @@ def test_a_hub_name_is_loaded_from_the_local_cache(model_folder: Folder, tmp_pat
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
     code = """
-from evolora.models.lora import load_base
+from evolora.models.base import load_base
 base = load_base("some-org/tiny-llama")
 print(base.path, base.model.config.model_type, base.tokenizer.eos_token_id)
 try:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from evolora.engine.eager.packed_forward import PackedPass, can_pack
 from evolora.engine.eager.packing import Packs, pack
-from evolora.models.lora import load_base
+from evolora.models.base import load_base
 
 TEXTS = st.lists(st.lists(st.integers(0, 2), min_size=1, max_size=7), min_size=1, max_size=9)
 

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.models.base import BaseModel, load_base
 from evolora.models.genome import GenomeLayout
-from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
+from evolora.models.lora import lora_config, lora_layout
 from evolora.population.evaluation import LocalEvaluator
 from evolora.population.population import Hyperparameters, Individual
 from evolora.refiners import (

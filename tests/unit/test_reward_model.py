@@ -13,7 +13,7 @@ from evolora import InputError
 from evolora.cli import main
 from evolora.human.preferences import Preference, read_preferences, write_preferences
 from evolora.human.reward_model import FittedRewardModel, fit_reward_model
-from evolora.models.lora import load_base
+from evolora.models.base import load_base
 from evolora.rewards import load_reward, sentiment
 from evolora.tasks.task import bundled_task
 

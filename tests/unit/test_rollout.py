@@ -18,7 +18,7 @@ from evolora.engine.eager.generate import (
     generate,
     select_rows,
 )
-from evolora.models.lora import BaseModel, load_base
+from evolora.models.base import BaseModel, load_base
 from evolora.rng import keyed_seed
 
 PROMPTS = ["the cat", "a dog ran to", "4 + 3 =", "one two three four", "red", "on the mat"]

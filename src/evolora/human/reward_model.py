@@ -19,7 +19,8 @@ from transformers import AutoModelForSequenceClassification, PreTrainedModel, Pr
 
 from evolora.errors import InputError
 from evolora.human.preferences import Preference
-from evolora.models.lora import lora_config, model_path
+from evolora.models.base import model_path
+from evolora.models.lora import lora_config
 from evolora.models.sequence_scores import classifier_outputs, load_model, outputs_of, written
 from evolora.rng import keyed_generator, keyed_seed
 

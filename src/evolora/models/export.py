@@ -10,8 +10,9 @@ from torch import Tensor
 
 from evolora.errors import InputError
 from evolora.files import temporary_folder, write_folder
+from evolora.models.base import BaseModel, load_base
 from evolora.models.genome import GenomeLayout
-from evolora.models.lora import BaseModel, as_peft_model, load_base, set_state
+from evolora.models.lora import as_peft_model, set_state
 
 
 def save_adapter(folder: Path, base: BaseModel, config: LoraConfig, layout: GenomeLayout, genome: Tensor) -> None:

@@ -8,17 +8,15 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from evolora.engine.eager.decoder import takes_drafts
-from evolora.engine.eager.generate import decode_text, encode, end_tokens, lengths_read, pad_token
-from evolora.engine.eager.lora_layers import PopulationModel
-from evolora.engine.split import population_generate
+from evolora.engine.base import Engine
+from evolora.engine.text import Text
 from evolora.models.cost import Cost
 from evolora.population.population import Population
+from evolora.population.writing import Writer, rewarded
 from evolora.rewards import Scorer
 from evolora.rng import keyed_seed
-from evolora.tasks.task import Example, columns_of, messages_of
+from evolora.tasks.task import Example
 
 # For each individual and each example, token ids that its completion may begin with.
 Drafts = Sequence[Sequence[Sequence[int]]]
@@ -77,17 +75,18 @@ class Judge(Protocol):
 
 
 class LocalEvaluator(Evaluator):
-    """Evaluates the whole population in one `generate`, in slices of a fixed number of rows.
+    """Evaluates the whole population in one batch, in slices of a fixed number of rows.
 
-    The slices depend on `rows_per_slice`, the number of individuals and the number of prompts only, so that the same
-    evaluation rounds the same way whenever it is made again.
-
-    >>> from evolora import Example, PopulationModel, RewardScorer, load_base, lora_config, lora_layout
+    >>> from evolora.engine.choose import choose_engine
+    >>> from evolora.engine.text import Text
+    >>> from evolora.models.base import load_base
+    >>> from evolora.models.lora import lora_config, lora_layout
+    >>> from evolora.rewards import RewardScorer
     >>> base = load_base("tiny-gpt2")
     >>> layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
     >>> evaluator = LocalEvaluator(
-    ...     PopulationModel(base.model, layout),
-    ...     base.tokenizer,
+    ...     choose_engine(base.model, layout).engine,
+    ...     Text.of(base.model, base.tokenizer),
     ...     RewardScorer(lambda completions: [float(text.strip().isdigit()) for text in completions]),
     ...     max_new_tokens=4,
     ... )
@@ -97,16 +96,15 @@ class LocalEvaluator(Evaluator):
 
     def __init__(
         self,
-        population_model: PopulationModel,
-        tokenizer: PreTrainedTokenizerBase,
+        engine: Engine,
+        text: Text,
         scorer: Scorer,
         *,
         max_new_tokens: int,
         rows_per_slice: int = 512,
         draft_rows: int = 8,
     ) -> None:
-        self.population_model = population_model
-        self.tokenizer = tokenizer
+        self.writer = Writer(engine, text)
         self.scorer = scorer
         self.max_new_tokens = max_new_tokens
         self.rows_per_slice = rows_per_slice
@@ -119,36 +117,19 @@ class LocalEvaluator(Evaluator):
         `drafts` are checked instead of decoding token by token where at most `draft_rows` rows are completed: of more
         rows, the tokens that are computed in vain cost more than the passes that are saved.
         """
-        n = genomes.shape[0]
-        texts: list[list[str]] = [[] for _ in range(n)]
-        token_ids: list[list[list[int]]] = [[] for _ in range(n)]
-        cost = Cost()
-        if n * len(examples) > self.draft_rows or not takes_drafts(self.population_model.model):
-            drafts = None
-        for first in range(0, len(examples), self.rows_per_slice):
-            part = examples[first : first + self.rows_per_slice]
-            size = max(1, self.rows_per_slice // len(part))
-            for start in range(0, n, size):
-                rows = range(start, min(start + size, n))
-                guesses = None
-                if drafts is not None:
-                    guesses = [draft for row in rows for draft in drafts[row][first : first + len(part)]]
-                written, ids, spent = self._complete(genomes[rows.start : rows.stop], part, guesses)
-                cost += spent
-                for index, row in enumerate(rows):
-                    texts[row] += written[index * len(part) : (index + 1) * len(part)]
-                    token_ids[row] += ids[index * len(part) : (index + 1) * len(part)]
-        scores = self.scorer.score(
-            prompts=[example.prompt for _ in range(n) for example in examples],
-            completions=[text for row in texts for text in row],
-            columns=columns_of([example for _ in range(n) for example in examples]),
-            completion_ids=[ids for row in token_ids for ids in row],
-            groups=[row for row in range(n) for _ in examples],
-            messages=messages_of([example for _ in range(n) for example in examples]),
+        n, each = genomes.shape[0], len(examples)
+        guesses = None
+        if drafts is not None and n * each <= self.draft_rows:
+            guesses = [draft for own in drafts for draft in own]
+        written = self.writer.write_in_slices(
+            genomes, examples, self.max_new_tokens, rows=self.rows_per_slice, drafts=guesses
         )
-        rewards = scores.rewards.reshape(n, len(examples))
-        terms = {name: values.reshape(n, len(examples)) for name, values in scores.terms.items()}
-        return Evaluation(mean_fitness(rewards), rewards, texts, cost, int(scores.failed.sum()), token_ids, terms)
+        scores = rewarded(self.scorer, written)
+        rewards = scores.rewards.reshape(n, each)
+        terms = {name: values.reshape(n, each) for name, values in scores.terms.items()}
+        texts = [written.texts[row * each : (row + 1) * each] for row in range(n)]
+        ids = [written.ids[row * each : (row + 1) * each] for row in range(n)]
+        return Evaluation(mean_fitness(rewards), rewards, texts, written.cost, int(scores.failed.sum()), ids, terms)
 
     def sample(
         self, genomes: Tensor, examples: Sequence[Example], *, key: Sequence[int], seed: int, temperature: float
@@ -157,44 +138,20 @@ class LocalEvaluator(Evaluator):
         genomes' draws."""
         texts, cost = [], Cost()
         for genome, name in zip(genomes, key, strict=True):
-            written: list[str] = []
             seeds = np.random.default_rng(keyed_seed(seed, "sample", name)).integers(
                 0, 2**63, len(examples), dtype=np.uint64
             )
-            for first in range(0, len(examples), self.rows_per_slice):
-                part = slice(first, first + self.rows_per_slice)
-                found, _, spent = self._complete(
-                    genome[None], examples[part], None, seeds=seeds[part], temperature=temperature
-                )
-                written, cost = written + found, cost + spent
-            texts.append(written)
+            written = self.writer.write_in_slices(
+                genome[None],
+                examples,
+                self.max_new_tokens,
+                rows=self.rows_per_slice,
+                seeds=seeds,
+                temperature=temperature,
+            )
+            texts.append(written.texts)
+            cost += written.cost
         return texts, cost
-
-    def _complete(
-        self,
-        genomes: Tensor,
-        examples: Sequence[Example],
-        drafts: Sequence[Sequence[int]] | None,
-        *,
-        seeds: npt.NDArray[np.uint64] | None = None,
-        temperature: float = 1.0,
-    ) -> tuple[list[str], list[list[int]], Cost]:
-        model: PreTrainedModel = self.population_model.model
-        prompts = encode(self.tokenizer, [example.prompt for example in examples], model.device)
-        prompts = prompts.repeat(genomes.shape[0])
-        completions = population_generate(
-            self.population_model,
-            genomes.to(model.device),
-            prompts,
-            max_new_tokens=self.max_new_tokens,
-            eos_token_ids=end_tokens(model, self.tokenizer),
-            pad_token_id=pad_token(self.tokenizer),
-            drafts=drafts,
-            seeds=seeds,
-            temperature=temperature,
-        )
-        cost = Cost(completions.tokens, self.population_model.size.forward(lengths_read(prompts, completions)))
-        return decode_text(self.tokenizer, completions), completions.rows(), cost
 
 
 def mean_fitness(rewards: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -5,15 +5,14 @@ Oh et al., 2018, "Self-imitation learning", arXiv 1806.05635; what is kept and w
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from evolora.engine.eager.generate import Completions, encode, lengths_read, pad_token
-from evolora.engine.eager.lora_layers import PopulationModel
-from evolora.engine.split import population_log_probs
+from evolora.engine.base import Completions, Engine, Scoring, differentiable_scores, lengths_read
+from evolora.engine.text import Text
 from evolora.models.cost import Cost, Costs
 from evolora.population.evaluation import Evaluation
 from evolora.refiners.advantages import group_signal
@@ -29,17 +28,19 @@ class Imitation:
 
     def __init__(
         self,
-        population_model: PopulationModel,
-        tokenizer: PreTrainedTokenizerBase,
+        engine: Engine,
+        text: Text,
         *,
         most: int,
         group_size: int,
         temperature: float,
         max_grad_norm: float,
         seed: int,
+        dropout: float = 0.0,
     ) -> None:
-        self.population_model = population_model
-        self.tokenizer = tokenizer
+        self.engine = engine
+        self.text = text
+        self.dropout = dropout
         self.most = most
         self.group_size = group_size
         self.temperature = temperature
@@ -108,14 +109,13 @@ class Imitation:
         key: tuple[int, ...],
         costs: Costs,
     ) -> None:
-        model = self.population_model.model
-        prompts = encode(self.tokenizer, [lesson.prompt for lesson in lessons], model.device).repeat(len(rows))
-        completions = padded([lesson.completion_ids for lesson in lessons] * len(rows), pad_token(self.tokenizer))
-        completions = Completions(completions.ids.to(model.device), completions.mask.to(model.device))
+        prompts = self.text.encode([lesson.prompt for lesson in lessons])
+        device = self.engine.device
+        completions = Completions.of_ids([lesson.completion_ids for lesson in lessons] * len(rows), self.text.pad)
+        completions = replace(completions, ids=completions.ids.to(device), mask=completions.mask.to(device))
         seed = keyed_seed(self.seed, "replay dropout", *key)
-        log_probs, _ = population_log_probs(
-            self.population_model, rows, prompts, completions, temperature=self.temperature, dropout_seed=seed
-        )
+        how = Scoring(temperature=self.temperature, dropout=self.dropout, dropout_seed=seed)
+        log_probs, _ = differentiable_scores(self.engine, rows, prompts, completions, how)
         log_probs, mask = (each.unflatten(0, (len(rows), -1)) for each in (log_probs, completions.mask))
         log_probs = log_probs.where(mask, 0.0)
         known = log_probs.detach().sum(-1).exp()
@@ -129,7 +129,7 @@ class Imitation:
         assert rows.grad is not None
         clip_rows(rows.grad, self.max_grad_norm)
         optimiser.step(rows.grad, torch.ones(len(rows), dtype=torch.bool, device=rows.device))
-        size, lengths = self.population_model.size, lengths_read(prompts, completions)
+        size, lengths = self.engine.size, lengths_read(prompts, completions)
         costs.add("update", Cost(completions.tokens, size.forward(lengths) + size.backward(lengths)))
 
     def state_dict(self) -> dict[str, Any]:
@@ -137,12 +137,3 @@ class Imitation:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.replay.load_state_dict(state)
-
-
-def padded(completion_ids: Sequence[Sequence[int]], pad: int) -> Completions:
-    """Completions of different lengths as one batch, padded on the right."""
-    lengths = torch.tensor([len(ids) for ids in completion_ids])
-    mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    ids = torch.full(mask.shape, pad)
-    ids[mask] = torch.tensor([token for ids in completion_ids for token in ids])
-    return Completions(ids, mask)

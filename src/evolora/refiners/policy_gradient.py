@@ -10,14 +10,13 @@ from typing import Any, Generic, Literal, TypeVar
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from evolora.engine.eager.generate import lengths_read
-from evolora.engine.eager.lora_layers import PopulationModel
-from evolora.engine.split import population_log_probs
+from evolora.engine.base import Engine, Scoring, differentiable_scores, lengths_read
+from evolora.engine.text import Text
 from evolora.models.cost import Cost, Costs
 from evolora.population.evaluation import Evaluation
 from evolora.population.population import Hyperparameters, Individual
+from evolora.population.writing import Writer
 from evolora.refiners.advantages import unequal_groups
 from evolora.refiners.base import Refinement
 from evolora.refiners.carried import Carried, CarriedStates
@@ -75,7 +74,7 @@ class GroupConfig(PolicyGradientConfig):
 
 
 # Of a rollout's rows, for less of which a pass of their own is cheaper than that back through all.
-_TAPED_SHARE = 1 / 2
+_TRACED_SHARE = 1 / 2
 
 # What every algorithm's updates report.
 _UPDATE_STATS = ("policy_loss", "entropy", "clip_fraction", "approx_kl", "grad_norm")
@@ -119,16 +118,17 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
 
     def __init__(
         self,
-        population_model: PopulationModel,
-        tokenizer: PreTrainedTokenizerBase,
+        engine: Engine,
+        text: Text,
         scorer: Scorer,
         config: Config,
         *,
         seed: int,
+        dropout: float = 0.0,
     ) -> None:
-        self.population_model = population_model
-        self.model = population_model.model
-        self.tokenizer = tokenizer
+        self.engine = engine
+        self.writer = Writer(engine, text)
+        self.dropout = dropout
         self.scorer = scorer
         self.config = config
         self.seed = seed
@@ -136,17 +136,18 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         self.imitation: Imitation | None = None
         if config.replay:
             self.imitation = Imitation(
-                population_model,
-                tokenizer,
+                engine,
+                text,
                 most=config.replay,
                 group_size=config.rollout_samples,
                 temperature=config.temperature,
                 max_grad_norm=config.max_grad_norm,
                 seed=seed,
+                dropout=dropout,
             )
         self.led_rate = LedRate()
         # Of scores, advantages and losses: half precision would lose them.
-        self.dtype = torch.float64 if self.model.dtype == torch.float64 else torch.float32
+        self.dtype = engine.dtype
 
     @abstractmethod
     def credit(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
@@ -188,7 +189,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             if given is not None and len(given) != genomes.shape[0]:
                 raise ValueError(f"{genomes.shape[0]} genomes with {len(given)} {name}")
         config, size = self.config, len(examples) // (steps or 1)
-        start = genomes.detach().to(self.model.device)
+        start = genomes.detach().to(self.engine.device)
         rows = start.clone().requires_grad_()
         carried = [self.carried.of(individual) for _, individual, *_ in key]
         settings = self._settings(hyperparameters or [None] * len(key), carried)
@@ -268,7 +269,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         each = [own or default for own in hyperparameters]
 
         def weights(values: list[float]) -> Tensor:
-            return torch.tensor(values, dtype=self.dtype, device=self.model.device)
+            return torch.tensor(values, dtype=self.dtype, device=self.engine.device)
 
         return Settings(
             lr=torch.tensor([own.lr for own in each], dtype=torch.float64),
@@ -290,8 +291,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
     ) -> Rollout:
         """Sample and score completions of `genomes` [k, genome_length]; `key` is the refinement's, and the step."""
         return collect(
-            self.population_model,
-            self.tokenizer,
+            self.writer,
             self.scorer,
             genomes,
             examples,
@@ -301,7 +301,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             temperature=self.config.temperature,
             keep_features=self.keep_features,
             # An update in several minibatches, or with dropout, computes other things than decoding did.
-            keep_tapes=self.config.minibatches == 1 and not self.population_model.dropout,
+            keep_trace=self.config.minibatches == 1 and not self.dropout,
             with_reference=bool((settings or self._default_settings(len(genomes))).kl_weight.any()),
             settings=settings,
             dtype=self.dtype,
@@ -325,9 +325,9 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         sums = {name: torch.zeros_like(updates) for name in _UPDATE_STATS}
         apart = self.told_apart(rollout)
         told = apart.any(0).nonzero()[:, 0].cpu()
-        taped = len(told) > rollout.scores.shape[1] * _TAPED_SHARE
-        for tape in () if taped else rollout.completions.tapes:
-            tape.let_go()
+        traced = len(told) > rollout.scores.shape[1] * _TRACED_SHARE
+        if not traced:
+            rollout.completions.release()
         for epoch in range(self.config.epochs if len(told) else 0):
             costs.add("update", self._pass_cost(rollout, told))
             order = told[torch.randperm(len(told), generator=keyed_generator(self.seed, "minibatch", *key, epoch))]
@@ -335,7 +335,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 seed = keyed_seed(self.seed, "dropout", *key, epoch, index)
                 # Until their first step the policies are those that sampled.
                 first = epoch == index == 0
-                losses = self.losses(rows, rollout, advantages, part.to(rows.device), seed, taped=taped and first)
+                losses = self.losses(rows, rollout, advantages, part.to(rows.device), seed, traced=traced and first)
                 moved = torch.maximum(moved, losses["approx_kl"].detach().nan_to_num(nan=torch.inf))
                 over = losses["approx_kl"] > (self.config.target_kl or torch.inf)
                 stopped |= over
@@ -391,30 +391,27 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         part: Tensor,
         seed: int,
         *,
-        taped: bool = False,
+        traced: bool = False,
     ) -> dict[str, Tensor]:
         """The loss and its statistics, each [k], of genomes `rows` [k, genome_length] on the rows `part` of a rollout;
-        differentiable. `seed` is that of the dropout. With `taped`, genomes that sampled the rollout use its tapes, if
-        there are any."""
+        differentiable. `seed` is that of the dropout. With `traced`, genomes that sampled the rollout use its trace, if
+        there is any."""
         k = len(rollout.scores)
-        tapes = rollout.completions.tapes if taped else ()
-        # A tape has all rows.
-        prompts, completions = (rollout.prompts, rollout.completions) if tapes else texts(rollout, part)
+        traced = traced and rollout.completions.trace is not None
+        # A trace has all rows.
+        prompts, completions = (rollout.prompts, rollout.completions) if traced else texts(rollout, part)
         told, settings = self.told_apart(rollout), self.settings(rollout)
         counted = rollout.mask & told[..., None]
         mask, share = counted[:, part], len(part) / max(int(told.any(0).sum()), 1)
-        log_probs, entropy = population_log_probs(
-            self.population_model,
-            rows,
-            prompts,
-            completions,
+        how = Scoring(
             temperature=self.config.temperature,
             entropy_gradient=bool(settings.entropy_weight.any()),
+            dropout=self.dropout,
             dropout_seed=seed,
-            tapes=tapes,
         )
+        log_probs, entropy = differentiable_scores(self.engine, rows, prompts, completions, how)
         log_probs, entropy = log_probs.unflatten(0, (k, -1)), entropy.unflatten(0, (k, -1))
-        if tapes:
+        if traced:
             log_probs, entropy = log_probs[:, part], entropy[:, part]
         policy_loss, policy_stats = self.policy_loss(
             Minibatch(
@@ -433,7 +430,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
 
     def _rollout_cost(self, rollout: Rollout) -> Cost:
         """Of sampling, and of the reference's pass where the KL is measured."""
-        size, lengths = self.population_model.size, lengths_read(rollout.prompts, rollout.completions)
+        size, lengths = self.engine.size, lengths_read(rollout.prompts, rollout.completions)
         reference = size.forward(lengths, adapted=False) if rollout.kl_measured else 0
         return Cost(rollout.completions.tokens, size.forward(lengths) + reference)
 
@@ -441,7 +438,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         """Of one pass of updates over the rows `part` of a rollout. An individual that was stopped stays in the batch
         until all are."""
         prompts, completions = texts(rollout, part.to(rollout.mask.device))
-        size, lengths = self.population_model.size, lengths_read(prompts, completions)
+        size, lengths = self.engine.size, lengths_read(prompts, completions)
         return Cost(completions.tokens, size.forward(lengths) + size.backward(lengths))
 
     def state_dict(self) -> dict[str, Any]:

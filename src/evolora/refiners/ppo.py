@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.base import Engine
+from evolora.engine.text import Text
 from evolora.refiners.advantages import generalized_advantages, whiten
 from evolora.refiners.carried import Carried
 from evolora.refiners.critic import Critic
@@ -52,13 +52,15 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
 
     Used alone, on one adapter with a Python reward:
 
-    >>> from evolora import PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, lora_config, lora_layout
+    >>> from evolora import PPOConfig, PPORefiner, RewardScorer, load_base, lora_config, lora_layout
+    >>> from evolora.engine.choose import choose_engine
+    >>> from evolora.engine.text import Text
     >>> from evolora.tasks.task import Example
     >>> base = load_base("tiny-gpt2")
     >>> layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
     >>> refiner = PPORefiner(
-    ...     PopulationModel(base.model, layout),
-    ...     base.tokenizer,
+    ...     choose_engine(base.model, layout).engine,
+    ...     Text.of(base.model, base.tokenizer),
     ...     RewardScorer(lambda completions: [float(len(text) < 8) for text in completions]),
     ...     PPOConfig(max_new_tokens=8),
     ...     seed=0,
@@ -73,25 +75,26 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
 
     def __init__(
         self,
-        population_model: PopulationModel,
-        tokenizer: PreTrainedTokenizerBase,
+        engine: Engine,
+        text: Text,
         scorer: Scorer,
         config: PPOConfig,
         *,
         seed: int,
+        dropout: float = 0.0,
     ) -> None:
-        super().__init__(population_model, tokenizer, scorer, config, seed=seed)
+        super().__init__(engine, text, scorer, config, seed=seed, dropout=dropout)
         self.critic = Critic(
-            self.model.get_output_embeddings().weight.shape[1],
+            engine.hidden,
             lr=config.critic_lr,
             epochs=config.critic_epochs,
             clip_range=config.value_clip_range,
             dtype=self.dtype,
         )
-        self._heads = self.critic.heads(0, self.model.device)
+        self._heads = self.critic.heads(0, engine.device)
 
     def begin(self, carried: Sequence[Carried]) -> None:
-        heads = self.critic.heads(len(carried), self.model.device)
+        heads = self.critic.heads(len(carried), self.engine.device)
         own = [state.get("critic", head) for state, head in zip(carried, heads, strict=True)]
         self._heads = torch.stack([head.to(heads) for head in own])
 

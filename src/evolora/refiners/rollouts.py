@@ -6,22 +6,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from evolora.engine.eager.generate import (
-    Completions,
-    PromptBatch,
-    decode_text,
-    encode,
-    end_tokens,
-    pad_token,
-    select_rows,
-)
-from evolora.engine.eager.lora_layers import PopulationModel
-from evolora.engine.split import population_generate, population_log_probs
+from evolora.engine.base import Completions, Scoring
+from evolora.population.writing import Writer, rewarded
 from evolora.refiners.losses import k1_kl, k3_kl
 from evolora.rewards import Scorer
-from evolora.tasks.task import Example, columns_of, messages_of
+from evolora.tasks.task import Example
 
 
 @dataclass(frozen=True)
@@ -38,14 +28,15 @@ class Rollout:
     """Sampled completions of k individuals, all tensors [k, rows, time] but `scores` [k, rows] and `features` [k, rows,
     time, hidden], which are there if the algorithm asks for them.
 
-    `prompts` and `completions` are flat, [k * rows, ...]. `mask` is true on the tokens that count: those up to the
-    first end of sequence, in rows that have a score. The completions of one prompt are consecutive rows.
+    `prompts` are the rows' token ids, the same for each individual; `completions` are flat, [k * rows, ...]. `mask` is
+    true on the tokens that count: those up to the first end of sequence, in rows that have a score. The completions of
+    one prompt are consecutive rows.
 
     Without a KL penalty nobody asks the reference: its log-probabilities are the policy's, and `kl_measured` is false.
     `settings` are the individuals' own, None for the refiner's.
     """
 
-    prompts: PromptBatch
+    prompts: list[list[int]]
     completions: Completions
     scores: Tensor
     mask: Tensor
@@ -63,8 +54,7 @@ class Rollout:
 
 
 def collect(
-    population_model: PopulationModel,
-    tokenizer: PreTrainedTokenizerBase,
+    writer: Writer,
     scorer: Scorer,
     genomes: Tensor,
     examples: Sequence[Example],
@@ -74,47 +64,41 @@ def collect(
     max_new_tokens: int,
     temperature: float,
     keep_features: bool,
-    keep_tapes: bool,
+    keep_trace: bool,
     with_reference: bool,
     settings: Settings | None,
     dtype: torch.dtype,
 ) -> Rollout:
     """Sample and score `samples` completions of each example's prompt from each of `genomes` [k, genome_length], whose
-    draws are those of its entry of `seeds` [k]; `keep_tapes` with the tapes of their decoding, `with_reference` with
-    the log-probabilities under the reference. Scores are of `dtype`.
+    draws are those of its entry of `seeds` [k]; `keep_trace` with what decoding computed, `with_reference` with the
+    log-probabilities under the reference. Scores are of `dtype`.
 
     Raises RewardError when the reward fails.
     """
-    k, model = genomes.shape[0], population_model.model
+    k, engine = genomes.shape[0], writer.engine
     examples = [example for example in examples for _ in range(samples)]
-    prompts = encode(tokenizer, [example.prompt for example in examples], model.device).repeat(k)
     of_rows = [np.random.default_rng(seed).integers(0, 2**63, len(examples), dtype=np.uint64) for seed in seeds]
-    completions = population_generate(
-        population_model,
+    written = writer.write(
         genomes,
-        prompts,
-        max_new_tokens=max_new_tokens,
-        eos_token_ids=end_tokens(model, tokenizer),
-        pad_token_id=pad_token(tokenizer),
+        examples,
+        max_new_tokens,
         seeds=np.concatenate(of_rows),
         temperature=temperature,
-        keep_features=keep_features,
-        keep_tape=keep_tapes,
+        features=keep_features,
+        trace=keep_trace,
     )
-    assert completions.log_probs is not None
+    prompts, completions = written.prompts, written.completions
+    assert completions is not None and completions.log_probs is not None
+    features = completions.features
+    if keep_features and features is None:
+        how = Scoring(temperature=temperature, features=True)
+        features = engine.score(genomes, prompts, replace(completions, trace=None), how).features
     reference = completions.log_probs
     if with_reference:
-        with torch.no_grad():
-            reference, _ = population_log_probs(population_model, None, prompts, completions, temperature=temperature)
-    scores = scorer.score(
-        prompts=[example.prompt for example in examples] * k,
-        completions=decode_text(tokenizer, completions),
-        columns=columns_of(list(examples) * k),
-        completion_ids=completions.rows(),
-        groups=[row for row in range(k) for _ in examples],
-        messages=messages_of(list(examples) * k),
-    )
-    found = torch.from_numpy(scores.rewards).to(dtype).to(model.device).unflatten(0, (k, -1))
+        how = Scoring(temperature=temperature)
+        reference = engine.score(None, prompts * k, replace(completions, trace=None), how).log_probs
+    scores = rewarded(scorer, written)
+    found = torch.from_numpy(scores.rewards).to(dtype).to(completions.mask.device).unflatten(0, (k, -1))
     mask = completions.mask.unflatten(0, (k, -1)) & ~found.isnan()[..., None]
     return Rollout(
         prompts=prompts,
@@ -123,19 +107,19 @@ def collect(
         mask=mask,
         log_probs=completions.log_probs.unflatten(0, (k, -1)),
         reference_log_probs=reference.unflatten(0, (k, -1)),
-        features=None if completions.features is None else completions.features.unflatten(0, (k, -1)),
+        features=None if features is None else features.unflatten(0, (k, -1)),
         failed=int(scores.failed.sum()),
         kl_measured=with_reference,
         settings=settings,
     )
 
 
-def texts(rollout: Rollout, part: Tensor) -> tuple[PromptBatch, Completions]:
-    """Prompts and completions of the rows `part` of every individual, without features."""
+def texts(rollout: Rollout, part: Tensor) -> tuple[list[list[int]], Completions]:
+    """Prompts, once, and the completions of the rows `part` of every individual, without features."""
     k, n_rows = rollout.scores.shape
     flat = (torch.arange(k, device=part.device)[:, None] * n_rows + part).flatten()
-    prompts = PromptBatch(rollout.prompts.ids[flat], rollout.prompts.mask[flat])
-    return prompts, select_rows(replace(rollout.completions, features=None), flat)
+    prompts = [rollout.prompts[row] for row in part.tolist()]
+    return prompts, replace(rollout.completions, features=None).select(flat)
 
 
 def statistics(rollout: Rollout) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # worker processes make rewards too, and need not load what a model needs
-    from evolora.models.lora import BaseModel
+    from evolora.models.base import BaseModel
 
 
 @dataclass(frozen=True)

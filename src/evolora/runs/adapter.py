@@ -9,19 +9,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from evolora.runs.assembly import Parts, assemble, check_prompts
-from evolora.tasks.chat import chat_prompt
+from evolora.errors import InputError
 from evolora.files import temporary_folder, write_folder
+from evolora.models.export import export_merged, load_adapter
+from evolora.population.evaluation import Evaluation
+from evolora.population.writing import Writer
+from evolora.rng import keyed_seed
+from evolora.runs.assembly import Parts, assemble, check_prompts
 from evolora.runs.config import make_config
 from evolora.runs.config_file import read_config
-from evolora.errors import InputError
-from evolora.runs.report.statistics import bootstrap_interval, compare
-from evolora.population.evaluation import Evaluation
-from evolora.models.export import export_merged, load_adapter
 from evolora.runs.report.inspection import Inspection
-from evolora.rng import keyed_seed
-from evolora.engine.eager.generate import decode_text, encode, end_tokens, generate, pad_token
+from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.tracking.terminal import Silence
+from evolora.tasks.chat import chat_prompt
+from evolora.tasks.task import Example
 
 
 @dataclass(frozen=True)
@@ -102,21 +103,13 @@ def complete(
         message = {"role": "user", "content": prompt}
         prompt = chat_prompt(parts.base.tokenizer, [message], source="PROMPT")
     check_prompts(parts.base, [prompt], parts.max_new_tokens)
-    model, tokenizer = parts.base.model, parts.base.tokenizer
-    prompts = encode(tokenizer, [prompt] * max(1, samples), model.device)
+    examples = [Example(prompt, {})] * max(1, samples)
     seed = keyed_seed(parts.config.seed, "generate")
     seeds = np.random.default_rng(seed).integers(0, 2**63, samples, dtype=np.uint64) if samples else None
-    with torch.no_grad(), parts.population_model.adapted(parts.founder[None].to(model.device)):
-        completions = generate(
-            model,
-            prompts,
-            max_new_tokens=parts.max_new_tokens,
-            eos_token_ids=end_tokens(model, tokenizer),
-            pad_token_id=pad_token(tokenizer),
-            seeds=seeds,
-            temperature=parts.config.temperature,
-        )
-    return decode_text(tokenizer, completions)
+    writer = Writer(parts.engine, parts.text)
+    return writer.write(
+        parts.founder[None], examples, parts.max_new_tokens, seeds=seeds, temperature=parts.config.temperature
+    ).texts
 
 
 def export(path: Path, to: Path, *, merge: bool = False, checkpoint: str | None = None) -> Path:

@@ -10,19 +10,18 @@ from peft import LoraConfig
 from safetensors import SafetensorError
 from torch import Tensor
 
+from evolora.engine.base import Engine
 from evolora.engine.calibration import available_cores, choose_rows, choose_threads, parameters_of, threads_an_operation
-from evolora.tasks.chat import use_template, with_prompts
-from evolora.rewards.registry import HUMAN
-from evolora.runs.config import RunConfig
+from evolora.engine.choose import choose_engine, resolved_products
+from evolora.engine.text import Text
 from evolora.errors import InputError
-from evolora.population.evaluation import LocalEvaluator
-from evolora.models.export import load_adapter
-from evolora.models.genome import GenomeLayout
 from evolora.human.exchange import run_votes
 from evolora.human.feedback import VotedScorer, check_page
-from evolora.engine.cpu.install import fastest_products, use_kernels
-from evolora.models.lora import BaseModel, load_base, lora_config, lora_layout
-from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.models.base import BaseModel, load_base
+from evolora.models.export import load_adapter
+from evolora.models.genome import GenomeLayout
+from evolora.models.lora import lora_config, lora_layout
+from evolora.population.evaluation import LocalEvaluator
 from evolora.rewards import (
     Reward,
     RewardContext,
@@ -32,10 +31,13 @@ from evolora.rewards import (
     make_scorer,
     parse_reward,
 )
+from evolora.rewards.registry import HUMAN
 from evolora.rng import keyed_seed
-from evolora.strategies import sep_cma
-from evolora.tasks.task import Task, load_task
+from evolora.runs.config import RunConfig
 from evolora.runs.tracking.terminal import View
+from evolora.strategies import sep_cma
+from evolora.tasks.chat import use_template, with_prompts
+from evolora.tasks.task import Task, load_task
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,8 @@ class Parts:
     founder: Tensor
     task: Task
     scorer: Scorer
-    population_model: PopulationModel
+    engine: Engine
+    text: Text
     evaluator: LocalEvaluator
     max_new_tokens: int
     view: View
@@ -87,8 +90,7 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     asked = config.threads
     threads = asked or choose_threads(base.model, available_cores())
     torch.set_num_threads(threads_an_operation(base.model, threads))
-    products = fastest_products() if config.products == "auto" else config.products
-    use_kernels(base.model, products)
+    products = resolved_products(base.model, config.products)
     if adapter is not None:
         lora, layout, founder = _loaded(base, adapter, config)
     else:
@@ -120,11 +122,11 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
             **config.resolved(),
         }
     )
-    side_by_side = threads if base.model.device.type == "cpu" else 1
-    population_model = PopulationModel(base.model, layout, dropout=config.lora_dropout, threads=side_by_side)
+    chosen = choose_engine(base.model, layout, threads=threads, products=products)
+    text = Text.of(base.model, base.tokenizer)
     evaluator = LocalEvaluator(
-        population_model,
-        base.tokenizer,
+        chosen.engine,
+        text,
         scorer,
         max_new_tokens=max_new_tokens,
         rows_per_slice=rows_per_slice,
@@ -132,7 +134,7 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     )
     view.say(
         f"{config.model}: {parameters_of(base.model) / 1e6:.1f}M parameters on {device}, "
-        f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {products} products; "
+        f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {chosen.words}; "
         f"LoRA r={config.lora_r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
     )
     view.say(
@@ -141,7 +143,9 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     )
     if not task.held_out:
         view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
-    return Parts(config, base, lora, layout, founder, task, scorer, population_model, evaluator, max_new_tokens, view)
+    return Parts(
+        config, base, lora, layout, founder, task, scorer, chosen.engine, text, evaluator, max_new_tokens, view
+    )
 
 
 def _scoring(config: RunConfig, *, conversational: bool) -> ScoringOptions:

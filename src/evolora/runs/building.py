@@ -5,16 +5,14 @@ from typing import TypeVar
 
 import torch
 
-from evolora.runs.assembly import Parts
-from evolora.runs.config import RunConfig
-from evolora.strategies.distillation import Distiller
-from evolora.population.evaluation import Evaluator
 from evolora.evolution.loop import Evolution, LoopConfig
+from evolora.population.evaluation import Evaluator
 from evolora.population.lineage import Lineage
 from evolora.population.remembering import RememberingEvaluator
 from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, Refiner, RLOOConfig, RLOORefiner
 from evolora.rng import keyed_generator
-from evolora.strategies.sensitivity import OutputSensitivity
+from evolora.runs.assembly import Parts
+from evolora.runs.config import RunConfig
 from evolora.strategies import (
     Eggroll,
     ESConfig,
@@ -31,6 +29,8 @@ from evolora.strategies import (
     SepCMAESConfig,
     Strategy,
 )
+from evolora.strategies.distillation import Distiller
+from evolora.strategies.sensitivity import OutputSensitivity
 
 Part = TypeVar(
     "Part",
@@ -101,13 +101,14 @@ def _sensitivity(parts: Parts) -> OutputSensitivity | None:
 
 
 def _refiner(parts: Parts) -> Refiner | None:
-    config, model, tokenizer, scorer = parts.config, parts.population_model, parts.base.tokenizer, parts.scorer
+    config, own = parts.config, (parts.engine, parts.text, parts.scorer)
+    dropout = parts.lora.lora_dropout
     if config.refiner == "ppo":
-        return PPORefiner(model, tokenizer, scorer, _part(PPOConfig, config), seed=config.seed)
+        return PPORefiner(*own, _part(PPOConfig, config), seed=config.seed, dropout=dropout)
     if config.refiner == "grpo":
-        return GRPORefiner(model, tokenizer, scorer, _part(GRPOConfig, config), seed=config.seed)
+        return GRPORefiner(*own, _part(GRPOConfig, config), seed=config.seed, dropout=dropout)
     if config.refiner == "rloo":
-        return RLOORefiner(model, tokenizer, scorer, _part(RLOOConfig, config), seed=config.seed)
+        return RLOORefiner(*own, _part(RLOOConfig, config), seed=config.seed, dropout=dropout)
     return None
 
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import tomli_w
 
-from evolora.runs.config import RunConfig
 from evolora.errors import InputError
+from evolora.runs.config import RunConfig
 
 
 def read_config(path: Path) -> dict[str, Any]:

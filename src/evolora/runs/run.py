@@ -20,28 +20,28 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evolora.runs.assembly import Parts, assemble
-from evolora.runs.building import build_evolution
-from evolora.files import write_text
-from evolora.rewards.registry import HUMAN
-from evolora.runs.config import RunConfig, make_config
-from evolora.runs.config_file import config_toml, read_config
-from evolora.models.cost import Cost, Costs
 from evolora.errors import InputError, RewardError
-from evolora.runs.report.statistics import bootstrap_interval, compare
-from evolora.population.evaluation import Evaluation, mean_fitness, term_means
 from evolora.evolution.loop import Evolution
-from evolora.models.export import export_adapter, export_merged, load_adapter
-from evolora.runs.report.card import model_card
+from evolora.evolution.voting import voted_rewards
+from evolora.files import write_text
 from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
+from evolora.models.base import BUNDLED_MODEL
+from evolora.models.cost import Cost, Costs
+from evolora.models.export import export_adapter, export_merged, load_adapter
+from evolora.population.evaluation import Evaluation, mean_fitness, term_means
 from evolora.population.lineage import Lineage
-from evolora.models.lora import BUNDLED_MODEL
 from evolora.population.population import Population, genome_sha256
 from evolora.rewards import Reward, reward_name
+from evolora.rewards.registry import HUMAN
 from evolora.rng import keyed_seed
+from evolora.runs.assembly import Parts, assemble
+from evolora.runs.building import build_evolution
+from evolora.runs.config import RunConfig, make_config
+from evolora.runs.config_file import config_toml, read_config
+from evolora.runs.report.card import model_card
+from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.snapshot import Snapshot, restore
 from evolora.runs.tracking.terminal import MetricsLog, Silence, View
-from evolora.evolution.voting import voted_rewards
 
 
 class Interrupted(KeyboardInterrupt):

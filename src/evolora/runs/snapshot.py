@@ -8,7 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
-from evolora.runs.assembly import Parts
+from evolora.errors import InputError
+from evolora.evolution.loop import Evolution
 from evolora.files import (
     checkpoint_folder,
     newest_checkpoint,
@@ -18,9 +19,8 @@ from evolora.files import (
     write_folder,
     write_state,
 )
-from evolora.errors import InputError
-from evolora.evolution.loop import Evolution
 from evolora.models.export import save_adapter
+from evolora.runs.assembly import Parts
 from evolora.tasks.task import Task
 
 

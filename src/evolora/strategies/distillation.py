@@ -66,7 +66,8 @@ class Distiller:
     The loss is the mean over tokens of -log p(token | prompt, tokens before), the gradient is clipped to norm 1, the
     adapter has no dropout.
 
-    >>> from evolora.models.lora import load_base, lora_config, lora_layout
+    >>> from evolora.models.base import load_base
+    >>> from evolora.models.lora import lora_config, lora_layout
     >>> base = load_base("tiny-gpt2")
     >>> layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
     >>> distill = Distiller(PopulationModel(base.model, layout), base.tokenizer, steps=3, lr=1e-2)

@@ -40,7 +40,8 @@ class OutputSensitivity:
     call makes one forward pass, and one backward pass a projection, for each individual; the first call's cost includes
     those completions.
 
-    >>> from evolora.models.lora import load_base, lora_config, lora_layout
+    >>> from evolora.models.base import load_base
+    >>> from evolora.models.lora import lora_config, lora_layout
     >>> base = load_base("tiny-gpt2")
     >>> layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
     >>> sensitivity = OutputSensitivity(

@@ -74,8 +74,8 @@ class Tape:
         """All that was, until the tape is let go."""
         return self._taken(slice(0, self.tokens))
 
-    def let_go(self) -> None:
-        """Give the room to another tape."""
+    def release(self) -> None:
+        """Give the room to another."""
         if self._layers and self._room.nbytes <= _KEPT_BYTES:
             self._shelf[:] = [self._room]
         self._room, self._last_hidden, self._layers = self._room[:0], self._last_hidden[:0], []

@@ -1,6 +1,6 @@
 """Dropout by a seed: the same entries forwards and backwards, and none of them kept in memory.
 
-On a CPU torch's own draws a number for each entry, which takes as long as all products of a small model. Here 16 bits
+torch's own draws a number for each entry, which takes as long as all products of a small model. Here 16 bits
 of one decide, and compiled code makes four decisions of each number.
 """
 
@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from evolora.engine.cpu.jit import compiled, in_float32, run_rows, threads_worth
+from evolora.engine.eager import dropout as eager
 
-_SHARES = 2**16
 # SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators").
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _FIRST, _SECOND = np.uint64(0xBF58476D1CE4E5B9), np.uint64(0x94D049BB133111EB)
@@ -32,7 +32,7 @@ class Dropped(NamedTuple):
         """`share` of them, to 1 in 65,536, as a generator of the CPU says; none without one."""
         if generator is None:
             return cls(np.uint64(0), np.uint16(0), np.float32(1))
-        limit, scale = _limit_and_scale(share)
+        limit, scale = eager.limit_and_scale(share)
         seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
         return cls(np.uint64(seed), np.uint16(limit), np.float32(scale))
 
@@ -46,16 +46,7 @@ def dropped(x: Tensor, share: float, generator: torch.Generator) -> Tensor:
     if in_float32(x):
         by_seed: Tensor = _Dropout.apply(x, Dropped.drawn(share, generator))  # type: ignore[no-untyped-call]
         return by_seed
-    limit, scale = _limit_and_scale(share)
-    numbers = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device)
-    bits = numbers.random_(-(2**63), None, generator=generator).view(torch.int16)
-    kept = bits[: x.numel()].view(x.shape) >= limit - _SHARES // 2
-    return x * kept.to(x.dtype).mul_(scale)
-
-
-def _limit_and_scale(share: float) -> tuple[int, float]:
-    limit = min(max(1, round(share * _SHARES)), _SHARES - 1)
-    return limit, _SHARES / (_SHARES - limit)
+    return eager.dropped(x, share, generator)
 
 
 class _Dropout(torch.autograd.Function):

@@ -1,6 +1,6 @@
 """The log-probabilities of given tokens and the entropies of their distributions, softmax(logits / temperature).
 
-On a CPU compiled: one pass over each row of the logits, and one backwards. torch makes five copies of them, of GPT-2
+Compiled: one pass over each row of the logits, and one backwards. torch makes five copies of them, of GPT-2
 124M 200 KB a token each.
 """
 
@@ -12,25 +12,19 @@ import torch
 from torch import Tensor
 
 from evolora.engine.cpu.jit import REORDERED, compiled, exponentials, highest, in_float32, run_rows, threads_worth
+from evolora.engine.eager import log_probs as eager
 
 
 def token_log_probs(
     logits: Tensor, tokens: Tensor, *, temperature: float, entropy_gradient: bool
 ) -> tuple[Tensor, Tensor]:
-    """Of `tokens` [n] and logits [n, vocabulary]: both [n]. Differentiable in the logits, on a CPU once; the entropies
+    """Of `tokens` [n] and logits [n, vocabulary]: both [n]. Differentiable in the logits, once; the entropies
     only with `entropy_gradient`."""
     if not in_float32(logits):
-        return _by_torch(logits, tokens, temperature, entropy_gradient)
+        return eager.token_log_probs(logits, tokens, temperature=temperature, entropy_gradient=entropy_gradient)
     found: tuple[Tensor, Tensor] = _Compiled.apply(logits, tokens, temperature)  # type: ignore[no-untyped-call]
     log_probs, entropies = found
     return log_probs, entropies if entropy_gradient else entropies.detach()
-
-
-def _by_torch(logits: Tensor, tokens: Tensor, temperature: float, entropy_gradient: bool) -> tuple[Tensor, Tensor]:
-    log_probs = torch.log_softmax(logits / temperature, -1)
-    chosen = log_probs.gather(-1, tokens[:, None])[:, 0]
-    with torch.set_grad_enabled(entropy_gradient and torch.is_grad_enabled()):
-        return chosen, -(log_probs.exp() * log_probs).sum(-1)
 
 
 class _Compiled(torch.autograd.Function):

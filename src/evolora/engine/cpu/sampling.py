@@ -1,21 +1,16 @@
-"""How tokens are chosen: the likeliest; or by keyed sampling, the one at a given uniform number of
-softmax(logits / temperature), and its log-probability.
-
-The inverse of the cumulative distribution, in two levels, the block of the vocabulary and the token in it: a cumulative
-sum over 50,257 entries in float64 would cost more than all the rest.
-"""
+"""How tokens are chosen, compiled: the likeliest; or by keyed sampling, as `eager.sampling` has it, in one pass over
+each row of the logits."""
 
 import math
 from typing import Any
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from evolora.engine.cpu.jit import REORDERED, compiled, exponentials, highest, run_rows, takes, threads_worth
-
-_LITTLE_LESS = 1 - 1e-12
+from evolora.engine.eager import sampling as eager
+from evolora.engine.eager.sampling import LITTLE_LESS
 
 
 def likeliest(logits: Tensor) -> Tensor:
@@ -30,7 +25,7 @@ def sample(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor,
     both [rows]. A token of probability zero is never chosen; where a logit is NaN, so is the log-probability."""
     if takes(logits):
         return _sample_compiled(logits.contiguous(), uniform, temperature)
-    return _sample_torch(logits, uniform, temperature)
+    return eager.sample(logits, uniform, temperature)
 
 
 def _sample_compiled(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
@@ -86,27 +81,10 @@ def sample_rows(logits: Any, uniform: Any, tokens: Any, log_probs: Any, scale: A
         inside_total = np.float64(0)
         for i in range(start, end):
             inside_total += weights[i]
-        left = min(max(point - (edges[block - 1] if block else 0.0), 0.0), inside_total * _LITTLE_LESS)
+        left = min(max(point - (edges[block - 1] if block else 0.0), 0.0), inside_total * LITTLE_LESS)
         token, reached = start, np.float64(weights[start])
         while token < end - 1 and reached <= left:
             token += 1
             reached += weights[token]
         tokens[row] = token
         log_probs[row] = (own[token] - top) * scale - math.log(total)
-
-
-def _sample_torch(logits: Tensor, uniform: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
-    log_probs = torch.log_softmax(logits / temperature, -1)
-    size = math.isqrt(logits.shape[-1]) + 1
-    blocks = F.pad(log_probs.exp(), (0, -logits.shape[-1] % size)).unflatten(-1, (-1, size))
-    edges = blocks.sum(-1, dtype=torch.float64).cumsum(-1)
-    # Scaled by the total, so that rounding can neither pass the end nor choose a token of probability zero there.
-    point = uniform[:, None] * edges[:, -1:]
-    block = torch.searchsorted(edges, point, right=True).clamp(max=edges.shape[-1] - 1)
-    inside = blocks.gather(1, block[..., None].expand(-1, -1, size))[:, 0].double().cumsum(-1)
-    # What is left of the point within its block; the block's own sum rounds a little differently.
-    before = torch.where(block > 0, edges.gather(1, (block - 1).clamp(min=0)), 0.0)
-    left = (point - before).clamp(min=0).minimum(inside[:, -1:] * (1 - 1e-12))
-    token = block * size + torch.searchsorted(inside, left, right=True)
-    token = token.clamp(max=logits.shape[-1] - 1)  # only ever past it when the logits are NaN
-    return token[:, 0], log_probs.gather(-1, token)[:, 0]

@@ -1,4 +1,4 @@
-"""A batch of rows under decoding: the first pass over the prompts, one token more for each row, rows that leave."""
+"""A batch of rows under decoding: prefill of the prompts, one token more for each row, rows that leave."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,51 +8,51 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evolora.engine.cpu.gpt2.activations import Gpt2Tape
-from evolora.engine.cpu.gpt2.decode import Ahead, Choice, Gpt2Step
-from evolora.engine.eager.kv_cache import RoomyCache, keeps_all, make_cache, unpacked
-from evolora.engine.eager.lora_layers import population_on
+from evolora.engine.eager.kernels import Ahead, Choice, DecodingTrace, Kernels, Step
+from evolora.engine.eager.kv_cache import RoomyCache, keeps_all
+from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.engine.eager.packed_forward import PackedPass, can_pack
-from evolora.models.lora import accepts
+from evolora.models.base import accepts
 
 _UNKNOWN = object()
 
 
 class DecodingBatch:
-    """Rows that a model, with or without a population on it, continues token by token.
+    """Rows that adapted layers, or the base, continue token by token.
 
     `ids` and `mask` are left-padded prompts [rows, width]. `start` makes the first pass, `step` each later one; `keep`
     drops rows. Where the model allows it the prompts are read packed (`packed_forward`). Without `use_cache` every
-    pass reads the whole text again: slow, and the oracle of the rest. With `keep_tape`, `tape` is what the gradient of
-    what is decoded needs, where that is known how to keep.
+    pass reads the whole text again: slow, and the oracle of the rest. With `keep_trace`, `trace` is what the gradient
+    of what is decoded needs, where the kernels know how to keep it.
     """
 
     def __init__(
         self,
-        model: PreTrainedModel,
+        layers: LoraLayers,
+        kernels: Kernels,
         ids: Tensor,
         mask: Tensor,
         *,
         room: int,
         keep_features: bool,
-        keep_tape: bool,
+        keep_trace: bool,
         use_cache: bool,
     ) -> None:
         rows, width = ids.shape
-        self.model = model
+        self.model: PreTrainedModel = layers.model
         self.features: Tensor | None = None  # [rows, kept, hidden], what the last logits were computed from
-        self.tape: Gpt2Tape | None = None
+        self.trace: DecodingTrace | None = None
         self._keep_features = keep_features
-        self._keep_tape = keep_tape
+        self._keep_trace = keep_trace
         self._room = room
         self._rows = torch.arange(rows, device=ids.device)  # which those of the batch were at first
         self._ids = ids
         self._mask = torch.cat([mask, mask.new_zeros(rows, room)], 1)
         self._length = width
         self._positions = mask.sum(1)
-        self._cache = make_cache(model, width + room) if use_cache else None
-        self._population = population_on(model)
-        groups = 1 if self._population is None else self._population.individuals
+        self._cache = kernels.make_cache(self.model, width + room) if use_cache else None
+        self._layers, self._kernels = layers, kernels
+        groups = layers.individuals or 1
         self._owners = torch.arange(groups, device=ids.device).repeat_interleave(rows // groups)
         self._groups = groups
         self._step: Any = _UNKNOWN
@@ -61,8 +61,8 @@ class DecodingBatch:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._population is not None:
-            self._population.route(None)
+        if self._layers.individuals:
+            self._layers.route(None)
 
     def start(self, drafts: Tensor | None) -> Tensor:
         """The logits after each prompt and after each token of its draft: [rows, 1 + drafted, vocabulary].
@@ -71,7 +71,7 @@ class DecodingBatch:
         """
         if drafts is not None:
             return self._start_with(drafts)
-        if self._cache is not None and can_pack(self.model):
+        if self._cache is not None and can_pack(self.model, self._kernels):
             return self._start_packed()
         return self._forward(self._ids, self._mask[:, : self._length], 1)
 
@@ -95,14 +95,14 @@ class DecodingBatch:
         carried along; what they write means nothing."""
         self._mask[:, self._length] = 1
         self._length += 1
-        if self._cache is not None and (step := self._compiled()) is not None:
+        if self._cache is not None and (step := self._fast_step()) is not None:
             logits, hidden = step.run(tokens, self._positions, self._mask[:, : self._length])
             self.features = hidden.clone() if self._keep_features else None
             self._positions = self._positions + alive
-            if self.tape is not None and not self.tape.stepped(self._rows, logits):
-                self._drop_tape()
+            if self.trace is not None and not self.trace.stepped(self._rows, logits):
+                self._drop_trace()
             return logits
-        self._drop_tape()
+        self._drop_trace()
         ids = tokens[:, None]
         if self._cache is None:
             ids = self._ids = torch.cat([self._ids, ids], 1)
@@ -113,28 +113,28 @@ class DecodingBatch:
     @property
     def goes_ahead(self) -> bool:
         """Whether several steps can be made without a stop in between."""
-        step = None if self._cache is None else self._compiled()
+        step = None if self._cache is None else self._fast_step()
         return step is not None and step.goes_ahead
 
     def ahead(self, tokens: Tensor, choice: Choice) -> Ahead:
         """Several steps, as many as there can be: `tokens` [rows] first, then others, chosen as `choice` says."""
-        step = self._compiled()
+        step = self._fast_step()
         assert step is not None
         found = step.ahead(tokens, self._positions, self._mask, choice)
         n = found.tokens.shape[1]
         self._mask[:, self._length : self._length + n] = 1
         self._length += n
         self._positions = self._positions + found.good.sum(1)
-        if self.tape is not None and found.logits is not None:
+        if self.trace is not None and found.logits is not None:
             for place in range(n):
-                self.tape.stepped(self._rows, found.logits[:, place, None])
+                self.trace.stepped(self._rows, found.logits[:, place, None])
         return found
 
-    def _compiled(self) -> Gpt2Step | None:
-        """The step of these rows as `evolora.engine.cpu.gpt2.decode` makes it, if it does."""
+    def _fast_step(self) -> Step | None:
+        """The step of these rows as the kernels make it, if they do."""
         if self._step is _UNKNOWN:
-            self._step = Gpt2Step.of(self.model, len(self._mask), self._cache)
-        step: Gpt2Step | None = self._step
+            self._step = self._kernels.step(self.model, len(self._mask), self._cache)
+        step: Step | None = self._step
         return step
 
     def keep(self, rows: Tensor) -> None:
@@ -144,8 +144,8 @@ class DecodingBatch:
         self._owners, self._rows = self._owners[rows], self._rows[rows]
         if self._cache is not None:
             self._cache.batch_select_indices(rows)
-        if self._population is not None:
-            self._population.route(self._owners)
+        if self._layers.individuals:
+            self._layers.route(self._owners)
 
     def _forward(self, ids: Tensor, mask: Tensor, kept: int, positions: Tensor | None = None) -> Tensor:
         arguments: dict[str, object] = {"input_ids": ids, "attention_mask": mask, "use_cache": self._cache is not None}
@@ -160,7 +160,7 @@ class DecodingBatch:
         if not self._keep_features:
             logits: Tensor = self.model(**arguments).logits
             return logits[:, -kept:].float()
-        with _last_hidden_states(self.model) as hidden:
+        with last_hidden_states(self.model) as hidden:
             logits = self.model(**arguments).logits
         self.features = hidden[0][:, -kept:].clone()
         return logits[:, -kept:].float()
@@ -173,31 +173,30 @@ class DecodingBatch:
         texts = [ids[-length:].tolist() for ids, length in zip(self._ids.cpu(), self._positions.tolist(), strict=True)]
         packed = PackedPass(self.model, texts, groups=self._groups, device=device)
         last = packed.places.gather(1, self._positions[:, None] - 1)
-        cache = make_cache(self.model, packed.width)
-        if self._keep_tape and isinstance(cache, RoomyCache):
-            self.tape = cache.tape = Gpt2Tape.of(self.model, len(texts), packed.tokens, steps=self._room)
+        cache = self._kernels.make_cache(self.model, packed.width)
+        assert isinstance(cache, RoomyCache)  # whose layers keep all: that is what can be packed
+        if self._keep_trace:
+            self.trace = self._kernels.trace(self._layers, cache, len(texts), packed.tokens, self._room)
         logits, features = packed.run(last, cache=cache, keep_features=self._keep_features)
         self.features = features
         # Right-aligned, as left-padded prompts are; what stands in the padding is masked.
         columns = torch.arange(width, device=device) - (width - self._positions[:, None])
         index = packed.places.gather(1, columns.clamp(min=0))
-        self._cache = unpacked(cache, index, capacity=self._mask.shape[1])
-        if self.tape is not None:
-            self._cache.tape = self.tape
-            if not self.tape.begun(packed.places, self._positions, logits):
-                self._drop_tape()
+        self._cache = cache.unpacked(index, capacity=self._mask.shape[1])
+        if self.trace is not None and not self.trace.begun(packed.places, self._positions, logits):
+            self._drop_trace()
         return logits.float()
 
-    def _drop_tape(self) -> None:
-        self.tape = None
+    def _drop_trace(self) -> None:
+        self.trace = None
         if isinstance(self._cache, RoomyCache):
-            self._cache.tape = None
+            self._cache.trace = None
 
 
-def takes_drafts(model: PreTrainedModel) -> bool:
+def takes_drafts(model: PreTrainedModel, kernels: Kernels) -> bool:
     """Whether drafts can be checked on `model`: what is rejected stays in the cache, masked, so every layer must attend
     to all positions."""
-    return keeps_all(make_cache(model, 1))
+    return keeps_all(kernels.make_cache(model, 1))
 
 
 def positions_of(mask: Tensor) -> Tensor:
@@ -206,7 +205,7 @@ def positions_of(mask: Tensor) -> Tensor:
 
 
 @contextmanager
-def _last_hidden_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
+def last_hidden_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
     """The inputs of the output embedding, one tensor [rows, kept, hidden] a forward pass."""
     seen: list[Tensor] = []
 

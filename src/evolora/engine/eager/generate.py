@@ -1,26 +1,16 @@
-"""Completions of many prompts: greedy decoding, keyed sampling, and their log-probabilities."""
+"""Completions of many prompts: greedy decoding and keyed sampling."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from evolora.engine.cpu.gpt2.activations import Gpt2Tape
-from evolora.engine.cpu.gpt2.decode import Choice
-from evolora.engine.cpu.log_probs import token_log_probs
-from evolora.engine.cpu.sampling import likeliest, sample
-from evolora.engine.eager.decoder import DecodingBatch, positions_of
-from evolora.engine.eager.lora_layers import population_on
-from evolora.engine.eager.packed_forward import PackedPass, can_pack
-from evolora.models.lora import accepts
+from evolora.engine.base import Completions, Decoding, Prompts
+from evolora.engine.eager.decoder import DecodingBatch
+from evolora.engine.eager.kernels import Choice, Kernels
+from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.rng import keyed_uniforms
-
-# Finished rows leave the batch when they are this share of it: leaving costs a copy of the cache of those who stay.
-_LEAST_FINISHED_SHARE = 1 / 8
 
 
 @dataclass(frozen=True)
@@ -30,145 +20,72 @@ class PromptBatch:
     ids: Tensor
     mask: Tensor
 
+    @classmethod
+    def of(cls, prompts: Prompts, *, pad: int, times: int, device: torch.device) -> "PromptBatch":
+        """Of ragged prompts, all of them `times` times over."""
+        width = max(map(len, prompts))
+        ids = torch.tensor([[pad] * (width - len(own)) + list(own) for own in prompts])
+        lengths = torch.tensor([len(own) for own in prompts])
+        mask = (torch.arange(width) >= width - lengths[:, None]).to(torch.int64)
+        return cls(ids.repeat(times, 1).to(device), mask.repeat(times, 1).to(device))
+
     def rows(self) -> list[list[int]]:
         """The token ids of each prompt, without padding."""
         width = self.ids.shape[1]
         lengths: list[int] = self.mask.sum(1).tolist()
         return [ids[width - length :] for ids, length in zip(self.ids.tolist(), lengths, strict=True)]
 
-    def repeat(self, times: int) -> "PromptBatch":
-        """The whole batch `times` times over, one after another: a group for each individual."""
-        return PromptBatch(self.ids.repeat(times, 1), self.mask.repeat(times, 1))
-
-
-@dataclass(frozen=True)
-class Completions:
-    """What the model wrote after each prompt.
-
-    `ids` [rows, length]; `mask` [rows, length] is true up to and with the first end-of-sequence token. Sampling also
-    gives `log_probs` [rows, length], of the tempered distribution that was sampled from; `features` [rows, length,
-    hidden], where they were asked for, are the last hidden states that each token was chosen from. `tapes`, where they
-    were asked for and it is known how to keep them, are those of the parts that were decoded.
-    """
-
-    ids: Tensor
-    mask: Tensor
-    log_probs: Tensor | None = None
-    features: Tensor | None = None
-    tapes: tuple[Gpt2Tape, ...] = ()
-
-    @property
-    def tokens(self) -> int:
-        """How many tokens were written, end-of-sequence tokens included."""
-        return int(self.mask.sum())
-
-    def rows(self) -> list[list[int]]:
-        """The token ids that were written in each row."""
-        lengths: list[int] = self.mask.sum(1).tolist()
-        return [ids[:length] for ids, length in zip(self.ids.tolist(), lengths, strict=True)]
-
-
-def encode(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], device: torch.device | str) -> PromptBatch:
-    """Tokenise prompts, padded on the left; those that are alike once."""
-    places = {prompt: place for place, prompt in enumerate(dict.fromkeys(prompts))}
-    batch = tokenizer(list(places), return_tensors="pt", padding=True, padding_side="left")
-    rows = torch.tensor([places[prompt] for prompt in prompts])
-    return PromptBatch(batch["input_ids"][rows].to(device), batch["attention_mask"][rows].to(device))
-
-
-def lengths_read(prompts: PromptBatch, completions: Completions) -> list[int]:
-    """How many tokens of each row the model reads: its prompt and its completion, but for the last token, which is
-    chosen and never read."""
-    lengths: list[int] = (prompts.mask.sum(1) + completions.mask.sum(1) - 1).tolist()
-    return lengths
-
-
-def decode_text(tokenizer: PreTrainedTokenizerBase, completions: Completions) -> list[str]:
-    """The completions as text, without special tokens."""
-    return [str(text) for text in tokenizer.batch_decode(completions.rows(), skip_special_tokens=True)]
-
-
-def end_tokens(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> list[int]:
-    """The token ids that end a completion: those of the model's generation config, else the tokenizer's."""
-    found = model.generation_config.eos_token_id if model.generation_config is not None else None
-    if found is None:
-        found = tokenizer.eos_token_id
-    return list(found) if isinstance(found, list) else [int(found)]
-
-
-def pad_token(tokenizer: PreTrainedTokenizerBase) -> int:
-    """The id that fills finished rows."""
-    return int(tokenizer.pad_token_id)
-
 
 @torch.no_grad()
 def generate(
-    model: PreTrainedModel,
-    prompts: PromptBatch,
-    *,
-    max_new_tokens: int,
-    eos_token_ids: Sequence[int],
-    pad_token_id: int,
-    seeds: npt.NDArray[np.uint64] | None = None,
-    temperature: float = 1.0,
-    keep_features: bool = False,
-    keep_tape: bool = False,
-    drafts: Sequence[Sequence[int]] | None = None,
-    use_cache: bool = True,
+    layers: LoraLayers, kernels: Kernels, prompts: PromptBatch, how: Decoding, *, use_cache: bool = True
 ) -> Completions:
-    """Complete each prompt: greedily, or by sampling when `seeds` [rows] are given.
+    """Complete each prompt, of rows in equal groups for the genomes that `layers` run with, as `how` says.
 
-    Sampling is pure (no top-k, no top-p): one keyed uniform number a token, looked up in the cumulative distribution of
-    softmax(logits / temperature). A row's tokens depend on its own seed and distributions, not on who shares the batch.
-
-    `drafts`, token ids for each row (an empty list for none), are guesses at the completions, all checked in the first
-    pass: what agrees is kept, the rest decoded. That is speculative decoding (Leviathan et al., 2023, arXiv 2211.17192)
-    with a given draft; each token is chosen as it would be without, so the result is the same.
+    Sampling is pure: one keyed uniform number a token, looked up in the cumulative distribution of softmax(logits /
+    temperature). Drafts are all checked in the first pass: what agrees is kept, the rest decoded. That is speculative
+    decoding (Leviathan et al., 2023, arXiv 2211.17192) with a given draft; each token is chosen as it would be without,
+    so the result is the same.
 
     Rows that have finished leave the batch. The tokens of greedy decoding equal those of transformers' own
     `generate(do_sample=False)`.
-
-    >>> from evolora.models.lora import load_base
-    >>> base = load_base("tiny-gpt2")
-    >>> prompts = encode(base.tokenizer, ["The English word for 'chat' is '", "The sum of 4 and 3 is"], "cpu")
-    >>> ends, pad = end_tokens(base.model, base.tokenizer), base.tokenizer.pad_token_id
-    >>> completions = generate(base.model, prompts, max_new_tokens=6, eos_token_ids=ends, pad_token_id=pad)
-    >>> decode_text(base.tokenizer, completions)
-    ["cat'.", ' 7.']
-    >>> seeds = np.array([1, 2], dtype=np.uint64)
-    >>> sampled = generate(base.model, prompts, max_new_tokens=6, eos_token_ids=ends, pad_token_id=pad, seeds=seeds)
-    >>> bool((sampled.log_probs[sampled.mask] <= 0).all())
-    True
     """
     n_rows, device = prompts.ids.shape[0], prompts.ids.device
-    guesses = _padded(drafts, n_rows, max_new_tokens, device)
+    max_new_tokens = how.max_new_tokens
+    guesses = _padded(how.drafts, n_rows, max_new_tokens, device)
     uniforms = None
-    if seeds is not None:
-        uniforms = torch.from_numpy(keyed_uniforms(seeds, max_new_tokens)).to(device)
-    ends = torch.tensor(list(eos_token_ids), device=device)
-    page = _Page(n_rows, pad_token_id, device)
+    if how.seeds is not None:
+        uniforms = torch.from_numpy(keyed_uniforms(how.seeds, max_new_tokens)).to(device)
+    ends = torch.tensor(list(how.ends), device=device)
+    page = _Page(n_rows, how.pad, device)
     rows = torch.arange(n_rows, device=device)  # where on the page each row of the batch is written
     written = torch.zeros_like(rows)  # and how many tokens of it
     alive = torch.ones_like(rows, dtype=torch.bool)
+
+    def enough(rows: Tensor) -> int:
+        """With how many rows left the others leave the batch."""
+        return int(len(rows) * (1 - kernels.least_finished_share))
+
     room = max_new_tokens + (0 if guesses is None else guesses.shape[1])
     with DecodingBatch(
-        model,
+        layers,
+        kernels,
         prompts.ids,
         prompts.mask,
         room=room,
-        keep_features=keep_features,
-        keep_tape=keep_tape,
+        keep_features=how.features,
+        keep_trace=how.trace,
         use_cache=use_cache,
     ) as batch:
         logits = batch.start(guesses)
         while True:
             places = written[:, None] + torch.arange(logits.shape[1], device=device)
             if uniforms is None:
-                tokens, log_probs = likeliest(logits), None
+                tokens, log_probs = kernels.likeliest(logits), None
             else:
                 uniform = uniforms[rows[:, None], places.clamp(max=max_new_tokens - 1)]
                 tokens, log_probs = (
-                    x.view_as(uniform) for x in sample(logits.flatten(0, 1), uniform.flatten(), temperature)
+                    x.view_as(uniform) for x in kernels.sample(logits.flatten(0, 1), uniform.flatten(), how.temperature)
                 )
             ended = (tokens[..., None] == ends).any(-1)
             good = alive[:, None]
@@ -189,7 +106,7 @@ def generate(
                 batch.accept(good[:, 1:])
                 guesses = None
             while left := int(alive.sum()):
-                if left <= _enough(rows):
+                if left <= enough(rows):
                     kept = alive.nonzero()[:, 0]
                     batch.keep(kept)
                     rows, written, token, alive = rows[kept], written[kept], token[kept], alive[kept]
@@ -197,7 +114,9 @@ def generate(
                     break
                 following = written[:, None] + torch.arange(max_new_tokens, device=device)
                 draws = None if uniforms is None else uniforms[rows[:, None], following.clamp(max=max_new_tokens - 1)]
-                choice = Choice(alive, max_new_tokens - written, draws, temperature, ends, _enough(rows), keep_features)
+                choice = Choice(
+                    alive, max_new_tokens - written, draws, how.temperature, ends, enough(rows), how.features
+                )
                 found = batch.ahead(token, choice)
                 places = following[:, : found.tokens.shape[1]]
                 page.write(rows, places, found.good, found.tokens, found.log_probs, found.features)
@@ -205,7 +124,7 @@ def generate(
             if not left:
                 break
             logits = batch.step(token, alive)
-    return replace(page.completions(), tapes=() if batch.tape is None else (batch.tape,))
+    return replace(page.completions(), trace=batch.trace)
 
 
 def _padded(drafts: Sequence[Sequence[int]] | None, n_rows: int, longest: int, device: torch.device) -> Tensor | None:
@@ -218,11 +137,6 @@ def _padded(drafts: Sequence[Sequence[int]] | None, n_rows: int, longest: int, d
     width = min(max(map(len, drafts)), longest - 1)
     cut = [list(draft[:width]) for draft in drafts]
     return torch.tensor([draft + [-1] * (width - len(draft)) for draft in cut], device=device) if width else None
-
-
-def _enough(rows: Tensor) -> int:
-    """With how many rows left the others leave the batch."""
-    return int(len(rows) * (1 - _LEAST_FINISHED_SHARE))
 
 
 class _Page:
@@ -276,70 +190,3 @@ class _Page:
             found = torch.cat(self._features)
             features = page(found, found.new_zeros(*shape, found.shape[-1]))
         return Completions(page(tokens, ids), mask, log_probs, features)
-
-
-def completion_log_probs(
-    model: PreTrainedModel,
-    prompts: PromptBatch,
-    completions: Completions,
-    *,
-    temperature: float = 1.0,
-    entropy_gradient: bool = True,
-) -> tuple[Tensor, Tensor]:
-    """Log-probability of each completion token and the entropy of the distribution that it came from, both
-    [rows, length] and 0 beyond the completions' mask, by one forward pass; differentiable, the entropy only with
-    `entropy_gradient`.
-
-    Where the model allows it the texts are packed: nothing is computed for padding, and what an individual's texts
-    begin with in common, such as the prompt of several completions, is computed once (dropout included).
-    """
-    logits = completion_logits(model, prompts, completions)
-    chosen, entropy = token_log_probs(
-        logits, completions.ids[completions.mask], temperature=temperature, entropy_gradient=entropy_gradient
-    )
-    blank = chosen.new_zeros(completions.ids.shape)
-    return blank.masked_scatter(completions.mask, chosen), blank.masked_scatter(completions.mask, entropy)
-
-
-def completion_logits(model: PreTrainedModel, prompts: PromptBatch, completions: Completions) -> Tensor:
-    """The logits that each masked-in completion token was chosen from, [tokens, vocabulary], row by row, in float32 at
-    least; differentiable."""
-    logits = (_packed_logits if can_pack(model) else _padded_logits)(model, prompts, completions)
-    return logits if logits.dtype == torch.float64 else logits.float()
-
-
-def _padded_logits(model: PreTrainedModel, prompts: PromptBatch, completions: Completions) -> Tensor:
-    length = completions.ids.shape[1]
-    ids = torch.cat([prompts.ids, completions.ids[:, :-1]], 1)
-    mask = torch.cat([prompts.mask, completions.mask[:, :-1].to(prompts.mask.dtype)], 1)
-    arguments: dict[str, object] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
-    if accepts(model, "position_ids"):
-        arguments["position_ids"] = positions_of(mask)
-    if accepts(model, "logits_to_keep"):
-        arguments["logits_to_keep"] = length
-    logits: Tensor = model(**arguments).logits[:, -length:]
-    return logits[completions.mask]
-
-
-def _packed_logits(model: PreTrainedModel, prompts: PromptBatch, completions: Completions) -> Tensor:
-    # The last token of a completion is chosen, and never read. A row without a token is its prompt.
-    texts = [prompt + row[:-1] for prompt, row in zip(prompts.rows(), completions.rows(), strict=True)]
-    population = population_on(model)
-    groups = 1 if population is None else population.individuals
-    packed = PackedPass(model, texts, groups=groups, device=prompts.ids.device)
-    # A token is chosen from what is computed for the one before it.
-    row, place = completions.mask.nonzero(as_tuple=True)
-    before = prompts.mask.sum(1)[row] + place - 1
-    return packed.run(packed.places[row, before])[0]
-
-
-def select_rows(completions: Completions, rows: Tensor) -> Completions:
-    """The completions of some rows, without tapes."""
-    return replace(
-        completions,
-        ids=completions.ids[rows],
-        mask=completions.mask[rows],
-        log_probs=None if completions.log_probs is None else completions.log_probs[rows],
-        features=None if completions.features is None else completions.features[rows],
-        tapes=(),
-    )

@@ -8,26 +8,26 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
-from evolora.engine.eager.kv_cache import keeps_all, make_cache
+from evolora.engine.eager.kernels import Kernels
+from evolora.engine.eager.kv_cache import keeps_all
 from evolora.engine.eager.packing import pack
-from evolora.models.lora import accepts
+from evolora.models.base import accepts
 
 # Attention within a pack costs its width for each token; beyond half the hidden size that is no longer little beside
 # the products.
 _WIDTH_OF_HIDDEN = 1 / 2
 # torch's attention on a CPU goes by so many positions.
 _EVEN, _HARDLY = 16, 1 / 24
-# Whose attention takes a mask that says who sees whom.
-_MASKED_ATTENTION = ("sdpa", "eager", "evolora")
 
 
-def can_pack(model: PreTrainedModel) -> bool:
-    """Whether `model` computes a token from what its mask and position say alone: every layer attends to all positions,
-    which are given, and attention takes any mask."""
+def can_pack(model: PreTrainedModel, kernels: Kernels) -> bool:
+    """Whether texts may be packed: `model` computes a token from what its mask and position say alone; every layer
+    attends to all positions, which are given, and attention takes any mask."""
     return (
-        accepts(model, "position_ids")
-        and model.config._attn_implementation in _MASKED_ATTENTION
-        and keeps_all(make_cache(model, 1))
+        kernels.packs
+        and accepts(model, "position_ids")
+        and model.config._attn_implementation in kernels.masked_attention
+        and keeps_all(kernels.make_cache(model, 1))
     )
 
 

@@ -20,14 +20,14 @@ from evolora.engine.cpu.gpt2.decode import hooked
 from evolora.engine.cpu.gpt2.train import Gpt2Packs, KeptLayer, input_gradient
 from evolora.engine.cpu.log_probs import token_log_probs
 from evolora.engine.cpu.lora_gradient import Segments
-from evolora.engine.eager.lora_layers import population_on
+from evolora.engine.eager.lora_layers import LoraLayers
 
 # Of one part's tape. Not by the memory that is free: another time the gradient would round otherwise.
 _MOST_BYTES = 2**30
 
 
 class Gpt2Tape(Tape):
-    """That of one batch: `rows` [rows] and `individuals` of a larger one, or all of it.
+    """That of one batch.
 
     Its tokens are those of the packed prompts, `prompt_tokens` in all, and then at each step one of each row that was
     still in the batch.
@@ -37,14 +37,12 @@ class Gpt2Tape(Tape):
         self,
         packs: Gpt2Packs,
         head: nn.Linear,
-        rows: int,
         prompt_tokens: int,
         room: tuple[int, int, list[int]],
         shelf: list[Any],
     ) -> None:
         super().__init__(*room, shelf)
         self._genomes = cast(Tensor, packs.genomes).detach().clone()
-        self.individuals, self.rows = slice(0, len(self._genomes)), torch.arange(rows)
         self._packs = packs
         self._head = head
         self._prompt_tokens = prompt_tokens
@@ -53,13 +51,11 @@ class Gpt2Tape(Tape):
         self._logits: list[Tensor] = []
 
     @classmethod
-    def of(cls, model: Any, rows: int, prompt_tokens: int, *, steps: int) -> Self | None:
-        """For up to so many steps of `model` with the population that it runs with now; None where the gradient is not
-        known, or it would take too much memory."""
-        if type(model) is not GPT2LMHeadModel:
-            return None
-        population = population_on(model)
-        if population is None or hooked(model) or model.training:
+    def of(cls, adapted: LoraLayers, rows: int, prompt_tokens: int, *, steps: int, shelf: list[Any]) -> Self | None:
+        """For up to so many steps with the genomes that `adapted` run with now; None where the gradient is not known,
+        or it would take too much memory. `shelf` is the engine's."""
+        model: Any = adapted.model
+        if type(model) is not GPT2LMHeadModel or not adapted.individuals or hooked(model) or model.training:
             return None
         packs = Gpt2Packs.of(model.transformer, rows)
         if packs is None or packs.genomes is None or packs.drops:
@@ -69,12 +65,7 @@ class Gpt2Tape(Tape):
         room = prompt_tokens + rows * steps, len(packs.layers), sizes
         if 4 * cls.entries(*room) > _MOST_BYTES:
             return None
-        return cls(packs, model.lm_head, rows, prompt_tokens, room, population.tape_rooms)
-
-    def of_part(self, individuals: slice, rows: Tensor) -> Self:
-        """This, as that of a part of a larger batch."""
-        self.individuals, self.rows = individuals, rows
-        return self
+        return cls(packs, model.lm_head, prompt_tokens, room, shelf)
 
     def begun(self, places: Tensor, lengths: Tensor, logits: Tensor) -> bool:
         """After the prompts: row i's are the first `lengths[i]` tokens of `places` [rows, longest], and `logits` [rows,
@@ -110,9 +101,9 @@ class Gpt2Tape(Tape):
         log_probs, entropy = (blank.masked_scatter(mask, each[chosen_at]) for each in found)
         return log_probs, entropy
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         self._logits = []
-        super().let_go()
+        super().release()
 
     def logits(self) -> Tensor:
         """All that were computed, [choices, vocabulary]: after the prompts, then step by step. They are let go."""
@@ -135,7 +126,7 @@ class Gpt2Tape(Tape):
             return packs.kept(index, segments, *map(torch.from_numpy, layers[index]))
 
         found = packs.backward(of_last, packs.normalise_last(last_hidden)[1], kept, segments, paths)
-        self.let_go()
+        self.release()
         return found
 
     def _choices(self, length: int) -> Tensor:

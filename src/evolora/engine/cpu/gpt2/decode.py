@@ -20,9 +20,11 @@ from evolora.engine.cpu.activation_store import TapedLayer
 from evolora.engine.cpu.attention.decode import attend_arrays
 from evolora.engine.cpu.gpt2.decode_kernels import embed_rows, finish_rows, steps_rows
 from evolora.engine.cpu.jit import in_float32, run_rows
+from evolora.engine.cpu.kv_cache import KernelCache, KernelLayer
+from evolora.engine.cpu.levers import Levers
 from evolora.engine.cpu.lora import NO_ADAPTER, Adapter, active_adapter, add_low_rank
 from evolora.engine.cpu.matmul.frozen_linear import FrozenProduct
-from evolora.engine.eager.kv_cache import RoomyCache, RoomyLayer
+from evolora.engine.eager.kernels import Ahead, Choice
 
 Product = Callable[[Tensor], Tensor]
 
@@ -80,43 +82,19 @@ class Layer:
         return *products, tuple(self.norm), tuple(self.next_norm)
 
 
-class Choice(NamedTuple):
-    """How tokens are chosen from now on: of the rows that are `alive` [rows], of each up to `left` [rows]; the
-    likeliest, or at `draws` [rows, left and more], of softmax(logits / temperature). Until a row has one of `ends`, and
-    at most `enough` rows are left."""
-
-    alive: Tensor
-    left: Tensor
-    draws: Tensor | None
-    temperature: float
-    ends: Tensor
-    enough: int
-    keep_features: bool
-
-
-class Ahead(NamedTuple):
-    """Tokens that were chosen, [rows, steps], which of them are `good`, of rows that were alive, and their
-    log-probabilities, if they were sampled; the hidden states that they come from, [rows, steps, width], if they were
-    asked for; which rows are still `alive` [rows]; with a tape, the logits [rows, steps, vocabulary]."""
-
-    tokens: Tensor
-    good: Tensor
-    log_probs: Tensor | None
-    features: Tensor | None
-    alive: Tensor
-    logits: Tensor | None
-
-
 class Gpt2Step:
     """What the steps of one batch have in common: looked up once, since a step of a small model takes no longer than
     looking it up a few times."""
 
-    def __init__(self, model: Any, rows: int, first_norm: _Norm, layers: list[Layer], cache: RoomyCache) -> None:
+    def __init__(
+        self, model: Any, rows: int, first_norm: _Norm, layers: list[Layer], cache: KernelCache, levers: Levers
+    ) -> None:
         self.rows = rows
         self.heads = model.config.n_head
         self.first_norm = first_norm
         self.layers = layers
         self.cache = cache
+        self.levers = levers
         self.embeddings = [module.weight.detach().numpy() for module in (model.transformer.wte, model.transformer.wpe)]
         self.output = model.lm_head
         self.hidden, self.normed = (torch.empty(rows, 1, model.config.n_embd) for _ in range(2))
@@ -126,10 +104,10 @@ class Gpt2Step:
         self._rooms: tuple[Any, ...] = ()
 
     @classmethod
-    def of(cls, model: Any, rows: int, cache: Cache | None) -> Self | None:
+    def of(cls, model: Any, rows: int, cache: Cache | None, levers: Levers) -> Self | None:
         """For `model` with the adapters that it has now and the rows' cache; None where more than GPT-2's own layers,
         in float32 on a CPU, and one adapter of each has a part in its pass."""
-        if type(model) is not GPT2LMHeadModel or not isinstance(cache, RoomyCache) or model.training:
+        if type(model) is not GPT2LMHeadModel or not isinstance(cache, KernelCache) or model.training:
             return None
         body = model.transformer
         embeddings = body.wte, body.wpe
@@ -144,7 +122,7 @@ class Gpt2Step:
         if not _attends_plainly(body) or not cache.layers[0].is_initialized:
             return None
         layers = layers_of(body, rows)
-        return None if layers is None else cls(model, rows, _norm(body.h[0].ln_1), layers, cache)
+        return None if layers is None else cls(model, rows, _norm(body.h[0].ln_1), layers, cache, levers)
 
     @torch.no_grad()
     def run(self, tokens: Tensor, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
@@ -161,7 +139,7 @@ class Gpt2Step:
         state = tokens.numpy(), positions.numpy(), *self.embeddings, *self.first_norm, hidden, normed
         embed_rows(*state, 0, self.rows)
         far = _added(mask)
-        taken = None if self.cache.tape is None else self.cache.tape.take(self.rows)
+        taken = None if self.cache.trace is None else self.cache.trace.take(self.rows)
         for index, (layer, cached) in enumerate(zip(self.layers, self.cache.layers, strict=True)):
             taped = None if taken is None else taken.layers[index]
             self._by_product(layer, cached, hidden, normed, far, taped)
@@ -173,7 +151,7 @@ class Gpt2Step:
     @property
     def goes_ahead(self) -> bool:
         """Whether steps can be made without a stop in between: by one thread, through whole layers."""
-        return torch.get_num_threads() == 1 and self._of_whole() is not None
+        return self.levers.ahead and torch.get_num_threads() == 1 and self._of_whole() is not None
 
     @torch.no_grad()
     def ahead(self, tokens: Tensor, positions: Tensor, mask: Tensor, choice: Choice) -> Ahead:
@@ -210,7 +188,7 @@ class Gpt2Step:
             None if draws is None else by_row(log_probs),
             by_row(features) if choice.keep_features else None,
             alive,
-            None if self.cache.tape is None else logits[:, :n],
+            None if self.cache.trace is None else logits[:, :n],
         )
 
     def _check(self, positions: Tensor) -> None:
@@ -227,7 +205,7 @@ class Gpt2Step:
         choice: tuple[Any, ...],
     ) -> Tensor:
         """Up to so many steps; the logits of all of them with a tape, else of the last, [rows, steps, vocabulary]."""
-        tape, width = self.cache.tape, self._product.shape[1]
+        tape, width = self.cache.trace, self._product.shape[1]
         if tape is None:
             layers = [(*layer, self._rooms, _NO_TAPE, _NO_TAPE) for layer in whole]
             last_hidden = _NO_TAPE
@@ -252,7 +230,7 @@ class Gpt2Step:
 
     def _of_whole(self) -> list[tuple[Any, ...]] | None:
         """What a whole layer's function takes first, of each layer; None while a product has no panels."""
-        if self._whole is not None:
+        if self._whole is not None or not self.levers.whole_layers:
             return self._whole
         head = self.output.forward
         panels = head.panels(self.rows) if isinstance(head, FrozenProduct) else None
@@ -280,7 +258,7 @@ class Gpt2Step:
         return states, mixed, *by_head, self._product, wide, flat[0], activated, flat[1]
 
     def _by_product(
-        self, layer: Layer, cached: RoomyLayer, in_hidden: Any, in_normed: Any, mask: Any, taped: TapedLayer | None
+        self, layer: Layer, cached: KernelLayer, in_hidden: Any, in_normed: Any, mask: Any, taped: TapedLayer | None
     ) -> None:
         """The hidden states after a layer, with each product for itself."""
         place, keys, values = cached.grow(), cached.keys.numpy(), cached.values.numpy()
@@ -357,7 +335,7 @@ def plain_norms(model: Any) -> list[nn.LayerNorm] | None:
 
 
 def _attends_plainly(body: Any) -> bool:
-    """Whether a GPT-2's attention is that of `evolora.engine.cpu.install`, to the row's own text."""
+    """Whether a GPT-2's attention is that of `attention.torch_attention`, to the row's own text."""
     return body.config._attn_implementation == "evolora" and not body.config.add_cross_attention
 
 

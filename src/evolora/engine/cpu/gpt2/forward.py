@@ -14,11 +14,13 @@ from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
 from evolora.engine.cpu.gpt2.prefill import read_packs
 from evolora.engine.cpu.gpt2.train import Gpt2Packs
-from evolora.engine.eager.kv_cache import RoomyLayer
+from evolora.engine.cpu.kv_cache import KernelLayer
+from evolora.engine.cpu.levers import Levers
 
 
 def gpt2_pass(
     model: Any,
+    levers: Levers,
     input_ids: Tensor | None = None,
     past_key_values: Cache | None = None,
     attention_mask: Tensor | None = None,
@@ -61,13 +63,19 @@ def gpt2_pass(
     attend = ALL_ATTENTION_FUNCTIONS["evolora"]
     kept = torch.is_grad_enabled() and past_key_values is not None
     if not (one_more or kept or hidden.requires_grad or torch.is_autocast_enabled("cpu")):
-        if not torch.is_grad_enabled() and mask is not None and mask.dtype == hidden.dtype:
+        if (
+            levers.prefill
+            and levers.whole_layers
+            and not torch.is_grad_enabled()
+            and mask is not None
+            and mask.dtype == hidden.dtype
+        ):
             last = read_packs(model, hidden, mask, past_key_values)
             if last is not None:
                 return BaseModelOutputWithPastAndCrossAttentions(
                     last_hidden_state=last, past_key_values=past_key_values
                 )
-        packs = Gpt2Packs.of(model, rows)
+        packs = Gpt2Packs.of(model, rows) if levers.train else None
         last = None if packs is None else packs.run(hidden, mask, past_key_values)
         if last is not None:
             return BaseModelOutputWithPastAndCrossAttentions(last_hidden_state=last, past_key_values=past_key_values)
@@ -75,7 +83,7 @@ def gpt2_pass(
         attention, mlp = block.attn, block.mlp
         states = attention.c_attn(block.ln_1(hidden)).view(rows, asked, 3, -1, attention.head_dim)
         layer = layers[index] if one_more else None
-        if isinstance(layer, RoomyLayer) and layer.extends(states):
+        if isinstance(layer, KernelLayer) and layer.extends(states):
             mixed = layer.extend(states, mask[:, 0], attention.scaling)
         else:
             query, key, value = states.permute(2, 0, 3, 1, 4).unbind()

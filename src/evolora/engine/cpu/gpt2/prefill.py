@@ -16,9 +16,9 @@ from evolora.engine.cpu.gelu import gelu_block
 from evolora.engine.cpu.gpt2.decode import layers_of
 from evolora.engine.cpu.gpt2.decode_kernels import copy_rows, multiply, normalise
 from evolora.engine.cpu.jit import REORDERED, compiled, copy, in_float32, run_rows
+from evolora.engine.cpu.kv_cache import KernelCache
 from evolora.engine.cpu.lora import add_low_rank
 from evolora.engine.cpu.matmul.frozen_linear import FrozenProduct
-from evolora.engine.eager.kv_cache import RoomyCache
 
 # Packs of a thread, on average: with fewer one thread may have twice as many as another.
 _LEAST_PACKS = 4
@@ -38,7 +38,7 @@ def read_packs(model: Any, hidden: Tensor, mask: Tensor, cache: Cache | None) ->
     layers = None if too_few or not in_float32(hidden) else layers_of(model, packs)
     if layers is None:
         return None
-    if cache is not None and not (isinstance(cache, RoomyCache) and cache.get_seq_length() == 0):
+    if cache is not None and not (isinstance(cache, KernelCache) and cache.get_seq_length() == 0):
         return None
     # With panels that come and go, a row's bits would depend on what was computed before: attention rounds otherwise.
     products = [product for layer in layers for product in layer.products]
@@ -51,7 +51,7 @@ def read_packs(model: Any, hidden: Tensor, mask: Tensor, cache: Cache | None) ->
     rooms = _rooms(min(threads, packs), width, heads, hidden.shape[2], layers[0].biases[2].size)
     normed: Tensor = model.h[0].ln_1(hidden)
     arrays = mask[:, 0].contiguous().numpy(), hidden.numpy(), normed.numpy()
-    tape = None if cache is None else cache.tape
+    tape = None if cache is None else cache.trace
     taken = None if tape is None else tape.take(packs * width)
     for index, (layer, own) in enumerate(zip(layers, whole, strict=True)):
         assert own is not None

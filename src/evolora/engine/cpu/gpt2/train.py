@@ -25,10 +25,10 @@ from evolora.engine.cpu.dropout import NOT_DROPPED, Dropped
 from evolora.engine.cpu.gelu import gelu, gelu_gradient
 from evolora.engine.cpu.gpt2.decode import plain_norms
 from evolora.engine.cpu.jit import in_float32
+from evolora.engine.cpu.kv_cache import KernelCache
 from evolora.engine.cpu.lora import GroupAdapter, active_adapter
 from evolora.engine.cpu.lora_gradient import Factors, Segments, add_gradients, add_groups, low_of, worth_it
 from evolora.engine.cpu.matmul.frozen_linear import FrozenProduct
-from evolora.engine.eager.kv_cache import RoomyCache
 
 
 class _Norm(NamedTuple):
@@ -147,7 +147,7 @@ class Gpt2Packs:
                 return None
             differentiable: Tensor = _Pass.apply(self.genomes, hidden, paths, self)  # type: ignore[no-untyped-call]
             return differentiable
-        tape = cache.tape if isinstance(cache, RoomyCache) else None
+        tape = cache.trace if isinstance(cache, KernelCache) else None
         taken = None if tape is None else tape.take(hidden.numel() // hidden.shape[2])
         with torch.no_grad():
             last, own = self.forward(hidden, functools.partial(self._attend, mask, cache), None, taken)

@@ -1,0 +1,71 @@
+"""Which engine a run gets, and in words why not a faster one."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from transformers import PreTrainedModel
+
+from evolora.engine.base import Engine
+from evolora.engine.calibration import is_small
+from evolora.engine.eager.engine import EagerEngine
+from evolora.engine.split import MOST_ROWS_DECODED, SplitEngine
+from evolora.errors import InputError
+from evolora.models.genome import GenomeLayout
+
+EngineName = Literal["auto", "cpu", "eager"]
+ProductsName = Literal["auto", "torch", "compiled"]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """An engine, and what the log says of it."""
+
+    engine: Engine
+    words: str
+
+
+def choose_engine(
+    model: PreTrainedModel,
+    layout: GenomeLayout,
+    *,
+    threads: int = 1,
+    kind: EngineName = "auto",
+    products: ProductsName = "auto",
+) -> Choice:
+    """The fastest engine that can run `model`, or the one that is asked for, on up to `threads` parts of a batch at a
+    time.
+
+    Raises InputError for one that is asked for and cannot.
+    """
+    engine, words = _engine(model, layout, kind, products)
+    side_by_side = threads if model.device.type == "cpu" else 1
+    if side_by_side == 1:
+        return Choice(engine, words)
+    most = None if is_small(model) else MOST_ROWS_DECODED
+    return Choice(SplitEngine(engine, engine.replica, threads=side_by_side, most_rows=most), words)
+
+
+def resolved_products(model: PreTrainedModel, products: ProductsName) -> ProductsName:
+    """What `auto` comes to on this machine, so that it can be written down."""
+    if products != "auto" or model.device.type != "cpu":
+        return products
+    from evolora.engine.cpu.matmul.choice import fastest_products
+
+    return fastest_products()
+
+
+def _engine(
+    model: PreTrainedModel, layout: GenomeLayout, kind: EngineName, products: ProductsName
+) -> tuple[EagerEngine, str]:
+    if kind != "eager":
+        # Where it is not asked for, compiled functions need not even be imported.
+        refused = f"the model is on {model.device}" if model.device.type != "cpu" else None
+        if refused is None:
+            from evolora.engine.cpu.engine import CpuEngine
+
+            chosen = CpuEngine(model, layout, products=None if products == "auto" else products)
+            return chosen, f"{chosen.products} products"
+        if kind == "cpu":
+            raise InputError(f"--engine cpu: {refused}, expected a model on the CPU")
+        return EagerEngine(model, layout), f"eager engine: {refused}"
+    return EagerEngine(model, layout), "eager engine"

@@ -1,0 +1,69 @@
+"""Log-probabilities of given completions, by one forward pass."""
+
+import torch
+from torch import Tensor
+
+from evolora.engine.base import Completions, Scoring
+from evolora.engine.eager.decoder import last_hidden_states, positions_of
+from evolora.engine.eager.generate import PromptBatch
+from evolora.engine.eager.kernels import Kernels
+from evolora.engine.eager.lora_layers import LoraLayers
+from evolora.engine.eager.packed_forward import PackedPass, can_pack
+from evolora.models.base import accepts
+
+
+def completion_log_probs(
+    layers: LoraLayers, kernels: Kernels, prompts: PromptBatch, completions: Completions, how: Scoring
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Log-probability of each completion token and the entropy of the distribution that it came from, both
+    [rows, length] and 0 beyond the completions' mask, by one forward pass; differentiable, the entropy only with
+    `entropy_gradient`. And the features, [rows, length, hidden], where they are asked for.
+
+    Where the model allows it the texts are packed: nothing is computed for padding, and what an individual's texts
+    begin with in common, such as the prompt of several completions, is computed once (dropout included).
+    """
+    forward = _packed_logits if can_pack(layers.model, kernels) else _padded_logits
+    logits, hidden = forward(layers, prompts, completions, keep_features=how.features)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    ids, mask = completions.ids, completions.mask
+    chosen, entropy = kernels.token_log_probs(
+        logits, ids[mask], temperature=how.temperature, entropy_gradient=how.entropy_gradient
+    )
+    blank = chosen.new_zeros(ids.shape)
+    features = None
+    if hidden is not None:
+        features = hidden.new_zeros(*ids.shape, hidden.shape[-1]).masked_scatter(mask[..., None], hidden)
+    return blank.masked_scatter(mask, chosen), blank.masked_scatter(mask, entropy), features
+
+
+def _padded_logits(
+    layers: LoraLayers, prompts: PromptBatch, completions: Completions, *, keep_features: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The logits that each masked-in completion token was chosen from, [tokens, vocabulary], row by row, and the hidden
+    states that they come from, [tokens, hidden]; differentiable."""
+    model = layers.model
+    length = completions.ids.shape[1]
+    ids = torch.cat([prompts.ids, completions.ids[:, :-1]], 1)
+    mask = torch.cat([prompts.mask, completions.mask[:, :-1].to(prompts.mask.dtype)], 1)
+    arguments: dict[str, object] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    if accepts(model, "position_ids"):
+        arguments["position_ids"] = positions_of(mask)
+    if accepts(model, "logits_to_keep"):
+        arguments["logits_to_keep"] = length
+    with last_hidden_states(model) as hidden:
+        logits: Tensor = model(**arguments).logits[:, -length:]
+    features = hidden[0][:, -length:][completions.mask] if keep_features else None
+    return logits[completions.mask], features
+
+
+def _packed_logits(
+    layers: LoraLayers, prompts: PromptBatch, completions: Completions, *, keep_features: bool
+) -> tuple[Tensor, Tensor | None]:
+    """The same as `_padded_logits`, of packed texts."""
+    # The last token of a completion is chosen, and never read. A row without a token is its prompt.
+    texts = [prompt + row[:-1] for prompt, row in zip(prompts.rows(), completions.rows(), strict=True)]
+    packed = PackedPass(layers.model, texts, groups=layers.individuals or 1, device=prompts.ids.device)
+    # A token is chosen from what is computed for the one before it.
+    row, place = completions.mask.nonzero(as_tuple=True)
+    before = prompts.mask.sum(1)[row] + place - 1
+    return packed.run(packed.places[row, before], keep_features=keep_features)

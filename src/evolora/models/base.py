@@ -1,0 +1,85 @@
+"""The base model and its tokenizer."""
+
+import functools
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+)
+
+from evolora.errors import InputError
+
+BUNDLED_MODEL = "tiny-gpt2"
+_ASSETS = Path(__file__).parents[1] / "assets"
+
+
+@dataclass(frozen=True)
+class BaseModel:
+    """A frozen causal LM, its tokenizer (left padding) and the folder or hub name they came from."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    path: str
+
+
+def model_path(name: str) -> str:
+    """Where a model is loaded from: the bundled one's folder, or `name` itself (a local folder or hub name)."""
+    return str(_ASSETS / BUNDLED_MODEL) if name == BUNDLED_MODEL else name
+
+
+def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> BaseModel:
+    """Load a causal LM that transformers knows, frozen and in evaluation mode, and its tokenizer.
+
+    Raises InputError when there is no such model, when it is no causal LM, or when its weights are quantised.
+    """
+    path = model_path(name)
+    try:
+        config = AutoConfig.from_pretrained(path)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(
+            f"--model {name}: expected a model folder or a hub name that can be loaded: {reason}"
+        ) from None
+    _refuse_other_kinds(name, config)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise InputError(f"--model {name}: cannot be loaded: {reason}") from None
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"--model {name}: its tokenizer has no end-of-sequence token, expected one")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    model.requires_grad_(False).eval().to(device)
+    return BaseModel(model, tokenizer, path)
+
+
+def _refuse_other_kinds(name: str, config: Any) -> None:
+    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    architectures = config.architectures or [f"no architecture for {config.model_type}"]
+    if not config.architectures and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
+        # A kind that is only ever a causal LM needs no saying so.
+        architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, architectures[0])]
+    if config.is_encoder_decoder or not causal.intersection(architectures):
+        raise InputError(f"--model {name}: found {architectures[0]}, expected a causal language model")
+    if (quantisation := getattr(config, "quantization_config", None)) is not None:
+        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
+        raise InputError(f"--model {name}: found weights quantised by {method}, expected an unquantised base model")
+
+
+def accepts(model: PreTrainedModel, argument: str) -> bool:
+    """Whether the model's forward takes `argument`: architectures without absolute positions take no position_ids."""
+    return argument in _arguments(type(model).forward)
+
+
+@functools.cache  # asked for every token
+def _arguments(function: Callable[..., Any]) -> frozenset[str]:
+    return frozenset(inspect.signature(function).parameters)
