@@ -207,7 +207,6 @@ def test_another_seed_is_another_run(toy: Any, finished: Path, evolora: Any, fac
         ["--strategy", "none", "--refiner", "ppo"],
         ["--refiner", "grpo", "--loss-type", "dr_grpo", "--scale-rewards", "none", "--clip-range-high", "0.28"],
         ["--refiner", "rloo", "--normalize-advantages", "--rollout-samples", "4", "--minibatches", "2"],
-        ["--inheritance", "baldwinian"],
         ["--selection", "rank", "--mutation", "relative", "--crossover", "blend", "--crossover-rate", "1"],
         ["--mutation", "safe", "--crossover", "dare", "--replacement", "steady-state", "--max-age", "2"],
         ["--operator-choice", "adaptive", "--mutations", "svd", "safe", "--islands", "2", "--migrate-every", "1"],

@@ -12,7 +12,7 @@ import numpy.typing as npt
 import torch
 
 from evolora.errors import RewardError
-from evolora.evolution.acceptance import draw_keys, mutation_scales, places_of_copies, refined_metrics, survival
+from evolora.evolution.acceptance import mutation_scales, refined_metrics, survival
 from evolora.evolution.budget_share import BudgetShare, evolution_gain
 from evolora.evolution.hall_of_fame import HallOfFame
 from evolora.evolution.racing import Race, losers, race
@@ -51,7 +51,6 @@ class LoopConfig:
     racing_block: int = 8
     accept: str = "better"
     refined_scale: str = "keep"
-    inheritance: str = "lamarckian"
     validation_prompts: int = 64
     finalists: int = 4
     soup: int = 0
@@ -176,7 +175,7 @@ class Evolution:
         refinement = self.refiner.refine(
             parents.genomes,
             training,
-            key=draw_keys(parents, self.generation),
+            key=[(self.generation, parent.id) for parent in parents.individuals],
             children=children,
             hyperparameters=[parent.hyperparameters for parent in parents.individuals],
             steps=rollouts,
@@ -210,15 +209,12 @@ class Evolution:
             else np.greater_equal(refined_fitness, fitness[rows])
         )
         gains = refined_fitness - fitness[rows]
-        copies = self.config.refine_whom == "copies"
-        places = places_of_copies(rows[0], fitness, refined_fitness) if copies else rows
         genomes, individuals = population.genomes.clone(), list(population.individuals)
         fitness, rewards = fitness.copy(), evaluation.rewards.copy()
-        for index, row in enumerate(places):
+        for index, row in enumerate(rows):
             if accepted[index]:
                 fitness[row], rewards[row] = refined_fitness[index], refined_evaluation.rewards[index]
-                if self.config.inheritance == "lamarckian":
-                    genomes[row], individuals[row] = refined.genomes[index], refined.individuals[index]
+                genomes[row], individuals[row] = refined.genomes[index], refined.individuals[index]
         metrics = refined_metrics(self.refiner.name, refinement, gains, accepted)
         if self.config.rl_share == "adaptive":
             is_child = [individual.born == self.generation for individual in population.individuals]
@@ -231,11 +227,8 @@ class Evolution:
         return Population(genomes, tuple(individuals)), replace(evaluation, fitness=fitness, rewards=rewards), metrics
 
     def _to_be_refined(self, population: Population, evaluation: Evaluation) -> list[int]:
-        """The rows that are refined: the best, or copies of the best one, or the one that was refined last, unless it
-        clearly loses."""
+        """The rows that are refined: the best, or the one that was refined last, unless it clearly loses."""
         best: list[int] = elites(torch.from_numpy(evaluation.fitness), self.config.refine).tolist()
-        if self.config.refine_whom == "copies":
-            return best[:1] * self.config.refine
         head = newest(population, self.refiner.name) if self.refiner is not None else None
         if self.config.refine_whom == "best" or head is None:
             return best

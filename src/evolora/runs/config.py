@@ -227,9 +227,6 @@ class RunConfig(BaseModel):
     accept: Literal["better", "always"] | None = _option(
         None, "which refined individuals enter; default better, and always with --strategy none or pbt", _EVOLUTION
     )
-    inheritance: Literal["lamarckian", "baldwinian"] = _option(
-        "lamarckian", "what enters: the refined genome, or only its fitness", _EVOLUTION
-    )
 
     refiner: Literal["ppo", "grpo", "rloo", "none"] = _option(
         "ppo", "how RL improves the best: ppo, grpo, rloo, none; an option marked with some is for them alone", _REFINER
@@ -237,11 +234,10 @@ class RunConfig(BaseModel):
     refine: int | None = _option(
         None, "how many of the best are refined, side by side; default 1, and all with --strategy pbt", _REFINER, ge=1
     )
-    refine_whom: Literal["lineage", "best", "copies"] | None = _option(
+    refine_whom: Literal["lineage", "best"] | None = _option(
         None,
-        "who is refined: the one that was refined last, until another is clearly better (lineage); the generation's "
-        "--refine best; or copies, --refine of the best one, each by rollouts of its own, of which the best takes its "
-        "place and the others those of the worst; default lineage with --strategy ga and --refine 1, else best",
+        "who is refined: the one that was refined last, until another is clearly better (lineage), or the generation's "
+        "--refine best (best); default lineage with --strategy ga and --refine 1, else best",
         _REFINER,
     )
     replay: int | None = _option(
@@ -409,8 +405,6 @@ class RunConfig(BaseModel):
                 raise ValueError(f"--refine {self.refine} with --strategy pbt: expected --pop, {self.pop}: all train")
             if self.refiner == "none":
                 raise ValueError("--refiner none with --strategy pbt: expected a refiner, which is what pbt tunes")
-            if self.inheritance == "baldwinian":
-                raise ValueError("--inheritance baldwinian with --strategy pbt: expected lamarckian")
             if self.kl_target is not None:
                 raise ValueError(
                     f"--kl-target {self.kl_target} with --strategy pbt: expected none, pbt sets the KL weight itself"
@@ -450,10 +444,8 @@ class RunConfig(BaseModel):
                 f"--update-kl {self.update_kl} with one update on a rollout: expected --epochs or --minibatches of at "
                 "least 2, the second of which sees how far the first has moved the policy"
             )
-        if self.refine_whom == "lineage" and not self._can_follow:
-            raise ValueError("--refine-whom lineage: expected --refine 1 and --inheritance lamarckian beside it")
-        if self.refine_whom == "copies":
-            self._check_copies()
+        if self.refine_whom == "lineage" and self.refined_individuals > 1:
+            raise ValueError(f"--refine-whom lineage with --refine {self.refined_individuals}: expected --refine 1")
         if self.rl_share == "adaptive" and (self.strategy != "ga" or self.refiner == "none"):
             raise ValueError(
                 f"--rl-share adaptive with --strategy {self.strategy} and --refiner {self.refiner}: expected ga and a "
@@ -474,14 +466,6 @@ class RunConfig(BaseModel):
         if len(chosen) > 1:
             raise ValueError(f"--{chosen[0]} with --{chosen[1]}: expected one of them")
         return self
-
-    def _check_copies(self) -> None:
-        if self.strategy != "ga":
-            raise ValueError(f"--refine-whom copies with --strategy {self.strategy}: expected ga")
-        if self.refined_individuals < 2:
-            raise ValueError(f"--refine-whom copies with --refine {self.refined_individuals}: expected at least 2")
-        if self.inheritance == "baldwinian":
-            raise ValueError("--refine-whom copies with --inheritance baldwinian: expected lamarckian")
 
     def _check_ga(self) -> None:
         if self.replacement == "steady-state" and self.children > self.pop - self.elites:
@@ -577,13 +561,10 @@ class RunConfig(BaseModel):
         return self.refine or (self.pop if self.strategy == "pbt" else 1)
 
     @property
-    def _can_follow(self) -> bool:
-        return self.refined_individuals == 1 and self.inheritance == "lamarckian"
-
-    @property
     def refine_whom_rule(self) -> str:
         """Who is refined."""
-        return self.refine_whom or ("lineage" if self.strategy == "ga" and self._can_follow else "best")
+        one = self.strategy == "ga" and self.refined_individuals == 1
+        return self.refine_whom or ("lineage" if one else "best")
 
     @property
     def accept_rule(self) -> str:
