@@ -43,7 +43,6 @@ def methods() -> dict[str, dict[str, Any]]:
             found[f"mutation {name} {scale}"] = {"mutation": name, option: scale, "crossover_rate": 0.0}
     for name in (*CROSSOVERS, "distill"):
         found[f"crossover {name}"] = {"crossover": name, "crossover_rate": 1.0}
-    found["adaptive"] = {"operator_choice": "adaptive"}
     found["default"] = {}
     return found
 

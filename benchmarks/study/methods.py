@@ -116,8 +116,6 @@ _METHODS = (
     _variant("gated", "whose refined enter only if they are no worse on unseen prompts (ERL)", {"accept": "better"}),
     _variant("distill", "whose crossover distils (PDERL)", {"crossover": "distill"}),
     _variant("safe", "whose mutation is safe (SM-G)", {"mutation": "safe"}),
-    _variant("operators", "that chooses its operators by their gain", {"operator_choice": "adaptive"}),
-    _variant("share", "whose budget moves to what gains more", {"rl_share": "adaptive"}),
     _variant(
         "scales",
         "without the soup, whose mutation scales adapt, to steps of RL too",
@@ -172,7 +170,7 @@ _OF_THE_GA = frozenset(
 )
 # Options that are gone, as the recorded runs of the methods above had them: they count on, so that what works as it did
 # keeps its checksum.
-_GONE: Options = {"inheritance": "lamarckian"}
+_GONE: Options = {"inheritance": "lamarckian", "operator_choice": "fixed"}
 # Options whose defaults the strategy decides.
 _LEFT_TO_THE_STRATEGY = ("replay", "rollout_samples", "rollout_prompts", "equal_groups", "update_kl")
 
@@ -202,8 +200,6 @@ def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
             unused |= {"racing_block"}
         if config.lr_decay == 1:
             unused |= {"lr_decay"}
-        if config.rl_share == "fixed":
-            unused |= {"rl_share"}
         if config.refined_scale == "keep":
             unused |= {"refined_scale"}
         resolved = config.resolved()

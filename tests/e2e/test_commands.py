@@ -209,7 +209,7 @@ def test_another_seed_is_another_run(toy: Any, finished: Path, evolora: Any, fac
         ["--refiner", "rloo", "--normalize-advantages", "--rollout-samples", "4", "--minibatches", "2"],
         ["--selection", "rank", "--mutation", "relative", "--crossover", "blend", "--crossover-rate", "1"],
         ["--mutation", "safe", "--crossover", "dare", "--replacement", "steady-state", "--max-age", "2"],
-        ["--operator-choice", "adaptive", "--mutations", "svd", "safe", "--islands", "2", "--migrate-every", "1"],
+        ["--mutation", "svd", "--islands", "2", "--migrate-every", "1"],
         ["--crossover", "distill", "--crossover-rate", "1", "--distill-lr", "0.01"],
         ["--pop", "2", "--elites", "1", "--no-merge", "--rows-per-slice", "8", "--rl-steps", "2"],
         ["--dtype", "bfloat16", "--rslora"],

@@ -462,22 +462,6 @@ def test_what_becomes_of_the_refined_is_counted() -> None:
     assert second["ppo.living"] == sum(one.operator == "ppo" for one in evolution.strategy.ask().individuals) > 0
 
 
-def test_rollouts_follow_the_share_that_gains_more() -> None:
-    options = {"refine": 1, "rl_steps": 3, "rollout_prompts": 2, "rl_share": "adaptive"}
-    rich, poor = make_evolution(0.5, **options), make_evolution(-0.5, **options)
-    for evolution in (rich, poor):
-        assert evolution.step()["share.rollouts"] == 3
-    for _ in range(8):
-        last = {"rich": rich.step(), "poor": poor.step()}
-    assert last["rich"]["share.rl"] > 0.7 and last["rich"]["share.rollouts"] >= 9
-    assert last["poor"]["share.rl"] < 0.3 and last["poor"]["share.rollouts"] == 1
-    assert isinstance(rich.refiner, Step)
-    assert len(rich.refiner.calls[-1][0]) == 2 * last["rich"]["share.rollouts"]
-    resumed = make_evolution(0.5, **options)
-    resumed.load_state_dict(rich.state_dict())
-    assert resumed.step()["share.rl"] == rich.step()["share.rl"]
-
-
 def validated(evolution: Evolution) -> list[str]:
     """The operators of those that met the validation prompts, by generation, the base's aside."""
     query = (

@@ -1,4 +1,4 @@
-"""The genetic algorithm's options: replacement, age, operators by their gain, sharing, islands, safe mutation."""
+"""The genetic algorithm's options: replacement, age, sharing, islands, safe mutation."""
 
 import dataclasses
 import json
@@ -8,8 +8,6 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 from evolora import (
@@ -31,7 +29,6 @@ from evolora.population.population import Individual, Population
 from evolora.rng import keyed_generator
 from evolora.strategies import GAConfig, GeneticAlgorithm, Islands, Strategy
 from evolora.strategies.distillation import Distilled, Written, better_of
-from evolora.strategies.operator_choice import AdaptivePursuit, OperatorChoice
 from evolora.strategies.operators import CROSSOVERS, MUTATIONS, safe
 from evolora.strategies.sensitivity import Sensitivities
 
@@ -90,12 +87,10 @@ def climb(strategy: Strategy, generations: int) -> float:
 VARIANTS: list[dict[str, object]] = [
     {"replacement": "steady-state", "children": 3},
     {"max_age": 3},
-    {"operator_choice": "adaptive"},
-    {"operator_choice": "adaptive", "mutations": ["gaussian", "safe"], "crossovers": ["dare", "extrapolative"]},
     {"diversity": "sharing"},
     {"mutation": "safe", "safe_change": 0.5},
     {"islands": 3, "migrate_every": 2, "kind": Islands},
-    {"islands": 2, "migrate_every": 1, "kind": Islands, "operator_choice": "adaptive", "max_age": 2},
+    {"islands": 2, "migrate_every": 1, "kind": Islands, "max_age": 2},
 ]
 
 
@@ -208,67 +203,6 @@ def test_sharing_lets_a_niche_of_one_breed() -> None:
         assert ids(ga)[0] == 0  # elites are by fitness itself
         chosen[diversity] = np.mean([each.parents == (5,) for each in ga.ask().individuals[1:]])
     assert chosen["sharing"] > 1.5 * chosen["none"]
-
-
-@settings(max_examples=50, deadline=None)
-@given(
-    arms=st.integers(2, 6),
-    uses=st.lists(st.tuples(st.integers(0, 5), st.floats(0, 2)), max_size=30),
-)
-def test_pursuit_keeps_probabilities_and_gives_nobody_up(arms: int, uses: list[tuple[int, float]]) -> None:
-    pursuit = AdaptivePursuit([str(arm) for arm in range(arms)])
-    for arm, reward in uses:
-        pursuit.learn(str(arm % arms), reward)
-    values = list(pursuit.probabilities.values())
-    assert sum(values) == pytest.approx(1) and min(values) >= pursuit.least - 1e-12
-
-
-def test_pursuit_finds_the_arm_that_gains() -> None:
-    pursuit = AdaptivePursuit(["a", "b", "c"])
-    for _ in range(20):
-        pursuit.learn("a", 0.0)
-    assert list(pursuit.probabilities.values()) == pytest.approx([1 / 3] * 3)  # nothing gained, nothing pursued
-    for draw in range(60):
-        arm = pursuit.draw(keyed_generator(0, draw))
-        pursuit.learn(arm, {"a": 0.0, "b": 0.1, "c": 0.3}[arm])
-    assert pursuit.probabilities["c"] == pytest.approx(1 - 2 / 6, abs=0.02)
-    drawn = [pursuit.draw(keyed_generator(1, draw)) for draw in range(2000)]
-    assert drawn.count("c") / 2000 == pytest.approx(pursuit.probabilities["c"], abs=0.04)
-
-
-def test_a_gain_is_over_the_parent_and_corrected_for_the_prompts() -> None:
-    choice = OperatorChoice({"mutation": ["good", "bad"], "crossover": ["only"]})
-    choice.made(7, 0.5, {"mutation": "good", "crossover": "only"})
-    choice.made(8, 0.5, {"mutation": "bad"})
-
-    def individual(id: int, *history: tuple[int, float], parents: tuple[int, ...] = ()) -> Individual:
-        return Individual(id, parents, "x", 2, 0.1, history)
-
-    population = Population(
-        torch.zeros(3, 4),
-        (
-            individual(1, (1, 0.5), (2, 0.7)),  # carried over: the new prompts are 0.2 easier
-            individual(9, (2, 0.8), (2, 1.0), parents=(7,)),  # child 7, refined: its own fitness was 0.8
-            individual(8, (2, 0.6)),
-        ),
-    )
-    choice.learn(population, np.array([0.7, 1.0, 0.6]), 2)
-    assert choice.pursuits["mutation"].qualities == pytest.approx({"good": 0.3 * 0.1, "bad": 0.0})
-    assert choice.children == {}
-    assert set(choice.metrics()) == {"mutation.good", "mutation.bad"}
-
-
-def test_the_better_operator_is_chosen_more_often() -> None:
-    """At a large scale noise on few weights still gains where noise on all of them has stopped to; and the other way
-    round where the names are given in the other order."""
-    for mutations in (["gaussian", "masked"], ["masked", "gaussian"]):
-        ga = make(pop=16, operator_choice="adaptive", mutations=mutations, mutation_scale=0.7, mutation_adapt=0.0,
-                  crossover_rate=0.0)  # fmt: skip
-        shares = []
-        for _ in range(4):
-            climb(ga, 15)
-            shares.append(ga.metrics()["mutation.masked"])
-        assert np.mean(shares) > 0.6
 
 
 def islands(**options: object) -> Islands:

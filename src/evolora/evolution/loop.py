@@ -13,7 +13,6 @@ import torch
 
 from evolora.errors import RewardError
 from evolora.evolution.acceptance import mutation_scales, refined_metrics, survival
-from evolora.evolution.budget_share import BudgetShare, evolution_gain
 from evolora.evolution.hall_of_fame import HallOfFame
 from evolora.evolution.racing import Race, losers, race
 from evolora.evolution.soup import SOUP, soup, within_a_standard_error
@@ -45,7 +44,6 @@ class LoopConfig:
     refine: int = 1
     refine_whom: str = "best"
     rl_steps: int = 1
-    rl_share: str = "fixed"
     elites: int = 2
     racing: float | None = None
     racing_block: int = 8
@@ -92,7 +90,6 @@ class Evolution:
     seconds: float = 0.0
     failed_completions: int = 0
     hall_of_fame: HallOfFame = field(init=False)
-    budget_share: BudgetShare = field(init=False)
     # This generation's, if individuals race.
     race: Race | None = None
     # Of the best on validation, the mean of each term of a combined reward.
@@ -100,7 +97,6 @@ class Evolution:
 
     def __post_init__(self) -> None:
         self.hall_of_fame = HallOfFame(self.config.finalists)
-        self.budget_share = BudgetShare(self.config.rl_steps)
 
     def step(self, progress: float = 0.0) -> dict[str, Any]:
         """One generation, when `progress`, from 0 to 1, of the run is done. Returns its metrics, as docs/metrics.md
@@ -166,8 +162,7 @@ class Evolution:
         # Acceptance is judged on `prompts`, so training keeps off them as far as there are others.
         seen = {example.prompt for example in prompts}
         others = [example for example in self.task.train if example.prompt not in seen] or self.task.train
-        rollouts = self.config.rl_steps if self.config.rl_share == "fixed" else self.budget_share.rollouts
-        count = self.config.rollout_prompts * rollouts
+        count = self.config.rollout_prompts * self.config.rl_steps
         training = self._draw("rollout", others, count)
         # Few prompts come up several times: each is sampled anew.
         training = list(itertools.islice(itertools.cycle(training), count))
@@ -178,7 +173,7 @@ class Evolution:
             key=[(self.generation, parent.id) for parent in parents.individuals],
             children=children,
             hyperparameters=[parent.hyperparameters for parent in parents.individuals],
-            steps=rollouts,
+            steps=self.config.rl_steps,
             progress=progress,
         )
         self.costs += refinement.costs
@@ -216,14 +211,6 @@ class Evolution:
                 fitness[row], rewards[row] = refined_fitness[index], refined_evaluation.rewards[index]
                 genomes[row], individuals[row] = refined.genomes[index], refined.individuals[index]
         metrics = refined_metrics(self.refiner.name, refinement, gains, accepted)
-        if self.config.rl_share == "adaptive":
-            is_child = [individual.born == self.generation for individual in population.individuals]
-            gain = evolution_gain(evaluation.rewards, is_child)
-            self.budget_share.learn(
-                evolution=(gain, evaluation.cost.flops),
-                rl=(metrics[f"{self.refiner.name}.gain"], refinement.costs.flops),
-            )
-            metrics |= {"share.rl": self.budget_share.rl, "share.rollouts": rollouts, "share.evolution_gain": gain}
         return Population(genomes, tuple(individuals)), replace(evaluation, fitness=fitness, rewards=rewards), metrics
 
     def _to_be_refined(self, population: Population, evaluation: Evaluation) -> list[int]:
@@ -410,8 +397,6 @@ class Evolution:
         state |= {f"evaluator.{name}": value for name, value in self.evaluator.state_dict().items()}
         if self.refiner is not None:
             state |= {f"refiner.{name}": value for name, value in self.refiner.state_dict().items()}
-        if self.config.rl_share == "adaptive":
-            state["budget_share"] = self.budget_share.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -425,8 +410,6 @@ class Evolution:
         self.evaluator.load_state_dict(_under("evaluator.", state))
         if self.refiner is not None:
             self.refiner.load_state_dict(_under("refiner.", state))
-        if self.config.rl_share == "adaptive":
-            self.budget_share.load_state_dict(state["budget_share"])
 
 
 def history_fitness(individual: Individual) -> float:

@@ -5,16 +5,14 @@ from typing import TypeVar
 
 import torch
 
-from evolora.runs.assembly import Parts
-from evolora.runs.config import RunConfig
-from evolora.strategies.distillation import Distiller
-from evolora.population.evaluation import Evaluator
 from evolora.evolution.loop import Evolution, LoopConfig
+from evolora.population.evaluation import Evaluator
 from evolora.population.lineage import Lineage
 from evolora.population.remembering import RememberingEvaluator
 from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, Refiner, RLOOConfig, RLOORefiner
 from evolora.rng import keyed_generator
-from evolora.strategies.sensitivity import OutputSensitivity
+from evolora.runs.assembly import Parts
+from evolora.runs.config import RunConfig
 from evolora.strategies import (
     Eggroll,
     ESConfig,
@@ -31,6 +29,8 @@ from evolora.strategies import (
     SepCMAESConfig,
     Strategy,
 )
+from evolora.strategies.distillation import Distiller
+from evolora.strategies.sensitivity import OutputSensitivity
 
 Part = TypeVar(
     "Part",
@@ -87,7 +87,7 @@ def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
 def _sensitivity(parts: Parts) -> OutputSensitivity | None:
     """What safe mutation measures on: the same training prompts throughout a run."""
     config, train = parts.config, parts.task.train
-    if "safe" not in config.used_mutations:
+    if config.mutation != "safe":
         return None
     order = torch.randperm(len(train), generator=keyed_generator(config.seed, "sensitivity prompts"))
     return OutputSensitivity(

@@ -181,18 +181,6 @@ class RunConfig(BaseModel):
     distill_steps: int = _option(4, "optimiser steps of --crossover distill", _EVOLUTION, ge=1)
     distill_lr: float = _option(1e-3, "learning rate of --crossover distill", _EVOLUTION, gt=0)
     crossover_rate: float = _option(0.5, "share of the children that have two parents", _EVOLUTION, ge=0, le=1)
-    operator_choice: Literal["fixed", "adaptive"] = _option(
-        "fixed",
-        "which mutation and crossover make a child: --mutation and --crossover, or, adaptive, those of --mutations and "
-        "--crossovers whose children gained most",
-        _EVOLUTION,
-    )
-    mutations: list[MutationName] | None = _option(
-        None, "mutations to choose from (with --operator-choice adaptive); default gaussian module masked", _EVOLUTION
-    )
-    crossovers: list[CrossoverName] | None = _option(
-        None, "crossovers to choose from (with --operator-choice adaptive); default all but distill", _EVOLUTION
-    )
     selection: Literal["truncation", "tournament", "rank"] = _option("tournament", "how parents are chosen", _EVOLUTION)
     diversity: Literal["none", "sharing"] = _option(
         "none", "sharing: parents are chosen by fitness shared with those near them", _EVOLUTION
@@ -275,12 +263,6 @@ class RunConfig(BaseModel):
     critic_lr: float = _option(1e-2, "learning rate of the value head (ppo)", _REFINER, gt=0)
     critic_epochs: int = _option(8, "optimiser steps of the value head on each rollout (ppo)", _REFINER, ge=1)
     rl_steps: int | None = _option(None, "rollouts a refinement; default 6 with --strategy ga, else 3", _REFINER, ge=1)
-    rl_share: Literal["fixed", "adaptive"] = _option(
-        "fixed",
-        "rollouts of a refinement: --rl-steps, or, adaptive (ga), from a quarter to four times as many, more when RL "
-        "gains more an operation than evolution, fewer when it gains less",
-        _REFINER,
-    )
     rollout_prompts: int | None = _option(
         None, "prompts a rollout, for each refined individual; default 64 / --rollout-samples", _REFINER, ge=1
     )
@@ -416,10 +398,9 @@ class RunConfig(BaseModel):
         if self.strategy != "none" and self.refined_individuals > self.pop:
             raise ValueError(f"--refine {self.refine}: expected at most --pop {self.pop}")
         # A step in weights says nothing about a scale of another kind.
-        other = [name for name in self.used_mutations if name not in ABSOLUTE_MUTATIONS]
-        if self.refined_scale == "step" and other:
+        if self.refined_scale == "step" and self.mutation not in ABSOLUTE_MUTATIONS:
             raise ValueError(
-                f"--refined-scale step with --mutation {other[0]}: expected one of {', '.join(ABSOLUTE_MUTATIONS)}"
+                f"--refined-scale step with --mutation {self.mutation}: expected one of {', '.join(ABSOLUTE_MUTATIONS)}"
             )
         if self.strategy == "ga":
             self._check_ga()
@@ -446,11 +427,6 @@ class RunConfig(BaseModel):
             )
         if self.refine_whom == "lineage" and self.refined_individuals > 1:
             raise ValueError(f"--refine-whom lineage with --refine {self.refined_individuals}: expected --refine 1")
-        if self.rl_share == "adaptive" and (self.strategy != "ga" or self.refiner == "none"):
-            raise ValueError(
-                f"--rl-share adaptive with --strategy {self.strategy} and --refiner {self.refiner}: expected ga and a "
-                "refiner, to move the budget between"
-            )
         if self.reward_timeout is not None and not self.reward_workers:
             raise ValueError(
                 f"--reward-timeout {self.reward_timeout} with --reward-workers 0: expected at least one worker, which "
@@ -484,19 +460,6 @@ class RunConfig(BaseModel):
                     f"--children {self.children}: expected at most {(smallest - kept) * self.islands} with "
                     f"--islands {self.islands}"
                 )
-        for name in ("mutations", "crossovers"):
-            chosen = getattr(self, name)
-            if chosen is not None and self.operator_choice == "fixed":
-                raise ValueError(f"--{name} with --operator-choice fixed: expected --operator-choice adaptive")
-            if chosen is not None and (not chosen or len(set(chosen)) < len(chosen)):
-                raise ValueError(f"--{name} {' '.join(chosen)}: expected at least one name, each once")
-
-    @property
-    def used_mutations(self) -> list[str]:
-        """The mutations that a run may use."""
-        if self.operator_choice == "fixed":
-            return [self.mutation]
-        return list(self.mutations or ABSOLUTE_MUTATIONS)
 
     @property
     def most_gens(self) -> int | None:
