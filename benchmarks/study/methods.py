@@ -114,8 +114,6 @@ _METHODS = (
     _variant("grpo", "with GRPO", {"refiner": "grpo"}),
     _variant("kl", "with a KL penalty", {"kl_weight": 0.02}),
     _variant("gated", "whose refined enter only if they are no worse on unseen prompts (ERL)", {"accept": "better"}),
-    _variant("distill", "whose crossover distils (PDERL)", {"crossover": "distill"}),
-    _variant("safe", "whose mutation is safe (SM-G)", {"mutation": "safe"}),
     _variant(
         "scales",
         "without the soup, whose mutation scales adapt, to steps of RL too",
@@ -170,7 +168,15 @@ _OF_THE_GA = frozenset(
 )
 # Options that are gone, as the recorded runs of the methods above had them: they count on, so that what works as it did
 # keeps its checksum.
-_GONE: Options = {"inheritance": "lamarckian", "operator_choice": "fixed"}
+_GONE: Options = {
+    "inheritance": "lamarckian",
+    "operator_choice": "fixed",
+    "safe_change": 0.1,
+    "safe_prompts": 16,
+    "safe_projections": 4,
+    "distill_steps": 4,
+    "distill_lr": 1e-3,
+}
 # Options whose defaults the strategy decides.
 _LEFT_TO_THE_STRATEGY = ("replay", "rollout_samples", "rollout_prompts", "equal_groups", "update_kl")
 

@@ -42,8 +42,6 @@ from evolora.strategies import (
     SepCMAESConfig,
     Strategy,
 )
-from evolora.strategies.distillation import Distiller
-from evolora.strategies.sensitivity import OutputSensitivity
 from evolora.tasks.task import Example, Task, load_task
 
 __version__ = version("evolora")
@@ -51,7 +49,6 @@ __version__ = version("evolora")
 __all__ = [
     "BaseModel",
     "CheckpointError",
-    "Distiller",
     "ESConfig",
     "Eggroll",
     "Evaluation",
@@ -72,7 +69,6 @@ __all__ = [
     "Lineage",
     "LocalEvaluator",
     "LoopConfig",
-    "OutputSensitivity",
     "PBTConfig",
     "PPOConfig",
     "PPORefiner",

@@ -334,10 +334,8 @@ class Evolution:
         for genome, individual in zip(population.genomes, population.individuals, strict=True):
             self.lineage.born(individual, genome)
         self.lineage.measured(self.generation, stage, population.individuals, fitness)
-        if stage in ("population", "refined"):
-            self.strategy.observe(population.individuals, examples, evaluation)
-            if self.refiner is not None:
-                self.refiner.observe(examples, evaluation)
+        if stage in ("population", "refined") and self.refiner is not None:
+            self.refiner.observe(examples, evaluation)
         if stage == "validation":
             self.lineage.sampled(
                 self.generation,

@@ -138,8 +138,7 @@ class RunConfig(BaseModel):
     mutation: MutationName = _option(
         "gaussian",
         "noise on the weights: of absolute scale, gaussian; relative to each tensor's magnitude; on a third of the "
-        "adapted layers, module; on a tenth of the weights, masked; on the singular values and directions of B A, svd; "
-        "scaled by how much the outputs depend on each weight, safe",
+        "adapted layers, module; on a tenth of the weights, masked; on the singular values and directions of B A, svd",
         _EVOLUTION,
     )
     mutation_scale: float = _option(
@@ -159,27 +158,13 @@ class RunConfig(BaseModel):
         "mutation scale of the refined: keep, their parent's, or step, at most the size of their refinement",
         _EVOLUTION,
     )
-    safe_change: float = _option(
-        0.1,
-        "root mean square change of the next-token distributions by --mutation safe, the root of twice their KL in "
-        "nats (its start, when it adapts)",
-        _EVOLUTION,
-        gt=0,
-    )
-    safe_prompts: int = _option(16, "training prompts that --mutation safe measures sensitivity on", _EVOLUTION, ge=1)
-    safe_projections: int = _option(
-        4, "random projections of the outputs that sensitivity is estimated by (--mutation safe)", _EVOLUTION, ge=1
-    )
     crossover: CrossoverName = _option(
         "uniform",
         "how two parents are mixed: by weights, uniform; by adapted layers, module; by transformer blocks, layer; by "
         "rank components, rank; by singular directions, svd; as the mean of the products, blend, or of random parts of "
-        "the differences from the base, dare; beyond the better one, extrapolative; or the better one learns what the "
-        "other wrote better, distill",
+        "the differences from the base, dare; or beyond the better one, extrapolative",
         _EVOLUTION,
     )
-    distill_steps: int = _option(4, "optimiser steps of --crossover distill", _EVOLUTION, ge=1)
-    distill_lr: float = _option(1e-3, "learning rate of --crossover distill", _EVOLUTION, gt=0)
     crossover_rate: float = _option(0.5, "share of the children that have two parents", _EVOLUTION, ge=0, le=1)
     selection: Literal["truncation", "tournament", "rank"] = _option("tournament", "how parents are chosen", _EVOLUTION)
     diversity: Literal["none", "sharing"] = _option(
