@@ -5,9 +5,7 @@ the same number of generated tokens.
 
 A mutation is run at several scales, for one scale means something else in each, with children of one parent only; a
 crossover with children of two parents only, mutated by the default. Everything else has its default. Validation counts
-into the budget, the final choice and test do not, being the same for all. What `safe` spends on sensitivities is in a
-column of its own, with what `distill` spends on training: tokens forward and backward through the model, none of them
-generated.
+into the budget, the final choice and test do not, being the same for all.
 
 Writes one JSON line a run; runs that are already in the file are not made again. Prints a table of test rewards, best
 first, with the mean over tasks of the rank among all (1 is best).
@@ -23,14 +21,13 @@ from typing import Any
 from evolora import evolve
 from evolora.strategies.operators import CROSSOVERS
 
-# In each one's own unit: weights, shares of a tensor's or a singular value's size, or (safe) change of the outputs.
+# In each one's own unit: weights, or shares of a tensor's or a singular value's size.
 SCALES = {
     "gaussian": (0.005, 0.01, 0.02, 0.04),
     "module": (0.01, 0.02, 0.04, 0.08),
     "masked": (0.02, 0.04, 0.08, 0.16),
     "relative": (0.05, 0.1, 0.2, 0.4),
     "svd": (0.05, 0.1, 0.2, 0.4),
-    "safe": (0.05, 0.1, 0.2, 0.4),
 }
 
 
@@ -39,11 +36,9 @@ def methods() -> dict[str, dict[str, Any]]:
     found: dict[str, dict[str, Any]] = {}
     for name, scales in SCALES.items():
         for scale in scales:
-            option = "safe_change" if name == "safe" else "mutation_scale"
-            found[f"mutation {name} {scale}"] = {"mutation": name, option: scale, "crossover_rate": 0.0}
-    for name in (*CROSSOVERS, "distill"):
+            found[f"mutation {name} {scale}"] = {"mutation": name, "mutation_scale": scale, "crossover_rate": 0.0}
+    for name in CROSSOVERS:
         found[f"crossover {name}"] = {"crossover": name, "crossover_rate": 1.0}
-    found["adaptive"] = {"operator_choice": "adaptive"}
     found["default"] = {}
     return found
 
@@ -64,11 +59,6 @@ def measure(task: str, method: str, seed: int, budget: int) -> dict[str, Any]:
         "budget_tokens": budget,
         "generations": result.summary["generations"],
         "tokens": last["tokens.evaluation"],
-        "model_tokens": sum(
-            last.get(f"strategy.{name}_{way}_tokens", 0)
-            for name in ("sensitivity", "distill")
-            for way in ("forward", "backward")
-        ),
         "seconds": round(result.summary["seconds"], 1),
         "base": result.summary["base"]["test"]["reward"],
         "validation": result.summary["winner"]["validation"],
@@ -94,17 +84,15 @@ def table(rows: list[dict[str, Any]], tasks: list[str]) -> str:
         for method in whole
     }
     lines = [
-        f"| method | rank | {' | '.join(tasks)} | generations | tokens | further tokens | seconds |",
-        "|---|---|" + "---|" * (len(tasks) + 4),
+        f"| method | rank | {' | '.join(tasks)} | generations | tokens | seconds |",
+        "|---|---|" + "---|" * (len(tasks) + 3),
     ]
     for method in sorted(whole, key=lambda name: (ranks[name], name)):
         runs = [run for task in tasks for run in whole[method][task]]
         rewards = [
             f"{means[task][method]:.3f} ({min(run['test'] for run in whole[method][task]):.3f})" for task in tasks
         ]
-        sums = [
-            statistics.mean(run[name] for run in runs) for name in ("generations", "tokens", "model_tokens", "seconds")
-        ]
+        sums = [statistics.mean(run[name] for run in runs) for name in ("generations", "tokens", "seconds")]
         figures = " | ".join(f"{value:,.0f}" for value in sums)
         lines.append(f"| {method} | {ranks[method]:.1f} | {' | '.join(rewards)} | {figures} |")
     return "\n".join(lines)

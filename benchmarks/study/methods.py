@@ -114,17 +114,6 @@ _METHODS = (
     _variant("grpo", "with GRPO", {"refiner": "grpo"}),
     _variant("kl", "with a KL penalty", {"kl_weight": 0.02}),
     _variant("gated", "whose refined enter only if they are no worse on unseen prompts (ERL)", {"accept": "better"}),
-    _variant("baldwinian", "that passes on the refined's fitness only", {"inheritance": "baldwinian"}),
-    _variant("copies", "that refines two copies of the best", {"refine": 2, "refine_whom": "copies"}),
-    _variant(
-        "blended-copies",
-        "that refines two copies of the best and blends them",
-        {"refine": 2, "refine_whom": "copies", "crossover": "blend"},
-    ),
-    _variant("distill", "whose crossover distils (PDERL)", {"crossover": "distill"}),
-    _variant("safe", "whose mutation is safe (SM-G)", {"mutation": "safe"}),
-    _variant("operators", "that chooses its operators by their gain", {"operator_choice": "adaptive"}),
-    _variant("share", "whose budget moves to what gains more", {"rl_share": "adaptive"}),
     _variant(
         "scales",
         "without the soup, whose mutation scales adapt, to steps of RL too",
@@ -177,6 +166,17 @@ _OF_THE_GA = frozenset(
     "pop elites mutation mutation_scale mutation_adapt mutation_rate refined_scale crossover crossover_rate selection "
     "racing racing_block average refine_whom islands migrate_every niche_radius children".split()
 )
+# Options that are gone, as the recorded runs of the methods above had them: they count on, so that what works as it did
+# keeps its checksum.
+_GONE: Options = {
+    "inheritance": "lamarckian",
+    "operator_choice": "fixed",
+    "safe_change": 0.1,
+    "safe_prompts": 16,
+    "safe_projections": 4,
+    "distill_steps": 4,
+    "distill_lr": 1e-3,
+}
 # Options whose defaults the strategy decides.
 _LEFT_TO_THE_STRATEGY = ("replay", "rollout_samples", "rollout_prompts", "equal_groups", "update_kl")
 
@@ -206,13 +206,11 @@ def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
             unused |= {"racing_block"}
         if config.lr_decay == 1:
             unused |= {"lr_decay"}
-        if config.rl_share == "fixed":
-            unused |= {"rl_share"}
         if config.refined_scale == "keep":
             unused |= {"refined_scale"}
         resolved = config.resolved()
         values |= {name: resolved[name] for name in ("kl_weight", "rl_steps")}
-        works = {name: value for name, value in values.items() if name not in unused and value}
+        works = _GONE | {name: value for name, value in values.items() if name not in unused and value}
         if config.strategy == "ga" and config.refiner != "none":
             # What the hybrid's defaults come to: options that are left out leave them to the strategy.
             works |= {name: resolved[name] for name in _LEFT_TO_THE_STRATEGY}

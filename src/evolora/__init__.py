@@ -45,8 +45,6 @@ from evolora.strategies import (
     SepCMAESConfig,
     Strategy,
 )
-from evolora.strategies.distillation import Distiller
-from evolora.strategies.sensitivity import OutputSensitivity
 from evolora.tasks.task import Example, Task, load_task
 
 __version__ = version("evolora")
@@ -54,7 +52,6 @@ __version__ = version("evolora")
 __all__ = [
     "BaseModel",
     "CheckpointError",
-    "Distiller",
     "ESConfig",
     "Eggroll",
     "Engine",
@@ -76,7 +73,6 @@ __all__ = [
     "Lineage",
     "LocalEvaluator",
     "LoopConfig",
-    "OutputSensitivity",
     "PBTConfig",
     "PPOConfig",
     "PPORefiner",

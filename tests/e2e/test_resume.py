@@ -338,9 +338,8 @@ def test_races_and_memories_resume_to_the_same(tmp_path: Path) -> None:
         {"keep_optimiser": True, "kl_target": 0.5, "kl_horizon": 6, "critic": "individual", "refine": 2},
         {"keep_optimiser": True, "refiner": "grpo", "rollout_samples": 2},
         {"keep_optimiser": True, "strategy": "pbt", "entropy_weight": 0.01, "kl_weight": 0.1},
-        {"keep_optimiser": True, "refine": 2, "refine_whom": "copies", "crossover": "blend", "rl_share": "adaptive"},
     ],
-    ids=["ppo", "grpo", "pbt", "copies and shares"],
+    ids=["ppo", "grpo", "pbt"],
 )
 def test_what_individuals_carry_resumes_to_the_same(options: dict[str, Any], tmp_path: Path) -> None:
     from evolora import evolve

@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from evolora.errors import InputError
 from evolora.runs.config import RunConfig, make_config, option_name
 from evolora.runs.config_file import config_toml, read_config
-from evolora.strategies import GAConfig
 from evolora.strategies.operators import ABSOLUTE_MUTATIONS, CROSSOVERS, MUTATIONS, CrossoverName, MutationName
 
 
@@ -21,15 +20,7 @@ from evolora.strategies.operators import ABSOLUTE_MUTATIONS, CROSSOVERS, MUTATIO
         ({"gens": "x"}, ["--gens", "x", "integer"]),
         ({"gens": 0}, ["--gens", "0", "1"]),
         ({"gens": 2.5}, ["--gens", "2.5", "integer"]),
-        ({"refine_whom": "lineage", "refine": 2}, ["--refine-whom lineage", "--refine 1"]),
-        ({"refine_whom": "copies"}, ["--refine-whom copies", "--refine 1", "at least 2"]),
-        ({"refine_whom": "copies", "refine": 2, "strategy": "es"}, ["--refine-whom copies", "--strategy es", "ga"]),
-        (
-            {"refine_whom": "copies", "refine": 2, "inheritance": "baldwinian"},
-            ["--refine-whom copies", "--inheritance baldwinian"],
-        ),
-        ({"rl_share": "adaptive", "strategy": "es"}, ["--rl-share adaptive", "--strategy es", "ga"]),
-        ({"rl_share": "adaptive", "refiner": "none"}, ["--rl-share adaptive", "--refiner none"]),
+        ({"refine_whom": "lineage", "refine": 2}, ["--refine-whom lineage", "--refine 2", "--refine 1"]),
         ({"replay": -1}, ["--replay -1"]),
         ({"budget_tokens": 0}, ["--budget-tokens", "0", "1"]),
         ({"budget_seconds": 0}, ["--budget-seconds", "0", "greater than 0"]),
@@ -56,18 +47,9 @@ from evolora.strategies.operators import ABSOLUTE_MUTATIONS, CROSSOVERS, MUTATIO
             {"replacement": "steady-state", "children": 6, "islands": 4},
             ["--children 6", "at most 4", "--islands 4"],
         ),
-        ({"mutations": ["svd"]}, ["--mutations", "--operator-choice fixed", "adaptive"]),
-        ({"operator_choice": "adaptive", "crossovers": []}, ["--crossovers", "at least one"]),
-        ({"operator_choice": "adaptive", "mutations": ["svd", "svd"]}, ["--mutations svd svd", "each once"]),
-        ({"operator_choice": "adaptive", "mutations": ["sdv"]}, ["--mutations", "sdv", "'svd'"]),
         ({"refined_scale": "step", "mutation": "svd"}, ["--refined-scale step", "--mutation svd", "gaussian"]),
-        (
-            {"refined_scale": "step", "operator_choice": "adaptive", "mutations": ["masked", "safe"]},
-            ["--refined-scale step", "--mutation safe"],
-        ),
         ({"strategy": "pbt", "refine": 2}, ["--refine 2", "--strategy pbt", "--pop, 8"]),
         ({"strategy": "pbt", "refiner": "none"}, ["--refiner none", "--strategy pbt"]),
-        ({"strategy": "pbt", "inheritance": "baldwinian"}, ["--inheritance baldwinian", "--strategy pbt"]),
         ({"strategy": "pbt", "kl_target": 2}, ["--kl-target 2", "--strategy pbt"]),
         ({"pbt_share": 0.6}, ["--pbt-share", "0.6", "0.5"]),
         ({"pbt_spread": 0.5}, ["--pbt-spread", "0.5", "1"]),
@@ -260,14 +242,9 @@ def test_every_option_has_a_help_text_and_a_group() -> None:
 
 
 def test_the_names_of_operators_are_those_of_the_registries() -> None:
-    assert set(get_args(MutationName)) == {*MUTATIONS, "safe"}
+    assert list(get_args(MutationName)) == list(MUTATIONS)
     assert set(ABSOLUTE_MUTATIONS) < set(MUTATIONS)
-    for strategy in (RunConfig(operator_choice="adaptive"), RunConfig(mutation="svd")):
-        chosen = GAConfig(
-            mutation=strategy.mutation, operator_choice=strategy.operator_choice, mutations=strategy.mutations
-        )
-        assert list(chosen.operators["mutation"]) == strategy.used_mutations
-    assert list(get_args(CrossoverName)) == [*CROSSOVERS, "distill"]
+    assert list(get_args(CrossoverName)) == list(CROSSOVERS)
 
 
 @pytest.mark.parametrize(

@@ -196,14 +196,6 @@ def test_the_worse_are_turned_away_unless_always_accepted() -> None:
     assert evolution.step()["ppo.accepted"] == 2
 
 
-def test_baldwinian_inheritance_changes_the_fitness_and_no_genome() -> None:
-    lamarckian, baldwinian = make_evolution(), make_evolution(inheritance="baldwinian")
-    first, second = lamarckian.step(), baldwinian.step()
-    assert first["fitness.best"] == second["fitness.best"]
-    assert all(individual.operator != "ppo" for individual in baldwinian.strategy.ask().individuals)
-    assert float(baldwinian.strategy.ask().genomes.mean()) < float(lamarckian.strategy.ask().genomes.mean())
-
-
 def test_the_refined_are_judged_on_their_parents_prompts_which_training_did_not_see() -> None:
     evolution = make_evolution()
     evolution.step()
@@ -452,41 +444,6 @@ def test_a_lineage_gives_way_at_a_level_that_counts_its_rivals(won: int, displac
     assert losers(pair, keep=1, level=0.05, seed=0) == {1}, "of two the level itself would do"
 
 
-def refined_by_copies(sizes: dict[int, float]) -> Evolution:
-    """Whose copies, by their number, go different ways."""
-
-    class Copies(Step):
-        def refine(self, genomes: Tensor, examples: Sequence[Example], **given: Any) -> Refinement:
-            refinement = super().refine(genomes, examples, **given)
-            ways = torch.tensor([sizes[key[2] if len(key) > 2 else 0] for key in given["key"]])
-            return replace(refinement, genomes=genomes + ways[:, None] * (1 - genomes))
-
-    evolution = make_evolution(refine=3, refine_whom="copies")
-    evolution.refiner = Copies(0.5)
-    return evolution
-
-
-def test_of_refined_copies_the_best_takes_its_parents_place_and_the_others_the_worst() -> None:
-    evolution = refined_by_copies({0: 0.1, 1: -0.5, 2: 0.3})
-    before = evolution.strategy.ask()
-    rows = np.argsort(-Hill().evaluate(before.genomes, TASK.train[:8]).fitness)
-    told: list[Population] = []
-    tell = evolution.strategy.tell
-    evolution.strategy.tell = lambda population, fitness: (told.append(population), tell(population, fitness))[1]  # type: ignore[method-assign]
-    metrics = evolution.step()
-    assert isinstance(evolution.refiner, Step)
-    parent = before.individuals[rows[0]].id
-    assert evolution.refiner.calls[0][1] == [(1, parent), (1, parent, 1), (1, parent, 2)]
-    # The copy that went the wrong way is turned away, and nobody makes room for it.
-    assert (metrics["ppo.refined"], metrics["ppo.accepted"]) == (3, 2)
-    after, best = told[0], before.genomes[rows[0]]
-    for row, way in ((rows[0], 0.3), (rows[-1], 0.1)):
-        torch.testing.assert_close(after.genomes[row], best + way * (1 - best))
-        assert (after.individuals[row].operator, after.individuals[row].parents) == ("ppo", (parent,))
-    for row in rows[1:-1]:
-        assert after.individuals[row].id == before.individuals[row].id
-
-
 def test_what_becomes_of_the_refined_is_counted() -> None:
     evolution = make_evolution(refine=3)
     first = evolution.step()
@@ -503,22 +460,6 @@ def test_what_becomes_of_the_refined_is_counted() -> None:
     second = evolution.step()
     assert [second[f"ppo.{name}"] for name in ("kept", "selected", "discarded")] == [0, 0, 0]
     assert second["ppo.living"] == sum(one.operator == "ppo" for one in evolution.strategy.ask().individuals) > 0
-
-
-def test_rollouts_follow_the_share_that_gains_more() -> None:
-    options = {"refine": 1, "rl_steps": 3, "rollout_prompts": 2, "rl_share": "adaptive"}
-    rich, poor = make_evolution(0.5, **options), make_evolution(-0.5, **options)
-    for evolution in (rich, poor):
-        assert evolution.step()["share.rollouts"] == 3
-    for _ in range(8):
-        last = {"rich": rich.step(), "poor": poor.step()}
-    assert last["rich"]["share.rl"] > 0.7 and last["rich"]["share.rollouts"] >= 9
-    assert last["poor"]["share.rl"] < 0.3 and last["poor"]["share.rollouts"] == 1
-    assert isinstance(rich.refiner, Step)
-    assert len(rich.refiner.calls[-1][0]) == 2 * last["rich"]["share.rollouts"]
-    resumed = make_evolution(0.5, **options)
-    resumed.load_state_dict(rich.state_dict())
-    assert resumed.step()["share.rl"] == rich.step()["share.rl"]
 
 
 def validated(evolution: Evolution) -> list[str]:

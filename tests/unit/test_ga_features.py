@@ -1,39 +1,17 @@
-"""The genetic algorithm's options: replacement, age, operators by their gain, sharing, islands, safe mutation."""
+"""The genetic algorithm's options: replacement, age, sharing, islands."""
 
 import dataclasses
 import json
 import math
-from collections.abc import Sequence
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from torch import Tensor
 
-from evolora import (
-    Distiller,
-    Evaluation,
-    Example,
-    LocalEvaluator,
-    OutputSensitivity,
-    PopulationModel,
-    RewardScorer,
-    load_base,
-    lora_config,
-    lora_layout,
-)
-from evolora.engine.eager.generate import completion_logits
-from evolora.models.cost import Cost
 from evolora.models.genome import AdaptedModule, GenomeLayout
 from evolora.population.population import Individual, Population
-from evolora.rng import keyed_generator
 from evolora.strategies import GAConfig, GeneticAlgorithm, Islands, Strategy
-from evolora.strategies.distillation import Distilled, Written, better_of
-from evolora.strategies.operator_choice import AdaptivePursuit, OperatorChoice
-from evolora.strategies.operators import CROSSOVERS, MUTATIONS, safe
-from evolora.strategies.sensitivity import Sensitivities
+from evolora.strategies.operators import CROSSOVERS, MUTATIONS
 
 torch.set_num_threads(1)
 NAN = math.nan
@@ -50,14 +28,10 @@ def small_layout() -> GenomeLayout:
 LAYOUT = small_layout()
 
 
-def sensitivity(genomes: Tensor) -> Sensitivities:
-    return Sensitivities(genomes.abs() + 0.1, 10 * len(genomes), 40 * len(genomes))
-
-
 def make(seed: int = 0, kind: type[GeneticAlgorithm | Islands] = GeneticAlgorithm, **options: object) -> Strategy:
     founder = torch.randn(LAYOUT.genome_length, generator=torch.Generator().manual_seed(1))
     config = GAConfig(**options)  # type: ignore[arg-type]
-    return kind(founder, LAYOUT, config, seed=seed, sensitivity=sensitivity)
+    return kind(founder, LAYOUT, config, seed=seed)
 
 
 def ids(strategy: Strategy) -> list[int]:
@@ -90,12 +64,9 @@ def climb(strategy: Strategy, generations: int) -> float:
 VARIANTS: list[dict[str, object]] = [
     {"replacement": "steady-state", "children": 3},
     {"max_age": 3},
-    {"operator_choice": "adaptive"},
-    {"operator_choice": "adaptive", "mutations": ["gaussian", "safe"], "crossovers": ["dare", "extrapolative"]},
     {"diversity": "sharing"},
-    {"mutation": "safe", "safe_change": 0.5},
     {"islands": 3, "migrate_every": 2, "kind": Islands},
-    {"islands": 2, "migrate_every": 1, "kind": Islands, "operator_choice": "adaptive", "max_age": 2},
+    {"islands": 2, "migrate_every": 1, "kind": Islands, "max_age": 2},
 ]
 
 
@@ -125,7 +96,7 @@ def test_every_variant_taken_up_again_goes_on_as_if_it_had_never_stopped(options
     assert whole.metrics() == resumed.metrics()
 
 
-@pytest.mark.parametrize("name", [*MUTATIONS, "safe"])
+@pytest.mark.parametrize("name", MUTATIONS)
 def test_every_mutation_is_at_the_algorithms_command(name: str) -> None:
     ga = make(pop=5, mutation=name, crossover_rate=0.0)
     assert {individual.operator for individual in ga.ask().individuals[1:]} == {name}
@@ -210,67 +181,6 @@ def test_sharing_lets_a_niche_of_one_breed() -> None:
     assert chosen["sharing"] > 1.5 * chosen["none"]
 
 
-@settings(max_examples=50, deadline=None)
-@given(
-    arms=st.integers(2, 6),
-    uses=st.lists(st.tuples(st.integers(0, 5), st.floats(0, 2)), max_size=30),
-)
-def test_pursuit_keeps_probabilities_and_gives_nobody_up(arms: int, uses: list[tuple[int, float]]) -> None:
-    pursuit = AdaptivePursuit([str(arm) for arm in range(arms)])
-    for arm, reward in uses:
-        pursuit.learn(str(arm % arms), reward)
-    values = list(pursuit.probabilities.values())
-    assert sum(values) == pytest.approx(1) and min(values) >= pursuit.least - 1e-12
-
-
-def test_pursuit_finds_the_arm_that_gains() -> None:
-    pursuit = AdaptivePursuit(["a", "b", "c"])
-    for _ in range(20):
-        pursuit.learn("a", 0.0)
-    assert list(pursuit.probabilities.values()) == pytest.approx([1 / 3] * 3)  # nothing gained, nothing pursued
-    for draw in range(60):
-        arm = pursuit.draw(keyed_generator(0, draw))
-        pursuit.learn(arm, {"a": 0.0, "b": 0.1, "c": 0.3}[arm])
-    assert pursuit.probabilities["c"] == pytest.approx(1 - 2 / 6, abs=0.02)
-    drawn = [pursuit.draw(keyed_generator(1, draw)) for draw in range(2000)]
-    assert drawn.count("c") / 2000 == pytest.approx(pursuit.probabilities["c"], abs=0.04)
-
-
-def test_a_gain_is_over_the_parent_and_corrected_for_the_prompts() -> None:
-    choice = OperatorChoice({"mutation": ["good", "bad"], "crossover": ["only"]})
-    choice.made(7, 0.5, {"mutation": "good", "crossover": "only"})
-    choice.made(8, 0.5, {"mutation": "bad"})
-
-    def individual(id: int, *history: tuple[int, float], parents: tuple[int, ...] = ()) -> Individual:
-        return Individual(id, parents, "x", 2, 0.1, history)
-
-    population = Population(
-        torch.zeros(3, 4),
-        (
-            individual(1, (1, 0.5), (2, 0.7)),  # carried over: the new prompts are 0.2 easier
-            individual(9, (2, 0.8), (2, 1.0), parents=(7,)),  # child 7, refined: its own fitness was 0.8
-            individual(8, (2, 0.6)),
-        ),
-    )
-    choice.learn(population, np.array([0.7, 1.0, 0.6]), 2)
-    assert choice.pursuits["mutation"].qualities == pytest.approx({"good": 0.3 * 0.1, "bad": 0.0})
-    assert choice.children == {}
-    assert set(choice.metrics()) == {"mutation.good", "mutation.bad"}
-
-
-def test_the_better_operator_is_chosen_more_often() -> None:
-    """At a large scale noise on few weights still gains where noise on all of them has stopped to; and the other way
-    round where the names are given in the other order."""
-    for mutations in (["gaussian", "masked"], ["masked", "gaussian"]):
-        ga = make(pop=16, operator_choice="adaptive", mutations=mutations, mutation_scale=0.7, mutation_adapt=0.0,
-                  crossover_rate=0.0)  # fmt: skip
-        shares = []
-        for _ in range(4):
-            climb(ga, 15)
-            shares.append(ga.metrics()["mutation.masked"])
-        assert np.mean(shares) > 0.6
-
-
 def islands(**options: object) -> Islands:
     made = make(kind=Islands, **options)
     assert isinstance(made, Islands)
@@ -310,138 +220,3 @@ def test_an_island_where_all_have_failed_is_settled_anew() -> None:
     assert len(later) == 3 and all(set(each.parents) <= {0, 1, 2} and each.born == 2 for each in later)
     with pytest.raises(ValueError, match="NaN"):
         strategy.tell(strategy.ask(), np.full(6, NAN))
-
-
-def test_sensitivity_is_measured_once_for_a_genome_and_its_cost_is_told() -> None:
-    ga = make(pop=8, mutation="safe", crossover_rate=0.0)
-    assert ga.metrics()["sensitivity_forward_tokens"] == 10  # all are mutants of one base
-    ga.tell(ga.ask(), np.array([1.0, *[NAN] * 7]))
-    assert ga.metrics()["sensitivity_forward_tokens"] == 20
-    assert ga.metrics()["sensitivity_backward_tokens"] == 80
-    with pytest.raises(ValueError, match="sensitivity"):
-        GeneticAlgorithm(torch.zeros(LAYOUT.genome_length), LAYOUT, GAConfig(mutation="safe"), seed=0)
-
-
-@pytest.fixture(scope="module")
-def tiny() -> tuple[PopulationModel, OutputSensitivity, Tensor]:
-    base = load_base("tiny-gpt2")
-    layout, founder = lora_layout(base.model, lora_config(base.model, r=2), seed=0)
-    examples = [Example("The English word for 'chat' is '", {}), Example("The sum of 4 and 3 is", {})]
-    model = PopulationModel(base.model, layout)
-    trained = founder + 0.05 * torch.randn(founder.shape, generator=keyed_generator(3))
-    sensitivity = OutputSensitivity(model, base.tokenizer, examples, max_new_tokens=4, seed=0, projections=64)
-    return model, sensitivity, trained
-
-
-def outputs(model: PopulationModel, sensitivity: OutputSensitivity, genome: Tensor) -> Tensor:
-    with torch.no_grad(), model.adapted(genome[None]):
-        logits = completion_logits(model.model, sensitivity.prompts, sensitivity.completions)
-    return torch.log_softmax(logits, -1)
-
-
-def test_sensitivity_agrees_with_finite_differences(tiny: tuple[PopulationModel, OutputSensitivity, Tensor]) -> None:
-    model, sensitivity, genome = tiny
-    found = sensitivity(genome[None]).values[0]
-    weights = found.argsort(descending=True)[[0, 5, 50, 500]]
-    for weight in weights.tolist():
-        ends = []
-        for step in (-0.01, 0.01):
-            moved = genome.clone()
-            moved[weight] += step
-            ends.append(2 * (outputs(model, sensitivity, moved) / 2).exp())
-        slope = ((ends[1] - ends[0]) / 0.02).square().sum(-1).mean().sqrt().item()
-        assert found[weight].item() == pytest.approx(slope, rel=0.3)  # 64 projections: 9% of standard error
-    assert torch.equal(sensitivity(torch.stack((genome, genome * 2))).values[0], found)
-
-
-def test_safe_mutation_changes_the_distributions_by_what_was_asked(
-    tiny: tuple[PopulationModel, OutputSensitivity, Tensor],
-) -> None:
-    model, sensitivity, genome = tiny
-    found = sensitivity(genome[None]).values
-    before = outputs(model, sensitivity, genome)
-    for change in (0.03, 0.1):
-        divergences = []
-        for draw in range(12):
-            generators = [keyed_generator(draw)]
-            child = safe(
-                genome[None], model.layout, torch.tensor([change]), generators, sensitivities=found, limit=10.0
-            )[0]
-            divergences.append((before.exp() * (before - outputs(model, sensitivity, child))).sum(-1).mean().item())
-        assert np.mean(divergences) == pytest.approx(change**2 / 2, rel=0.4)
-
-
-def test_distillation_teaches_the_better_parent_the_better_completions() -> None:
-    examples = [Example(word, {}) for word in ("a", "b", "c")]
-    lessons = []
-
-    def learn(genome: Tensor, shown: Sequence[Example], ids: Sequence[Sequence[int]]) -> Distilled:
-        lessons.append((genome.clone(), [example.prompt for example in shown], ids))
-        return Distilled(genome + 1, 1.0, 0.5, 30, 20)
-
-    ga = GeneticAlgorithm(
-        torch.zeros(LAYOUT.genome_length),
-        LAYOUT,
-        GAConfig(pop=3, elites=2, crossover="distill", crossover_rate=1.0, mutation_rate=0.0),
-        seed=1,
-        distill=learn,
-    )
-    population = ga.ask()
-    rewards = np.array([[0.0, 0.0, NAN], [0.9, 0.1, NAN], [0.2, 0.6, NAN]])
-    written = [[[10 * row + place] for place in range(3)] for row in range(3)]
-    fitness = np.array([0.0, 0.5, 0.4])
-    for generation in range(12):  # until both of the fittest are drawn, which selection does at random
-        ga.generation = generation
-        ga.observe(
-            population.individuals,
-            examples,
-            Evaluation(fitness, rewards, [[""] * 3] * 3, Cost(), 0, written),
-        )
-        ga.tell(population, fitness)
-        (child,) = ga.ask().individuals[2:]
-        if child.parents == (1, 2):
-            break
-    assert (child.operator, child.parents) == ("distill", (1, 2))  # the fitter first
-    start, prompts, ids = lessons[-1]
-    assert torch.equal(start, population.genomes[1]) and torch.equal(ga.ask().genomes[2], start + 1)
-    assert (prompts, ids) == (["a", "b"], [[10], [21]])
-    assert ga.metrics()["distill_forward_tokens"] == 30 * len(lessons)
-    assert ga.metrics()["distill_backward_tokens"] == 20 * len(lessons)
-    with pytest.raises(ValueError, match="what the parents wrote"):
-        for _ in range(12):
-            ga.tell(population, fitness)
-
-
-def test_a_distilled_genome_writes_what_it_was_taught(tiny: tuple[PopulationModel, OutputSensitivity, Tensor]) -> None:
-    model, _, genome = tiny
-    tokenizer = load_base("tiny-gpt2").tokenizer
-    examples = [Example("The English word for 'chat' is '", {}), Example("The sum of 4 and 3 is", {})]
-    ids = [[*tokenizer(text)["input_ids"], tokenizer.eos_token_id] for text in ("dog'.", " 12")]
-    evaluator = LocalEvaluator(
-        model, tokenizer, RewardScorer(lambda completions: [0.0] * len(completions)), max_new_tokens=6
-    )
-    before = evaluator.evaluate(genome[None], examples).completions[0]
-    taught = Distiller(model, tokenizer, steps=60, lr=1e-3)(genome, examples, ids)
-    assert evaluator.evaluate(taught.genome[None], examples).completions[0] == ["dog'.", " 12"] != before
-    assert taught.loss_after < 0.1 * taught.loss_before
-    texts = [
-        prompt + row for prompt, row in zip(tokenizer([e.prompt for e in examples])["input_ids"], ids, strict=True)
-    ]
-    assert taught.backward_tokens == 60 * sum(len(text) - 1 for text in texts)
-    # One after the other is the mean over tokens of both: no row is weighed by its padding.
-    alone = [Distiller(model, tokenizer, steps=1)(genome, [e], [row]) for e, row in zip(examples, ids, strict=True)]
-    counts = [len(row) for row in ids]
-    mean = sum(n * each.loss_before for n, each in zip(counts, alone, strict=True)) / sum(counts)
-    assert taught.loss_before == pytest.approx(mean, rel=1e-4)
-    with pytest.raises(ValueError, match="found none"):
-        Distiller(model, tokenizer)(genome, [], [])
-
-
-def test_the_better_of_two_is_chosen_prompt_by_prompt() -> None:
-    first, second = Example("x", {}), Example("y", {})
-    with pytest.raises(ValueError, match="same examples"):
-        better_of(Written([first], [[1]], [1.0]), Written([second], [[1]], [1.0]))
-    chosen = better_of(
-        Written([first, second], [[1], [2]], [-3.0, NAN]), Written([first, second], [[3], [4]], [-2.0, -math.inf])
-    )
-    assert chosen == ([first], [[3]])

@@ -17,7 +17,7 @@ from evolora.strategies.operators import CROSSOVERS, MUTATIONS, SELECTIONS, cros
 from evolora.strategies.operators.crossover import blend, dare, extrapolative, layer, uniform
 from evolora.strategies.operators.diversity import distances, shared_fitness, spread
 from evolora.strategies.operators.low_rank import triplets
-from evolora.strategies.operators.mutation import gaussian, masked, relative_gaussian, safe
+from evolora.strategies.operators.mutation import gaussian, masked, relative_gaussian
 from evolora.strategies.operators.selection import rank, tournament, truncation
 
 torch.set_num_threads(1)
@@ -214,50 +214,6 @@ def test_svd_noise_moves_a_fresh_adapter() -> None:
 
 def _rms(values: Tensor) -> float:
     return float(values.square().mean().sqrt())
-
-
-def test_safe_noise_makes_the_asked_change_of_a_linear_model() -> None:
-    layout = make_layout((30, 20, 3))
-    parents = rows(2, layout, 3)
-    jacobian = torch.randn(50, layout.genome_length, generator=keyed_generator(1)).double()
-    jacobian *= torch.logspace(-2, 1, layout.genome_length)
-    sensitivities = jacobian.square().sum(0).sqrt().repeat(2, 1)
-    draws = [
-        safe(parents, layout, torch.tensor([0.01, 0.04]), generators(2, draw), sensitivities=sensitivities) - parents
-        for draw in range(300)
-    ]
-    changes = (torch.stack(draws).double() @ jacobian.T).square().sum(-1).mean(0).sqrt()
-    assert changes.tolist() == pytest.approx([0.01, 0.04], rel=0.1)
-    spread = torch.stack(draws)[:, 0].std(0)
-    assert spread[:10].mean() > 3 * spread[-10:].mean()  # the sensitive move less
-
-
-def test_safe_noise_is_bounded_by_the_tensor_and_scale_zero_copies() -> None:
-    layout = make_layout((30, 20, 3))
-    parents = rows(2, layout, 3)
-    sensitivities = torch.ones_like(parents)
-    sensitivities[:, layout.modules[0].b_offset :] = 0
-    assert torch.equal(safe(parents, layout, torch.zeros(2), generators(2), sensitivities=sensitivities), parents)
-    noise = safe(parents, layout, torch.full((2,), 1e6), generators(2), sensitivities=sensitivities) - parents
-    for (_, *tensors), (_, *steps) in zip(layout.factors(parents), layout.factors(noise), strict=True):
-        for tensor, step in zip(tensors, steps, strict=True):
-            assert _rms(step) == pytest.approx(0.5 * _rms(tensor), rel=0.15)
-    alone = safe(parents[1:], layout, torch.ones(1), generators(2)[1:], sensitivities=sensitivities[1:])
-    assert torch.equal(safe(parents, layout, torch.ones(2), generators(2), sensitivities=sensitivities)[1], alone[0])
-
-
-def test_safe_noise_goes_as_far_as_it_may_where_nothing_depends_on_a_weight() -> None:
-    layout, genome = make_layout((300, 200, 3)), rows(1, make_layout((300, 200, 3)), 0)
-    nothing = torch.zeros_like(genome)
-    child = safe(genome, layout, torch.tensor([1e-9]), generators(1), sensitivities=nothing)
-    assert _rms(child - genome) == pytest.approx(0.5 * _rms(genome), rel=0.1)
-    assert torch.equal(safe(genome, layout, torch.zeros(1), generators(1), sensitivities=nothing), genome)
-
-
-@pytest.mark.parametrize("bad", [torch.full((1, 5), NAN), -torch.ones(1, 5), torch.ones(1, 4)])
-def test_safe_refuses_sensitivities_that_are_none(bad: Tensor) -> None:
-    with pytest.raises(ValueError, match="sensitivities must be"):
-        safe(torch.zeros(1, 5), make_layout((3, 2, 1)), torch.ones(1), generators(1), sensitivities=bad)
 
 
 def test_self_adaptation_is_log_normal_and_bounded() -> None:

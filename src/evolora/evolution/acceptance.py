@@ -1,5 +1,4 @@
-"""The refined individuals' part in a generation: what names their draws, which rows they take, how they mutate, and
-what becomes of them."""
+"""The refined individuals' part in a generation: how they mutate, their metrics, and what becomes of them."""
 
 import math
 from typing import Any
@@ -7,29 +6,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from evolora.population.evaluation import best_first
 from evolora.population.population import AVERAGE, Population
 from evolora.refiners import Refinement
 
 Floats = npt.NDArray[np.float64]
-
-
-def draw_keys(parents: Population, generation: int) -> list[tuple[int, ...]]:
-    """What names the draws of each refinement; those of copies of one parent differ by their number."""
-    keys: list[tuple[int, ...]] = [(generation, parent.id) for parent in parents.individuals]
-    return [(*key, before) if (before := keys[:index].count(key)) else key for index, key in enumerate(keys)]
-
-
-def places_of_copies(parent: int, fitness: Floats, refined_fitness: Floats) -> list[int]:
-    """The rows of a population with `fitness` [n] that the refined copies of row `parent` take: the best its parent's,
-    each other one that of the worst that is left. The failed are the worst.
-
-    >>> places_of_copies(1, np.array([0.5, 0.9, 0.1, math.nan]), np.array([0.8, 0.95, 0.9]))
-    [2, 1, 3]
-    """
-    places = [parent, *(row for row in best_first(fitness)[::-1] if row != parent)]
-    taken = dict(zip(best_first(refined_fitness), places, strict=False))
-    return [taken[index] for index in range(len(refined_fitness))]
 
 
 def mutation_scales(parents: Population, refinement: Refinement, *, rule: str) -> list[float]:

@@ -12,8 +12,7 @@ import numpy.typing as npt
 import torch
 
 from evolora.errors import RewardError
-from evolora.evolution.acceptance import draw_keys, mutation_scales, places_of_copies, refined_metrics, survival
-from evolora.evolution.budget_share import BudgetShare, evolution_gain
+from evolora.evolution.acceptance import mutation_scales, refined_metrics, survival
 from evolora.evolution.hall_of_fame import HallOfFame
 from evolora.evolution.racing import Race, losers, race
 from evolora.evolution.soup import SOUP, soup, within_a_standard_error
@@ -45,13 +44,11 @@ class LoopConfig:
     refine: int = 1
     refine_whom: str = "best"
     rl_steps: int = 1
-    rl_share: str = "fixed"
     elites: int = 2
     racing: float | None = None
     racing_block: int = 8
     accept: str = "better"
     refined_scale: str = "keep"
-    inheritance: str = "lamarckian"
     validation_prompts: int = 64
     finalists: int = 4
     soup: int = 0
@@ -93,7 +90,6 @@ class Evolution:
     seconds: float = 0.0
     failed_completions: int = 0
     hall_of_fame: HallOfFame = field(init=False)
-    budget_share: BudgetShare = field(init=False)
     # This generation's, if individuals race.
     race: Race | None = None
     # Of the best on validation, the mean of each term of a combined reward.
@@ -101,7 +97,6 @@ class Evolution:
 
     def __post_init__(self) -> None:
         self.hall_of_fame = HallOfFame(self.config.finalists)
-        self.budget_share = BudgetShare(self.config.rl_steps)
 
     def step(self, progress: float = 0.0) -> dict[str, Any]:
         """One generation, when `progress`, from 0 to 1, of the run is done. Returns its metrics, as docs/metrics.md
@@ -167,8 +162,7 @@ class Evolution:
         # Acceptance is judged on `prompts`, so training keeps off them as far as there are others.
         seen = {example.prompt for example in prompts}
         others = [example for example in self.task.train if example.prompt not in seen] or self.task.train
-        rollouts = self.config.rl_steps if self.config.rl_share == "fixed" else self.budget_share.rollouts
-        count = self.config.rollout_prompts * rollouts
+        count = self.config.rollout_prompts * self.config.rl_steps
         training = self._draw("rollout", others, count)
         # Few prompts come up several times: each is sampled anew.
         training = list(itertools.islice(itertools.cycle(training), count))
@@ -176,10 +170,10 @@ class Evolution:
         refinement = self.refiner.refine(
             parents.genomes,
             training,
-            key=draw_keys(parents, self.generation),
+            key=[(self.generation, parent.id) for parent in parents.individuals],
             children=children,
             hyperparameters=[parent.hyperparameters for parent in parents.individuals],
-            steps=rollouts,
+            steps=self.config.rl_steps,
             progress=progress,
         )
         self.costs += refinement.costs
@@ -210,32 +204,18 @@ class Evolution:
             else np.greater_equal(refined_fitness, fitness[rows])
         )
         gains = refined_fitness - fitness[rows]
-        copies = self.config.refine_whom == "copies"
-        places = places_of_copies(rows[0], fitness, refined_fitness) if copies else rows
         genomes, individuals = population.genomes.clone(), list(population.individuals)
         fitness, rewards = fitness.copy(), evaluation.rewards.copy()
-        for index, row in enumerate(places):
+        for index, row in enumerate(rows):
             if accepted[index]:
                 fitness[row], rewards[row] = refined_fitness[index], refined_evaluation.rewards[index]
-                if self.config.inheritance == "lamarckian":
-                    genomes[row], individuals[row] = refined.genomes[index], refined.individuals[index]
+                genomes[row], individuals[row] = refined.genomes[index], refined.individuals[index]
         metrics = refined_metrics(self.refiner.name, refinement, gains, accepted)
-        if self.config.rl_share == "adaptive":
-            is_child = [individual.born == self.generation for individual in population.individuals]
-            gain = evolution_gain(evaluation.rewards, is_child)
-            self.budget_share.learn(
-                evolution=(gain, evaluation.cost.flops),
-                rl=(metrics[f"{self.refiner.name}.gain"], refinement.costs.flops),
-            )
-            metrics |= {"share.rl": self.budget_share.rl, "share.rollouts": rollouts, "share.evolution_gain": gain}
         return Population(genomes, tuple(individuals)), replace(evaluation, fitness=fitness, rewards=rewards), metrics
 
     def _to_be_refined(self, population: Population, evaluation: Evaluation) -> list[int]:
-        """The rows that are refined: the best, or copies of the best one, or the one that was refined last, unless it
-        clearly loses."""
+        """The rows that are refined: the best, or the one that was refined last, unless it clearly loses."""
         best: list[int] = elites(torch.from_numpy(evaluation.fitness), self.config.refine).tolist()
-        if self.config.refine_whom == "copies":
-            return best[:1] * self.config.refine
         head = newest(population, self.refiner.name) if self.refiner is not None else None
         if self.config.refine_whom == "best" or head is None:
             return best
@@ -354,10 +334,8 @@ class Evolution:
         for genome, individual in zip(population.genomes, population.individuals, strict=True):
             self.lineage.born(individual, genome)
         self.lineage.measured(self.generation, stage, population.individuals, fitness)
-        if stage in ("population", "refined"):
-            self.strategy.observe(population.individuals, examples, evaluation)
-            if self.refiner is not None:
-                self.refiner.observe(examples, evaluation)
+        if stage in ("population", "refined") and self.refiner is not None:
+            self.refiner.observe(examples, evaluation)
         if stage == "validation":
             self.lineage.sampled(
                 self.generation,
@@ -417,8 +395,6 @@ class Evolution:
         state |= {f"evaluator.{name}": value for name, value in self.evaluator.state_dict().items()}
         if self.refiner is not None:
             state |= {f"refiner.{name}": value for name, value in self.refiner.state_dict().items()}
-        if self.config.rl_share == "adaptive":
-            state["budget_share"] = self.budget_share.state_dict()
         return state
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -432,8 +408,6 @@ class Evolution:
         self.evaluator.load_state_dict(_under("evaluator.", state))
         if self.refiner is not None:
             self.refiner.load_state_dict(_under("refiner.", state))
-        if self.config.rl_share == "adaptive":
-            self.budget_share.load_state_dict(state["budget_share"])
 
 
 def history_fitness(individual: Individual) -> float:

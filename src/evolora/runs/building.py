@@ -3,14 +3,11 @@
 from dataclasses import fields
 from typing import TypeVar
 
-import torch
-
 from evolora.evolution.loop import Evolution, LoopConfig
 from evolora.population.evaluation import Evaluator
 from evolora.population.lineage import Lineage
 from evolora.population.remembering import RememberingEvaluator
 from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, Refiner, RLOOConfig, RLOORefiner
-from evolora.rng import keyed_generator
 from evolora.runs.assembly import Parts
 from evolora.runs.config import RunConfig
 from evolora.strategies import (
@@ -29,8 +26,6 @@ from evolora.strategies import (
     SepCMAESConfig,
     Strategy,
 )
-from evolora.strategies.distillation import Distiller
-from evolora.strategies.sensitivity import OutputSensitivity
 
 Part = TypeVar(
     "Part",
@@ -69,10 +64,6 @@ def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
             parts.layout,
             _part(GAConfig, config),
             seed=config.seed,
-            sensitivity=_sensitivity(parts),
-            distill=Distiller(
-                parts.population_model, parts.base.tokenizer, steps=config.distill_steps, lr=config.distill_lr
-            ),
         )
     return Evolution(
         strategy=strategy,
@@ -81,22 +72,6 @@ def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
         task=parts.task,
         lineage=lineage,
         config=_part(LoopConfig, config),
-    )
-
-
-def _sensitivity(parts: Parts) -> OutputSensitivity | None:
-    """What safe mutation measures on: the same training prompts throughout a run."""
-    config, train = parts.config, parts.task.train
-    if "safe" not in config.used_mutations:
-        return None
-    order = torch.randperm(len(train), generator=keyed_generator(config.seed, "sensitivity prompts"))
-    return OutputSensitivity(
-        parts.population_model,
-        parts.base.tokenizer,
-        [train[index] for index in order[: config.safe_prompts].tolist()],
-        max_new_tokens=parts.max_new_tokens,
-        seed=config.seed,
-        projections=config.safe_projections,
     )
 
 

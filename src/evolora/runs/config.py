@@ -138,8 +138,7 @@ class RunConfig(BaseModel):
     mutation: MutationName = _option(
         "gaussian",
         "noise on the weights: of absolute scale, gaussian; relative to each tensor's magnitude; on a third of the "
-        "adapted layers, module; on a tenth of the weights, masked; on the singular values and directions of B A, svd; "
-        "scaled by how much the outputs depend on each weight, safe",
+        "adapted layers, module; on a tenth of the weights, masked; on the singular values and directions of B A, svd",
         _EVOLUTION,
     )
     mutation_scale: float = _option(
@@ -159,40 +158,14 @@ class RunConfig(BaseModel):
         "mutation scale of the refined: keep, their parent's, or step, at most the size of their refinement",
         _EVOLUTION,
     )
-    safe_change: float = _option(
-        0.1,
-        "root mean square change of the next-token distributions by --mutation safe, the root of twice their KL in "
-        "nats (its start, when it adapts)",
-        _EVOLUTION,
-        gt=0,
-    )
-    safe_prompts: int = _option(16, "training prompts that --mutation safe measures sensitivity on", _EVOLUTION, ge=1)
-    safe_projections: int = _option(
-        4, "random projections of the outputs that sensitivity is estimated by (--mutation safe)", _EVOLUTION, ge=1
-    )
     crossover: CrossoverName = _option(
         "uniform",
         "how two parents are mixed: by weights, uniform; by adapted layers, module; by transformer blocks, layer; by "
         "rank components, rank; by singular directions, svd; as the mean of the products, blend, or of random parts of "
-        "the differences from the base, dare; beyond the better one, extrapolative; or the better one learns what the "
-        "other wrote better, distill",
+        "the differences from the base, dare; or beyond the better one, extrapolative",
         _EVOLUTION,
     )
-    distill_steps: int = _option(4, "optimiser steps of --crossover distill", _EVOLUTION, ge=1)
-    distill_lr: float = _option(1e-3, "learning rate of --crossover distill", _EVOLUTION, gt=0)
     crossover_rate: float = _option(0.5, "share of the children that have two parents", _EVOLUTION, ge=0, le=1)
-    operator_choice: Literal["fixed", "adaptive"] = _option(
-        "fixed",
-        "which mutation and crossover make a child: --mutation and --crossover, or, adaptive, those of --mutations and "
-        "--crossovers whose children gained most",
-        _EVOLUTION,
-    )
-    mutations: list[MutationName] | None = _option(
-        None, "mutations to choose from (with --operator-choice adaptive); default gaussian module masked", _EVOLUTION
-    )
-    crossovers: list[CrossoverName] | None = _option(
-        None, "crossovers to choose from (with --operator-choice adaptive); default all but distill", _EVOLUTION
-    )
     selection: Literal["truncation", "tournament", "rank"] = _option("tournament", "how parents are chosen", _EVOLUTION)
     diversity: Literal["none", "sharing"] = _option(
         "none", "sharing: parents are chosen by fitness shared with those near them", _EVOLUTION
@@ -227,9 +200,6 @@ class RunConfig(BaseModel):
     accept: Literal["better", "always"] | None = _option(
         None, "which refined individuals enter; default better, and always with --strategy none or pbt", _EVOLUTION
     )
-    inheritance: Literal["lamarckian", "baldwinian"] = _option(
-        "lamarckian", "what enters: the refined genome, or only its fitness", _EVOLUTION
-    )
 
     refiner: Literal["ppo", "grpo", "rloo", "none"] = _option(
         "ppo", "how RL improves the best: ppo, grpo, rloo, none; an option marked with some is for them alone", _REFINER
@@ -237,11 +207,10 @@ class RunConfig(BaseModel):
     refine: int | None = _option(
         None, "how many of the best are refined, side by side; default 1, and all with --strategy pbt", _REFINER, ge=1
     )
-    refine_whom: Literal["lineage", "best", "copies"] | None = _option(
+    refine_whom: Literal["lineage", "best"] | None = _option(
         None,
-        "who is refined: the one that was refined last, until another is clearly better (lineage); the generation's "
-        "--refine best; or copies, --refine of the best one, each by rollouts of its own, of which the best takes its "
-        "place and the others those of the worst; default lineage with --strategy ga and --refine 1, else best",
+        "who is refined: the one that was refined last, until another is clearly better (lineage), or the generation's "
+        "--refine best (best); default lineage with --strategy ga and --refine 1, else best",
         _REFINER,
     )
     replay: int | None = _option(
@@ -279,12 +248,6 @@ class RunConfig(BaseModel):
     critic_lr: float = _option(1e-2, "learning rate of the value head (ppo)", _REFINER, gt=0)
     critic_epochs: int = _option(8, "optimiser steps of the value head on each rollout (ppo)", _REFINER, ge=1)
     rl_steps: int | None = _option(None, "rollouts a refinement; default 6 with --strategy ga, else 3", _REFINER, ge=1)
-    rl_share: Literal["fixed", "adaptive"] = _option(
-        "fixed",
-        "rollouts of a refinement: --rl-steps, or, adaptive (ga), from a quarter to four times as many, more when RL "
-        "gains more an operation than evolution, fewer when it gains less",
-        _REFINER,
-    )
     rollout_prompts: int | None = _option(
         None, "prompts a rollout, for each refined individual; default 64 / --rollout-samples", _REFINER, ge=1
     )
@@ -409,8 +372,6 @@ class RunConfig(BaseModel):
                 raise ValueError(f"--refine {self.refine} with --strategy pbt: expected --pop, {self.pop}: all train")
             if self.refiner == "none":
                 raise ValueError("--refiner none with --strategy pbt: expected a refiner, which is what pbt tunes")
-            if self.inheritance == "baldwinian":
-                raise ValueError("--inheritance baldwinian with --strategy pbt: expected lamarckian")
             if self.kl_target is not None:
                 raise ValueError(
                     f"--kl-target {self.kl_target} with --strategy pbt: expected none, pbt sets the KL weight itself"
@@ -422,10 +383,9 @@ class RunConfig(BaseModel):
         if self.strategy != "none" and self.refined_individuals > self.pop:
             raise ValueError(f"--refine {self.refine}: expected at most --pop {self.pop}")
         # A step in weights says nothing about a scale of another kind.
-        other = [name for name in self.used_mutations if name not in ABSOLUTE_MUTATIONS]
-        if self.refined_scale == "step" and other:
+        if self.refined_scale == "step" and self.mutation not in ABSOLUTE_MUTATIONS:
             raise ValueError(
-                f"--refined-scale step with --mutation {other[0]}: expected one of {', '.join(ABSOLUTE_MUTATIONS)}"
+                f"--refined-scale step with --mutation {self.mutation}: expected one of {', '.join(ABSOLUTE_MUTATIONS)}"
             )
         if self.strategy == "ga":
             self._check_ga()
@@ -450,15 +410,8 @@ class RunConfig(BaseModel):
                 f"--update-kl {self.update_kl} with one update on a rollout: expected --epochs or --minibatches of at "
                 "least 2, the second of which sees how far the first has moved the policy"
             )
-        if self.refine_whom == "lineage" and not self._can_follow:
-            raise ValueError("--refine-whom lineage: expected --refine 1 and --inheritance lamarckian beside it")
-        if self.refine_whom == "copies":
-            self._check_copies()
-        if self.rl_share == "adaptive" and (self.strategy != "ga" or self.refiner == "none"):
-            raise ValueError(
-                f"--rl-share adaptive with --strategy {self.strategy} and --refiner {self.refiner}: expected ga and a "
-                "refiner, to move the budget between"
-            )
+        if self.refine_whom == "lineage" and self.refined_individuals > 1:
+            raise ValueError(f"--refine-whom lineage with --refine {self.refined_individuals}: expected --refine 1")
         if self.reward_timeout is not None and not self.reward_workers:
             raise ValueError(
                 f"--reward-timeout {self.reward_timeout} with --reward-workers 0: expected at least one worker, which "
@@ -474,14 +427,6 @@ class RunConfig(BaseModel):
         if len(chosen) > 1:
             raise ValueError(f"--{chosen[0]} with --{chosen[1]}: expected one of them")
         return self
-
-    def _check_copies(self) -> None:
-        if self.strategy != "ga":
-            raise ValueError(f"--refine-whom copies with --strategy {self.strategy}: expected ga")
-        if self.refined_individuals < 2:
-            raise ValueError(f"--refine-whom copies with --refine {self.refined_individuals}: expected at least 2")
-        if self.inheritance == "baldwinian":
-            raise ValueError("--refine-whom copies with --inheritance baldwinian: expected lamarckian")
 
     def _check_ga(self) -> None:
         if self.replacement == "steady-state" and self.children > self.pop - self.elites:
@@ -500,19 +445,6 @@ class RunConfig(BaseModel):
                     f"--children {self.children}: expected at most {(smallest - kept) * self.islands} with "
                     f"--islands {self.islands}"
                 )
-        for name in ("mutations", "crossovers"):
-            chosen = getattr(self, name)
-            if chosen is not None and self.operator_choice == "fixed":
-                raise ValueError(f"--{name} with --operator-choice fixed: expected --operator-choice adaptive")
-            if chosen is not None and (not chosen or len(set(chosen)) < len(chosen)):
-                raise ValueError(f"--{name} {' '.join(chosen)}: expected at least one name, each once")
-
-    @property
-    def used_mutations(self) -> list[str]:
-        """The mutations that a run may use."""
-        if self.operator_choice == "fixed":
-            return [self.mutation]
-        return list(self.mutations or ABSOLUTE_MUTATIONS)
 
     @property
     def most_gens(self) -> int | None:
@@ -577,13 +509,10 @@ class RunConfig(BaseModel):
         return self.refine or (self.pop if self.strategy == "pbt" else 1)
 
     @property
-    def _can_follow(self) -> bool:
-        return self.refined_individuals == 1 and self.inheritance == "lamarckian"
-
-    @property
     def refine_whom_rule(self) -> str:
         """Who is refined."""
-        return self.refine_whom or ("lineage" if self.strategy == "ga" and self._can_follow else "best")
+        one = self.strategy == "ga" and self.refined_individuals == 1
+        return self.refine_whom or ("lineage" if one else "best")
 
     @property
     def accept_rule(self) -> str:

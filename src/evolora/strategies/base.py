@@ -6,9 +6,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from evolora.population.evaluation import Evaluation
-from evolora.population.population import Individual, Population
-from evolora.tasks.task import Example
+from evolora.population.population import Population
 
 # Tensors and what JSON can hold, by name: what a checkpoint writes.
 State = dict[str, Any]
@@ -25,11 +23,6 @@ class Strategy(Protocol):
         """Take the evaluated population back, refined genomes included, with its fitness [n]: maximised, NaN for a
         failed individual."""
         ...
-
-    def observe(self, individuals: Sequence[Individual], examples: Sequence[Example], evaluation: Evaluation) -> None:
-        """What `individuals` wrote on `examples`, and what it earned, row by row of `evaluation`: the population, and
-        then the refined, before `tell`."""
-        del individuals, examples, evaluation
 
     def new_id(self) -> int:
         """An id that no individual of the run has had, for one that was made outside the strategy."""

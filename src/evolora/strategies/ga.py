@@ -1,11 +1,10 @@
 """The genetic algorithm: elitism, selection, crossover and mutation of LoRA genomes.
 
 Generational, with elitism (De Jong, 1975) and self-adaptive mutation scales (Schwefel, 1981). Each operator names its
-own source in `strategies.operators`, the choice among them in `operator_choice`, fitness sharing in
-`operators.diversity`.
+own source in `strategies.operators`, fitness sharing in `operators.diversity`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,27 +15,19 @@ import torch
 from torch import Tensor
 
 from evolora.models.genome import GenomeLayout
-from evolora.population.evaluation import Evaluation
 from evolora.population.population import AVERAGE, Individual, Population, newest
 from evolora.rng import keyed_generator
 from evolora.strategies.base import Strategy
-from evolora.strategies.distillation import Distilled, Written, better_of
-from evolora.strategies.operator_choice import OperatorChoice
 from evolora.strategies.operators import (
-    ABSOLUTE_MUTATIONS,
     CROSSOVERS,
     FITTER_FIRST,
     MUTATIONS,
     SELECTIONS,
-    Crossover,
     elites,
-    safe,
     self_adapt,
 )
 from evolora.strategies.operators.crossover import dare
 from evolora.strategies.operators.diversity import shared_fitness, spread
-from evolora.strategies.sensitivity import Sensitivities
-from evolora.tasks.task import Example
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,12 +43,8 @@ class GAConfig:
     mutation_scale: float = 0.02
     mutation_adapt: float = 0.0
     mutation_rate: float = 1.0
-    safe_change: float = 0.1
     crossover: str = "uniform"
     crossover_rate: float = 0.5
-    operator_choice: str = "fixed"
-    mutations: Sequence[str] | None = None
-    crossovers: Sequence[str] | None = None
     selection: str = "tournament"
     average: float = 0.0
     diversity: str = "none"
@@ -70,26 +57,10 @@ class GAConfig:
         """How many individuals are carried over unchanged."""
         return self.pop - self.children if self.replacement == "steady-state" else self.elites
 
-    @property
-    def operators(self) -> dict[str, Sequence[str]]:
-        """The mutations and the crossovers to choose from. By default those mutations whose scales share a unit, as
-        an individual has but one, and all crossovers that need nothing but the genomes."""
-        if self.operator_choice == "fixed":
-            return {"mutation": [self.mutation], "crossover": [self.crossover]}
-        return {"mutation": self.mutations or ABSOLUTE_MUTATIONS, "crossover": self.crossovers or list(CROSSOVERS)}
-
 
 # How far self-adaptation may carry a mutation scale from its start: far enough to switch mutation off in practice or to
 # leave a plateau, not so far that a lucky drift of the scale alone destroys every child.
 _SCALE_RANGE = (1 / 50, 2.0)
-
-_WAYS = ("forward", "backward")
-
-Sensitivity = Callable[[Tensor], Sensitivities]
-"""genomes [n, genome_length] -> how much the model's outputs depend on each weight, and what that cost."""
-
-Distill = Callable[[Tensor, Sequence[Example], Sequence[Sequence[int]]], Distilled]
-"""(genome [genome_length], examples, completions' token ids) -> the genome that learned them, and what that cost."""
 
 
 class Ids:
@@ -117,8 +88,7 @@ class GeneticAlgorithm(Strategy):
     A child has two parents with probability `crossover_rate`; it is mutated with probability `mutation_rate`, and
     always when it has one parent. Individual 0 is the untouched base, the first generation its mutants.
 
-    The mutation `safe` needs `sensitivity`; the crossover `distill` needs `distill`, and to be told by `observe` what
-    the parents wrote. Islands share `ids` and have but one base among them.
+    Islands share `ids` and have but one base among them.
 
     >>> from evolora.models.genome import AdaptedModule
     >>> module = AdaptedModule("layer", "a", "b", 3, 4, 2, 2.0, 0, 6)
@@ -136,8 +106,6 @@ class GeneticAlgorithm(Strategy):
         config: GAConfig,
         *,
         seed: int,
-        sensitivity: Sensitivity | None = None,
-        distill: Distill | None = None,
         ids: Ids | None = None,
         with_base: bool = True,
     ) -> None:
@@ -145,21 +113,13 @@ class GeneticAlgorithm(Strategy):
         self.layout = layout
         self.config = config
         self.seed = seed
-        self.sensitivity = sensitivity
-        self.distill = distill
         self.ids = ids or Ids()
-        self.choice = OperatorChoice(config.operators)
         self.generation = 1  # the one that is proposed, or next to be
-        # What operators that need the model have cost so far.
-        self.tokens = {f"{name}_{way}_tokens": 0 for name in ("sensitivity", "distill") for way in _WAYS}
         self.head: int | None = None  # the id of the one that was refined last
-        self._sensitivities: dict[bytes, Tensor] = {}  # of this generation's parents
-        self._written: dict[int, Written] = {}  # by individual, in this generation
         base = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=config.mutation_scale)
         founding = Population(founder[None].clone(), (base,))
-        children = [self._child(founding, [0], None) for _ in range(config.pop - with_base)]
+        children = [self._child(founding, [0]) for _ in range(config.pop - with_base)]
         self.population = _join([founding, *children] if with_base else children)
-        self._sensitivities = {}
 
     def ask(self) -> Population:
         return self.population
@@ -167,15 +127,8 @@ class GeneticAlgorithm(Strategy):
     def new_id(self) -> int:
         return self.ids.new()
 
-    def observe(self, individuals: Sequence[Individual], examples: Sequence[Example], evaluation: Evaluation) -> None:
-        if "distill" in self.config.operators["crossover"]:
-            for row, individual in enumerate(individuals):
-                rewards = evaluation.rewards[row].tolist()
-                self._written[individual.id] = Written(examples, evaluation.completion_ids[row], rewards)
-
     def tell(self, population: Population, fitness: npt.NDArray[np.float64]) -> None:
         """Propose the next population. Raises ValueError when every individual has failed."""
-        self.choice.learn(population, fitness, self.generation)
         self.breed(population, fitness, keep=True)
 
     def favourites(self) -> Sequence[int]:
@@ -197,9 +150,11 @@ class GeneticAlgorithm(Strategy):
             generator = keyed_generator(self.seed, "selection", self.generation, self.ids.next)
             crossed = bool(torch.rand((), generator=generator) < self.config.crossover_rate)
             parents = SELECTIONS[self.config.selection](chances, 2 if crossed else 1, generator).tolist()
-            children.append(self._child(population, sorted(set(parents), key=parents.index), scores))
+            parents = sorted(set(parents), key=parents.index)
+            if self.config.crossover in FITTER_FIRST:
+                parents.sort(key=lambda row: -float(scores[row]))
+            children.append(self._child(population, parents))
         self.population = _join([survivors, *children])
-        self._sensitivities, self._written = {}, {}
 
     def replace_last(self, genome: Tensor, individual: Individual) -> None:
         """Let an individual from elsewhere take the place of the last child that is proposed."""
@@ -211,43 +166,34 @@ class GeneticAlgorithm(Strategy):
         oldest = self.generation - (self.config.max_age or self.generation)
         return [row for row in rows if population.individuals[row].born >= oldest][: self.config.survivors]
 
-    def _child(self, population: Population, parents: Sequence[int], scores: Tensor | None) -> Population:
-        """A child of one or two rows of `population`, whose fitness is `scores`, as a population of one."""
+    def _child(self, population: Population, parents: Sequence[int]) -> Population:
+        """A child of one or two rows of `population`, as a population of one."""
         config, key = self.config, (self.generation, self.ids.next)
-        operators = keyed_generator(self.seed, "operators", *key)
-        used: dict[str, str] = {}
-        if len(parents) == 2:
-            used["crossover"] = self.choice.draw("crossover", operators)
-            if used["crossover"] in FITTER_FIRST and scores is not None:
-                parents = sorted(parents, key=lambda row: -float(scores[row]))
+        used: list[str] = []
         individuals = [population.individuals[row] for row in parents]
         genome = population.genomes[parents[0]]
         if len(parents) == 2:
             generator = keyed_generator(self.seed, "crossover", *key)
-            if used["crossover"] == "distill":
-                genome = self._distilled(genome, *individuals)
-            else:
-                other = population.genomes[parents[1]]
-                genome = self._crossover(used["crossover"])(genome, other, self.layout, generator)
+            cross = partial(dare, ancestor=self.founder) if config.crossover == "dare" else CROSSOVERS[config.crossover]
+            genome = cross(genome, population.genomes[parents[1]], self.layout, generator)
+            used.append(config.crossover)
         mutation = keyed_generator(self.seed, "mutation", *key)
         scale = float(np.exp(np.mean([np.log(individual.mutation_scale) for individual in individuals])))
         if len(parents) == 1 or bool(torch.rand((), generator=mutation) < config.mutation_rate):
-            used["mutation"] = self.choice.draw("mutation", operators)
             scales = torch.tensor([scale], dtype=torch.float64)
             if config.mutation_adapt:
                 lower, upper = (config.mutation_scale * factor for factor in _SCALE_RANGE)
                 scales = self_adapt(scales, [mutation], lower=lower, upper=upper, learning_rate=config.mutation_adapt)
-            genome = self._mutated(used["mutation"], genome, scales, mutation)
+            genome = MUTATIONS[config.mutation](genome[None], self.layout, scales, [mutation])[0]
             scale = float(scales[0])
+            used.append(config.mutation)
         child = Individual(
             id=self.new_id(),
             parents=tuple(individual.id for individual in individuals),
-            operator="+".join(used.values()),
+            operator="+".join(used),
             born=self.generation,
             mutation_scale=scale,
         )
-        if scores is not None:
-            self.choice.made(child.id, max(float(scores[row]) for row in parents), used)
         return Population(genome[None], (child,))
 
     def _with_average(self, population: Population, survivors: Population) -> Population:
@@ -273,63 +219,21 @@ class GeneticAlgorithm(Strategy):
         others = [row for row, one in enumerate(survivors.individuals) if one.id not in known]
         return lead.join(survivors.select(others)).select(range(min(self.config.pop, len(lead) + len(others))))
 
-    def _crossover(self, name: str) -> Crossover:
-        return partial(dare, ancestor=self.founder) if name == "dare" else CROSSOVERS[name]
-
-    def _distilled(self, genome: Tensor, first: Individual, second: Individual) -> Tensor:
-        """The first parent, which has learned the better of both parents' completions."""
-        if self.distill is None or not {first.id, second.id} <= self._written.keys():
-            raise ValueError("the crossover distill needs a distiller and what the parents wrote, found none")
-        found = self.distill(genome, *better_of(self._written[first.id], self._written[second.id]))
-        self.tokens["distill_forward_tokens"] += found.forward_tokens
-        self.tokens["distill_backward_tokens"] += found.backward_tokens
-        return found.genome
-
-    def _mutated(self, name: str, genome: Tensor, scales: Tensor, generator: torch.Generator) -> Tensor:
-        if name != "safe":
-            return MUTATIONS[name](genome[None], self.layout, scales, [generator])[0]
-        # An individual's scale is one of weights; here it counts by how far it has come from its start.
-        changes = self.config.safe_change * scales / self.config.mutation_scale
-        sensitivities = self._sensitivity_of(genome)[None]
-        return safe(genome[None], self.layout, changes, [generator], sensitivities=sensitivities)[0]
-
-    def _sensitivity_of(self, genome: Tensor) -> Tensor:
-        """Measured once for all children of a generation that have it."""
-        if self.sensitivity is None:
-            raise ValueError("the mutation safe needs the model's sensitivity, found none")
-        name = genome.cpu().numpy().tobytes()
-        if name not in self._sensitivities:
-            found = self.sensitivity(genome[None])
-            self._sensitivities[name] = found.values[0]
-            self.tokens["sensitivity_forward_tokens"] += found.forward_tokens
-            self.tokens["sensitivity_backward_tokens"] += found.backward_tokens
-        return self._sensitivities[name]
-
     def metrics(self) -> dict[str, float]:
-        """What is told of the population that is proposed next, and of the operators' choice."""
-        operators = self.config.operators
-        used = {"sensitivity": "safe" in operators["mutation"], "distill": "distill" in operators["crossover"]}
-        return {
-            "distance": spread(self.population.genomes),
-            **self.choice.metrics(),
-            **{name: tokens for name, tokens in self.tokens.items() if used[name.split("_")[0]]},
-        }
+        """What is told of the population that is proposed next."""
+        return {"distance": spread(self.population.genomes)}
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "generation": self.generation,
             "next_id": self.ids.next,
             "head": self.head,
-            "choice": self.choice.state_dict(),
-            "tokens": dict(self.tokens),
             **self.population.state_dict(),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.generation, self.ids.next = state["generation"], state["next_id"]
         self.head = state["head"]
-        self.choice.load_state_dict(state["choice"])
-        self.tokens = dict(state["tokens"])
         self.population = Population.from_state_dict(state)
 
 

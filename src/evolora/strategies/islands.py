@@ -10,12 +10,10 @@ import torch
 from torch import Tensor
 
 from evolora.models.genome import GenomeLayout
-from evolora.population.evaluation import Evaluation
 from evolora.population.population import Individual, Population
 from evolora.strategies.base import Strategy
-from evolora.strategies.ga import Distill, GAConfig, GeneticAlgorithm, Ids, Sensitivity
+from evolora.strategies.ga import GAConfig, GeneticAlgorithm, Ids
 from evolora.strategies.operators import elites
-from evolora.tasks.task import Example
 
 
 class Islands(Strategy):
@@ -41,8 +39,6 @@ class Islands(Strategy):
         config: GAConfig,
         *,
         seed: int,
-        sensitivity: Sensitivity | None = None,
-        distill: Distill | None = None,
     ) -> None:
         self.migrate_every = config.migrate_every
         self.ids, count = Ids(), config.islands
@@ -57,8 +53,6 @@ class Islands(Strategy):
                     children=-(-config.children // count),
                 ),
                 seed=seed,
-                sensitivity=sensitivity,
-                distill=distill,
                 ids=self.ids,
                 with_base=place == 0,
             )
@@ -103,10 +97,6 @@ class Islands(Strategy):
                 if not np.isnan(values).all():
                     self._migrate(part, values, self.islands[(place + 1) % len(self.islands)])
 
-    def observe(self, individuals: Sequence[Individual], examples: Sequence[Example], evaluation: Evaluation) -> None:
-        for island in self.islands:
-            island.observe(individuals, examples, evaluation)
-
     def _migrate(self, source: Population, fitness: npt.NDArray[np.float64], target: GeneticAlgorithm) -> None:
         best = int(elites(torch.from_numpy(fitness), 1)[0])
         original = source.individuals[best]
@@ -120,12 +110,9 @@ class Islands(Strategy):
         target.replace_last(source.genomes[best], copy)
 
     def metrics(self) -> dict[str, float]:
-        """The islands' own: what they cost in all, and otherwise their mean."""
+        """The mean of the islands' own."""
         each = [island.metrics() for island in self.islands]
-        return {
-            name: sum(metrics[name] for metrics in each) / (1 if name.endswith("_tokens") else len(each))
-            for name in each[0]
-        }
+        return {name: sum(metrics[name] for metrics in each) / len(each) for name in each[0]}
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -1,19 +1,15 @@
-"""The genetic operators by name. Those of one kind share one signature, so that a strategy calls any of them alike.
-
-The mutation `safe` and the crossover `distill` (`strategies.distillation`) are apart: besides the rows they need the
-model.
-"""
+"""The genetic operators by name. Those of one kind share one signature, so that a strategy calls any of them alike."""
 
 from collections.abc import Mapping
 from typing import Literal
 
 from evolora.strategies.operators import crossover, mutation, selection
 from evolora.strategies.operators.crossover import Crossover
-from evolora.strategies.operators.mutation import Mutation, safe, self_adapt
+from evolora.strategies.operators.mutation import Mutation, self_adapt
 from evolora.strategies.operators.selection import Selection, elites
 
-MutationName = Literal["gaussian", "relative", "module", "masked", "svd", "safe"]
-CrossoverName = Literal["uniform", "module", "rank", "blend", "layer", "svd", "dare", "extrapolative", "distill"]
+MutationName = Literal["gaussian", "relative", "module", "masked", "svd"]
+CrossoverName = Literal["uniform", "module", "rank", "blend", "layer", "svd", "dare", "extrapolative"]
 # Whose scale is one of weights, such as a refinement's step can be compared with.
 ABSOLUTE_MUTATIONS = ("gaussian", "module", "masked")
 
@@ -35,7 +31,7 @@ CROSSOVERS: Mapping[str, Crossover] = {
     "extrapolative": crossover.extrapolative,
 }
 # Crossovers whose first parent must be the fitter one.
-FITTER_FIRST = frozenset({"extrapolative", "distill"})
+FITTER_FIRST = frozenset({"extrapolative"})
 SELECTIONS: Mapping[str, Selection] = {
     "truncation": selection.truncation,
     "tournament": selection.tournament,
@@ -54,6 +50,5 @@ __all__ = [
     "MutationName",
     "Selection",
     "elites",
-    "safe",
     "self_adapt",
 ]

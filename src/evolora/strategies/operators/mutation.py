@@ -187,62 +187,6 @@ def _jitter(a: Tensor, b: Tensor, scale: float, least: float, generator: torch.G
     return a + basis @ right_step, b + left_step @ inverse
 
 
-def safe(
-    genomes: Tensor,
-    layout: GenomeLayout,
-    scales: Tensor,
-    generators: Sequence[torch.Generator],
-    *,
-    sensitivities: Tensor,
-    damping: float = 0.1,
-    limit: float = 0.5,
-) -> Tensor:
-    """Normal noise that changes what the model does by a set amount: less on the weights that its outputs depend on
-    more. Safe mutation through gradients (SM-G: Lehman et al., 2018, arXiv 1712.06563).
-
-    `sensitivities` s [n, genome_length] is, for each weight, the root mean square over the outputs' positions of the
-    length of the outputs' gradient. The noise on weight w has standard deviation scale * d_w / sqrt(sum of (s d)^2),
-    where d_w = 1 / sqrt(s_w^2 + damping * mean of s^2): to first order the root mean square change of the outputs is
-    `scale`. The paper divides by s and bounds s below; without `damping` a weight that nothing depends on yet, A while
-    B is zero, would get infinite noise.
-
-    What is of first order must stay small: no standard deviation is above `limit` times the magnitude of the LoRA
-    tensor, which is its root mean square, or that of a fresh A where it is less (see `relative_gaussian`). Where that
-    bites, as in large changes of a fresh adapter, the outputs change less than by `scale`.
-
-    Shapes and errors as in `gaussian`; ValueError when the sensitivities have another shape, are negative or not
-    finite, or unless damping and limit are positive.
-
-    >>> from evolora.models.genome import AdaptedModule
-    >>> layout = GenomeLayout((AdaptedModule("q", "q.A", "q.B", 1, 1, 1, 1.0, 0, 1),))
-    >>> child = safe(torch.zeros(1, 2), layout, torch.tensor([0.1]), [torch.Generator().manual_seed(0)],
-    ...              sensitivities=torch.tensor([[100.0, 1.0]]))
-    >>> noise = gaussian(torch.zeros(1, 2), layout, torch.ones(1), [torch.Generator().manual_seed(0)])
-    >>> bool((child / noise)[0, 0] < (child / noise)[0, 1])
-    True
-    """
-    _check(genomes, layout, scales, generators)
-    if sensitivities.shape != genomes.shape:
-        raise ValueError(f"sensitivities must be {list(genomes.shape)}, found {list(sensitivities.shape)}")
-    if damping <= 0 or limit <= 0:
-        raise ValueError(f"damping and limit must be positive, found {damping} and {limit}")
-    if not bool(((sensitivities >= 0) & sensitivities.isfinite()).all()):
-        raise ValueError("sensitivities must be finite and not negative")
-    noise = _normal(genomes, generators)
-    for row, scale in enumerate(scales.tolist()):
-        squares = sensitivities[row].double().square()
-        weights = (squares + damping * squares.mean()).rsqrt()
-        change = (squares * weights.square()).sum().sqrt()  # NaN where nothing depends on any weight
-        deviations = (scale * weights / change).nan_to_num(math.inf if scale else 0.0)[None]
-        for (adapted, *steps), (_, *tensors) in zip(
-            layout.factors(deviations), layout.factors(genomes[row : row + 1]), strict=True
-        ):
-            for step, tensor in zip(steps, tensors, strict=True):
-                step.clamp_(max=limit * max(_rms(tensor), (3 * adapted.in_features) ** -0.5))
-        noise[row] *= deviations[0].to(noise)
-    return genomes + noise
-
-
 def self_adapt(
     scales: Tensor,
     generators: Sequence[torch.Generator],
