@@ -5,6 +5,7 @@ from typing import Literal
 
 from transformers import PreTrainedModel
 
+from evolora.engine import cpu
 from evolora.engine.base import Engine
 from evolora.engine.calibration import is_small
 from evolora.engine.eager.engine import EagerEngine
@@ -57,15 +58,13 @@ def resolved_products(model: PreTrainedModel, products: ProductsName) -> Product
 def _engine(
     model: PreTrainedModel, layout: GenomeLayout, kind: EngineName, products: ProductsName
 ) -> tuple[EagerEngine, str]:
-    if kind != "eager":
-        # Where it is not asked for, compiled functions need not even be imported.
-        refused = f"the model is on {model.device}" if model.device.type != "cpu" else None
-        if refused is None:
-            from evolora.engine.cpu.engine import CpuEngine
-
-            chosen = CpuEngine(model, layout, products=None if products == "auto" else products)
-            return chosen, f"{chosen.products} products"
+    if kind == "eager":
+        return EagerEngine(model, layout), "eager engine"
+    if (why := cpu.refuses(model, layout)) is not None:
         if kind == "cpu":
-            raise InputError(f"--engine cpu: {refused}, expected a model on the CPU")
-        return EagerEngine(model, layout), f"eager engine: {refused}"
-    return EagerEngine(model, layout), "eager engine"
+            raise InputError(f"--engine cpu: {why}, expected a model that it can run")
+        return EagerEngine(model, layout), f"eager engine ({why})"
+    from evolora.engine.cpu.engine import CpuEngine  # numba and all that is compiled: only where it is used
+
+    chosen = CpuEngine(model, layout, products=None if products == "auto" else products)
+    return chosen, f"{chosen.products} products"

@@ -1,1 +1,18 @@
 """An engine on a CPU: compiled products, attention and GPT-2 passes. Imported where it is chosen, and only there."""
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from evolora.models.genome import GenomeLayout
+
+
+def refuses(model: "PreTrainedModel", _layout: "GenomeLayout") -> str | None:
+    """Why the engine cannot run `model`, in words; None where it can. Asked before anything is compiled or imported."""
+    if model.device.type != "cpu":
+        return f"the model is on {model.device}"
+    if find_spec("numba") is None:
+        return "numba is not installed"
+    return None

@@ -38,11 +38,6 @@ class CpuEngine(EagerEngine):
         self.products: Products = products or fastest_products()
         install(self.layers.model, self.products, levers)
 
-    @staticmethod
-    def refuses(model: PreTrainedModel) -> str | None:
-        """Why this engine cannot run `model`, in words; None where it can."""
-        return None if model.device.type == "cpu" else f"the model is on {model.device}"
-
     def replica(self) -> Self:
         engine = super().replica()
         engine.products = self.products
