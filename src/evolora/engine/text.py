@@ -30,7 +30,8 @@ class Text:
         found = model.generation_config.eos_token_id if model.generation_config is not None else None
         if found is None:
             found = tokenizer.eos_token_id
-        return cls(tokenizer, tuple(found) if isinstance(found, list) else (int(found),), int(tokenizer.pad_token_id))
+        ends = tuple(found) if isinstance(found, list) else (int(found),)
+        return cls(tokenizer, ends, ends[0] if tokenizer.pad_token_id is None else int(tokenizer.pad_token_id))
 
     def encode(self, prompts: Sequence[str]) -> list[list[int]]:
         """The token ids of each prompt; those that are alike are tokenised once."""

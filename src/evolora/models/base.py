@@ -1,5 +1,6 @@
 """The base model and its tokenizer."""
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable
@@ -8,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -40,6 +42,11 @@ def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.floa
     Raises InputError when there is no such model, when it is no causal LM, or when its weights are quantised.
     """
     path = model_path(name)
+    if (Path(path) / "adapter_config.json").is_file():
+        raise InputError(
+            f"--model {name}: found a PEFT adapter, expected a base model; merge it first by "
+            f"'evolora export {name} --to MODEL --merge', then --model MODEL"
+        )
     try:
         config = AutoConfig.from_pretrained(path)
     except (OSError, ValueError) as error:
@@ -47,7 +54,7 @@ def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.floa
         raise InputError(
             f"--model {name}: expected a model folder or a hub name that can be loaded: {reason}"
         ) from None
-    _refuse_other_kinds(name, config)
+    _refuse_other_kinds(f"--model {name}", config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
@@ -62,17 +69,47 @@ def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.floa
     return BaseModel(model, tokenizer, path)
 
 
-def _refuse_other_kinds(name: str, config: Any) -> None:
+def module_tree(model: PreTrainedModel) -> PreTrainedModel:
+    """A copy of the model's modules and config that shares its weights, frozen and in evaluation mode: hooks and layers
+    of somebody's own may go in there, and the model itself stays as it is."""
+    shared: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
+    for weight in model.parameters():
+        # One that is trained elsewhere is another parameter here, of the same memory.
+        shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=False) if weight.requires_grad else weight
+    tree: PreTrainedModel = copy.deepcopy(model, shared)
+    return tree.eval()
+
+
+def given_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
+    """A model and a tokenizer that the caller has loaded, which stay as they are.
+
+    Raises InputError when it is no causal LM, or when its weights are quantised.
+    """
+    if not isinstance(model, PreTrainedModel):
+        kind = type(model).__name__
+        hint = "; give its base, and the adapter's LoraConfig as peft_config=" if hasattr(model, "peft_config") else ""
+        raise InputError(f"model: found {kind}, expected a name or a causal LM of transformers{hint}")
+    if not isinstance(tokenizer, PreTrainedTokenizerBase):
+        raise InputError(
+            f"tokenizer: found {type(tokenizer).__name__}, expected the tokenizer that belongs to the model= given"
+        )
+    _refuse_other_kinds("model", model.config)
+    if tokenizer.eos_token_id is None:
+        raise InputError("tokenizer: has no end-of-sequence token, expected one")
+    return BaseModel(model, tokenizer, str(model.config.name_or_path or "the given model"))
+
+
+def _refuse_other_kinds(subject: str, config: Any) -> None:
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = config.architectures or [f"no architecture for {config.model_type}"]
     if not config.architectures and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         # A kind that is only ever a causal LM needs no saying so.
         architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, architectures[0])]
     if config.is_encoder_decoder or not causal.intersection(architectures):
-        raise InputError(f"--model {name}: found {architectures[0]}, expected a causal language model")
+        raise InputError(f"{subject}: found {architectures[0]}, expected a causal language model")
     if (quantisation := getattr(config, "quantization_config", None)) is not None:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
-        raise InputError(f"--model {name}: found weights quantised by {method}, expected an unquantised base model")
+        raise InputError(f"{subject}: found weights quantised by {method}, expected an unquantised base model")
 
 
 def accepts(model: PreTrainedModel, argument: str) -> bool:

@@ -17,8 +17,7 @@ from evolora.models.lora import as_peft_model, set_state
 
 def save_adapter(folder: Path, base: BaseModel, config: LoraConfig, layout: GenomeLayout, genome: Tensor) -> None:
     """Write `genome` [genome_length] as PEFT's `save_pretrained` does, into an existing folder."""
-    with as_peft_model(base.model, config, state=layout.to_state_dict(genome)) as peft_model:
-        peft_model.save_pretrained(folder)
+    as_peft_model(base.model, config, state=layout.to_state_dict(genome)).save_pretrained(folder)
 
 
 def export_adapter(

@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 
 import torch
@@ -14,6 +13,7 @@ from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from evolora.errors import InputError
+from evolora.models.base import module_tree
 from evolora.models.genome import AdaptedModule, GenomeLayout
 
 # What the population layers carry. Every other LoraConfig field must keep its default: a variant that PEFT would run
@@ -95,10 +95,10 @@ def lora_layout(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> tup
     Raises InputError for what the population layers cannot carry.
     """
     check_lora(config)
-    with as_peft_model(model, config, seed=seed) as peft_model:
-        layout = GenomeLayout(tuple(_adapted_modules(peft_model)))
-        state = get_peft_model_state_dict(peft_model)
-        genome = layout.from_state_dict({key: value.float().cpu() for key, value in state.items()})
+    peft_model = as_peft_model(model, config, seed=seed)
+    layout = GenomeLayout(tuple(_adapted_modules(peft_model)))
+    state = get_peft_model_state_dict(peft_model)
+    genome = layout.from_state_dict({key: value.float().cpu() for key, value in state.items()})
     return layout, genome
 
 
@@ -129,26 +129,22 @@ def _adapted_modules(peft_model: PeftModel) -> Iterator[AdaptedModule]:
         yield module
 
 
-@contextmanager
 def as_peft_model(
     model: PreTrainedModel, config: LoraConfig, *, state: dict[str, Tensor] | None = None, seed: int = 0
-) -> Iterator[PeftModel]:
-    """`model` wrapped by PEFT for the length of a `with` block, carrying `state` if given; unwrapped again after it.
+) -> PeftModel:
+    """A copy of `model` that shares its weights, wrapped by PEFT, carrying `state` if given; in evaluation mode.
 
-    The base is shared, not copied: do not merge inside the block. torch's own random state is left as it was.
+    The base's weights are shared, not copied: do not merge. torch's own random state is left as it was.
 
     Raises PEFT's ValueError when it cannot wrap the model, and ValueError when `state` lacks a tensor or has one too
     many.
     """
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            peft_model = get_peft_model(model, copy.deepcopy(config))
-        if state is not None:
-            set_state(peft_model, state)
-        yield peft_model.eval()
-    finally:
-        _unwrap(model)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        peft_model = get_peft_model(module_tree(model), copy.deepcopy(config))
+    if state is not None:
+        set_state(peft_model, state)
+    return peft_model.eval()
 
 
 def set_state(peft_model: PeftModel, state: dict[str, Tensor]) -> None:
@@ -157,13 +153,3 @@ def set_state(peft_model: PeftModel, state: dict[str, Tensor]) -> None:
     if unmatched := sorted(get_peft_model_state_dict(peft_model).keys() ^ state.keys()):
         raise ValueError(f"the adapter does not fit the model: {unmatched[0]} is on one side only")
     set_peft_model_state_dict(peft_model, state)
-
-
-def _unwrap(model: PreTrainedModel) -> None:
-    """Give back the layers that PEFT wrapped: all of them, or those that it got to before it gave up."""
-    for path, layer in list(model.named_modules()):
-        if isinstance(layer, LoraLayer):
-            model.set_submodule(path, layer.get_base_layer())
-    model.requires_grad_(False)
-    if hasattr(model, "peft_config"):
-        del model.peft_config

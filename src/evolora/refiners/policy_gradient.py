@@ -146,6 +146,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 dropout=dropout,
             )
         self.led_rate = LedRate()
+        self.calls = 0
         # Of scores, advantages and losses: half precision would lose them.
         self.dtype = engine.dtype
 
@@ -175,16 +176,20 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         genomes: Tensor,
         examples: Sequence[Example],
         *,
-        key: Sequence[tuple[int, ...]],
+        key: Sequence[tuple[int, ...]] | None = None,
         children: Sequence[int] | None = None,
         hyperparameters: Sequence[Hyperparameters | None] | None = None,
         steps: int | None = None,
         progress: float = 0.0,
     ) -> Refinement:
-        """Refine `genomes` [k, genome_length] on the prompts of `examples`; see `Refiner.refine`.
+        """Refine `genomes` [k, genome_length] on the prompts of `examples`; see `Refiner.refine`. Without a `key`, a
+        call's draws are those of its number among the calls.
 
         Raises RewardError when the reward fails.
         """
+        if key is None:
+            key = [(self.calls, row) for row in range(len(genomes))]
+        self.calls += 1
         for name, given in (("keys", key), ("children", children), ("hyperparameters", hyperparameters)):
             if given is not None and len(given) != genomes.shape[0]:
                 raise ValueError(f"{genomes.shape[0]} genomes with {len(given)} {name}")

@@ -65,7 +65,7 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
     ...     PPOConfig(max_new_tokens=8),
     ...     seed=0,
     ... )
-    >>> refined = refiner.refine(genome[None], [Example("4 + 3 =", {})] * 4, key=[(0, 0)])
+    >>> refined = refiner.refine(genome[None], [Example("4 + 3 =", {})] * 4)
     >>> bool((refined.genomes != genome).any())
     True
     """

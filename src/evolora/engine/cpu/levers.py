@@ -23,7 +23,7 @@ class Levers:
     """A decoding step compiled."""
     whole_layers: bool = True
     """In a step, and in prefill, whole layers in one compiled function."""
-    ahead: bool = True
+    multi_step: bool = True
     """Several steps of decoding in one compiled function."""
     adapters: bool = True
     """LoRA's products and their dropout compiled."""

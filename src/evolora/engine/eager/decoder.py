@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evolora.engine.eager.kernels import Ahead, Choice, DecodingTrace, Kernels, Step
+from evolora.engine.eager.kernels import Choice, DecodingTrace, Kernels, Step, Steps
 from evolora.engine.eager.kv_cache import RoomyCache, keeps_all
 from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.engine.eager.packed_forward import PackedPass, can_pack
@@ -111,16 +111,16 @@ class DecodingBatch:
         return logits
 
     @property
-    def goes_ahead(self) -> bool:
+    def multi_step(self) -> bool:
         """Whether several steps can be made without a stop in between."""
         step = None if self._cache is None else self._fast_step()
-        return step is not None and step.goes_ahead
+        return step is not None and step.multi_step
 
-    def ahead(self, tokens: Tensor, choice: Choice) -> Ahead:
+    def run_steps(self, tokens: Tensor, choice: Choice) -> Steps:
         """Several steps, as many as there can be: `tokens` [rows] first, then others, chosen as `choice` says."""
         step = self._fast_step()
         assert step is not None
-        found = step.ahead(tokens, self._positions, self._mask, choice)
+        found = step.run_steps(tokens, self._positions, self._mask, choice)
         n = found.tokens.shape[1]
         self._mask[:, self._length : self._length + n] = 1
         self._length += n

@@ -13,9 +13,10 @@ from evolora.engine.base import Completions, Decoding, Prompts, Scored, Scoring
 from evolora.engine.eager.decoder import takes_drafts
 from evolora.engine.eager.generate import PromptBatch, generate
 from evolora.engine.eager.kernels import Kernels
-from evolora.engine.eager.lora_layers import LoraLayers, module_tree
+from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.engine.eager.owners import EqualGroups, ScoredRows
 from evolora.engine.eager.score import completion_log_probs
+from evolora.models.base import module_tree
 from evolora.models.cost import ModelSize
 from evolora.models.genome import GenomeLayout
 

@@ -110,14 +110,14 @@ def generate(
                     kept = alive.nonzero()[:, 0]
                     batch.keep(kept)
                     rows, written, token, alive = rows[kept], written[kept], token[kept], alive[kept]
-                if not batch.goes_ahead:
+                if not batch.multi_step:
                     break
                 following = written[:, None] + torch.arange(max_new_tokens, device=device)
                 draws = None if uniforms is None else uniforms[rows[:, None], following.clamp(max=max_new_tokens - 1)]
                 choice = Choice(
                     alive, max_new_tokens - written, draws, how.temperature, ends, enough(rows), how.features
                 )
-                found = batch.ahead(token, choice)
+                found = batch.run_steps(token, choice)
                 places = following[:, : found.tokens.shape[1]]
                 page.write(rows, places, found.good, found.tokens, found.log_probs, found.features)
                 written, token, alive = written + found.good.sum(1), found.tokens[:, -1], found.alive

@@ -29,7 +29,7 @@ class Choice(NamedTuple):
     keep_features: bool
 
 
-class Ahead(NamedTuple):
+class Steps(NamedTuple):
     """Several steps: `tokens` that were chosen, which of them are `good`, their `log_probs` if they were sampled, all
     [rows, steps], and their `features` [rows, steps, hidden]; who is still `alive`; with a trace, the `logits` [rows,
     steps, vocabulary]."""
@@ -52,11 +52,11 @@ class Step(Protocol):
         ...
 
     @property
-    def goes_ahead(self) -> bool:
+    def multi_step(self) -> bool:
         """Whether several steps can be made without a stop in between."""
         ...
 
-    def ahead(self, tokens: Tensor, positions: Tensor, mask: Tensor, choice: Choice) -> Ahead:
+    def run_steps(self, tokens: Tensor, positions: Tensor, mask: Tensor, choice: Choice) -> Steps:
         """Several steps: `tokens` first, then others, chosen as `choice` says."""
         ...
 

@@ -1,6 +1,5 @@
 """The adapted layers: many LoRA adapters of one frozen base model in one forward pass."""
 
-import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,14 +10,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evolora.engine.eager.dropout import dropped
+from evolora.models.base import module_tree
 from evolora.models.genome import AdaptedModule, GenomeLayout
-
-
-def module_tree(model: PreTrainedModel) -> PreTrainedModel:
-    """A copy of the model's modules and config that shares its weights: hooks and layers of an engine's own may go in
-    there, and the model itself stays as it is."""
-    shared = [*model.parameters(), *model.buffers()]
-    return copy.deepcopy(model, {id(tensor): tensor for tensor in shared})
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from evolora.engine.cpu.kv_cache import KernelCache, KernelLayer
 from evolora.engine.cpu.levers import Levers
 from evolora.engine.cpu.lora import NO_ADAPTER, Adapter, active_adapter, add_low_rank
 from evolora.engine.cpu.matmul.frozen_linear import FrozenProduct
-from evolora.engine.eager.kernels import Ahead, Choice
+from evolora.engine.eager.kernels import Choice, Steps
 
 Product = Callable[[Tensor], Tensor]
 
@@ -149,12 +149,12 @@ class Gpt2Step:
         return logits, self.normed
 
     @property
-    def goes_ahead(self) -> bool:
+    def multi_step(self) -> bool:
         """Whether steps can be made without a stop in between: by one thread, through whole layers."""
-        return self.levers.ahead and torch.get_num_threads() == 1 and self._of_whole() is not None
+        return self.levers.multi_step and torch.get_num_threads() == 1 and self._of_whole() is not None
 
     @torch.no_grad()
-    def ahead(self, tokens: Tensor, positions: Tensor, mask: Tensor, choice: Choice) -> Ahead:
+    def run_steps(self, tokens: Tensor, positions: Tensor, mask: Tensor, choice: Choice) -> Steps:
         """Steps without a stop in between: read `tokens` [rows] at `positions` [rows], choose the next ones, read
         those, until so few rows are left that the others should leave the batch, or none can have more.
 
@@ -182,7 +182,7 @@ class Gpt2Step:
         def by_row(array: Any) -> Tensor:
             return torch.from_numpy(array[:n]).transpose(0, 1)
 
-        return Ahead(
+        return Steps(
             by_row(chosen),
             by_row(good),
             None if draws is None else by_row(log_probs),
