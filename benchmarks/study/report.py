@@ -1,4 +1,4 @@
-"""The report: tables and plots in results.md between two marks, and claims.json; all from the raw rows."""
+"""The report: a page of tables, its plots, and claims.json; all from the raw rows."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -12,39 +12,26 @@ from study.methods import ABLATIONS, BESIDE, MAIN_METHODS, METHODS, SINGLE_METHO
 from study.results import Results, collect
 from study.statistics import interquartile_mean, mean_probability_of_improvement, stratified_interval
 
-BEGIN, END = "<!-- study:begin -->", "<!-- study:end -->"
-HEADING = "## The study"
+PAGE = "study.md"
+OPENING = """\
+# The study: tables and plots
+
+`make results` writes this page from the raw rows; edits are lost. docs/results.md says what follows from it, and
+docs/results/protocol.md how the runs are made."""
 USES_REWARD = " †"
 
 
 def write_report(rows: Iterable[Row], budget: Budget, folder: Path) -> None:
-    """Write `folder`/results.md (between its marks), `folder`/results/claims.json and the plots."""
+    """Write study.md, claims.json and the plots into `folder`."""
     results = collect(rows, budget)
-    plots = folder / "results"
-    plots.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     found = claims(results)
-    (plots / "claims.json").write_text(json.dumps(_rounded(found), indent=1) + "\n", encoding="utf-8")
-    page = folder / "results.md"
-    text = page.read_text(encoding="utf-8") if page.exists() else "# What was measured\n"
-    page.write_text(with_section(text, section(results, found, plots)), encoding="utf-8")
-
-
-def with_section(text: str, generated: str) -> str:
-    """The page with what is between the marks replaced, or the marks added at its end.
-
-    >>> with_section("# Page\\n<!-- study:begin -->\\nold\\n<!-- study:end -->\\nby hand\\n", "new")
-    '# Page\\n<!-- study:begin -->\\nnew\\n<!-- study:end -->\\nby hand\\n'
-    """
-    if BEGIN not in text:
-        text = f"{text.rstrip()}\n\n{HEADING}\n{BEGIN}\n{END}\n"
-    before, rest = text.split(BEGIN, 1)
-    if END not in rest:
-        raise ValueError(f"{BEGIN} without {END} after it")
-    return f"{before}{BEGIN}\n{generated.strip()}\n{END}{rest.split(END, 1)[1]}"
+    (folder / "claims.json").write_text(json.dumps(_rounded(found), indent=1) + "\n", encoding="utf-8")
+    (folder / PAGE).write_text(f"{OPENING}\n\n{section(results, found, folder)}\n", encoding="utf-8")
 
 
 def section(results: Results, found: dict[str, Any], plots: Path) -> str:
-    """The generated text; draws its plots into `plots`."""
+    """The page below its opening; draws its plots into `plots`."""
     if not results.runs:
         return "No run has been made yet: `make study`."
     parts = [_opening(results), _claims_table(found), _rewards_table(results)]
@@ -80,7 +67,7 @@ def _claims_table(found: dict[str, Any]) -> str:
     rows = [
         [titles[name], words[claim["holds"]], _shortened(claim["reason"])] for name, claim in found["claims"].items()
     ]
-    return table(["claim (definitions and figures: [claims.json](results/claims.json))", "holds", "open because"], rows)
+    return table(["claim (definitions and figures: [claims.json](claims.json))", "holds", "open because"], rows)
 
 
 def _shortened(reason: str | None) -> str:
@@ -166,12 +153,12 @@ def _plots(results: Results, shown: Sequence[str], folder: Path) -> str:
     lines, lined = [], shown[: plots.MOST_LINES]
     for cost, words in plots.COSTS.items():
         if plots.learning_curves(results, lined, cost, folder / f"curves-{cost}.png"):
-            lines.append(f"![Learning curves over {words}](results/curves-{cost}.png)")
+            lines.append(f"![Learning curves over {words}](curves-{cost}.png)")
     scores = {name: results.scores(name, results.tasks()) for name in shown}
     plots.interquartile_means(scores, folder / "interquartile-means.png")
     plots.performance_profiles({name: scores[name] for name in lined}, folder / "performance-profiles.png")
-    lines.append("![Interquartile means](results/interquartile-means.png)")
-    lines.append("![Performance profiles](results/performance-profiles.png)")
+    lines.append("![Interquartile means](interquartile-means.png)")
+    lines.append("![Performance profiles](performance-profiles.png)")
     note = (
         "Learning curves: test reward, on the first 128 test prompts, of the adapter that was best on validation so "
         "far (the soup comes after them); mean over seeds, and the band from the worst to the best."

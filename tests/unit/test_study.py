@@ -29,7 +29,7 @@ from study.methods import (
     Method,
     options_sha256,
 )
-from study.report import with_section, write_report
+from study.report import write_report
 from study.results import collect
 from study.runner import (
     Runner,
@@ -501,24 +501,25 @@ def test_runs_on_different_processors_are_never_compared() -> None:
     assert missing_jobs([job], [elsewhere]) == [job] and missing_jobs([job], [row_of(job)]) == []
 
 
-def test_the_report_keeps_what_is_written_by_hand(tmp_path: Path) -> None:
-    page = tmp_path / "results.md"
-    page.write_text("# Page\n\nBefore.\n\n<!-- study:begin -->\nold\n<!-- study:end -->\n\nAfter.\n")
+def test_the_report_is_one_folder_made_anew_from_the_rows(tmp_path: Path) -> None:
+    folder = tmp_path / "docs" / "results"
     rows = synthetic(good)
-    write_report(rows, BUDGET, tmp_path)
+    write_report(rows, BUDGET, folder)
+    page = folder / "study.md"
     text = page.read_text()
-    assert text.startswith("# Page\n\nBefore.\n") and text.endswith("\n\nAfter.\n") and "\nold\n" not in text
     assert "| hybrid (the defaults) | 0.910 (0.900) | 0.910 (0.900) |" in text
     assert "| equal FLOPs | **1.00** GA alone (0.910, 0.510) |" in text
     assert "| hybrid with GRPO | 6 | -0.444 (-0.454 to -0.435) | 0.510 (0.500) | 0.510 (0.500) |" in text
-    plots = sorted(path.name for path in (tmp_path / "results").glob("*.png"))
-    assert len(plots) == 5 and all(f"results/{name}" in text for name in plots)
-    figures = json.loads((tmp_path / "results" / "claims.json").read_text())
+    plots = sorted(path.name for path in folder.glob("*.png"))
+    assert len(plots) == 5 and all(f"]({name})" in text for name in plots)
+    figures = json.loads((folder / "claims.json").read_text())
+    assert "](claims.json)" in text
     assert set(figures["claims"]) == {"ahead_of_single_methods", "worst_seed", "learning_rate", "ablations"}
-    write_report(rows, BUDGET, tmp_path)
+    page.write_text("an older report")
+    write_report(rows, BUDGET, folder)
     assert page.read_text() == text
 
 
-def test_a_page_with_half_of_the_marks_is_refused() -> None:
-    with pytest.raises(ValueError, match="study:end"):
-        with_section("<!-- study:begin -->", "new")
+def test_a_report_without_runs_says_how_to_make_them(tmp_path: Path) -> None:
+    write_report([], BUDGET, tmp_path)
+    assert "`make study`" in (tmp_path / "study.md").read_text()
