@@ -17,7 +17,7 @@ class Text:
     >>> base = load_base("tiny-gpt2")
     >>> text = Text.of(base.model, base.tokenizer)
     >>> [len(ids) for ids in text.encode(["The sum of 4 and 3 is", "4 + 3 ="])]
-    [7, 4]
+    [9, 5]
     """
 
     tokenizer: PreTrainedTokenizerBase

@@ -41,7 +41,7 @@ def embed_rows(
 @compiled(**REORDERED)
 def steps_rows(layers: Any, model: Any, state: Any, choice: Any, place: Any, steps: Any, first: Any, last: Any) -> None:
     """Up to so many steps of rows `first` to `last` (not included), from position `place` of the cache on; see
-    `Gpt2Step.ahead`. Without a choice the first one alone."""
+    `Gpt2Step.run_steps`. Without a choice the first one alone."""
     words, places, first_norm, head, last_hidden, logits = model
     tokens, positions, mask, hidden, normed = state
     chosen, log_probs, good, alive, left, features, done, draws, scale, ends, enough = choice
