@@ -69,7 +69,7 @@ class Term:
         ('polite', 'brevity(limit=8)')
         """
         place = self.name if self.is_function else str(dict(self.options).get("function", ""))
-        return place.rpartition(":")[2] or str(self)
+        return place.rpartition(":")[2] or str(self).removeprefix("<function ").removesuffix(">")
 
     def value(self, scores: Mapping[str, Values]) -> Values:
         return scores[str(self)]

@@ -131,18 +131,29 @@ class ScoringOptions:
 
 
 def make_scorer(
-    expression: Expression, columns: Iterable[str], options: ScoringOptions, context: RewardContext
+    expression: Expression,
+    columns: Iterable[str],
+    options: ScoringOptions,
+    context: RewardContext,
+    functions: Mapping[str, Reward] | None = None,
 ) -> Scorer:
-    """The scorer of a run's reward expression. Raises InputError for a reward that cannot be made, or that asks for
+    """The scorer of a run's reward expression, some of whose terms may be Python `functions`, by the terms' text
+    (`rewards.several`). Raises InputError for a reward that cannot be made, or that asks for
     columns which the data does not have."""
     columns = tuple(columns)
-    scorers = {str(term): _scorer(term, columns, options, context) for term in expression.terms}
+    functions = functions or {}
+    scorers = {
+        str(term): function_scorer(functions[str(term)], columns, options)
+        if str(term) in functions
+        else _scorer(term, columns, options, context)
+        for term in expression.terms
+    }
     if expression.single is not None:
         return next(iter(scorers.values()))
     return CombinedScorer(expression, scorers, failed_reward=options.failed_reward)
 
 
-def function_scorer(function: Reward, columns: Iterable[str], options: ScoringOptions) -> Scorer:
+def function_scorer(function: Reward, columns: Iterable[str], options: ScoringOptions) -> RewardScorer:
     """The scorer of a reward that is given as a Python function. Raises InputError as `make_scorer` does."""
     check_signature(function, columns)
     return _wrapped(function, function, options)

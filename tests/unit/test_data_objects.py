@@ -1,0 +1,59 @@
+"""Rows from Python objects, as people have them."""
+
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas
+import pytest
+
+from evolora.errors import InputError
+from evolora.tasks.objects import rows_of
+
+ROWS = [{"prompt": f"{a} + 2 =", "target": str(a + 2), "number": a} for a in range(4)]
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        ROWS,
+        tuple(ROWS),
+        iter(ROWS),
+        datasets.Dataset.from_list(ROWS),
+        datasets.Dataset.from_list(ROWS).to_iterable_dataset(),
+        datasets.DatasetDict({"train": datasets.Dataset.from_list(ROWS)}),
+        pandas.DataFrame(ROWS),
+    ],
+    ids=["list", "tuple", "iterator", "Dataset", "IterableDataset", "DatasetDict", "DataFrame"],
+)
+def test_every_kind_gives_the_same_rows(data: Any) -> None:
+    found = rows_of(data)
+    assert found == ROWS
+    assert all(type(row["number"]) is int for row in found), "JSON can hold them"
+
+
+def test_three_splits_become_the_column_split() -> None:
+    whole = datasets.Dataset.from_list(ROWS)
+    found = rows_of(datasets.DatasetDict({"train": whole, "validation": whole.select([0]), "test": whole.select([1])}))
+    assert [row["split"] for row in found] == ["train"] * 4 + ["validation", "test"]
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        ("text", "found str"),
+        (3, "found int"),
+        ([], "has no rows"),
+        ([1, 2], r"data\[0\]: found 1"),
+        ({"train": ROWS, "test": ROWS}, "found the splits train, test"),
+        ({}, "found the splits nothing"),
+        ({"train": "text"}, r"data\['train'\]: found str"),
+    ],
+)
+def test_anything_else_is_refused_in_a_sentence(data: Any, words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        rows_of(data)
+
+
+def test_numbers_of_numpy_become_python_s() -> None:
+    assert rows_of([{"prompt": "p", "x": np.float32(0.5), "y": np.int64(3)}]) == [{"prompt": "p", "x": 0.5, "y": 3}]
