@@ -2,20 +2,23 @@
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.engine import split as data_parallel
-from evolora.engine.eager.generate import Completions, PromptBatch, generate
-from evolora.engine.eager.lora_layers import PopulationModel
-from evolora.engine.split import population_generate, population_log_probs, split
+from evolora.engine import split as split_engine
+from evolora.engine.base import Completions, Decoding, Engine, Scoring, differentiable_scores
+from evolora.engine.cpu.engine import CpuEngine
+from evolora.engine.split import SplitEngine, split
+from evolora.engine.text import Text
+from evolora.engine.threads import Threads
 from evolora.models.base import load_base
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import lora_config, lora_layout
@@ -29,6 +32,7 @@ NEW_TOKENS = 10
 NEVER = 100  # just outside the vocabulary
 
 
+@settings(deadline=None)
 @given(st.integers(1, 40), st.integers(1, 12), st.integers(1, 8), st.randoms())
 def test_every_row_is_in_one_part(individuals: int, each: int, count: int, draw: object) -> None:
     order = list(range(each))
@@ -50,66 +54,49 @@ def test_every_row_is_in_one_part(individuals: int, each: int, count: int, draw:
 @pytest.fixture
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     """Parts of few rows, so that a small batch has several."""
-    monkeypatch.setattr(data_parallel, "LEAST_ROWS_DECODED", 2)
-    monkeypatch.setattr(data_parallel, "LEAST_ROWS_SCORED", 2)
+    monkeypatch.setattr(split_engine, "LEAST_ROWS_DECODED", 2)
+    monkeypatch.setattr(split_engine, "LEAST_ROWS_SCORED", 2)
 
 
 @pytest.fixture(params=["gpt2", "llama", "gpt_neox"])
-def loaded(request: pytest.FixtureRequest, model_folder: Folder) -> Iterator[tuple[PopulationModel, GenomeLayout]]:
+def engine(request: pytest.FixtureRequest, model_folder: Folder) -> CpuEngine:
     base = load_base(str(model_folder(request.param)))
     layout, _ = lora_layout(base.model, lora_config(base.model, target_modules=None), seed=0)
-    population_model = PopulationModel(base.model, layout, dropout=0.2)
-    yield population_model, layout
-    population_model.detach()
+    return CpuEngine(base.model, layout)
+
+
+def in_parts(engine: CpuEngine, threads: int, most_rows: int | None = None) -> SplitEngine:
+    return SplitEngine(engine, engine.replica, threads=threads, most_rows=most_rows)
 
 
 def genomes_for(layout: GenomeLayout, n: int) -> Tensor:
     return torch.randn(n, layout.genome_length, generator=keyed_generator(0, "genomes")) * 0.25
 
 
-def prompts_for(individuals: int, each: int) -> PromptBatch:
-    """Prompts of 2 to 7 tokens, some of them alike, left-padded."""
+def prompts_for(each: int) -> list[list[int]]:
+    """Prompts of 2 to 7 tokens, some of them alike."""
     generator = keyed_generator(0, "prompts")
-    ids, mask = torch.zeros(each, 7, dtype=torch.long), torch.zeros(each, 7, dtype=torch.long)
+    prompts: list[list[int]] = []
     for row in range(each):
-        length = 2 + row // 3 % 6 + row % 3 // 2
-        ids[row, -length:] = torch.randint(1, 100, (length,), generator=generator)
-        if row % 3 == 1:
-            ids[row] = ids[row - 1]
-        mask[row, -length:] = 1
-    return PromptBatch(ids, mask).repeat(individuals)
+        own = torch.randint(1, 100, (2 + row // 3 % 6 + row % 3 // 2,), generator=generator).tolist()
+        prompts.append(list(prompts[-1]) if row % 3 == 1 else own)
+    return prompts
 
 
 def complete(
-    population_model: PopulationModel,
-    threads: int,
+    engine: Engine,
     genomes: Tensor | None,
-    prompts: PromptBatch,
+    prompts: list[list[int]],
     ends: Sequence[int] = (NEVER,),
-    **options: object,
+    **options: Any,
 ) -> Completions:
-    population_model.threads = threads
-    return population_generate(
-        population_model,
-        genomes,
-        prompts,
-        max_new_tokens=NEW_TOKENS,
-        eos_token_ids=ends,
-        pad_token_id=0,
-        **options,  # type: ignore[arg-type]
-    )
+    return engine.generate(genomes, prompts, Decoding(max_new_tokens=NEW_TOKENS, ends=ends, pad=0, **options))
 
 
 def log_probs(
-    population_model: PopulationModel,
-    threads: int,
-    genomes: Tensor | None,
-    prompts: PromptBatch,
-    completions: Completions,
-    **options: object,
+    engine: Engine, genomes: Tensor, prompts: list[list[int]], completions: Completions, **options: Any
 ) -> tuple[Tensor, Tensor]:
-    population_model.threads = threads
-    return population_log_probs(population_model, genomes, prompts, completions, temperature=0.8, **options)  # type: ignore[arg-type]
+    return differentiable_scores(engine, genomes, prompts, completions, Scoring(temperature=0.8, **options))
 
 
 shapes = pytest.mark.parametrize(("individuals", "each"), [(1, 7), (2, 4), (3, 5), (8, 1), (13, 2)])
@@ -118,22 +105,21 @@ shapes = pytest.mark.parametrize(("individuals", "each"), [(1, 7), (2, 4), (3, 5
 @shapes
 @pytest.mark.parametrize("kind", ["greedy", "sampled", "drafted", "base"])
 @pytest.mark.usefixtures("small_parts")
-def test_parts_write_what_the_batch_writes(
-    loaded: tuple[PopulationModel, GenomeLayout], kind: str, individuals: int, each: int
-) -> None:
-    population_model, layout = loaded
-    genomes = None if kind == "base" else genomes_for(layout, individuals)
-    prompts = prompts_for(individuals, each)
-    options: dict[str, object] = {"keep_features": True}
+def test_parts_write_what_the_batch_writes(engine: CpuEngine, kind: str, individuals: int, each: int) -> None:
+    parts = in_parts(engine, 3)
+    genomes, prompts = genomes_for(engine.layout, individuals), prompts_for(each)
+    if kind == "base":
+        genomes, prompts = None, prompts * individuals
+    options: dict[str, Any] = {"features": True}
     if kind == "sampled":
         options |= {"seeds": np.arange(individuals * each, dtype=np.uint64), "temperature": 1.3}
-    in_full = complete(population_model, 1, genomes, prompts, **options).ids.tolist()
+    in_full = complete(engine, genomes, prompts, **options).ids.tolist()
     ends = sorted({ids[3 + row % 5] for row, ids in enumerate(in_full)} - {ids[0] for ids in in_full})
-    expected = complete(population_model, 1, genomes, prompts, ends, **options)
+    expected = complete(engine, genomes, prompts, ends, **options)
     if kind == "drafted":
         options["drafts"] = [ids[: row % 4] for row, ids in enumerate(expected.rows())]
-    found = complete(population_model, 3, genomes, prompts, ends, **options)
-    assert len(population_model._replicas) > 1, "it was made in parts"
+    found = complete(parts, genomes, prompts, ends, **options)
+    assert len(parts.engines) > 1, "it was made in parts"
     assert torch.equal(found.ids, expected.ids)
     assert torch.equal(found.mask, expected.mask)
     different = len(set(map(tuple, in_full))) > 1
@@ -146,21 +132,19 @@ def test_parts_write_what_the_batch_writes(
 
 @pytest.mark.usefixtures("small_parts")
 def test_a_large_models_rows_come_in_more_parts_than_threads(
-    loaded: tuple[PopulationModel, GenomeLayout], monkeypatch: pytest.MonkeyPatch
+    engine: CpuEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    population_model, layout = loaded
-    genomes, prompts = genomes_for(layout, 4), prompts_for(4, 5)
-    expected = complete(population_model, 1, genomes, prompts)
-    monkeypatch.setattr(data_parallel, "is_small", lambda _: False)
-    monkeypatch.setattr(data_parallel, "MOST_ROWS_DECODED", 3)
+    genomes, prompts = genomes_for(engine.layout, 4), prompts_for(5)
+    expected = complete(engine, genomes, prompts)
     parts: list[tuple[int, int]] = []
+    own = CpuEngine.generate
 
-    def noted(model: object, rows: PromptBatch, **options: object) -> Completions:
-        parts.append((threading.get_ident(), len(rows.ids)))
-        return generate(model, rows, **options)  # type: ignore[arg-type]
+    def noted(self: CpuEngine, genomes: Tensor, prompts: Sequence[Sequence[int]], *others: Any, **more: Any) -> Any:
+        parts.append((threading.get_ident(), len(genomes) * len(prompts)))
+        return own(self, genomes, prompts, *others, **more)
 
-    monkeypatch.setattr(data_parallel, "generate", noted)
-    found = complete(population_model, 2, genomes, prompts)
+    monkeypatch.setattr(CpuEngine, "generate", noted)
+    found = complete(in_parts(engine, 2, most_rows=3), genomes, prompts)
     assert torch.equal(found.ids, expected.ids)
     assert len(parts) == 5 and max(rows for _, rows in parts) == 4, "a row of each individual"
     assert len({thread for thread, _ in parts}) <= 2
@@ -170,18 +154,15 @@ def test_a_large_models_rows_come_in_more_parts_than_threads(
 @pytest.mark.parametrize("entropy_gradient", [True, False])
 @pytest.mark.usefixtures("small_parts")
 def test_parts_have_the_batchs_log_probabilities_and_gradients(
-    loaded: tuple[PopulationModel, GenomeLayout], entropy_gradient: bool, individuals: int, each: int
+    engine: CpuEngine, entropy_gradient: bool, individuals: int, each: int
 ) -> None:
-    population_model, layout = loaded
-    genomes, prompts = genomes_for(layout, individuals), prompts_for(individuals, each)
-    completions = complete(population_model, 1, genomes, prompts)
+    genomes, prompts = genomes_for(engine.layout, individuals), prompts_for(each)
+    completions = complete(engine, genomes, prompts)
     weights = torch.randn(completions.ids.shape, generator=keyed_generator(0, "weights"))
     found = []
-    for threads in (1, 3):
+    for one in (engine, in_parts(engine, 3)):
         rows = genomes.clone().requires_grad_()
-        values, entropy = log_probs(
-            population_model, threads, rows, prompts, completions, entropy_gradient=entropy_gradient
-        )
+        values, entropy = log_probs(one, rows, prompts, completions, entropy_gradient=entropy_gradient)
         assert entropy.requires_grad == entropy_gradient
         (((values + 0.3 * entropy) * weights).sum() if entropy_gradient else (values * weights).sum()).backward()
         found.append((values.detach(), entropy.detach(), rows.grad))
@@ -192,25 +173,39 @@ def test_parts_have_the_batchs_log_probabilities_and_gradients(
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_the_base_is_scored_in_parts_too(loaded: tuple[PopulationModel, GenomeLayout]) -> None:
-    population_model, _ = loaded
-    prompts = prompts_for(1, 9)
-    completions = complete(population_model, 1, None, prompts)
-    with torch.no_grad():
-        alone, parted = (log_probs(population_model, n, None, prompts, completions)[0] for n in (1, 3))
+def test_the_base_is_scored_in_parts_too(engine: CpuEngine) -> None:
+    prompts = prompts_for(9)
+    completions = complete(engine, None, prompts)
+    parts = in_parts(engine, 3)
+    alone, parted = (
+        one.score(None, prompts, completions, Scoring(temperature=0.8)).log_probs for one in (engine, parts)
+    )
+    assert len(parts.engines) == 3
     assert not parted.requires_grad
     torch.testing.assert_close(parted, alone, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_dropout_is_its_seeds_and_independent_in_each_part(loaded: tuple[PopulationModel, GenomeLayout]) -> None:
-    population_model, layout = loaded
+def test_features_come_in_the_batchs_order(engine: CpuEngine) -> None:
+    genomes, prompts = genomes_for(engine.layout, 3), prompts_for(5)
+    completions = complete(engine, genomes, prompts)
+    alone, parted = (
+        one.score(genomes, prompts, completions, Scoring(features=True)).features
+        for one in (engine, in_parts(engine, 3))
+    )
+    assert alone is not None and parted is not None and alone.abs().max() > 0.1
+    torch.testing.assert_close(parted, alone, atol=2e-4, rtol=2e-4)
+
+
+@pytest.mark.usefixtures("small_parts")
+def test_dropout_is_its_seeds_and_independent_in_each_part(engine: CpuEngine) -> None:
     # Two individuals alike: with the same mask both would have the same log-probabilities.
-    genomes, prompts = genomes_for(layout, 1).repeat(2, 1), prompts_for(2, 4)
-    completions = complete(population_model, 1, genomes, prompts)
+    genomes, prompts = genomes_for(engine.layout, 1).repeat(2, 1), prompts_for(4)
+    completions = complete(engine, genomes, prompts)
+    parts = in_parts(engine, 2)
 
     def dropped(seed: int) -> Tensor:
-        return log_probs(population_model, 2, genomes, prompts, completions, dropout_seed=seed)[0]
+        return log_probs(parts, genomes, prompts, completions, dropout=0.2, dropout_seed=seed)[0]
 
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -222,16 +217,17 @@ def test_dropout_is_its_seeds_and_independent_in_each_part(loaded: tuple[Populat
 
 
 @pytest.mark.usefixtures("small_parts")
-def test_the_same_parts_compute_the_same_bits(loaded: tuple[PopulationModel, GenomeLayout]) -> None:
+def test_the_same_parts_compute_the_same_bits(engine: CpuEngine) -> None:
     """Whichever thread is first: a resumed run depends on it."""
-    population_model, layout = loaded
-    genomes, prompts = genomes_for(layout, 3), prompts_for(3, 5)
+    genomes, prompts = genomes_for(engine.layout, 3), prompts_for(5)
     seeds = np.arange(15, dtype=np.uint64)
+    parts = in_parts(engine, 3)
 
     def once() -> list[Tensor | None]:
-        completions = complete(population_model, 3, genomes, prompts, seeds=seeds)
+        completions = complete(parts, genomes, prompts, seeds=seeds)
         rows = genomes.clone().requires_grad_()
-        values, entropy = log_probs(population_model, 3, rows, prompts, completions, dropout_seed=4)
+        how = {"dropout": 0.2, "dropout_seed": 4, "entropy_gradient": True}
+        values, entropy = log_probs(parts, rows, prompts, completions, **how)
         (values.sum() + entropy.sum()).backward()
         return [completions.ids, completions.log_probs, values, entropy, rows.grad]
 
@@ -240,47 +236,46 @@ def test_the_same_parts_compute_the_same_bits(loaded: tuple[PopulationModel, Gen
         assert all(torch.equal(a, b) for a, b in zip(again, first, strict=True))  # type: ignore[arg-type]
 
 
-def test_replicas_share_the_weights_and_nothing_else(loaded: tuple[PopulationModel, GenomeLayout]) -> None:
-    population_model, layout = loaded
-    population_model.threads = 3
-    models = population_model.side_by_side(lambda _, replica: replica.model, 3)
-    assert models[0] is population_model.model
+def test_replicas_share_the_weights_and_nothing_else(engine: CpuEngine) -> None:
+    parts = in_parts(engine, 3)
+    parts.engines += [engine.replica(), engine.replica()]
+    models = [each.layers.model for each in parts.engines]
+    assert models[0] is engine.layers.model
     for model in models[1:]:
         assert [id(p) for p in model.parameters()] == [id(p) for p in models[0].parameters()]
         assert not {id(m) for m in model.modules()} & {id(m) for m in models[0].modules()}
-        for module in layout.modules:
+        for module in engine.layout.modules:
             assert len(model.get_submodule(module.name)._forward_hooks) == 1, "its own layer, not the original's too"
-    population_model.detach()
+    parts.close()
     for model in models:
         assert not any(module._forward_hooks for module in model.modules())
 
 
-def test_parts_run_at_the_same_time_and_share_the_threads(loaded: tuple[PopulationModel, GenomeLayout]) -> None:
-    population_model, _ = loaded
-    population_model.threads = 4
+def test_parts_run_at_the_same_time_and_share_the_threads() -> None:
+    threads = Threads(4)
     meeting = threading.Barrier(2, timeout=60)
 
-    def part(index: int, replica: PopulationModel) -> tuple[int, int]:
+    def part(index: int) -> tuple[int, int]:
         meeting.wait()  # passes only if both are there
         return index, torch.get_num_threads()
 
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(4)
-        assert population_model.side_by_side(part, 2) == [(0, 2), (1, 2)]
+        assert threads.side_by_side(part, 2) == [(0, 2), (1, 2)]
         assert torch.get_num_threads() == 4
         torch.set_num_threads(1)
-        assert population_model.side_by_side(part, 2) == [(0, 1), (1, 1)]
+        assert threads.side_by_side(part, 2) == [(0, 1), (1, 1)]
     finally:
         torch.set_num_threads(before)
+        threads.close()
 
 
-def test_an_error_in_one_part_waits_for_the_others(loaded: tuple[PopulationModel, GenomeLayout]) -> None:
-    population_model, _ = loaded
-    population_model.threads = 2
+def test_an_error_in_one_part_waits_for_the_others() -> None:
+    threads = Threads(2)
     failed, finished = threading.Event(), []
 
-    def part(index: int, replica: PopulationModel) -> int:
+    def part(index: int) -> int:
         if index == 0:
             failed.set()
             raise RuntimeError("part 0")
@@ -289,9 +284,10 @@ def test_an_error_in_one_part_waits_for_the_others(loaded: tuple[PopulationModel
         return index
 
     with pytest.raises(RuntimeError, match="part 0"):
-        population_model.side_by_side(part, 2)
+        threads.side_by_side(part, 2)
     assert finished == [1]
-    assert population_model.side_by_side(lambda index, _: index, 2) == [0, 1], "and the next batch finds all well"
+    assert threads.side_by_side(lambda index: index, 2) == [0, 1], "and the next batch finds all well"
+    threads.close()
 
 
 @pytest.mark.parametrize("kind", [PPORefiner, GRPORefiner])
@@ -307,11 +303,11 @@ def test_a_refinement_in_parts_is_the_same_refinement(kind: type, model_folder: 
 
     refined = []
     for threads in (1, 2):
-        population_model = PopulationModel(base.model, layout, threads=threads)
-        refiner = kind(population_model, base.tokenizer, RewardScorer(short), config, seed=0)
+        parts = in_parts(CpuEngine(base.model, layout), threads)
+        refiner = kind(parts, Text.of(base.model, base.tokenizer), RewardScorer(short), config, seed=0)
         refined.append(refiner.refine(founder[None], examples, key=[(0, 0)]))
-        population_model.detach()
-        assert len(population_model._replicas) == threads
+        assert len(parts.engines) == threads
+        parts.close()
     moved = (refined[0].genomes - founder).norm()
     assert moved > 0
     assert (refined[1].genomes - refined[0].genomes).norm() < 0.02 * moved
