@@ -8,16 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import GPT2LMHeadModel
 
+from evolora.engine.base import Completions, Scoring, differentiable_scores
+from evolora.engine.cpu.engine import CpuEngine
 from evolora.engine.cpu.gpt2.train import Gpt2Packs
-from evolora.engine.cpu.install import Products, use_kernels
-from evolora.engine.eager.generate import Completions, PromptBatch, completion_log_probs, encode
-from evolora.engine.eager.kv_cache import make_cache
-from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.cpu.levers import Levers
+from evolora.engine.cpu.matmul.choice import Products
+from evolora.engine.eager.engine import EagerEngine
+from evolora.engine.eager.generate import PromptBatch
+from evolora.engine.eager.lora_layers import LoraLayers
+from evolora.engine.eager.score import completion_log_probs
 from evolora.models.base import BaseModel, load_base
 from evolora.models.lora import lora_config, lora_layout
-from evolora.refiners.imitation import padded
 
 Folder = Callable[[str], Path]
 
@@ -52,25 +56,33 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
 
 
 def population(
-    base: BaseModel, n: int, *, targets: list[str] | None = None, rank: int = 8, dropout: float = 0.0
-) -> tuple[PopulationModel, Tensor]:
+    base: BaseModel, n: int, *, targets: list[str] | None = None, rank: int = 8, **options: Any
+) -> tuple[CpuEngine, Tensor]:
     config = lora_config(base.model, r=rank, target_modules=targets or TARGETS["as GPT-2's are"])
     layout, _ = lora_layout(base.model, config, seed=0)
     genomes = torch.randn(n, layout.genome_length, generator=torch.Generator().manual_seed(0)) * 0.1
-    return PopulationModel(base.model, layout, dropout=dropout), genomes
+    return CpuEngine(base.model, layout, **options), genomes
 
 
-def texts(base: BaseModel, n: int) -> tuple[PromptBatch, Completions]:
-    return encode(base.tokenizer, PROMPTS, "cpu").repeat(n), padded(COMPLETIONS * n, 0)
+def prompts_of(base: BaseModel) -> list[list[int]]:
+    prompts: list[list[int]] = base.tokenizer(PROMPTS)["input_ids"]
+    return prompts
+
+
+def scores(
+    engine: EagerEngine, genomes: Tensor, base: BaseModel, *, entropy_gradient: bool = True, **options: Any
+) -> tuple[Tensor, Tensor]:
+    completions = Completions.of_ids(COMPLETIONS * len(genomes), 0)
+    how = Scoring(entropy_gradient=entropy_gradient, **options)
+    return differentiable_scores(engine, genomes, prompts_of(base), completions, how)
 
 
 def values_and_gradient(
-    population_model: PopulationModel, genomes: Tensor, base: BaseModel, **options: Any
+    engine: EagerEngine, genomes: Tensor, base: BaseModel, **options: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies, and the gradient of the genomes from both."""
     rows = genomes.clone().requires_grad_()
-    with population_model.adapted(rows, **options):
-        log_probs, entropy = completion_log_probs(population_model.model, *texts(base, len(genomes)))
+    log_probs, entropy = scores(engine, rows, base, **options)
     weights = torch.linspace(-1, 2, log_probs.numel(), dtype=log_probs.dtype).view_as(log_probs)
     (gradient,) = torch.autograd.grad((log_probs * weights - 0.3 * entropy * weights.flip(0)).sum(), rows)
     return log_probs.detach(), entropy.detach(), gradient
@@ -87,81 +99,70 @@ def assert_close(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolera
 def test_values_and_gradients_are_those_of_float64(
     base: BaseModel, passes: list[bool], products: Products, targets: str, individuals: int, rank: int
 ) -> None:
-    double = copy.deepcopy(base.model).double()
-    use_kernels(base.model, products)
-    population_model, genomes = population(base, individuals, targets=TARGETS[targets], rank=rank)
-    found = values_and_gradient(population_model, genomes, base)
+    engine, genomes = population(base, individuals, targets=TARGETS[targets], rank=rank, products=products)
+    found = values_and_gradient(engine, genomes, base)
     assert passes == [True]
-    exact = PopulationModel(double, population_model.layout)
+    exact = EagerEngine(copy.deepcopy(base.model).double(), engine.layout)
     assert_close(found, values_and_gradient(exact, genomes.double(), base))
     assert passes == [True], "float64 is the layers'"
 
 
-def test_dropout_is_that_of_the_layers(base: BaseModel, passes: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    population_model, genomes = population(base, 2, targets=TARGETS["everything"], dropout=0.4)
-    found = values_and_gradient(population_model, genomes, base, dropout_seed=3)
-    other = values_and_gradient(population_model, genomes, base, dropout_seed=4)
+def test_dropout_is_that_of_the_layers(base: BaseModel, passes: list[bool]) -> None:
+    engine, genomes = population(base, 2, targets=TARGETS["everything"])
+    found = values_and_gradient(engine, genomes, base, dropout=0.4, dropout_seed=3)
+    other = values_and_gradient(engine, genomes, base, dropout=0.4, dropout_seed=4)
     assert passes == [True, True]
     assert (found[0] - other[0]).abs().max() > 1e-3
-    monkeypatch.setattr(Gpt2Packs, "of", lambda *_, **__: None)
-    assert_close(found, values_and_gradient(population_model, genomes, base, dropout_seed=3))
+    by_layers, _ = population(base, 2, targets=TARGETS["everything"], levers=Levers(train=False))
+    assert_close(found, values_and_gradient(by_layers, genomes, base, dropout=0.4, dropout_seed=3))
     assert len(passes) == 2
 
 
-def test_a_first_pass_fills_the_cache_as_the_layers_do(
-    base: BaseModel, passes: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_first_pass_fills_the_cache_as_the_layers_do(base: BaseModel, passes: list[bool]) -> None:
     """Where the weights are not in panels, and one after another; see test_gpt2_read.py."""
-    monkeypatch.setattr("evolora.engine.cpu.gpt2.forward.read_packs", lambda *_: None)
-    population_model, genomes = population(base, 2)
-    batch = encode(base.tokenizer, PROMPTS, "cpu").repeat(2)
-    positions = (batch.mask.cumsum(1) - 1).clamp(min=0)
+    batch = base.tokenizer(PROMPTS * 2, return_tensors="pt", padding=True)
+    seen = batch["attention_mask"].bool()
 
-    def first_pass() -> list[Tensor]:
-        cache = make_cache(base.model, 40)
-        with torch.no_grad(), population_model.adapted(genomes):
-            logits = base.model(
-                input_ids=batch.ids,
-                attention_mask=batch.mask,
-                position_ids=positions,
-                past_key_values=cache,
-                use_cache=True,
+    def first_pass(levers: Levers) -> tuple[Tensor, ...]:
+        engine, genomes = population(base, 2, levers=levers)
+        cache = engine.kernels.make_cache(engine.layers.model, 40)
+        with torch.no_grad(), engine.layers.adapted(genomes):
+            logits = engine.layers.model(
+                **batch, position_ids=(seen.cumsum(1) - 1).clamp(min=0), past_key_values=cache, use_cache=True
             ).logits
-        seen = batch.mask.bool()
         states = [state[:, : seen.shape[1]][seen] for layer in cache.layers for state in (layer.keys, layer.values)]
-        return [logits[seen], *states]
+        return logits[seen], *states
 
-    found = first_pass()
+    found = first_pass(Levers(prefill=False))
     assert passes == [False]
-    monkeypatch.setattr(Gpt2Packs, "of", lambda *_, **__: None)
-    assert_close(tuple(found), tuple(first_pass()), 1e-5)
+    assert_close(found, first_pass(Levers(prefill=False, train=False)), 1e-5)
     assert passes == [False]
 
 
 def test_rows_do_not_mix(base: BaseModel, passes: list[bool]) -> None:
-    population_model, genomes = population(base, 3, dropout=0.0)
-    together = values_and_gradient(population_model, genomes, base)[2]
+    engine, genomes = population(base, 3)
+    whole = values_and_gradient(engine, genomes, base)
     for index in range(3):
-        alone = values_and_gradient(population_model, genomes[index : index + 1], base)
-        whole = values_and_gradient(population_model, genomes, base)
+        alone = values_and_gradient(engine, genomes[index : index + 1], base)
         assert_close((alone[0],), (whole[0].unflatten(0, (3, -1))[index],), 1e-5)
     rows = genomes.clone().requires_grad_()
-    with population_model.adapted(rows):
-        log_probs, _ = completion_log_probs(base.model, *texts(base, 3))
+    log_probs, _ = scores(engine, rows, base)
     (gradient,) = torch.autograd.grad(log_probs.unflatten(0, (3, -1))[1].sum(), rows)
     assert gradient[1].abs().max() > 0
     assert torch.equal(gradient[[0, 2]], torch.zeros_like(gradient[[0, 2]]))
-    assert together.shape == gradient.shape
+    assert whole[2].shape == gradient.shape
     assert all(passes)
 
 
 def test_several_passes_back_where_torch_is_asked_for_them_and_changed_genomes_are_refused(base: BaseModel) -> None:
-    population_model, genomes = population(base, 2, dropout=0.3)
+    engine, genomes = population(base, 2)
+    prompts, completions = prompts_of(base), Completions.of_ids(COMPLETIONS * 2, 0)
     rows = genomes.clone().requires_grad_()
 
     def total() -> Tensor:
-        with population_model.adapted(rows, dropout_seed=1):
-            return completion_log_probs(base.model, *texts(base, 2))[0].sum()
+        with engine.layers.adapted(rows, dropout=0.3, dropout_seed=1):
+            batch = PromptBatch.of(prompts, pad=0, times=2, device=rows.device)
+            return completion_log_probs(engine.layers, engine.kernels, batch, completions, Scoring())[0].sum()
 
     loss = total()
     (first,) = torch.autograd.grad(loss, rows, retain_graph=True)
@@ -176,35 +177,35 @@ def test_several_passes_back_where_torch_is_asked_for_them_and_changed_genomes_a
         loss.backward()
 
 
-def foreign_hook(base: BaseModel, _: PopulationModel) -> None:
-    base.model.transformer.h[0].mlp.c_proj.register_forward_hook(lambda *_: None)
+def foreign_hook(model: GPT2LMHeadModel) -> None:
+    model.transformer.h[0].mlp.c_proj.register_forward_hook(lambda *_: None)
 
 
-def hook_before(base: BaseModel, _: PopulationModel) -> None:
-    base.model.transformer.h[1].attn.c_attn.register_forward_pre_hook(lambda *_: None)
+def hook_before(model: GPT2LMHeadModel) -> None:
+    model.transformer.h[1].attn.c_attn.register_forward_pre_hook(lambda *_: None)
 
 
-def trained_weight(base: BaseModel, _: PopulationModel) -> None:
-    base.model.transformer.h[0].attn.c_proj.weight.requires_grad_()
+def trained_weight(model: GPT2LMHeadModel) -> None:
+    model.transformer.h[0].attn.c_proj.weight.requires_grad_()
 
 
-def trained_norm(base: BaseModel, _: PopulationModel) -> None:
-    base.model.transformer.ln_f.weight.requires_grad_()
+def trained_norm(model: GPT2LMHeadModel) -> None:
+    model.transformer.ln_f.weight.requires_grad_()
 
 
-def trained_embedding(base: BaseModel, _: PopulationModel) -> None:
-    base.model.transformer.wte.weight.requires_grad_()
+def trained_embedding(model: GPT2LMHeadModel) -> None:
+    model.transformer.wte.weight.requires_grad_()
 
 
-def other_activation(base: BaseModel, _: PopulationModel) -> None:
-    base.model.transformer.h[0].mlp.act = torch.nn.GELU()
+def other_activation(model: GPT2LMHeadModel) -> None:
+    model.transformer.h[0].mlp.act = nn.GELU()
 
 
-def watched_activation(base: BaseModel, _: PopulationModel) -> None:
-    base.model.transformer.h[0].mlp.act.register_forward_hook(lambda *_: None)
+def watched_activation(model: GPT2LMHeadModel) -> None:
+    model.transformer.h[0].mlp.act.register_forward_hook(lambda *_: None)
 
 
-def many_threads(_: BaseModel, __: PopulationModel) -> None:
+def many_threads(_: GPT2LMHeadModel) -> None:
     torch.set_num_threads(7)
 
 
@@ -221,37 +222,49 @@ def many_threads(_: BaseModel, __: PopulationModel) -> None:
         many_threads,
     ],
 )
+@pytest.mark.parametrize("whose", ["the model's", "the engine's"])
 def test_left_to_the_layers(
-    base: BaseModel, passes: list[bool], change: Callable[[BaseModel, PopulationModel], None]
+    base: BaseModel, passes: list[bool], change: Callable[[GPT2LMHeadModel], None], whose: str
 ) -> None:
-    population_model, genomes = population(base, 2)
-    expected = values_and_gradient(population_model, genomes, base)
+    engine, genomes = population(base, 2)
+    expected = values_and_gradient(engine, genomes, base)
     assert passes == [True]
     before = torch.get_num_threads()
     try:
-        change(base, population_model)
-        found = values_and_gradient(population_model, genomes, base)
+        if whose == "the model's":  # which an engine's copy of the tree has, too
+            change(base.model)
+            engine = CpuEngine(base.model, engine.layout)
+        else:
+            change(engine.layers.model)
+        found = values_and_gradient(engine, genomes, base)
     finally:
         torch.set_num_threads(before)
-    assert passes == [True]
+    frozen = whose == "the model's" and change in (trained_weight, trained_norm, trained_embedding)
+    assert passes == [True] * (2 if frozen else 1), "what the caller trains is frozen in an engine's tree"
     if change is not other_activation:
         assert_close(found, expected)
 
 
-def test_two_populations_are_left_to_the_layers(base: BaseModel, passes: list[bool]) -> None:
-    first, genomes = population(base, 2)
-    second, _ = population(base, 2, targets=["c_attn"])
-    others = torch.randn(2, second.layout.genome_length, generator=torch.Generator().manual_seed(5)) * 0.1
+def test_another_engines_adapters_in_the_same_tree_are_left_to_the_layers(base: BaseModel, passes: list[bool]) -> None:
+    engine, genomes = population(base, 2)
+    layout, _ = lora_layout(base.model, lora_config(base.model, target_modules=["c_attn"]), seed=0)
+    second = LoraLayers(engine.layers.model, layout, layer=engine.kernels.layer)
+    others = torch.randn(2, layout.genome_length, generator=torch.Generator().manual_seed(5)) * 0.1
     with second.adapted(others):
-        values_and_gradient(first, genomes, base)
+        values_and_gradient(engine, genomes, base)
     assert not passes
 
 
-def test_a_base_without_adapters_takes_it_too(
-    base: BaseModel, passes: list[bool], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    found = completion_log_probs(base.model, *texts(base, 1))
+def test_a_base_without_adapters_takes_it_too(base: BaseModel, passes: list[bool]) -> None:
+    completions = Completions.of_ids(COMPLETIONS, 0)
+
+    def found(levers: Levers) -> tuple[Tensor, Tensor]:
+        engine, _ = population(base, 1, levers=levers)
+        scored = engine.score(None, prompts_of(base), completions, Scoring(gradient=True))
+        return scored.log_probs, scored.entropy
+
+    compiled = found(Levers(prefill=False))
     assert passes == [False]
-    assert not found[0].requires_grad
-    monkeypatch.setattr(Gpt2Packs, "of", lambda *_, **__: None)
-    assert_close(found, completion_log_probs(base.model, *texts(base, 1)), 1e-5)
+    assert not compiled[0].requires_grad
+    assert_close(compiled, found(Levers(prefill=False, train=False)), 1e-5)
+    assert passes == [False]

@@ -8,7 +8,10 @@ import torch
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, StaticCache
 from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
-from evolora.engine.cpu.install import Products, use_kernels
+from evolora.engine.cpu.install import install
+from evolora.engine.cpu.kv_cache import KernelCache, KernelLayer
+from evolora.engine.cpu.levers import Levers
+from evolora.engine.cpu.matmul.choice import Products
 from evolora.engine.eager.kv_cache import make_cache
 
 PRODUCTS: list[Products] = ["torch", "compiled"]
@@ -23,7 +26,7 @@ def pair(products: Products = "torch", **options: Any) -> tuple[GPT2LMHeadModel,
         if parameter.ndim == 1:  # biases and normalisations, which are all the same
             parameter += 0.2 * torch.randn(parameter.shape)
     ours = copy.deepcopy(plain)
-    use_kernels(ours, products)
+    install(ours, products, Levers())
     return plain, ours
 
 
@@ -73,7 +76,7 @@ def test_a_pass_and_its_gradient(variant: str, products: Products, left_to_trans
 
 
 @pytest.mark.parametrize("products", PRODUCTS)
-@pytest.mark.parametrize("kind", ["roomy", "dynamic", "static"])
+@pytest.mark.parametrize("kind", ["roomy", "kernel", "dynamic", "static"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_token_after_token(variant: str, kind: str, products: Products, left_to_transformers: list[str]) -> None:
     plain, ours = pair(products, **VARIANTS[variant])
@@ -82,6 +85,7 @@ def test_token_after_token(variant: str, kind: str, products: Products, left_to_
     def decode(model: GPT2LMHeadModel) -> torch.Tensor:
         cache = {
             "roomy": lambda: make_cache(model, 12),
+            "kernel": lambda: make_cache(model, 12, kind=KernelCache, layer=KernelLayer),
             "dynamic": lambda: DynamicCache(config=model.config),
             "static": lambda: StaticCache(config=model.config, max_cache_len=16),
         }[kind]()
