@@ -1,7 +1,7 @@
 """The gradient from a decoding's tape against that of a pass of its own, in float64; and where there is no tape."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +10,20 @@ import pytest
 import torch
 from torch import Tensor
 
-from evolora.engine import split as data_parallel
-from evolora.engine.cpu.gpt2 import activations as gpt2_tape
+from evolora.engine import split as split_engine
+from evolora.engine.base import Completions, Decoding, Engine, Scoring, differentiable_scores
+from evolora.engine.cpu import install
+from evolora.engine.cpu.engine import CpuEngine
+from evolora.engine.cpu.gpt2 import activations, decode
 from evolora.engine.cpu.gpt2.activations import Gpt2Tape
 from evolora.engine.cpu.gpt2.train import Gpt2Packs
-from evolora.engine.cpu.install import use_kernels
-from evolora.engine.eager.generate import Completions, PromptBatch, completion_log_probs, encode, generate
-from evolora.engine.eager.lora_layers import PopulationModel
-from evolora.engine.split import population_generate, population_log_probs
+from evolora.engine.cpu.levers import Levers
+from evolora.engine.cpu.matmul import frozen_linear
+from evolora.engine.eager.engine import EagerEngine
+from evolora.engine.eager.generate import PromptBatch, generate
+from evolora.engine.eager.lora_layers import LoraLayers
+from evolora.engine.split import SplitEngine, SplitTrace
+from evolora.engine.text import Text
 from evolora.models.base import BaseModel, load_base
 from evolora.models.lora import lora_config, lora_layout
 from evolora.refiners import GRPOConfig, GRPORefiner, PPOConfig, PPORefiner, RLOOConfig, RLOORefiner
@@ -39,31 +45,33 @@ TARGETS = {
 
 @pytest.fixture
 def base(model_folder: Folder) -> BaseModel:
-    loaded = load_base(str(model_folder("uneven gpt2")))
-    use_kernels(loaded.model, "compiled")
-    return loaded
+    return load_base(str(model_folder("uneven gpt2")))
 
 
 def population(
-    base: BaseModel, n: int, *, targets: str = "everything", rank: int = 8
-) -> tuple[PopulationModel, Tensor]:
+    base: BaseModel, n: int, *, targets: str = "everything", rank: int = 8, **options: Any
+) -> tuple[CpuEngine, Tensor]:
     config = lora_config(base.model, r=rank, target_modules=TARGETS[targets])
     layout, _ = lora_layout(base.model, config, seed=0)
     genomes = torch.randn(n, layout.genome_length, generator=torch.Generator().manual_seed(0)) * 0.1
-    return PopulationModel(base.model, layout), genomes
+    return CpuEngine(base.model, layout, **{"products": "compiled", **options}), genomes
 
 
-def write(
-    population_model: PopulationModel, genomes: Tensor | None, prompts: PromptBatch, **options: Any
-) -> Completions:
+def encode(base: BaseModel, prompts: list[str] = PROMPTS) -> list[list[int]]:
+    ids: list[list[int]] = base.tokenizer(prompts)["input_ids"]
+    return ids
+
+
+def write(engine: Engine, genomes: Tensor | None, prompts: list[list[int]], **options: Any) -> Completions:
+    rows = len(prompts) * (1 if genomes is None else len(genomes))
     chosen: dict[str, Any] = {
         "max_new_tokens": NEW_TOKENS,
-        "eos_token_ids": ENDS,
+        "ends": ENDS,
         "temperature": 0.8,
-        "keep_tape": True,
+        "trace": True,
+        "seeds": np.arange(rows, dtype=np.uint64),
     }
-    seeds = np.arange(len(prompts.ids), dtype=np.uint64)
-    return population_generate(population_model, genomes, prompts, pad_token_id=0, seeds=seeds, **{**chosen, **options})
+    return engine.generate(genomes, prompts, Decoding(pad=0, **{**chosen, **options}))
 
 
 def weigh(log_probs: Tensor, entropy: Tensor) -> Tensor:
@@ -73,26 +81,21 @@ def weigh(log_probs: Tensor, entropy: Tensor) -> Tensor:
 
 
 def by_tape(
-    population_model: PopulationModel, genomes: Tensor, prompts: PromptBatch, completions: Completions, **options: Any
+    engine: Engine, genomes: Tensor, prompts: list[list[int]], completions: Completions, entropy_gradient: bool = True
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities, entropies, and the gradient of the genomes from both."""
     rows = genomes.clone().requires_grad_()
-    found = population_log_probs(
-        population_model, rows, prompts, completions, temperature=0.8, tapes=completions.tapes, **options
-    )
+    how = Scoring(temperature=0.8, entropy_gradient=entropy_gradient)
+    found = differentiable_scores(engine, rows, prompts, completions, how)
     (gradient,) = torch.autograd.grad(weigh(*found), rows)
     return found[0].detach(), found[1].detach(), gradient
 
 
 def exactly(
-    population_model: PopulationModel, genomes: Tensor, prompts: PromptBatch, completions: Completions, **options: Any
+    engine: CpuEngine, genomes: Tensor, base: BaseModel, prompts: list[list[int]], completions: Completions, *how: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    double = copy.deepcopy(population_model.model).double()
-    exact, rows = PopulationModel(double, population_model.layout), genomes.double().requires_grad_()
-    with exact.adapted(rows):
-        found = completion_log_probs(double, prompts, completions, temperature=0.8, **options)
-    (gradient,) = torch.autograd.grad(weigh(*found), rows)
-    return found[0].detach(), found[1].detach(), gradient
+    exact = EagerEngine(copy.deepcopy(base.model).double(), engine.layout)
+    return by_tape(exact, genomes.double(), prompts, completions, *how)
 
 
 def assert_close(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolerance: float = 2e-4) -> None:
@@ -100,11 +103,11 @@ def assert_close(found: tuple[Tensor, ...], expected: tuple[Tensor, ...], tolera
         torch.testing.assert_close(one.double(), other.double(), atol=tolerance * float(other.abs().max()), rtol=1e-3)
 
 
-def as_large(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a model whose products are first made one by one, from plain weights, and later by whole layers."""
-    monkeypatch.setattr("evolora.engine.cpu.install.is_small", lambda _: False)
-    monkeypatch.setattr("evolora.engine.cpu.matmul.frozen_linear._LEAST_PRODUCTS", 4)
-    use_kernels(base.model, "compiled")
+def as_large(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models made from now on are as large ones, whose products are first made one by one, from plain weights, and
+    later by whole layers."""
+    monkeypatch.setattr(install, "is_small", lambda _: False)
+    monkeypatch.setattr(frozen_linear, "_LEAST_PRODUCTS", 4)
 
 
 @pytest.mark.parametrize("kind", ["small", "large", "torch's products"])
@@ -114,16 +117,16 @@ def test_values_and_gradients_are_those_of_float64(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch, kind: str, targets: str, individuals: int, rank: int
 ) -> None:
     if kind == "large":
-        as_large(base, monkeypatch)
-    if kind == "torch's products":
-        use_kernels(base.model, "torch")
-    population_model, genomes = population(base, individuals, targets=targets, rank=rank)
-    prompts = encode(base.tokenizer, PROMPTS, "cpu").repeat(individuals)
-    completions = write(population_model, genomes, prompts)
+        as_large(monkeypatch)
+    products = "torch" if kind == "torch's products" else "compiled"
+    engine, genomes = population(base, individuals, targets=targets, rank=rank, products=products)
+    prompts = encode(base)
+    completions = write(engine, genomes, prompts)
     lengths = completions.mask.sum(1)
     assert len(lengths.unique()) > 2, "they end at different steps"
-    found = by_tape(population_model, genomes, prompts, completions)
-    assert_close(found, exactly(population_model, genomes, prompts, completions))
+    assert isinstance(completions.trace, Gpt2Tape)
+    found = by_tape(engine, genomes, prompts, completions)
+    assert_close(found, exactly(engine, genomes, base, prompts, completions))
     assert completions.log_probs is not None
     torch.testing.assert_close(found[0], completions.log_probs, atol=1e-5, rtol=1e-5)
 
@@ -133,34 +136,38 @@ def test_values_and_gradients_are_those_of_float64(
     [
         (PROMPTS[:1], {}),
         (PROMPTS[1:2] * 5, {}),
-        (PROMPTS, {"eos_token_ids": NEVER}),
+        (PROMPTS, {"ends": NEVER}),
         (PROMPTS, {"max_new_tokens": 1}),
         (PROMPTS, {"max_new_tokens": 2}),
-        (PROMPTS, {"eos_token_ids": list(range(100))}),
+        (PROMPTS, {"ends": list(range(100))}),
     ],
 )
 def test_few_rows_and_short_completions(base: BaseModel, prompts: list[str], options: dict[str, Any]) -> None:
-    population_model, genomes = population(base, 2)
-    batch = encode(base.tokenizer, prompts, "cpu").repeat(2)
-    completions = write(population_model, genomes, batch, **options)
-    found = by_tape(population_model, genomes, batch, completions, entropy_gradient=False)
-    assert_close(found, exactly(population_model, genomes, batch, completions, entropy_gradient=False))
+    engine, genomes = population(base, 2)
+    ids = encode(base, prompts)
+    completions = write(engine, genomes, ids, **options)
+    assert isinstance(completions.trace, Gpt2Tape)
+    found = by_tape(engine, genomes, ids, completions, False)
+    assert_close(found, exactly(engine, genomes, base, ids, completions, False))
 
 
 @pytest.mark.parametrize(("individuals", "by_rows"), [(4, False), (1, True), (3, True)])
 def test_parts_have_tapes_of_their_own(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch, individuals: int, by_rows: bool
 ) -> None:
-    monkeypatch.setattr(data_parallel, "LEAST_ROWS_DECODED", 2)
-    population_model, genomes = population(base, individuals)
-    population_model.threads = 2
-    prompts = encode(base.tokenizer, PROMPTS, "cpu").repeat(individuals)
-    completions = write(population_model, genomes, prompts)
-    assert len(completions.tapes) == 2
-    assert torch.cat([tape.rows for tape in completions.tapes]).sort().values.tolist() == list(range(len(prompts.ids)))
-    assert {tape.individuals == slice(0, individuals) for tape in completions.tapes} == {by_rows}
-    found = by_tape(population_model, genomes, prompts, completions)
-    assert_close(found, exactly(population_model, genomes, prompts, completions))
+    monkeypatch.setattr(split_engine, "LEAST_ROWS_DECODED", 2)
+    engine, genomes = population(base, individuals)
+    parts = SplitEngine(engine, engine.replica, threads=2)
+    prompts = encode(base)
+    completions = write(parts, genomes, prompts)
+    trace = completions.trace
+    assert isinstance(trace, SplitTrace) and len(trace.parts) == len(trace.traces) == 2
+    assert all(isinstance(own, Gpt2Tape) for own in trace.traces)
+    rows = torch.cat([part.rows for part in trace.parts])
+    assert rows.sort().values.tolist() == list(range(len(prompts) * individuals))
+    assert {part.individuals == slice(0, individuals) for part in trace.parts} == {by_rows}
+    found = by_tape(parts, genomes, prompts, completions)
+    assert_close(found, exactly(engine, genomes, base, prompts, completions))
 
 
 @pytest.mark.parametrize("least_rows", [1, 1000])
@@ -168,120 +175,103 @@ def test_threads_that_share_rows_or_products_write_one_tape(
     base: BaseModel, monkeypatch: pytest.MonkeyPatch, least_rows: int
 ) -> None:
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    monkeypatch.setattr("evolora.engine.cpu.gpt2.decode._LEAST_ROWS", least_rows)
-    population_model, genomes = population(base, 3)
-    prompts = encode(base.tokenizer, PROMPTS, "cpu").repeat(3)
-    completions = write(population_model, genomes, prompts)
-    assert len(completions.tapes) == 1
-    found = by_tape(population_model, genomes, prompts, completions)
-    assert_close(found, exactly(population_model, genomes, prompts, completions))
+    monkeypatch.setattr(decode, "_LEAST_ROWS", least_rows)
+    engine, genomes = population(base, 3)
+    prompts = encode(base)
+    completions = write(engine, genomes, prompts)
+    assert isinstance(completions.trace, Gpt2Tape)
+    found = by_tape(engine, genomes, prompts, completions)
+    assert_close(found, exactly(engine, genomes, base, prompts, completions))
 
 
 @pytest.mark.parametrize("kind", ["small", "large"])
 def test_a_tape_changes_nothing_that_is_written(base: BaseModel, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     if kind == "large":
-        as_large(base, monkeypatch)
-    population_model, genomes = population(base, 3)
-    prompts = encode(base.tokenizer, PROMPTS, "cpu").repeat(3)
-    found = [write(population_model, genomes, prompts, keep_tape=kept, keep_features=True) for kept in (True, False)]
-    assert [len(one.tapes) for one in found] == [1, 0]
+        as_large(monkeypatch)
+    engine, genomes = population(base, 3)
+    prompts = encode(base)
+    found = [write(engine, genomes, prompts, trace=kept, features=True) for kept in (True, False)]
+    assert [one.trace is not None for one in found] == [True, False]
     for name in ("ids", "mask", "log_probs", "features"):
         assert torch.equal(getattr(found[0], name), getattr(found[1], name)), name
 
 
 def test_a_tape_is_read_once_and_by_the_genomes_that_wrote_it(base: BaseModel) -> None:
-    population_model, genomes = population(base, 2)
-    prompts = encode(base.tokenizer, PROMPTS, "cpu").repeat(2)
-    completions = write(population_model, genomes, prompts)
+    engine, genomes = population(base, 2)
+    prompts = encode(base)
+    completions = write(engine, genomes, prompts)
     with pytest.raises(ValueError, match="not those that wrote"):
-        by_tape(population_model, genomes + 1e-6, prompts, completions)
+        by_tape(engine, genomes + 1e-6, prompts, completions)
     before = genomes.clone()
     genomes += 1e-6  # those that it was written by, in place
     for given in (genomes, before):
         with pytest.raises(ValueError, match="not those that wrote"):
-            by_tape(population_model, given, prompts, completions)
+            by_tape(engine, given, prompts, completions)
     genomes.copy_(before)
-    by_tape(population_model, genomes, prompts, completions)
+    by_tape(engine, genomes, prompts, completions)
     with pytest.raises(RuntimeError, match="read once"):
-        by_tape(population_model, genomes, prompts, completions)
+        by_tape(engine, genomes, prompts, completions)
 
 
 def test_a_genome_that_diverged_spoils_its_own_gradient_alone(base: BaseModel) -> None:
-    population_model, genomes = population(base, 3)
-    prompts = encode(base.tokenizer, PROMPTS, "cpu").repeat(3)
+    engine, genomes = population(base, 3)
+    prompts = encode(base)
     broken = genomes.clone()
     broken[1] = torch.nan
-    completions = write(population_model, broken, prompts, eos_token_ids=NEVER)
-    gradient = by_tape(population_model, broken, prompts, completions)[2]
-    sound = write(population_model, genomes, prompts, eos_token_ids=NEVER)
+    completions = write(engine, broken, prompts, ends=NEVER)
+    gradient = by_tape(engine, broken, prompts, completions)[2]
+    sound = write(engine, genomes, prompts, ends=NEVER)
     rows = len(PROMPTS)
     assert torch.equal(completions.ids[:rows], sound.ids[:rows])
     assert gradient[[0, 2]].isfinite().all() and not gradient[1].isfinite().all()
-
-
-@pytest.fixture
-def refused(
-    base: BaseModel, model_folder: Folder, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[[str], BaseModel]]:
-    hooks: list[Any] = []
-
-    def prepare(case: str) -> BaseModel:
-        if case == "another architecture":
-            return load_base(str(model_folder("llama")))
-        body = base.model.transformer
-        if case == "too large":
-            monkeypatch.setattr(gpt2_tape, "_MOST_BYTES", 10_000)
-        elif case == "no compiled step":
-            monkeypatch.setattr("evolora.engine.eager.decoder.Gpt2Step.of", lambda *_: None)
-        else:
-            module = {"a hook on a norm": body.ln_f, "on the MLP": body.h[1].mlp, "on the head": base.model.lm_head}[
-                case
-            ]
-            hooks.append(module.register_forward_hook(lambda *_: None))
-        return base
-
-    yield prepare
-    for hook in hooks:
-        hook.remove()
 
 
 @pytest.mark.parametrize(
     "case",
     ["another architecture", "too large", "no compiled step", "a hook on a norm", "on the MLP", "on the head"],
 )
-def test_without_a_tape_the_same_is_written(refused: Callable[[str], BaseModel], case: str) -> None:
-    base = refused(case)
+def test_without_a_tape_the_same_is_written(
+    base: BaseModel, model_folder: Folder, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    if case == "another architecture":
+        base = load_base(str(model_folder("llama")))
+    elif case == "too large":
+        monkeypatch.setattr(activations, "_MOST_BYTES", 10_000)
+    elif case != "no compiled step":
+        body = base.model.transformer
+        hooked = {"a hook on a norm": body.ln_f, "on the MLP": body.h[1].mlp, "on the head": base.model.lm_head}
+        hooked[case].register_forward_hook(lambda *_: None)
     layout, _ = lora_layout(base.model, lora_config(base.model, target_modules=None), seed=0)
-    population_model = PopulationModel(base.model, layout)
+    engine = CpuEngine(base.model, layout, products="compiled", levers=Levers(step=case != "no compiled step"))
     genomes = torch.randn(2, layout.genome_length, generator=torch.Generator().manual_seed(0)) * 0.1
-    prompts = encode(base.tokenizer, PROMPTS, "cpu").repeat(2)
-    found, expected = (write(population_model, genomes, prompts, keep_tape=kept) for kept in (True, False))
-    assert found.tapes == ()
+    found, expected = (write(engine, genomes, encode(base), trace=kept) for kept in (True, False))
+    assert found.trace is None
     assert torch.equal(found.ids, expected.ids) and torch.equal(found.mask, expected.mask)
-    population_model.detach()
 
 
 def test_neither_the_base_nor_drafts_nor_whole_passes_have_a_tape(base: BaseModel) -> None:
-    population_model, genomes = population(base, 1)
-    prompts = encode(base.tokenizer, PROMPTS, "cpu")
-    assert write(population_model, None, prompts).tapes == ()
+    engine, genomes = population(base, 1)
+    prompts = encode(base)
+    assert write(engine, None, prompts).trace is None
     drafts = [[3, 4]] * len(PROMPTS)
-    assert write(population_model, genomes, prompts, drafts=drafts).tapes == ()
-    with population_model.adapted(genomes):
-        options: dict[str, Any] = {"max_new_tokens": 3, "eos_token_ids": NEVER, "pad_token_id": 0, "keep_tape": True}
-        assert generate(base.model, prompts, use_cache=False, **options).tapes == ()
-        assert len(generate(base.model, prompts, **options).tapes) == 1
-    with population_model.adapted(genomes.requires_grad_()):
-        assert len(generate(base.model, prompts, **options).tapes) == 1
+    assert write(engine, genomes, prompts, drafts=drafts).trace is None
+    assert write(engine, genomes, prompts).trace is not None
+    batch = PromptBatch.of(prompts, pad=0, times=1, device=genomes.device)
+    how = Decoding(max_new_tokens=3, ends=NEVER, pad=0, trace=True)
+    with engine.layers.adapted(genomes):
+        assert generate(engine.layers, engine.kernels, batch, how, use_cache=False).trace is None
+        assert generate(engine.layers, engine.kernels, batch, how).trace is not None
+    with engine.layers.adapted(genomes.requires_grad_()):
+        assert generate(engine.layers, engine.kernels, batch, how).trace is not None
 
 
 def test_two_populations_have_no_tape(base: BaseModel) -> None:
-    outer, others = population(base, 1)
-    population_model, genomes = population(base, 2)
-    prompts = encode(base.tokenizer, PROMPTS, "cpu").repeat(2)
-    with outer.adapted(others):
-        assert write(population_model, genomes, prompts).tapes == ()
-    assert len(write(population_model, genomes, prompts).tapes) == 1
+    engine, genomes = population(base, 2)
+    outer = LoraLayers(engine.layers.model, engine.layout, layer=engine.kernels.layer)
+    prompts = encode(base)
+    with outer.adapted(genomes[:1].clone()):
+        assert write(engine, genomes, prompts).trace is None
+    assert write(engine, genomes, prompts).trace is not None
 
 
 REFINERS: dict[str, tuple[Any, Any, dict[str, Any]]] = {
@@ -299,10 +289,17 @@ def short(completions: list[str], prompts: list[str], **_: object) -> list[float
 class Refined:
     """A refinement of two genomes, and how many tapes it has read and passes it has made for a gradient."""
 
-    def __init__(self, base: BaseModel, kind: str, prompts: list[str], dropout: float = 0.0, **options: Any) -> None:
+    def __init__(
+        self,
+        base: BaseModel,
+        kind: str,
+        prompts: list[str],
+        dropout: float = 0.0,
+        levers: Levers | None = None,
+        **options: Any,
+    ) -> None:
         refiner, config, own = REFINERS[kind]
-        population_model, genomes = population(base, 2)
-        population_model.dropout = dropout
+        engine, genomes = population(base, 2, levers=levers)
         chosen = {"rl_steps": 2, "epochs": 1, "max_new_tokens": NEW_TOKENS, "target_kl": None, **own, **options}
         read, passed = [], []
         gradient, forward = Gpt2Tape.gradient, Gpt2Packs.forward
@@ -319,13 +316,13 @@ class Refined:
 
             patch.setattr(Gpt2Tape, "gradient", noted)
             patch.setattr(Gpt2Packs, "forward", counted)
-            refinement = refiner(
-                population_model, base.tokenizer, RewardScorer(short), config(**chosen), seed=0
-            ).refine(genomes, [Example(prompt, {}) for prompt in prompts], key=[(0, 0), (0, 1)])
+            text = Text.of(base.model, base.tokenizer)
+            made = refiner(engine, text, RewardScorer(short), config(**chosen), seed=0, dropout=dropout)
+            examples = [Example(prompt, {}) for prompt in prompts]
+            refinement = made.refine(genomes, examples, key=[(0, 0), (0, 1)])
         self.moved = (refinement.genomes - genomes).norm()
         self.genomes, self.stats = refinement.genomes, refinement.stats
         self.tapes, self.passes = len(read), len(passed)
-        population_model.detach()
 
 
 @pytest.mark.parametrize("kind", REFINERS)
@@ -338,15 +335,12 @@ class Refined:
         {"temperature": 0.7, "equal_groups": "skip"},
     ],
 )
-def test_a_refinement_by_tapes_is_the_same_refinement(
-    base: BaseModel, monkeypatch: pytest.MonkeyPatch, kind: str, options: dict[str, Any]
-) -> None:
+def test_a_refinement_by_tapes_is_the_same_refinement(base: BaseModel, kind: str, options: dict[str, Any]) -> None:
     prompts = ["The sum of 4", "No", "Yes,"]
     found = Refined(base, kind, prompts, **options)
     epochs = options.get("epochs", 1)
     assert (found.tapes, found.passes) == (2, 2 * (epochs - 1)), "of two steps, in the first epoch of each"
-    monkeypatch.setattr(Gpt2Tape, "of", lambda *_, **__: None)
-    expected = Refined(base, kind, prompts, **options)
+    expected = Refined(base, kind, prompts, levers=Levers(trace=False), **options)
     assert (expected.tapes, expected.passes) == (0, 2 * epochs)
     assert found.moved > 0
     assert (found.genomes - expected.genomes).norm() < 0.02 * expected.moved
@@ -371,17 +365,30 @@ def test_what_is_not_the_rollouts_own_pass_is_computed(
 
 
 def test_a_tape_that_was_read_leaves_its_room_to_the_next(base: BaseModel) -> None:
-    population_model, genomes = population(base, 2)
-    prompts = encode(base.tokenizer, PROMPTS, "cpu").repeat(2)
-    completions = write(population_model, genomes, prompts)
-    first = by_tape(population_model, genomes, prompts, completions)
-    (room,) = population_model.tape_rooms
-    again, unread = (write(population_model, genomes, prompts) for _ in range(2))
-    assert population_model.tape_rooms == [] and np.shares_memory(again.tapes[0].taken().last_hidden, room)
-    assert not np.shares_memory(unread.tapes[0].taken().last_hidden, room)
-    for one, other in zip(by_tape(population_model, genomes, prompts, again), first, strict=True):
+    engine, genomes = population(base, 2)
+    prompts = encode(base)
+    completions = write(engine, genomes, prompts)
+    first = by_tape(engine, genomes, prompts, completions)
+    shelf = engine.kernels._shelf
+    (room,) = shelf
+    again, unread = (write(engine, genomes, prompts) for _ in range(2))
+    assert shelf == [] and np.shares_memory(again.trace.taken().last_hidden, room)
+    assert not np.shares_memory(unread.trace.taken().last_hidden, room)
+    for one, other in zip(by_tape(engine, genomes, prompts, again), first, strict=True):
         assert torch.equal(one, other)
-    longer = write(population_model, genomes, prompts, max_new_tokens=3 * NEW_TOKENS, eos_token_ids=NEVER)
-    found = by_tape(population_model, genomes, prompts, longer)
-    assert_close(found, exactly(population_model, genomes, prompts, longer))
-    assert population_model.tape_rooms[0].size > room.size
+    longer = write(engine, genomes, prompts, max_new_tokens=3 * NEW_TOKENS, ends=NEVER)
+    found = by_tape(engine, genomes, prompts, longer)
+    assert_close(found, exactly(engine, genomes, base, prompts, longer))
+    assert shelf[0].size > room.size
+
+
+@pytest.mark.parametrize("how", ["released", "of no use"])
+def test_a_tape_that_is_not_read_leaves_its_room_too(base: BaseModel, how: str) -> None:
+    engine, genomes = population(base, 2)
+    prompts = encode(base)
+    completions = write(engine, genomes, prompts)
+    if how == "released":
+        completions.release()
+    else:  # with dropout the pass is another
+        engine.score(genomes, prompts, completions, Scoring(gradient=True, dropout=0.3, dropout_seed=1))
+    assert len(engine.kernels._shelf) == 1
