@@ -1,7 +1,8 @@
-"""The population layers against PEFT's own model, one adapter at a time."""
+"""The adapted layers of an engine's tree against PEFT's own model, one adapter at a time."""
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,8 +11,10 @@ from peft import LoraConfig, PeftModel, get_peft_model, set_peft_model_state_dic
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from evolora.engine.eager.generate import Completions, PromptBatch, generate
-from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.base import Decoding
+from evolora.engine.cpu.engine import CpuEngine
+from evolora.engine.eager.engine import EagerEngine
+from evolora.engine.eager.generate import PromptBatch, generate
 from evolora.models.base import BaseModel, load_base
 from evolora.models.export import load_adapter, save_adapter
 from evolora.models.genome import GenomeLayout
@@ -22,22 +25,27 @@ INDIVIDUALS = 4
 NEW_TOKENS = 12
 VARIANTS = ("plain", "rslora", "patterns", "mlp")
 Folder = Callable[[str], Path]
+Kind = type[EagerEngine]
+
+
+@pytest.fixture(params=[EagerEngine, CpuEngine])
+def kind(request: pytest.FixtureRequest) -> Kind:
+    chosen: Kind = request.param
+    return chosen
 
 
 def genomes_for(layout: GenomeLayout, n: int = INDIVIDUALS, *, scale: float = 0.25, seed: int = 0) -> Tensor:
     return torch.randn(n, layout.genome_length, generator=keyed_generator(seed, "test genomes")) * scale
 
 
-def prompts_for(rows: int = 6, *, seed: int = 0) -> PromptBatch:
-    """Prompts of 2 to 7 tokens, left-padded. Token 0 only pads."""
+def prompts_for(rows: int = 6, *, seed: int = 0) -> list[list[int]]:
+    """Prompts of 2 to 7 tokens. Token 0 only pads."""
     generator = keyed_generator(seed, "test prompts")
-    lengths = [2 + row % 6 for row in range(rows)]
-    ids = torch.zeros(rows, max(lengths), dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, length in enumerate(lengths):
-        ids[row, -length:] = torch.randint(1, 100, (length,), generator=generator)
-        mask[row, -length:] = 1
-    return PromptBatch(ids, mask)
+    return [torch.randint(1, 100, (2 + row % 6,), generator=generator).tolist() for row in range(rows)]
+
+
+def padded(prompts: list[list[int]], times: int = 1) -> PromptBatch:
+    return PromptBatch.of(prompts, pad=0, times=times, device=torch.device("cpu"))
 
 
 def variant_config(base: BaseModel, variant: str) -> LoraConfig:
@@ -76,6 +84,11 @@ def logits_of(model: torch.nn.Module, prompts: PromptBatch) -> Tensor:
         return model(input_ids=prompts.ids, attention_mask=prompts.mask, position_ids=positions(prompts.mask)).logits
 
 
+def adapted_logits(engine: EagerEngine, genomes: Tensor, prompts: PromptBatch, **options: Any) -> Tensor:
+    with engine.layers.adapted(genomes, **options):
+        return logits_of(engine.layers.model, prompts)
+
+
 def assert_logits(found: Tensor, expected: Tensor, mask: Tensor) -> None:
     """Equal on real tokens, relative to the logits' size; what is computed on padding means nothing."""
     keep = mask.bool()
@@ -105,23 +118,32 @@ def stock_generate(model: torch.nn.Module, prompts: PromptBatch, end: int, *, us
     return torch.nn.functional.pad(ids, (0, NEW_TOKENS - ids.shape[1]))
 
 
-def greedy(
-    population_model: PopulationModel, genomes: Tensor, prompts: PromptBatch, end: int, *, use_cache: bool = True
+def written(
+    engine: EagerEngine, genomes: Tensor, prompts: list[list[int]], end: int, seeds: Tensor | None = None
 ) -> Tensor:
-    with population_model.adapted(genomes):
-        ids = generate(
-            population_model.model,
-            prompts.repeat(len(genomes)),
-            max_new_tokens=NEW_TOKENS,
-            eos_token_ids=[end],
-            pad_token_id=0,
-            use_cache=use_cache,
-        ).ids
-    return torch.nn.functional.pad(ids, (0, NEW_TOKENS - ids.shape[1]))
+    """Completions [individuals, prompts, NEW_TOKENS], sampled with seeds [individuals, prompts] or greedy."""
+    drawn = None if seeds is None else seeds.flatten().numpy().astype(np.uint64)
+    how = Decoding(max_new_tokens=NEW_TOKENS, ends=[end], pad=0, seeds=drawn)
+    return full(engine.generate(genomes, prompts, how).ids, len(genomes))
+
+
+def full(ids: Tensor, n: int) -> Tensor:
+    return torch.nn.functional.pad(ids, (0, NEW_TOKENS - ids.shape[1])).unflatten(0, (n, -1))
+
+
+def greedy(
+    engine: EagerEngine, genomes: Tensor, prompts: list[list[int]], end: int, *, use_cache: bool = True
+) -> Tensor:
+    how = Decoding(max_new_tokens=NEW_TOKENS, ends=[end], pad=0)
+    if use_cache:
+        return full(engine.generate(genomes, prompts, how).ids, len(genomes))
+    with engine.layers.adapted(genomes):
+        batch = padded(prompts, len(genomes))
+        return full(generate(engine.layers, engine.kernels, batch, how, use_cache=False).ids, len(genomes))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_logits_and_greedy_text_equal_pefts(architecture: str, variant: str, model_folder: Folder) -> None:
+def test_logits_and_greedy_text_equal_pefts(kind: Kind, architecture: str, variant: str, model_folder: Folder) -> None:
     folder = model_folder(architecture)
     base = load_base(str(folder))
     config = variant_config(base, variant)
@@ -130,51 +152,46 @@ def test_logits_and_greedy_text_equal_pefts(architecture: str, variant: str, mod
         assert len({module.rank for module in layout.modules}) > 1
         assert len({module.scaling for module in layout.modules}) > 1
     genomes, prompts = genomes_for(layout), prompts_for()
-    population_model = PopulationModel(base.model, layout)
-    untouched = logits_of(base.model, prompts)
-    with population_model.adapted(genomes):
-        found = logits_of(base.model, prompts.repeat(INDIVIDUALS)).unflatten(0, (INDIVIDUALS, -1))
-    free = greedy(population_model, genomes, prompts, end=-1)
-    end = an_end_that_occurs(free)
-    texts = {
-        use_cache: greedy(population_model, genomes, prompts, end, use_cache=use_cache).unflatten(0, (INDIVIDUALS, -1))
-        for use_cache in (True, False)
-    }
+    batch = padded(prompts)
+    engine = kind(base.model, layout)
+    untouched = logits_of(engine.layers.model, batch)
+    found = adapted_logits(engine, genomes, padded(prompts, INDIVIDUALS)).unflatten(0, (INDIVIDUALS, -1))
+    free = greedy(engine, genomes, prompts, end=-1)
+    end = an_end_that_occurs(free.flatten(0, 1))
+    texts = {use_cache: greedy(engine, genomes, prompts, end, use_cache=use_cache) for use_cache in (True, False)}
     # The comparison means something: varied text, individuals that differ from the base and from each other, and rows
     # that end early beside rows that do not.
     assert len(free.unique()) > 15
     ended = (texts[True] == end).any(-1)
     assert ended.any() and not ended.all()
     for i in range(INDIVIDUALS):
-        keep = prompts.mask.bool()
+        keep = batch.mask.bool()
         assert (found[i] - untouched)[keep].abs().max() > 0.1
         assert not torch.equal(texts[True][i], texts[True][i - 1])
         oracle = peft_oracle(folder, config, layout.to_state_dict(genomes[i]))
-        assert_logits(found[i], logits_of(oracle, prompts), prompts.mask)
+        assert_logits(found[i], logits_of(oracle, batch), batch.mask)
         for use_cache in (True, False):
-            assert torch.equal(texts[use_cache][i], stock_generate(oracle, prompts, end, use_cache=use_cache))
-    with population_model.adapted(founder[None]):
-        assert torch.equal(logits_of(base.model, prompts), untouched)
+            assert torch.equal(texts[use_cache][i], stock_generate(oracle, batch, end, use_cache=use_cache))
+    assert torch.equal(adapted_logits(engine, founder[None], batch), untouched)
 
 
 def test_an_exported_adapter_runs_in_peft_as_the_individual_did(
-    architecture: str, model_folder: Folder, tmp_path: Path
+    kind: Kind, architecture: str, model_folder: Folder, tmp_path: Path
 ) -> None:
     folder = model_folder(architecture)
     base = load_base(str(folder))
     config = lora_config(base.model, r=4, alpha=6)
     layout, _ = lora_layout(base.model, config, seed=0)
     genomes, prompts = genomes_for(layout, 1), prompts_for()
-    population_model = PopulationModel(base.model, layout)
-    with population_model.adapted(genomes):
-        logits = logits_of(base.model, prompts)
-    text = greedy(population_model, genomes, prompts, end=-1)
-    end = an_end_that_occurs(text)
-    text = greedy(population_model, genomes, prompts, end)
+    batch = padded(prompts)
+    engine = kind(base.model, layout)
+    logits = adapted_logits(engine, genomes, batch)
+    end = an_end_that_occurs(greedy(engine, genomes, prompts, end=-1)[0])
+    text = greedy(engine, genomes, prompts, end)[0]
     save_adapter(tmp_path, base, config, layout, genomes[0])
     oracle = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(folder), tmp_path).eval()
-    assert_logits(logits_of(oracle, prompts), logits, prompts.mask)
-    assert torch.equal(stock_generate(oracle, prompts, end, use_cache=True), text)
+    assert_logits(logits_of(oracle, batch), logits, batch.mask)
+    assert torch.equal(stock_generate(oracle, batch, end, use_cache=True), text)
 
 
 @pytest.mark.parametrize("variant", ["plain", "rslora", "patterns"])
@@ -186,11 +203,8 @@ def test_scaling_is_applied_once_however_often_the_adapter_is_saved(
     config = variant_config(base, variant)
     layout, _ = lora_layout(base.model, config, seed=0)
     first = genome = genomes_for(layout, 1)[0]
-    prompts = prompts_for()
-    population_model = PopulationModel(base.model, layout)
-    with population_model.adapted(genome[None]):
-        expected = logits_of(base.model, prompts)
-    population_model.detach()
+    batch = padded(prompts_for())
+    expected = adapted_logits(CpuEngine(base.model, layout), genome[None], batch)
     for cycle in range(3):
         path = tmp_path / str(cycle)
         path.mkdir()
@@ -199,130 +213,110 @@ def test_scaling_is_applied_once_however_often_the_adapter_is_saved(
         layout, _ = lora_layout(base.model, config, seed=cycle)
         genome = layout.from_state_dict(state)
         assert torch.equal(genome, first)
-        again = PopulationModel(base.model, layout)
-        with again.adapted(genome[None]):
-            assert torch.equal(logits_of(base.model, prompts), expected)
-        again.detach()
+        assert torch.equal(adapted_logits(CpuEngine(base.model, layout), genome[None], batch), expected)
 
 
-def sampled(
-    population_model: PopulationModel, genomes: Tensor, prompts: PromptBatch, seeds: Tensor, end: int
-) -> Completions:
-    """Completions with seeds [individuals, prompts]."""
-    with population_model.adapted(genomes):
-        return generate(
-            population_model.model,
-            prompts.repeat(len(genomes)),
-            max_new_tokens=NEW_TOKENS,
-            eos_token_ids=[end],
-            pad_token_id=0,
-            seeds=seeds.flatten().numpy().astype(np.uint64),
-        )
-
-
-def full(completions: Completions, n: int) -> Tensor:
-    ids = torch.nn.functional.pad(completions.ids, (0, NEW_TOKENS - completions.ids.shape[1]))
-    return ids.unflatten(0, (n, -1))
-
-
-def test_an_individuals_text_does_not_depend_on_its_company(architecture: str, model_folder: Folder) -> None:
+def test_an_individuals_text_does_not_depend_on_its_company(
+    kind: Kind, architecture: str, model_folder: Folder
+) -> None:
     base = load_base(str(model_folder(architecture)))
     layout, _ = lora_layout(base.model, lora_config(base.model), seed=0)
     n, genomes, prompts = 5, genomes_for(layout, 5), prompts_for(6)
     seeds = torch.randint(0, 2**62, (n, 6), generator=keyed_generator(0, "seeds"))
-    population_model = PopulationModel(base.model, layout)
-    end = an_end_that_occurs(greedy(population_model, genomes, prompts, end=-1))
+    engine = kind(base.model, layout)
+    end = an_end_that_occurs(greedy(engine, genomes, prompts, end=-1).flatten(0, 1))
 
     def both(rows: list[int], columns: list[int]) -> tuple[Tensor, Tensor]:
-        part = PromptBatch(prompts.ids[columns], prompts.mask[columns])
-        # A batch of short prompts needs less padding.
-        start = int(part.mask.any(0).int().argmax())
-        part = PromptBatch(part.ids[:, start:], part.mask[:, start:])
-        written = greedy(population_model, genomes[rows], part, end).unflatten(0, (len(rows), -1))
-        drawn = full(sampled(population_model, genomes[rows], part, seeds[rows][:, columns], end), len(rows))
-        return written, drawn
+        part = [prompts[column] for column in columns]
+        drawn = written(engine, genomes[rows], part, end, seeds[rows][:, columns])
+        return written(engine, genomes[rows], part, end), drawn
 
     everyone, columns = list(range(n)), list(range(6))
-    written, drawn = both(everyone, columns)
-    assert not torch.equal(written, drawn)
-    assert len(written.flatten(0, 1).unique(dim=0)) > n
+    greedily, drawn = both(everyone, columns)
+    assert not torch.equal(greedily, drawn)
+    assert len(greedily.flatten(0, 1).unique(dim=0)) > n
     order, shuffled = [3, 0, 4, 2, 1], [5, 2, 0, 4, 1, 3]
     for rows, kept in [(order, columns), (everyone, shuffled), (order, shuffled), ([2], columns), ([4, 1], [0, 1])]:
-        for whole, part in zip((written, drawn), both(rows, kept), strict=True):
+        for whole, part in zip((greedily, drawn), both(rows, kept), strict=True):
             assert torch.equal(part, whole[rows][:, kept])
 
 
-def test_outside_the_block_the_model_is_the_base(architecture: str, model_folder: Folder) -> None:
+def test_outside_the_block_the_tree_is_the_base_and_the_model_always(
+    kind: Kind, architecture: str, model_folder: Folder
+) -> None:
     folder = model_folder(architecture)
-    pristine = AutoModelForCausalLM.from_pretrained(folder).eval()
-    prompts = prompts_for()
-    pristine_logits = logits_of(pristine, prompts)
-    weights = {name: value.clone() for name, value in pristine.state_dict().items()}
+    prompts = padded(prompts_for())
     base = load_base(str(folder))
-    expected = logits_of(base.model, prompts)
-    assert_logits(expected, pristine_logits, prompts.mask)  # by the kernels: rounded a little differently
+    pristine_logits = logits_of(base.model, prompts)
+    weights = {name: value.clone() for name, value in base.model.state_dict().items()}
+    layout, _ = lora_layout(base.model, lora_config(base.model), seed=0)
+    genomes = genomes_for(layout)
+    engine = kind(base.model, layout)
+    tree = engine.layers.model
+    expected = logits_of(tree, prompts)
+    assert_logits(expected, pristine_logits, prompts.mask)  # by kernels: rounded a little differently
 
-    def is_the_base() -> None:
-        assert torch.equal(logits_of(base.model, prompts), expected)
+    def is_untouched() -> None:
+        assert torch.equal(logits_of(base.model, prompts), pristine_logits)
         state = base.model.state_dict()
         assert state.keys() == weights.keys()
         assert all(torch.equal(state[name], weights[name]) for name in weights)
         assert not any(value.requires_grad or value.grad is not None for value in base.model.parameters())
         assert not base.model.training
 
-    layout, _ = lora_layout(base.model, lora_config(base.model), seed=0)
+    def is_the_base() -> None:
+        assert torch.equal(logits_of(tree, prompts), expected)
+        assert not any(value.requires_grad or value.grad is not None for value in tree.parameters())
+        assert not tree.training
+        is_untouched()
+
     is_the_base()
-    genomes = genomes_for(layout)
-    population_model = PopulationModel(base.model, layout)
-    is_the_base()
-    with population_model.adapted(genomes[:1]):
-        one = logits_of(base.model, prompts)
-        with population_model.adapted(genomes[1:2]):
-            two = logits_of(base.model, prompts)
-        assert torch.equal(logits_of(base.model, prompts), one)  # the inner block gives back the outer one's genomes
+    with engine.layers.adapted(genomes[:1]):
+        one = logits_of(tree, prompts)
+        is_untouched()
+        with pytest.raises(AssertionError, match="one call at a time"), engine.layers.adapted(genomes[1:2]):
+            pass
+        assert torch.equal(logits_of(tree, prompts), one)  # who was refused leaves the genomes as they were
+    two = adapted_logits(engine, genomes[1:2], prompts)
     assert not torch.equal(one, two) and not torch.equal(one, expected)
     is_the_base()
-    with pytest.raises(KeyError), population_model.adapted(genomes[:1]):
+    with pytest.raises(KeyError), engine.layers.adapted(genomes[:1]):
         raise KeyError
     is_the_base()
-    with pytest.raises(ValueError, match="genomes must be"), population_model.adapted(genomes[:, 1:]):
+    with pytest.raises(ValueError, match="genomes must be"), engine.layers.adapted(genomes[:, 1:]):
         pass
     is_the_base()
-    with as_peft_model(base.model, lora_config(base.model), state=layout.to_state_dict(genomes[0])) as peft_model:
-        assert_logits(logits_of(peft_model, prompts), one, prompts.mask)
-    is_the_base()
-    with pytest.raises(KeyError), as_peft_model(base.model, lora_config(base.model)):
-        raise KeyError
+    peft_model = as_peft_model(base.model, lora_config(base.model), state=layout.to_state_dict(genomes[0]))
+    assert_logits(logits_of(peft_model, prompts), one, prompts.mask)
     is_the_base()
     rows = genomes[:2].clone().requires_grad_()
-    with population_model.adapted(rows):
-        base.model(input_ids=prompts.ids, attention_mask=prompts.mask).logits.square().mean().backward()
+    with engine.layers.adapted(rows):
+        tree(input_ids=prompts.ids, attention_mask=prompts.mask).logits.square().mean().backward()
     assert rows.grad is not None and (rows.grad != 0).any(1).all()
     is_the_base()
-    population_model.detach()
-    with population_model.adapted(genomes[:1]):
-        assert torch.equal(logits_of(base.model, prompts), expected)
+    engine.close()
+    assert torch.equal(adapted_logits(engine, genomes[:1], prompts), expected)
 
 
-def test_gradients_equal_pefts_and_rows_do_not_mix(architecture: str, model_folder: Folder) -> None:
+def test_gradients_equal_pefts_and_rows_do_not_mix(kind: Kind, architecture: str, model_folder: Folder) -> None:
     folder = model_folder(architecture)
     base = load_base(str(folder), dtype=torch.float64)
     config = lora_config(base.model, r=3)
     layout, _ = lora_layout(base.model, config, seed=0)
     n, prompts = 3, prompts_for(4)
     genomes = genomes_for(layout, n).double().requires_grad_()
-    population_model = PopulationModel(base.model, layout)
+    engine = kind(base.model, layout)
 
     def losses(model: torch.nn.Module, times: int) -> Tensor:
-        batch = prompts.repeat(times)
+        batch = padded(prompts, times)
         logits = model(
             input_ids=batch.ids, attention_mask=batch.mask, position_ids=positions(batch.mask)
         ).logits.log_softmax(-1)
         chosen = logits[:, :-1].gather(-1, batch.ids[:, 1:, None])[..., 0]
         return -(chosen * batch.mask[:, :-1]).unflatten(0, (times, -1)).sum((1, 2))
 
-    with population_model.adapted(genomes):
-        found = losses(base.model, n)
+    with engine.layers.adapted(genomes):
+        found = losses(engine.layers.model, n)
     gradients = [torch.autograd.grad(found[i], genomes, retain_graph=True)[0] for i in range(n)]
     for i in range(n):
         oracle = get_peft_model(AutoModelForCausalLM.from_pretrained(folder), config)
@@ -346,38 +340,27 @@ def test_gradients_equal_pefts_and_rows_do_not_mix(architecture: str, model_fold
         assert (gradients[i][others] == 0).all()
 
 
-def test_dropout_is_on_only_when_asked_for(model_folder: Folder) -> None:
+def test_dropout_is_on_only_when_asked_for(kind: Kind, model_folder: Folder) -> None:
     base = load_base(str(model_folder("gpt2")))
     layout, founder = lora_layout(base.model, lora_config(base.model), seed=0)
     genomes, prompts = genomes_for(layout, 2), prompts_for()
-    seen = prompts.mask.bool()
-    population_model = PopulationModel(base.model, layout, dropout=0.3)
-    batch = prompts.repeat(2)
-    with population_model.adapted(genomes):
-        plain = logits_of(base.model, batch)
-        assert torch.equal(logits_of(base.model, batch), plain)
-    with population_model.adapted(genomes, dropout_seed=0):
-        assert not torch.equal(logits_of(base.model, batch), plain)
-        with population_model.adapted(genomes):
-            assert torch.equal(logits_of(base.model, batch), plain)
-    with population_model.adapted(genomes):
-        assert torch.equal(logits_of(base.model, batch), plain)
-    with population_model.adapted(founder[None], dropout_seed=0):  # it drops the adapters' inputs, not the base's
-        inside = logits_of(base.model, prompts)[seen]
-    torch.testing.assert_close(inside, logits_of(base.model, prompts)[seen], atol=1e-5, rtol=1e-5)
-    none = PopulationModel(base.model, layout, dropout=0.0)
-    population_model.detach()
-    with none.adapted(genomes, dropout_seed=0):
-        assert torch.equal(logits_of(base.model, batch), plain)
+    alone, batch = padded(prompts), padded(prompts, 2)
+    seen = alone.mask.bool()
+    engine = kind(base.model, layout)
+    plain = adapted_logits(engine, genomes, batch)
+    assert torch.equal(adapted_logits(engine, genomes, batch), plain)
+    assert not torch.equal(adapted_logits(engine, genomes, batch, dropout=0.3, dropout_seed=0), plain)
+    assert torch.equal(adapted_logits(engine, genomes, batch), plain)
+    assert torch.equal(adapted_logits(engine, genomes, batch, dropout=0.3), plain)
+    assert torch.equal(adapted_logits(engine, genomes, batch, dropout=0.0, dropout_seed=0), plain)
+    # It drops the adapters' inputs, not the base's.
+    inside = adapted_logits(engine, founder[None], alone, dropout=0.3, dropout_seed=0)[seen]
+    torch.testing.assert_close(inside, logits_of(engine.layers.model, alone)[seen], atol=1e-5, rtol=1e-5)
 
 
-def test_a_batch_that_cannot_be_split_names_the_module(model_folder: Folder) -> None:
+def test_a_batch_that_cannot_be_split_names_the_module(kind: Kind, model_folder: Folder) -> None:
     base = load_base(str(model_folder("llama")))
     layout, _ = lora_layout(base.model, lora_config(base.model), seed=0)
-    population_model = PopulationModel(base.model, layout)
-    prompts = prompts_for(5)
-    with (
-        pytest.raises(ValueError, match=r"layers\.0\.self_attn\.\w+: a batch of shape \[5, 6, 32\].* 3 individuals"),
-        population_model.adapted(genomes_for(layout, 3)),
-    ):
-        logits_of(base.model, prompts)
+    engine = kind(base.model, layout)
+    with pytest.raises(ValueError, match=r"layers\.0\.self_attn\.\w+: a batch of shape \[5, 6, 32\].* 3 individuals"):
+        adapted_logits(engine, genomes_for(layout, 3), padded(prompts_for(5)))

@@ -15,7 +15,8 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from evolora.engine.cpu import install as kernels
-from evolora.engine.cpu.install import _kept, use_kernels
+from evolora.engine.cpu.install import _kept, install
+from evolora.engine.cpu.levers import Levers
 from evolora.engine.cpu.matmul import frozen_linear as frozen_product
 from evolora.engine.cpu.matmul.frozen_linear import (
     _DROPPED_FROM,
@@ -26,6 +27,7 @@ from evolora.engine.cpu.matmul.frozen_linear import (
     WeightPanels,
 )
 from evolora.engine.cpu.matmul.panels import arranged
+from evolora.models.base import module_tree
 
 KEPT: list[Kept] = ["always", "for few rows", "never"]
 KINDS = [nn.Linear, Conv1D]
@@ -379,13 +381,23 @@ def test_inputs_made_for_inference_are_multiplied(kept: Kept, products: list[int
 
 
 @pytest.fixture
-def large(architecture: str, model_folder: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
+def stock(architecture: str, model_folder: Callable[[str], Path]) -> PreTrainedModel:
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_folder(architecture))
+    return model.eval().requires_grad_(False)
+
+
+def compiled(model: PreTrainedModel, levers: Levers | None = None) -> PreTrainedModel:
+    """Another tree of the same weights, with compiled products."""
+    tree = module_tree(model)
+    install(tree, "compiled", levers or Levers())
+    return tree
+
+
+@pytest.fixture
+def large(stock: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> PreTrainedModel:
     """A model that counts as a large one, with its kernels."""
     monkeypatch.setattr(kernels, "is_small", lambda _: False)
-    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(model_folder(architecture))
-    model.eval().requires_grad_(False)
-    use_kernels(model, "compiled")
-    return model
+    return compiled(stock)
 
 
 def frozen_products(model: nn.Module) -> list[FrozenProduct]:
@@ -401,23 +413,23 @@ def logits_of(model: nn.Module, rows: int = 4) -> Tensor:
 
 
 def test_a_large_model_computes_the_same_with_and_without(
-    large: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
+    stock: PreTrainedModel, large: PreTrainedModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert _kept(large) == "for few rows"
-    plain, always = copy.deepcopy(large), copy.deepcopy(large)
+    off = compiled(stock, Levers(arranged_weights=False))
     monkeypatch.setattr(kernels, "_SHARE_OF_MEMORY", 2**62)
-    assert _kept(plain) == "never"
-    use_kernels(plain, "compiled")
+    assert _kept(large) == "never"
+    plain = compiled(stock)
     monkeypatch.setattr(kernels, "is_small", lambda _: True)
-    assert _kept(always) == "always"
-    use_kernels(always, "compiled")
+    assert _kept(large) == "always"
+    always = compiled(stock)
     for rows in (1, 2, MOST_ROWS // 9, _DROPPED_FROM // 9, _DROPPED_FROM, 3):
         expected = logits_of(plain, rows)
-        assert torch.equal(logits_of(large, rows), expected)
-        assert torch.equal(logits_of(always, rows), expected)
+        for model in (large, always, off):
+            assert torch.equal(logits_of(model, rows), expected)
     assert len(frozen_products(large)) > 4
     assert all(product.panels(MOST_ROWS + 1) is not None for product in frozen_products(large)), "since the last batch"
-    assert all(product.panels(MOST_ROWS + 1) is None for product in frozen_products(plain))
+    assert all(product.panels(MOST_ROWS + 1) is None for product in frozen_products(plain) + frozen_products(off))
 
 
 def test_many_rows_give_a_large_models_memory_back(large: PreTrainedModel) -> None:
@@ -427,9 +439,9 @@ def test_many_rows_give_a_large_models_memory_back(large: PreTrainedModel) -> No
     assert all(product.panels(MOST_ROWS + 1) is None for product in frozen_products(large))
 
 
-def test_gradients_of_a_large_model(large: PreTrainedModel) -> None:
-    plain = copy.deepcopy(large)
-    use_kernels(plain, "torch")
+def test_gradients_of_a_large_model(stock: PreTrainedModel, large: PreTrainedModel) -> None:
+    plain = module_tree(stock)
+    install(plain, "torch", Levers())
     assert not frozen_products(plain)
     found, expected = (
         torch.autograd.grad(model(inputs_embeds=embedded).logits.square().sum(), embedded)[0]
@@ -441,12 +453,12 @@ def test_gradients_of_a_large_model(large: PreTrainedModel) -> None:
 
 @pytest.mark.parametrize("small", [False, True])
 def test_an_adapter_merged_into_the_base_counts(
-    large: PreTrainedModel, small: bool, monkeypatch: pytest.MonkeyPatch
+    stock: PreTrainedModel, small: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(kernels, "is_small", lambda _: small)
-    use_kernels(large, "compiled")
-    before = logits_of(large)
-    targets = ["c_attn"] if large.config.model_type == "gpt2" else "all-linear"
+    model = compiled(stock)
+    before = logits_of(model)
+    targets = ["c_attn"] if stock.config.model_type == "gpt2" else "all-linear"
     config = LoraConfig(
         r=2,
         target_modules=targets,
@@ -454,17 +466,16 @@ def test_an_adapter_merged_into_the_base_counts(
         task_type="CAUSAL_LM",
         fan_in_fan_out=targets == ["c_attn"],
     )
-    merged = get_peft_model(large, config).merge_and_unload()
+    merged = get_peft_model(model, config).merge_and_unload()
     assert frozen_products(merged)
-    oracle = copy.deepcopy(merged)
-    use_kernels(oracle, "torch")
     assert (logits_of(merged) - before).abs().max() > 1e-3
-    torch.testing.assert_close(logits_of(merged), logits_of(oracle), atol=1e-4, rtol=1e-4)
+    # The weights, which the tree shares, have changed in place.
+    torch.testing.assert_close(logits_of(merged), logits_of(stock), atol=1e-4, rtol=1e-4)
 
 
 def test_a_small_models_panels_are_always_kept(model_folder: Callable[[str], Path]) -> None:
-    model = AutoModelForCausalLM.from_pretrained(model_folder("gpt2")).eval().requires_grad_(False)
-    assert _kept(model) == "always"
-    use_kernels(model, "compiled")
+    stock = AutoModelForCausalLM.from_pretrained(model_folder("gpt2")).eval().requires_grad_(False)
+    assert _kept(stock) == "always"
+    model = compiled(stock)
     logits_of(model, _DROPPED_FROM)
     assert all(product.panels(_DROPPED_FROM) is not None for product in frozen_products(model))

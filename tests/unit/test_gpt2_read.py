@@ -9,13 +9,14 @@ import pytest
 import torch
 from torch import Tensor
 
+from evolora.engine.cpu import install
 from evolora.engine.cpu.attention.prefill import attend_within
+from evolora.engine.cpu.engine import CpuEngine
 from evolora.engine.cpu.gpt2 import forward as gpt2_pass
 from evolora.engine.cpu.gpt2 import prefill as gpt2_read
 from evolora.engine.cpu.gpt2.prefill import read_packs
-from evolora.engine.cpu.install import use_kernels
-from evolora.engine.eager.kv_cache import RoomyLayer, make_cache
-from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.cpu.levers import Levers
+from evolora.engine.eager.kv_cache import RoomyLayer
 from evolora.models.base import BaseModel, load_base
 from evolora.models.lora import lora_config, lora_layout
 
@@ -25,9 +26,7 @@ FAR = torch.finfo(torch.float32).min
 
 @pytest.fixture
 def base(model_folder: Folder) -> BaseModel:
-    base = load_base(str(model_folder("uneven gpt2")))
-    use_kernels(base.model, "compiled")
-    return base
+    return load_base(str(model_folder("uneven gpt2")))
 
 
 @pytest.fixture
@@ -44,10 +43,10 @@ def read(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[bool]]:
     yield found
 
 
-def population(base: BaseModel, n: int, targets: list[str]) -> tuple[PopulationModel, Tensor]:
+def population(base: BaseModel, n: int, targets: list[str], **options: Any) -> tuple[CpuEngine, Tensor]:
     layout, _ = lora_layout(base.model, lora_config(base.model, target_modules=targets), seed=0)
     genomes = torch.randn(n, layout.genome_length, generator=torch.Generator().manual_seed(0)) * 0.1
-    return PopulationModel(base.model, layout, dropout=0.5), genomes
+    return CpuEngine(base.model, layout, **{"products": "compiled", **options}), genomes
 
 
 def trees(packs: int, width: int, seed: int = 0) -> Tensor:
@@ -61,26 +60,18 @@ def trees(packs: int, width: int, seed: int = 0) -> Tensor:
     return torch.zeros(packs, 1, width, width).masked_fill(~seen[:, None], FAR)
 
 
-def states_of(base: BaseModel, mask: Tensor, population_model: PopulationModel, genomes: Tensor | None) -> list[Tensor]:
+def states_of(engine: CpuEngine, mask: Tensor, genomes: Tensor | None, **options: Any) -> list[Tensor]:
     """The logits of a pass over packs, and the keys and values of its cache, but for what sees nothing."""
     packs, _, width, _ = mask.shape
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(1, 50, (packs, width), generator=generator)
     positions = torch.randint(0, 40, (packs, width), generator=generator)
-    cache = make_cache(base.model, width + 3)
-
-    def run() -> Tensor:
-        logits: Tensor = base.model(
+    model = engine.layers.model
+    cache = engine.kernels.make_cache(model, width + 3)
+    with torch.no_grad(), engine.layers.adapted(genomes, **options):
+        logits: Tensor = model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         ).logits
-        return logits
-
-    with torch.no_grad():
-        if genomes is None:
-            logits = run()
-        else:
-            with population_model.adapted(genomes):
-                logits = run()
     real = (mask[:, 0] == 0).any(-1)
     found = [logits[real]]
     for layer in cache.layers:
@@ -95,37 +86,41 @@ def states_of(base: BaseModel, mask: Tensor, population_model: PopulationModel, 
 def test_it_computes_what_the_layers_do(
     base: BaseModel, read: list[bool], targets: list[str], individuals: int, width: int
 ) -> None:
-    population_model, genomes = population(base, max(1, individuals), targets)
+    engine, genomes = population(base, max(1, individuals), targets)
     mask = trees(8, width)
     given = genomes if individuals else None
-    found = states_of(base, mask, population_model, given)
+    found = states_of(engine, mask, given)
     assert read == [True]
-    use_kernels(base.model, "torch")
-    expected = states_of(base, mask, population_model, given)
+    by_torch, _ = population(base, 1, targets, products="torch")
+    expected = states_of(by_torch, mask, given)
     assert read == [True, False]
-    for one, other in zip(found, expected, strict=True):
+    switched_off, _ = population(base, 1, targets, levers=Levers(prefill=False))
+    by_product = states_of(switched_off, mask, given)
+    assert read == [True, False], "nobody asked"
+    for one, other, third in zip(found, expected, by_product, strict=True):
         assert one.isfinite().all()
         torch.testing.assert_close(one, other, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(one, third, atol=2e-5, rtol=1e-4)
 
 
 def test_threads_share_the_packs(base: BaseModel, read: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    population_model, genomes = population(base, 3, ["c_attn", "c_proj"])
+    engine, genomes = population(base, 3, ["c_attn", "c_proj"])
     mask = trees(15, 11)
-    alone = states_of(base, mask, population_model, genomes)
+    alone = states_of(engine, mask, genomes)
     for threads in (2, 3):
         monkeypatch.setattr(torch, "get_num_threads", lambda threads=threads: threads)
-        for one, other in zip(states_of(base, mask, population_model, genomes), alone, strict=True):
+        for one, other in zip(states_of(engine, mask, genomes), alone, strict=True):
             assert torch.equal(one, other)
     assert read == [True] * 3
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    states_of(base, mask, population_model, genomes)
+    states_of(engine, mask, genomes)
     assert read[-1] is False, "15 packs cannot be shared evenly by four"
 
 
 def test_a_thread_touches_its_own_packs_alone(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    population_model, genomes = population(base, 2, ["c_attn", "c_proj"])
+    engine, genomes = population(base, 2, ["c_attn", "c_proj"])
     mask = trees(6, 9)
-    expected = states_of(base, mask, population_model, genomes)
+    expected = states_of(engine, mask, genomes)
     checked: list[int] = []
 
     def in_parts(function: Any, arguments: Any, packs: int, threads: int) -> None:
@@ -143,26 +138,25 @@ def test_a_thread_touches_its_own_packs_alone(base: BaseModel, monkeypatch: pyte
         assert (results[0][:, 9:] == 3).all(), "the cache's room stays as it was"
 
     monkeypatch.setattr(gpt2_read, "run_rows", in_parts)
-    for one, other in zip(states_of(base, mask, population_model, genomes), expected, strict=True):
+    for one, other in zip(states_of(engine, mask, genomes), expected, strict=True):
         assert torch.equal(one, other)
     assert len(checked) == 3 * base.model.config.n_layer
 
 
 def test_what_is_left_to_the_layers(base: BaseModel, read: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
-    population_model, genomes = population(base, 2, ["c_attn", "c_proj"])
+    engine, genomes = population(base, 2, ["c_attn", "c_proj"])
     mask = trees(4, 9)
-    with population_model.adapted(genomes, dropout_seed=1):
-        states_of(base, mask, population_model, None)
+    states_of(engine, mask, genomes, dropout=0.5, dropout_seed=1)
     assert read == [False], "dropout"
-    hook = base.model.transformer.h[1].mlp.act.register_forward_hook(lambda *_: None)
-    states_of(base, mask, population_model, None)
+    hook = engine.layers.model.transformer.h[1].mlp.act.register_forward_hook(lambda *_: None)
+    states_of(engine, mask, None)
     hook.remove()
     assert read == [False] * 2, "somebody looks on"
-    states_of(base, mask, population_model, None)
+    states_of(engine, mask, None)
     assert read.pop() is True
-    monkeypatch.setattr("evolora.engine.cpu.install.is_small", lambda _: False)
-    use_kernels(base.model, "compiled")
-    states_of(base, mask, population_model, None)
+    monkeypatch.setattr(install, "is_small", lambda _: False)
+    large, _ = population(base, 2, ["c_attn", "c_proj"])
+    states_of(large, mask, None)
     assert read == [False] * 3, "panels that are not always there"
 
 
