@@ -1,6 +1,7 @@
 """The kernels: each computes what the layer that it stands in for computes, with its gradients."""
 
 import copy
+import platform
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,22 +14,21 @@ from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel
 from transformers.activations import NewGELUActivation
 
+from evolora.engine.base import Decoding
 from evolora.engine.cpu.attention import decode as cached_attention
+from evolora.engine.cpu.attention.torch_attention import _in_memory, attention, attention_mask
+from evolora.engine.cpu.engine import CpuEngine
+from evolora.engine.cpu.gelu import gelu
 from evolora.engine.cpu.gpt2 import decode as gpt2_step
-from evolora.engine.cpu.install import (
-    Products,
-    _attention,
-    _attention_mask,
-    _gelu,
-    _in_memory,
-    _processor_maker,
-    fastest_products,
-    use_kernels,
-)
+from evolora.engine.cpu.install import install
+from evolora.engine.cpu.levers import Levers
 from evolora.engine.cpu.lora import Adapter
+from evolora.engine.cpu.matmul import choice
+from evolora.engine.cpu.matmul.choice import Products, fastest_products
 from evolora.engine.cpu.matmul.frozen_linear import FrozenProduct
-from evolora.engine.eager.generate import encode, generate
-from evolora.models.base import load_base
+from evolora.engine.eager.generate import PromptBatch
+from evolora.models.base import load_base, module_tree
+from evolora.models.lora import lora_config, lora_layout
 
 Folder = Callable[[str], Path]
 
@@ -39,19 +39,24 @@ def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
+def engine_of(model: PreTrainedModel, products: Products) -> CpuEngine:
+    layout, _ = lora_layout(model, lora_config(model), seed=0)
+    return CpuEngine(model, layout, products=products)
+
+
 def test_gelu() -> None:
     x = torch.linspace(-12, 12, 4001, requires_grad=True)
     module = NewGELUActivation()
-    torch.testing.assert_close(_gelu(module, x), module(x), atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(gelu(x), module(x), atol=1e-6, rtol=1e-6)
     expected = torch.autograd.grad(module(x).sum(), x)[0]
-    torch.testing.assert_close(torch.autograd.grad(_gelu(module, x).sum(), x)[0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(torch.autograd.grad(gelu(x).sum(), x)[0], expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("products", PRODUCTS)
 def test_what_stands_between_a_product_and_gelu_is_heard(products: Products, model_folder: Folder) -> None:
     plain = AutoModelForCausalLM.from_pretrained(model_folder("gpt2")).eval().requires_grad_(False)
-    model = copy.deepcopy(plain)
-    use_kernels(model, products)
+    model = module_tree(plain)
+    install(model, products, Levers())
     embedded = drawn(2, 5, 32).requires_grad_()
 
     def logits_and_gradient(model: nn.Module) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,23 +79,26 @@ def test_what_stands_between_a_product_and_gelu_is_heard(products: Products, mod
 @torch.no_grad()
 def test_peft_around_the_layer_before_gelu_is_heard(products: Products, model_folder: Folder) -> None:
     base = load_base(str(model_folder("gpt2")))
-    use_kernels(base.model, products)
+    engine = engine_of(base.model, products)
+    tree = engine.layers.model
     lora = LoraConfig(target_modules=["c_fc"], fan_in_fan_out=True, init_lora_weights=False)
     tokens = torch.arange(12).view(2, 6)
     plain = AutoModelForCausalLM.from_pretrained(str(model_folder("gpt2")))
-    before = base.model(tokens).logits
-    adapted = get_peft_model(base.model, lora).eval()
+    before = tree(tokens).logits
+    adapted = get_peft_model(tree, lora).eval()
     expected = get_peft_model(plain, lora).eval()
     expected.load_state_dict(adapted.state_dict())
     found = adapted(tokens).logits
     torch.testing.assert_close(found, expected(tokens).logits, atol=1e-5, rtol=1e-4)
     assert not torch.allclose(found, before, atol=1e-3)
-    batch = encode(base.tokenizer, ["Yes,", "No"], "cpu")
-    written = [
-        generate(model, batch, max_new_tokens=6, eos_token_ids=[-1], pad_token_id=0, use_cache=use_cache).ids
-        for model, use_cache in ((base.model, True), (plain, False))
-    ]
-    assert torch.equal(*written)
+    # So it is in the passes of an engine whose tree was wrapped.
+    prompts = base.tokenizer(["Yes,", "No"])["input_ids"]
+    written = engine.generate(None, prompts, Decoding(max_new_tokens=6, ends=[-1], pad=0)).ids
+    batch = PromptBatch.of(prompts, pad=0, times=1, device=written.device)
+    oracle = plain.generate(
+        input_ids=batch.ids, attention_mask=batch.mask, max_new_tokens=6, eos_token_id=-1, pad_token_id=0, do_sample=False
+    )
+    assert torch.equal(written, oracle[:, batch.ids.shape[1] :])
 
 
 def test_which_states_lie_in_the_order_of_the_cache() -> None:
@@ -109,12 +117,12 @@ def test_which_states_lie_in_the_order_of_the_cache() -> None:
 
 
 @pytest.mark.parametrize("products", PRODUCTS)
-@pytest.mark.parametrize("architecture", ["gpt2", "llama", "neox"])
+@pytest.mark.parametrize("architecture", ["gpt2", "llama", "gpt_neox"])
 def test_decoding_attends_to_the_cache_by_the_compiled_pass(
     architecture: str, products: Products, model_folder: Folder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     base = load_base(str(model_folder(architecture)))
-    use_kernels(base.model, products)
+    engine = engine_of(base.model, products)
     passes: list[tuple[int, ...]] = []
     own, whole = cached_attention.attend_arrays, gpt2_step.steps_rows
 
@@ -130,8 +138,8 @@ def test_decoding_attends_to_the_cache_by_the_compiled_pass(
     for module in (cached_attention, gpt2_step):
         monkeypatch.setattr(module, "attend_arrays", counted)
     monkeypatch.setattr(gpt2_step, "steps_rows", counted_steps)
-    prompts = encode(base.tokenizer, ["The sum of 4 and 3 is", "Yes,", "No"], "cpu")
-    generate(base.model, prompts, max_new_tokens=5, eos_token_ids=[-1], pad_token_id=0)
+    prompts = base.tokenizer(["The sum of 4 and 3 is", "Yes,", "No"])["input_ids"]
+    engine.generate(None, prompts, Decoding(max_new_tokens=5, ends=[-1], pad=0))
     assert passes.count((3, 1)) == 4 * base.model.config.num_hidden_layers
 
 
@@ -155,7 +163,7 @@ def test_attention(key_heads: int, asked: int, positions: int, scaling: float | 
     for given in (mask, additive):
         if given.dtype == torch.bool and asked * positions <= 1024:
             continue  # small masks come additive
-        found, _ = _attention(module, query, key, value, given, scaling=scaling)
+        found, _ = attention(module, query, key, value, given, scaling=scaling)
         assert found.isfinite().all()
         torch.testing.assert_close(found[real], expected[real], atol=1e-5, rtol=1e-5)
         for one, other in zip(
@@ -169,19 +177,19 @@ def test_attention(key_heads: int, asked: int, positions: int, scaling: float | 
 def test_without_a_mask_one_query_sees_all_and_several_are_causal() -> None:
     query, key, value = (drawn(2, 3, 5, 4, seed=seed) for seed in range(3))
     causal = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
-    torch.testing.assert_close(_attention(nn.Module(), query, key, value, None)[0], causal.transpose(1, 2))
+    torch.testing.assert_close(attention(nn.Module(), query, key, value, None)[0], causal.transpose(1, 2))
     last = query[:, :, -1:]
-    torch.testing.assert_close(_attention(nn.Module(), last, key, value, None)[0], causal.transpose(1, 2)[:, -1:])
+    torch.testing.assert_close(attention(nn.Module(), last, key, value, None)[0], causal.transpose(1, 2)[:, -1:])
 
 
 def test_masks_are_additive_where_products_add_them() -> None:
     padding = torch.tensor([[0, 0, 1, 1], [1, 1, 1, 1]]).bool()
     options: dict[str, Any] = {"batch_size": 2, "q_length": 1, "kv_length": 4, "q_offset": 3, "attention_mask": padding}
-    small = _attention_mask(**options)
+    small = attention_mask(**options)
     assert small is not None and small.dtype == torch.float32
     assert (small.squeeze() == 0).tolist() == padding.tolist() and small.isfinite().all()
-    assert _attention_mask(**{**options, "attention_mask": padding[1:].expand(2, -1)}) is None
-    large = _attention_mask(batch_size=1, q_length=40, kv_length=40, attention_mask=torch.arange(40)[None] > 3)
+    assert attention_mask(**{**options, "attention_mask": padding[1:].expand(2, -1)}) is None
+    large = attention_mask(batch_size=1, q_length=40, kv_length=40, attention_mask=torch.arange(40)[None] > 3)
     assert large is not None and large.dtype == torch.bool
 
 
@@ -198,7 +206,7 @@ def test_a_model_computes_the_same(architecture: str, products: Products, model_
     folder = model_folder(architecture)
     plain = AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
     model = AutoModelForCausalLM.from_pretrained(folder).eval().requires_grad_(False)
-    use_kernels(model, products)
+    install(model, products, Levers())
     expected = logits_of(plain)
     torch.testing.assert_close(logits_of(model), expected, atol=1e-5, rtol=1e-5)
     # A copy has kernels of its own: those of its own weights.
@@ -218,15 +226,14 @@ def frozen_products(model: nn.Module) -> int:
     return sum(isinstance(vars(module).get("forward"), FrozenProduct) for module in model.modules())
 
 
-def test_a_later_call_changes_the_products(architecture: str, model_folder: Folder) -> None:
+def test_trees_of_one_model_have_products_of_their_own(architecture: str, model_folder: Folder) -> None:
     model = AutoModelForCausalLM.from_pretrained(model_folder(architecture)).eval().requires_grad_(False)
-    results, counts = [], []
-    for products in ("torch", "compiled", "torch", "compiled"):
-        use_kernels(model, products)
-        results.append(logits_of(model))
-        counts.append(frozen_products(model))
+    before = logits_of(model)
+    trees = [engine_of(model, products).layers.model for products in ("torch", "compiled", "torch", "compiled")]
+    results, counts = [logits_of(tree) for tree in trees], [frozen_products(tree) for tree in trees]
     assert counts[0] == counts[2] == 0 and counts[1] == counts[3] > 4
     assert torch.equal(results[0], results[2]) and torch.equal(results[1], results[3])
+    assert frozen_products(model) == 0 and torch.equal(logits_of(model), before)
 
 
 @pytest.mark.parametrize(
@@ -243,7 +250,7 @@ def test_a_later_call_changes_the_products(architecture: str, model_folder: Fold
 def test_the_processor_and_not_the_moment_decides_whose_products(
     maker: str, features: dict[str, bool], expected: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evolora.engine.cpu.install._processor_maker", lambda: maker)
+    monkeypatch.setattr(choice, "_processor_maker", lambda: maker)
     monkeypatch.setattr(llvm, "get_host_cpu_features", lambda: features)
     assert fastest_products() == expected
 
@@ -264,6 +271,6 @@ def test_who_made_the_processor(
     path = tmp_path / "cpuinfo"
     if cpuinfo is not None:
         path.write_text(cpuinfo)
-    monkeypatch.setattr("evolora.engine.cpu.install.Path", lambda _: path)
-    monkeypatch.setattr("platform.processor", lambda: name)
-    assert _processor_maker() == expected
+    monkeypatch.setattr(choice, "Path", lambda _: path)
+    monkeypatch.setattr(platform, "processor", lambda: name)
+    assert choice._processor_maker() == expected

@@ -9,11 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.engine.cpu.sampling import _sample_compiled, _sample_torch, likeliest, likeliest_rows, sample
+from evolora.engine.cpu.sampling import _sample_compiled, likeliest, likeliest_rows, sample
+from evolora.engine.eager import sampling as eager
 
 Sample = Callable[[Tensor, Tensor, float], tuple[Tensor, Tensor]]
 
-BOTH = pytest.mark.parametrize("draw", [_sample_compiled, _sample_torch])
+BOTH = pytest.mark.parametrize("draw", [_sample_compiled, eager.sample])
 LAST = 1 - 2**-53
 
 
@@ -55,7 +56,7 @@ def test_it_is_the_inverse_of_the_distribution(
 
 def test_both_draw_the_same() -> None:
     logits, uniform = drawn(500, 5000)
-    compiled, torchs = _sample_compiled(logits, uniform, 0.8), _sample_torch(logits, uniform, 0.8)
+    compiled, torchs = _sample_compiled(logits, uniform, 0.8), eager.sample(logits, uniform, 0.8)
     assert (compiled[0] == torchs[0]).float().mean() > 0.99  # the others lie at an edge, within rounding
     same = compiled[0] == torchs[0]
     torch.testing.assert_close(compiled[1][same], torchs[1][same], atol=1e-5, rtol=0)
@@ -111,7 +112,7 @@ def test_which_is_used() -> None:
         # Not laid out row by row: the same.
         assert torch.equal(sample(logits.t().contiguous().t(), uniform, 0.7)[1], sample(logits, uniform, 0.7)[1])
         double = logits.double()
-        assert torch.equal(sample(double, uniform, 0.7)[1], _sample_torch(double, uniform, 0.7)[1])
+        assert torch.equal(sample(double, uniform, 0.7)[1], eager.sample(double, uniform, 0.7)[1])
     logits.requires_grad_()
     assert sample(logits, uniform, 0.7)[1].requires_grad
 
