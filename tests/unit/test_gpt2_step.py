@@ -9,14 +9,22 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
+from evolora.engine.base import Completions, Decoding
+from evolora.engine.cpu import install
+from evolora.engine.cpu.engine import CpuEngine
 from evolora.engine.cpu.gpt2 import decode as gpt2_step
-from evolora.engine.cpu.gpt2.decode import Ahead, Gpt2Step
-from evolora.engine.cpu.install import Products, use_kernels
+from evolora.engine.cpu.gpt2.decode import Gpt2Step
+from evolora.engine.cpu.kv_cache import KernelCache, KernelLayer
+from evolora.engine.cpu.levers import Levers
 from evolora.engine.cpu.matmul import frozen_linear as frozen_product
-from evolora.engine.eager.generate import Completions, encode, generate
-from evolora.engine.eager.kv_cache import RoomyCache, RoomyLayer, make_cache, unpacked
-from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.cpu.matmul.choice import Products
+from evolora.engine.eager.engine import EagerEngine
+from evolora.engine.eager.generate import PromptBatch, generate
+from evolora.engine.eager.kernels import Steps
+from evolora.engine.eager.kv_cache import RoomyCache, RoomyLayer, make_cache
+from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.models.base import BaseModel, load_base
 from evolora.models.lora import lora_config, lora_layout
 
@@ -35,34 +43,28 @@ def products(request: pytest.FixtureRequest) -> Products:
     return chosen
 
 
-def loaded(model_folder: Folder, products: Products) -> BaseModel:
-    base = load_base(str(model_folder("uneven gpt2")))
-    use_kernels(base.model, products)
-    return base
-
-
 @pytest.fixture
-def base(model_folder: Folder, products: Products) -> BaseModel:
-    return loaded(model_folder, products)
+def base(model_folder: Folder) -> BaseModel:
+    return load_base(str(model_folder("uneven gpt2")))
 
 
 @pytest.fixture
 def steps(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
     """The rows of each step that was made of compiled functions."""
     made: list[int] = []
-    run, ahead = Gpt2Step.run, Gpt2Step.ahead
+    run, run_steps = Gpt2Step.run, Gpt2Step.run_steps
 
     def counted(self: Gpt2Step, tokens: Tensor, positions: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
         made.append(len(tokens))
         return run(self, tokens, positions, mask)
 
-    def all_counted(self: Gpt2Step, tokens: Tensor, *others: Any) -> Ahead:
-        found = ahead(self, tokens, *others)
+    def all_counted(self: Gpt2Step, tokens: Tensor, *others: Any) -> Steps:
+        found = run_steps(self, tokens, *others)
         made.extend([len(tokens)] * found.tokens.shape[1])
         return found
 
     monkeypatch.setattr(Gpt2Step, "run", counted)
-    monkeypatch.setattr(Gpt2Step, "ahead", all_counted)
+    monkeypatch.setattr(Gpt2Step, "run_steps", all_counted)
     yield made
 
 
@@ -89,18 +91,41 @@ def share(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
         monkeypatch.setattr(module, "_LEAST_A_THREAD", 1)
 
 
-def population(base: BaseModel, n: int, targets: list[str] | None = None) -> tuple[Any, Tensor]:
+def population(base: BaseModel, n: int, targets: list[str] | None = None, **options: Any) -> tuple[CpuEngine, Tensor]:
     layout, _ = lora_layout(base.model, lora_config(base.model, target_modules=targets or ["c_attn", "c_proj"]), seed=0)
     genomes = torch.randn(n, layout.genome_length, generator=torch.Generator().manual_seed(0)) * 0.1
-    return PopulationModel(base.model, layout, dropout=0.5), genomes
+    return CpuEngine(base.model, layout, **{"products": "compiled", **options}), genomes
 
 
-def hidden_states(base: BaseModel, prompts: list[str], ends: list[int], **options: Any) -> tuple[Tensor, Tensor]:
-    """What a model writes to `prompts`, and the hidden states that it wrote from."""
-    batch = encode(base.tokenizer, prompts, "cpu")
-    found = generate(
-        base.model, batch, max_new_tokens=8, eos_token_ids=ends, pad_token_id=0, keep_features=True, **options
-    )
+def encode(base: BaseModel, prompts: list[str] = PROMPTS) -> list[list[int]]:
+    ids: list[list[int]] = base.tokenizer(prompts)["input_ids"]
+    return ids
+
+
+def write(
+    engine: EagerEngine,
+    genomes: Tensor | None,
+    prompts: list[list[int]],
+    *,
+    use_cache: bool = True,
+    adapted: dict[str, Any] | None = None,
+    **options: Any,
+) -> Completions:
+    """What an engine writes to `prompts`, each of them by each of `genomes`."""
+    how = Decoding(**{"max_new_tokens": 8, "ends": [-1], "pad": 0, "features": True, **options})
+    if use_cache and adapted is None:
+        return engine.generate(genomes, prompts, how)
+    times = 1 if genomes is None else len(genomes)
+    with engine.layers.adapted(genomes, **(adapted or {})):
+        batch = PromptBatch.of(prompts, pad=0, times=times, device=engine.device)
+        return generate(engine.layers, engine.kernels, batch, how, use_cache=use_cache)
+
+
+def hidden_states(
+    engine: EagerEngine, genomes: Tensor | None, prompts: list[list[int]], **options: Any
+) -> tuple[Tensor, Tensor]:
+    """What an engine writes, and the hidden states that it wrote from."""
+    found = write(engine, genomes, prompts, **options)
     assert found.features is not None
     return found.ids, found.features
 
@@ -117,56 +142,58 @@ def test_it_computes_what_the_layers_do(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     share(monkeypatch, shared)
-    prompts = PROMPTS * max(1, individuals)
-    population_model, genomes = population(base, max(1, individuals))
-
-    def run(**options: Any) -> tuple[Tensor, Tensor]:
-        if not individuals:
-            return hidden_states(base, prompts, [-1], **options)
-        with population_model.adapted(genomes):
-            return hidden_states(base, prompts, [-1], **options)
-
-    ids, features = run()
-    assert steps == [len(prompts)] * 7
+    prompts = encode(base)
+    engine, genomes = population(base, max(1, individuals), products=products)
+    given = genomes if individuals else None
+    rows = len(prompts) * max(1, individuals)
+    ids, features = hidden_states(engine, given, prompts)
+    assert steps == [rows] * 7
     assert layers == {"by_product" if products == "torch" or shared == "threads of products" else "whole"}
-    with monkeypatch.context() as patched:
-        patched.setattr(Gpt2Step, "of", lambda *_: None)
-        by_layers = run()
-    without_cache = run(use_cache=False)
-    assert steps == [len(prompts)] * 7
+    switched_off, _ = population(base, 1, products=products, levers=Levers(step=False))
+    by_layers = hidden_states(switched_off, given, prompts)
+    without_cache = hidden_states(engine, given, prompts, use_cache=False)
+    assert steps == [rows] * 7
     for expected in (by_layers, without_cache):
         assert torch.equal(ids, expected[0])
         torch.testing.assert_close(features, expected[1], atol=2e-5, rtol=1e-4)
 
 
 def test_each_product_and_whole_layers_write_the_same_in_any_number_of_threads(
-    model_folder: Folder, layers: set[str], monkeypatch: pytest.MonkeyPatch
+    base: BaseModel, layers: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = loaded(model_folder, "compiled")
-    population_model, genomes = population(base, 3)
+    engine, genomes = population(base, 3)
     found = {}
     for name in SHARES:
         share(monkeypatch, name)
-        with population_model.adapted(genomes):
-            found[name] = hidden_states(base, PROMPTS * 3, [-1])
+        found[name] = hidden_states(engine, genomes, encode(base))
     assert layers == {"whole", "by_product"}
     alone = found["one thread"]
     for ids, features in found.values():
         assert torch.equal(ids, alone[0]) and torch.equal(features, alone[1])
 
 
+def test_whole_layers_can_be_switched_off(base: BaseModel, layers: set[str]) -> None:
+    expected = hidden_states(*population(base, 3), encode(base))
+    assert layers == {"whole"}
+    layers.clear()
+    found = hidden_states(*population(base, 3, levers=Levers(whole_layers=False)), encode(base))
+    assert layers == {"by_product"}
+    assert torch.equal(found[0], expected[0])
+    torch.testing.assert_close(found[1], expected[1], atol=2e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize(("rows", "way"), [(15, "by_product"), (16, "whole")])
 def test_threads_take_rows_through_whole_layers_where_each_has_some(
-    model_folder: Folder, layers: set[str], rows: int, way: str, monkeypatch: pytest.MonkeyPatch
+    base: BaseModel, layers: set[str], rows: int, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    base = loaded(model_folder, "compiled")
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
-    hidden_states(base, (PROMPTS * 4)[:rows], [-1])
+    engine, _ = population(base, 1)
+    hidden_states(engine, None, encode(base, (PROMPTS * 4)[:rows]))
     assert layers == {way}
 
 
-def test_a_thread_touches_its_own_rows_alone(model_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
-    base = loaded(model_folder, "compiled")
+def test_a_thread_touches_its_own_rows_alone(base: BaseModel, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, _ = population(base, 1)
     checked: list[int] = []
 
     def in_parts(function: Any, arguments: Any, rows: int, threads: int) -> None:
@@ -186,51 +213,50 @@ def test_a_thread_touches_its_own_rows_alone(model_folder: Folder, monkeypatch: 
 
     monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     monkeypatch.setattr(gpt2_step, "_LEAST_ROWS", 1)
-    expected = hidden_states(base, PROMPTS, [-1])
+    expected = hidden_states(engine, None, encode(base))
     monkeypatch.setattr(gpt2_step, "run_rows", in_parts)
-    found = hidden_states(base, PROMPTS, [-1])
+    found = hidden_states(engine, None, encode(base))
     assert len(checked) == 3 * 7
     assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+
+
+def as_large(monkeypatch: pytest.MonkeyPatch, least_products: int) -> None:
+    """Models made from now on are as large ones, whose weights are in panels after so many products."""
+    monkeypatch.setattr(install, "is_small", lambda _: False)
+    monkeypatch.setattr(frozen_product, "_LEAST_PRODUCTS", least_products)
 
 
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("kind", ["small", "large"])
 def test_several_steps_at_a_time_write_what_single_ones_do(
-    model_folder: Folder, monkeypatch: pytest.MonkeyPatch, kind: str, sampled: bool
+    base: BaseModel, monkeypatch: pytest.MonkeyPatch, kind: str, sampled: bool
 ) -> None:
     if kind == "large":
-        monkeypatch.setattr("evolora.engine.cpu.install.is_small", lambda _: False)
-        monkeypatch.setattr(frozen_product, "_LEAST_PRODUCTS", 3)
-    base = loaded(model_folder, "compiled")
-    population_model, genomes = population(base, 3)
-    prompts = PROMPTS * 3
-    seeds = np.arange(12, dtype=np.uint64) if sampled else None
+        as_large(monkeypatch, 3)
+    engine, genomes = population(base, 3)
+    step_by_step, _ = population(base, 3, levers=Levers(multi_step=False))
+    options: dict[str, Any] = {"temperature": 1.4, "max_new_tokens": 12}
+    if sampled:
+        options["seeds"] = np.arange(12, dtype=np.uint64)
     stretches: list[int] = []
-    ahead = Gpt2Step.ahead
+    run_steps = Gpt2Step.run_steps
 
-    def noted(self: Gpt2Step, *arguments: Any) -> Ahead:
-        found = ahead(self, *arguments)
+    def noted(self: Gpt2Step, *arguments: Any) -> Steps:
+        found = run_steps(self, *arguments)
         stretches.append(found.tokens.shape[1])
         return found
 
-    def write(ends: list[int], drafts: list[list[int]] | None = None) -> Completions:
-        options: dict[str, Any] = {"seeds": seeds, "temperature": 1.4, "drafts": drafts, "keep_features": True}
-        with population_model.adapted(genomes):
-            batch = encode(base.tokenizer, prompts, "cpu")
-            return generate(base.model, batch, max_new_tokens=12, eos_token_ids=ends, pad_token_id=0, **options)
-
-    whole = write([-1])
+    monkeypatch.setattr(Gpt2Step, "run_steps", noted)
+    whole = write(engine, genomes, encode(base), **options)
     ends = whole.ids.unique().tolist()[::7]
     drafts = [row[: 3 * (index % 3)] for index, row in enumerate(whole.rows())]
     for chosen in ({"ends": [-1]}, {"ends": ends}, {"ends": [-1], "drafts": drafts}):
-        with monkeypatch.context() as patch:
-            patch.setattr(Gpt2Step, "ahead", noted)
-            stretches.clear()
-            found = write(**chosen)
-        with monkeypatch.context() as patch:
-            patch.setattr(Gpt2Step, "goes_ahead", False)
-            expected = write(**chosen)
+        stretches.clear()
+        found = write(engine, genomes, encode(base), **options, **chosen)
         assert max(stretches) > 2 and (chosen["ends"] == [-1] or len(stretches) > 1), "rows left"
+        stretches.clear()
+        expected = write(step_by_step, genomes, encode(base), **options, **chosen)
+        assert not stretches
         assert torch.equal(found.ids, expected.ids) and torch.equal(found.mask, expected.mask)
         for name in ("log_probs", "features"):
             one, other = getattr(found, name), getattr(expected, name)
@@ -239,78 +265,80 @@ def test_several_steps_at_a_time_write_what_single_ones_do(
                 assert torch.equal(one[found.mask], other[found.mask]), name
 
 
-@pytest.mark.parametrize("ahead", [True, False])
-def test_a_text_longer_than_the_model_is_an_error_at_its_end(
-    model_folder: Folder, monkeypatch: pytest.MonkeyPatch, ahead: bool
-) -> None:
-    base = loaded(model_folder, "compiled")
-    if not ahead:
-        monkeypatch.setattr(Gpt2Step, "goes_ahead", False)
-    batch = encode(base.tokenizer, PROMPTS, "cpu")
-    room = base.model.config.n_positions - int(batch.mask.sum(1).max())
+@pytest.mark.parametrize("multi_step", [True, False])
+def test_a_text_longer_than_the_model_is_an_error_at_its_end(base: BaseModel, multi_step: bool) -> None:
+    engine, _ = population(base, 1, levers=Levers(multi_step=multi_step))
+    prompts = encode(base)
+    room = base.model.config.n_positions - max(map(len, prompts))
 
-    def write(more: int, ends: list[int]) -> Completions:
-        return generate(base.model, batch, max_new_tokens=room + more, eos_token_ids=ends, pad_token_id=0)
+    def further(more: int, ends: list[int]) -> Completions:
+        return write(engine, None, prompts, max_new_tokens=room + more, ends=ends)
 
     # The last token of a completion is never read.
-    full = write(1, [-1])
+    full = further(1, [-1])
     assert full.mask.all()
     with pytest.raises(IndexError, match=f"position {base.model.config.n_positions} in a model"):
-        write(2, [-1])
+        further(2, [-1])
     ends = full.ids[:, -2].unique().tolist()
-    assert torch.equal(write(9, ends).ids[:, 0], full.ids[:, 0]), "who ends in time may have had more room"
+    assert torch.equal(further(9, ends).ids[:, 0], full.ids[:, 0]), "who ends in time may have had more room"
 
 
-def test_one_layer_without_panels_goes_by_product(base: BaseModel, steps: list[int], layers: set[str]) -> None:
-    own = vars(base.model.transformer.h[1].mlp.c_proj)
+def test_one_layer_without_panels_goes_by_product(
+    base: BaseModel, products: Products, steps: list[int], layers: set[str]
+) -> None:
+    engine, _ = population(base, 1, products=products)
+    own = vars(engine.layers.model.transformer.h[1].mlp.c_proj)
     own.pop("forward", None)
-    ids, features = hidden_states(base, PROMPTS, [-1])
+    ids, features = hidden_states(engine, None, encode(base))
     assert steps and layers == {"by_product"}
-    expected_ids, expected = hidden_states(base, PROMPTS, [-1], use_cache=False)
+    expected_ids, expected = hidden_states(engine, None, encode(base), use_cache=False)
     assert torch.equal(ids, expected_ids)
     torch.testing.assert_close(features, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_a_large_models_layers_are_whole_from_the_step_that_has_their_panels(
-    model_folder: Folder, layers: set[str], monkeypatch: pytest.MonkeyPatch
+    base: BaseModel, layers: set[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("evolora.engine.cpu.install.is_small", lambda _: False)
-    monkeypatch.setattr(frozen_product, "_LEAST_PRODUCTS", 4)
-    base = loaded(model_folder, "compiled")
-    first = hidden_states(base, PROMPTS, [-1])
+    as_large(monkeypatch, 4)
+    engine, _ = population(base, 1)
+    first = hidden_states(engine, None, encode(base))
     assert layers == {"whole", "by_product"}
     layers.clear()
-    second = hidden_states(base, PROMPTS, [-1])
+    second = hidden_states(engine, None, encode(base))
     assert layers == {"whole"}
     assert torch.equal(first[0], second[0]) and torch.equal(first[1], second[1])
 
 
-def test_a_weight_that_changes_between_batches_counts(base: BaseModel, steps: list[int]) -> None:
-    before, _ = hidden_states(base, PROMPTS, [-1])
-    for block in base.model.transformer.h:
+def test_a_weight_that_changes_between_batches_counts(base: BaseModel, products: Products, steps: list[int]) -> None:
+    engine, _ = population(base, 1, products=products)
+    before, _ = hidden_states(engine, None, encode(base))
+    for block in base.model.transformer.h:  # whose weights the engine shares
         for layer in (block.attn.c_attn, block.attn.c_proj, block.mlp.c_fc, block.mlp.c_proj):
             layer.weight.data += 0.1 * layer.weight.data.flip(0)
     steps.clear()
-    ids, features = hidden_states(base, PROMPTS, [-1])
+    ids, features = hidden_states(engine, None, encode(base))
     assert steps and not torch.equal(ids, before)
-    use_kernels(base.model, "torch")
-    expected_ids, expected = hidden_states(base, PROMPTS, [-1], use_cache=False)
+    by_torch, _ = population(base, 1, products="torch")
+    expected_ids, expected = hidden_states(by_torch, None, encode(base), use_cache=False)
     assert torch.equal(ids, expected_ids)
     torch.testing.assert_close(features, expected, atol=2e-5, rtol=1e-4)
 
 
-def test_rows_that_leave_keep_their_own_adapters(base: BaseModel, steps: list[int]) -> None:
-    population_model, genomes = population(base, 3)
-    with population_model.adapted(genomes):
-        ids, features = hidden_states(base, PROMPTS * 3, [-1])
-        ends = max(ids.unique().tolist(), key=lambda token: len({length(row, token) for row in ids.tolist()}))
-        steps.clear()
-        left, left_features = hidden_states(base, PROMPTS * 3, [ends])
+def test_rows_that_leave_keep_their_own_adapters(base: BaseModel, products: Products, steps: list[int]) -> None:
+    engine, genomes = population(base, 3, products=products)
+    ids, features = hidden_states(engine, genomes, encode(base))
+    ends = max(ids.unique().tolist(), key=lambda token: len({length(row, token) for row in ids.tolist()}))
+    steps.clear()
+    left, left_features = hidden_states(engine, genomes, encode(base), ends=[ends])
     assert len(set(steps)) > 1
     for row in range(12):
         own = length(ids[row].tolist(), ends)
         assert torch.equal(left[row, :own], ids[row, :own])
         torch.testing.assert_close(left_features[row, :own], features[row, :own], atol=1e-5, rtol=1e-4)
+    steps.clear()
+    stay, _ = population(base, 3, products=products, levers=Levers(leave=False))
+    stayed, _ = hidden_states(stay, genomes, encode(base), ends=[ends])
+    assert torch.equal(stayed, left) and set(steps) == {12}
 
 
 def length(tokens: list[int], end: int) -> int:
@@ -348,92 +376,108 @@ def other_norm(model: Any) -> None:
         other_norm,
     ],
 )
-def test_what_else_has_a_part_keeps_it(base: BaseModel, steps: list[int], change: Hooks) -> None:
-    change(base.model)
-    ids, features = hidden_states(base, PROMPTS, [-1])
+@pytest.mark.parametrize("whose", ["the model's", "the engine's"])
+def test_what_else_has_a_part_keeps_it(
+    base: BaseModel, products: Products, steps: list[int], change: Hooks, whose: str
+) -> None:
+    if whose == "the model's":  # which an engine's copy of the tree has, too
+        change(base.model)
+    engine, _ = population(base, 1, products=products)
+    if whose == "the engine's":
+        change(engine.layers.model)
+    ids, features = hidden_states(engine, None, encode(base))
     assert not steps
-    expected_ids, expected = hidden_states(base, PROMPTS, [-1], use_cache=False)
+    expected_ids, expected = hidden_states(engine, None, encode(base), use_cache=False)
     assert torch.equal(ids, expected_ids)
     torch.testing.assert_close(features, expected, atol=2e-5, rtol=1e-4)
 
 
-def test_an_adapter_before_the_activation_comes_before_it(base: BaseModel, steps: list[int]) -> None:
-    population_model, genomes = population(base, 2, ["c_fc"])
-    with population_model.adapted(genomes):
-        ids, features = hidden_states(base, PROMPTS * 2, [-1])
-        expected_ids, expected = hidden_states(base, PROMPTS * 2, [-1], use_cache=False)
+def test_an_adapter_before_the_activation_comes_before_it(
+    base: BaseModel, products: Products, steps: list[int]
+) -> None:
+    engine, genomes = population(base, 2, ["c_fc"], products=products)
+    ids, features = hidden_states(engine, genomes, encode(base))
+    expected_ids, expected = hidden_states(engine, genomes, encode(base), use_cache=False)
     assert steps and torch.equal(ids, expected_ids)
     torch.testing.assert_close(features, expected, atol=2e-5, rtol=1e-4)
 
 
 def test_dropout_genomes_out_of_order_and_two_populations_are_left_to_the_layers(
-    base: BaseModel, steps: list[int]
+    base: BaseModel, products: Products, steps: list[int]
 ) -> None:
-    population_model, genomes = population(base, 2)
-    with population_model.adapted(genomes, dropout_seed=1):
-        hidden_states(base, PROMPTS * 2, [-1])
+    engine, genomes = population(base, 2, products=products)
+    prompts = encode(base)
+    write(engine, genomes, prompts, adapted={"dropout": 0.5, "dropout_seed": 1})
     assert not steps
-    in_columns = genomes.t().contiguous().t()
-    with population_model.adapted(in_columns):
-        found = hidden_states(base, PROMPTS * 2, [-1])
+    found = hidden_states(engine, genomes.t().contiguous().t(), prompts)
     assert not steps
-    with population_model.adapted(genomes):
-        expected = hidden_states(base, PROMPTS * 2, [-1])
+    expected = hidden_states(engine, genomes, prompts)
     assert steps and torch.equal(found[0], expected[0])
     steps.clear()
-    other, others = population(base, 2)
-    with population_model.adapted(genomes), other.adapted(others):
-        both = hidden_states(base, PROMPTS * 2, [-1])
+    other = LoraLayers(engine.layers.model, engine.layout, layer=engine.kernels.layer)
+    with other.adapted(genomes):
+        both = hidden_states(engine, genomes, prompts)
         assert not steps and not torch.allclose(both[1], expected[1], atol=1e-3)
-    with other.adapted(others):
-        hidden_states(base, PROMPTS * 2, [-1])
+    again = hidden_states(engine, genomes, prompts)
     assert steps, "only one of the two is on"
+    assert torch.equal(again[1], expected[1])
 
 
-def test_a_reduced_precision_is_left_to_the_layers(base: BaseModel, steps: list[int]) -> None:
+def test_a_reduced_precision_is_left_to_the_layers(base: BaseModel, products: Products, steps: list[int]) -> None:
+    engine, _ = population(base, 1, products=products)
     with torch.autocast("cpu", torch.bfloat16):
-        hidden_states(base, PROMPTS, [-1])
+        hidden_states(engine, None, encode(base))
     base.model.to(torch.bfloat16)
-    hidden_states(base, PROMPTS, [-1])
+    reduced, _ = population(base, 1, products=products)
+    hidden_states(reduced, None, encode(base))
     assert not steps
 
 
-def test_a_model_made_for_inference(model_folder: Folder, products: Products) -> None:
-    own = loaded(model_folder, products)
+def test_a_model_made_for_inference(base: BaseModel, products: Products) -> None:
     with torch.inference_mode():
-        base = BaseModel(copy.deepcopy(own.model), own.tokenizer, own.path)
-        use_kernels(base.model, products)
-        ids, features = hidden_states(base, PROMPTS, [-1])
-        expected_ids, expected = hidden_states(base, PROMPTS, [-1], use_cache=False)
-    assert base.model.transformer.h[0].mlp.c_fc.weight.is_inference()
+        model = copy.deepcopy(base.model)
+        engine, _ = population(BaseModel(model, base.tokenizer, base.path), 1, products=products)
+        ids, features = hidden_states(engine, None, encode(base))
+        expected_ids, expected = hidden_states(engine, None, encode(base), use_cache=False)
+    assert engine.layers.model.transformer.h[0].mlp.c_fc.weight.is_inference()
     assert torch.equal(ids, expected_ids)
     torch.testing.assert_close(features, expected, atol=2e-5, rtol=1e-4)
 
 
-def test_a_copy_of_the_model_steps_through_its_own_layers(base: BaseModel, steps: list[int]) -> None:
-    expected = hidden_states(base, PROMPTS, [-1])
-    copied = copy.deepcopy(base.model)
+def test_a_copy_of_the_model_steps_through_its_own_layers(
+    base: BaseModel, products: Products, steps: list[int]
+) -> None:
+    engine, genomes = population(base, 2, products=products)
+    expected = hidden_states(engine, genomes, encode(base))
+    copied: PreTrainedModel = copy.deepcopy(base.model)
     with torch.no_grad():
         for parameter in base.model.parameters():
             parameter.zero_()
     steps.clear()
-    found = hidden_states(BaseModel(copied, base.tokenizer, base.path), PROMPTS, [-1])
+    engine, _ = population(BaseModel(copied, base.tokenizer, base.path), 2, products=products)
+    found = hidden_states(engine, genomes, encode(base))
     assert steps and torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
+    replica = hidden_states(engine.replica(), genomes, encode(base))
+    assert torch.equal(replica[0], expected[0]) and torch.equal(replica[1], expected[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+@pytest.mark.parametrize(("kind", "own"), [(RoomyCache, RoomyLayer), (KernelCache, KernelLayer)])
 @torch.no_grad()
-def test_rows_of_a_cache_from_packs(base: BaseModel, dtype: torch.dtype) -> None:
+def test_rows_of_a_cache_from_packs(
+    base: BaseModel, dtype: torch.dtype, kind: type[RoomyCache], own: type[RoomyLayer]
+) -> None:
     packs, width, rows, length = 3, 7, 5, 4
-    packed = make_cache(base.model, width + 2)
+    packed = make_cache(base.model, width + 2, kind=kind, layer=own)
     index = torch.randint(packs * width, (rows, length), generator=torch.Generator().manual_seed(0))
     states = torch.arange(2 * packs * 2 * width * 4).view(2, packs, 2, width, 4).to(dtype)
     for layer in packed.layers:
         layer.update(states[0], states[1])
-    found = unpacked(packed, index, capacity=9)
-    assert isinstance(found, RoomyCache) and found.get_seq_length() == length
+    assert isinstance(packed, RoomyCache)
+    found = packed.unpacked(index, capacity=9)
+    assert type(found) is kind and found.get_seq_length() == length
     for layer in found.layers:
-        assert isinstance(layer, RoomyLayer) and layer.is_initialized and layer.dtype == dtype
+        assert type(layer) is own and layer.is_initialized and layer.dtype == dtype
         for held, source in ((layer.keys, states[0]), (layer.values, states[1])):
             flat = source.transpose(1, 2).flatten(0, 1)
             assert held.shape == (rows, 9, 2, 4) and torch.equal(held[:, :length], flat[index])

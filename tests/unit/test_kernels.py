@@ -96,7 +96,12 @@ def test_peft_around_the_layer_before_gelu_is_heard(products: Products, model_fo
     written = engine.generate(None, prompts, Decoding(max_new_tokens=6, ends=[-1], pad=0)).ids
     batch = PromptBatch.of(prompts, pad=0, times=1, device=written.device)
     oracle = plain.generate(
-        input_ids=batch.ids, attention_mask=batch.mask, max_new_tokens=6, eos_token_id=-1, pad_token_id=0, do_sample=False
+        input_ids=batch.ids,
+        attention_mask=batch.mask,
+        max_new_tokens=6,
+        eos_token_id=-1,
+        pad_token_id=0,
+        do_sample=False,
     )
     assert torch.equal(written, oracle[:, batch.ids.shape[1] :])
 
