@@ -54,8 +54,9 @@ def split(individuals: int, rows: Sequence[int], count: int) -> list[Part]:
 
 @dataclass(frozen=True)
 class SplitTrace:
-    """The parts' own traces."""
+    """The parts' own traces, of so many `individuals`."""
 
+    individuals: int
     parts: list[Part]
     traces: list[Trace]
 
@@ -105,7 +106,7 @@ class SplitEngine:
         traces = [one.trace for one in found]
         if any(trace is None for trace in traces):
             return completions
-        return replace(completions, trace=SplitTrace(parts, traces))
+        return replace(completions, trace=SplitTrace(individuals, parts, traces))
 
     def score(
         self,
@@ -118,8 +119,15 @@ class SplitEngine:
     ) -> Scored:
         """See `Engine.score`. Completions with a trace are scored in the parts that wrote them."""
         individuals = 1 if genomes is None else len(genomes)
+        rows = len(prompts) * (1 if owners is not None else individuals)
+        if len(completions.ids) != rows:
+            raise ValueError(f"{rows} prompts with {len(completions.ids)} completions")
         trace = completions.trace if isinstance(completions.trace, SplitTrace) else None
-        count = max(1, min(self.threads, len(completions.ids) // LEAST_ROWS_SCORED))
+        if trace is not None and (owners is not None or trace.individuals != individuals):
+            # Its parts are not those of this batch.
+            trace.release()
+            trace, completions = None, replace(completions, trace=None)
+        count = max(1, min(self.threads, rows // LEAST_ROWS_SCORED))
         if trace is None and (count == 1 or owners is not None):
             return self.engines[0].score(genomes, prompts, completions, how, owners=owners)
         if trace is not None:
