@@ -17,8 +17,8 @@ from speed import machine
 from speed.subjects import load_subject, subjects_folder
 from speed.timing import alternate, median
 
-from evolora import PopulationModel
-from evolora.engine.eager.generate import Completions, PromptBatch, generate
+from evolora.engine.base import Completions, Decoding, Prompts
+from evolora.engine.choose import choose_engine
 
 SHARES = (1.0, 0.9, 0.7, 0.5, 0.0)
 ROWS = {"tiny": (1, 8, 32, 128), "124M": (1, 8, 32)}
@@ -31,23 +31,14 @@ def measure(name: str, repeats: int) -> list[dict[str, Any]]:
     with subjects_folder() as folder:
         subject = load_subject(name, folder)
         torch.set_num_threads(subject.threads_an_operation)
-        model = subject.own()
-        population_model, genome = PopulationModel(model, subject.layout), subject.genomes(1)
+        engine, genome = choose_engine(subject.own(), subject.layout).engine, subject.genomes(1)
         generator, draw = torch.Generator().manual_seed(0), random.Random(0)
         for rows in ROWS[name]:
-            ids = torch.randint(1, subject.vocabulary, (rows, 10), generator=generator)
-            prompts = PromptBatch(ids, torch.ones_like(ids))
+            prompts = torch.randint(1, subject.vocabulary, (rows, 10), generator=generator).tolist()
 
-            def complete(drafts: list[list[int]] | None = None, prompts: PromptBatch = prompts) -> Completions:
-                with torch.no_grad(), population_model.adapted(genome):
-                    return generate(
-                        model,
-                        prompts,
-                        max_new_tokens=LENGTH,
-                        eos_token_ids=[subject.never],
-                        pad_token_id=0,
-                        drafts=drafts,
-                    )
+            def complete(drafts: list[list[int]] | None = None, prompts: Prompts = prompts) -> Completions:
+                how = Decoding(max_new_tokens=LENGTH, ends=[subject.never], pad=0, drafts=drafts)
+                return engine.generate(genome, prompts, how)
 
             right = complete().rows()
             sides: dict[str, Any] = {"none": complete}

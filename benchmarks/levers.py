@@ -4,235 +4,140 @@
 
 Three kinds of work: GPT-2 124M (random weights), 8 individuals x 8 prompts x 20 tokens; the fitness of 8 individuals on
 32 prompts of the bundled translation task; one PPO refinement on 64 of its prompts. In one process, in turn, medians.
-Writes benchmarks/results/levers.json.
+Each turn has an engine of its own, warm, and alone: panels of a large model's weights are kept only where there is
+memory for them. Writes benchmarks/results/levers.json.
 """
 
 import argparse
 import json
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field, fields
 from pathlib import Path
+from random import Random
 from typing import Any
-from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from speed import machine
-from speed.subjects import PROMPTS, Subject, load_subject, subjects_folder
-from speed.timing import alternate, median
-from torch import nn
+from speed.subjects import PAD, PROMPTS, Subject, load_subject, subjects_folder
+from speed.timing import median, seconds_of
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
-from transformers.activations import NewGELUActivation
-from transformers.models.gpt2.modeling_gpt2 import GPT2Model
 
-from evolora import LocalEvaluator, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, load_task
-from evolora.engine.cpu.install import fastest_products, use_kernels
-from evolora.engine.cpu.sampling import _sample_torch
-from evolora.engine.split import population_generate
-from evolora.models.base import BUNDLED_MODEL
+from evolora import (
+    Engine,
+    LocalEvaluator,
+    PPOConfig,
+    PPORefiner,
+    RewardScorer,
+    Text,
+    load_base,
+    load_task,
+)
+from evolora.engine.base import Decoding
+from evolora.engine.calibration import is_small
+from evolora.engine.cpu.engine import CpuEngine
+from evolora.engine.cpu.levers import Levers
+from evolora.engine.cpu.matmul.choice import fastest_products
+from evolora.engine.split import MOST_ROWS_DECODED, SplitEngine
+from evolora.models.base import BUNDLED_MODEL, BaseModel
 from evolora.rewards import load_reward
 
-Off = Callable[[PopulationModel], Any]
+Run = Callable[[], object]
 
 
-def models(population_model: PopulationModel) -> list[PreTrainedModel]:
-    """The model and its replicas, which the warm-up has made."""
-    return [replica.model for replica in population_model._replicas]
+@dataclass(frozen=True)
+class Without:
+    """An engine that lacks something."""
+
+    levers: Levers = field(default_factory=Levers)
+    own_products: bool = True
+    parts: bool = True
+
+    def engine(self, model: PreTrainedModel, subject: Subject) -> Engine:
+        products = fastest_products() if self.own_products else "torch"
+        engine = CpuEngine(model, subject.layout, products=products, levers=self.levers)
+        if subject.threads == 1 or not self.parts:
+            return engine
+        most = None if is_small(model) else MOST_ROWS_DECODED
+        return SplitEngine(engine, engine.replica, threads=subject.threads, most_rows=most)
 
 
-@contextmanager
-def products_off(population_model: PopulationModel) -> Iterator[None]:
-    """To be the first of several: it sets the other kernels, too."""
-    for model in models(population_model):
-        use_kernels(model, "torch")
-    yield
-    for model in models(population_model):
-        use_kernels(model, fastest_products())
-
-
-@contextmanager
-def kernels_off(population_model: PopulationModel, *kinds: type[nn.Module]) -> Iterator[None]:
-    modules = [module for model in models(population_model) for module in model.modules() if type(module) in kinds]
-    kernels = {module: vars(module).pop("forward") for module in modules if "forward" in vars(module)}
-    yield
-    for module, kernel in kernels.items():
-        module.forward = kernel
-
-
-@contextmanager
-def gelu_off(population_model: PopulationModel) -> Iterator[None]:
-    """As transformers computes it. Whole layers and passes over whole texts, which have no other, are then the model's
-    own, too."""
-    with kernels_off(population_model, NewGELUActivation), whole_off(population_model), packs_off(population_model):
-        yield
-
-
-def pass_off(population_model: PopulationModel) -> Any:
-    return kernels_off(population_model, GPT2Model)
-
-
-@contextmanager
-def parts_off(population_model: PopulationModel) -> Iterator[None]:
-    before, population_model.threads = population_model.threads, 1
-    yield
-    population_model.threads = before
-
-
-def step_off(_: PopulationModel) -> Any:
-    return patch("evolora.engine.eager.decoder.Gpt2Step.of", lambda *_: None)
-
-
-def ahead_off(_: PopulationModel) -> Any:
-    return patch("evolora.engine.eager.decoder.Gpt2Step.goes_ahead", False)
-
-
-def read_off(_: PopulationModel) -> Any:
-    return patch("evolora.engine.cpu.gpt2.forward.read_packs", lambda *_: None)
-
-
-@contextmanager
-def whole_off(population_model: PopulationModel) -> Iterator[None]:
-    with read_off(population_model), patch("evolora.engine.cpu.gpt2.decode.Layer.whole", lambda *_: None):
-        yield
-
-
-@contextmanager
-def compiled_off(population_model: PopulationModel) -> Iterator[None]:
-    with (
-        step_off(population_model),
-        patch("evolora.engine.cpu.install._cached_attention", lambda *_: None),
-        patch("evolora.engine.eager.kv_cache.RoomyLayer.extends", lambda *_: False),
-    ):
-        yield
-
-
-@contextmanager
-def panels_off(population_model: PopulationModel) -> Iterator[None]:
-    """Each panel arranged when its turn comes, in every product."""
-    with (
-        whole_off(population_model),
-        patch("evolora.engine.cpu.matmul.frozen_linear.WeightPanels.of", lambda *_, **__: None),
-    ):
-        yield
-
-
-@contextmanager
-def sampling_off(population_model: PopulationModel) -> Iterator[None]:
-    """Which several steps at a time have within them."""
-    with ahead_off(population_model), patch("evolora.engine.cpu.sampling._sample_compiled", _sample_torch):
-        yield
-
-
-def attention_off(_: PopulationModel) -> Any:
-    return patch("evolora.engine.cpu.install._PLAIN_ATTENTION_SCORES", 0)
-
-
-@contextmanager
-def packing_off(_: PopulationModel) -> Iterator[None]:
-    with (
-        patch("evolora.engine.eager.decoder.can_pack", lambda _: False),
-        patch("evolora.engine.eager.generate.can_pack", lambda _: False),
-    ):
-        yield
-
-
-def leaving_off(_: PopulationModel) -> Any:
-    return patch("evolora.engine.eager.generate._LEAST_FINISHED_SHARE", 2)
-
-
-@contextmanager
-def packs_off(population_model: PopulationModel) -> Iterator[None]:
-    with read_off(population_model), patch("evolora.engine.cpu.gpt2.train.Gpt2Packs.of", lambda *_, **__: None):
-        yield
-
-
-@contextmanager
-def adapters_off(population_model: PopulationModel) -> Iterator[None]:
-    with (
-        packs_off(population_model),
-        patch("evolora.engine.eager.lora_layers.takes_adapters", lambda *_: False),
-        patch("evolora.engine.eager.lora_layers.dropped", lambda x, share, _: F.dropout(x, share)),
-    ):
-        yield
-
-
-def log_probs_off(_: PopulationModel) -> Any:
-    return patch("evolora.engine.cpu.log_probs.in_float32", lambda _: False)
-
-
-GENERATION: dict[str, Off] = {
-    "products in panels": products_off,
-    "the panels kept": panels_off,
-    "GELU in one pass": gelu_off,
-    "whole layers compiled": whole_off,
-    "several steps at a time": ahead_off,
-    "a step compiled": step_off,
-    "that, and attention over the cache compiled": compiled_off,
-    "attention by plain products": attention_off,
-    "whole texts between their products compiled": packs_off,
-    "that, and adapters and their dropout compiled": adapters_off,
-    "packed prompts": packing_off,
-    "finished rows leave": leaving_off,
-    "GPT-2's pass with less Python": pass_off,
-    "parts side by side": parts_off,
+ALL = Without()
+NONE = Without(Levers(**{lever.name: False for lever in fields(Levers)}), own_products=False, parts=False)
+GENERATION: dict[str, Without] = {
+    "products in panels": Without(own_products=False),
+    # Each panel is arranged when its turn comes, in every product.
+    "the panels kept": Without(Levers(arranged_weights=False)),
+    # Whole layers and passes over whole texts know no other: they are then the model's own, too.
+    "GELU in one pass": Without(Levers(gelu=False, whole_layers=False, train=False)),
+    "whole layers compiled": Without(Levers(whole_layers=False)),
+    "several steps at a time": Without(Levers(multi_step=False)),
+    "a step compiled": Without(Levers(step=False)),
+    # Nothing of GPT-2's is compiled on attention of another kind.
+    "attention over the cache compiled, and by plain products": Without(Levers(attention=False)),
+    "whole texts between their products compiled": Without(Levers(prefill=False, train=False)),
+    "that, and adapters and their dropout compiled": Without(Levers(prefill=False, train=False, adapters=False)),
+    "packed prompts": Without(Levers(packs=False)),
+    "finished rows leave": Without(Levers(leave=False)),
+    "GPT-2's pass with less Python": Without(Levers(forward=False)),
+    "parts side by side": Without(parts=False),
 }
-REFINEMENT: dict[str, Off] = {
+REFINEMENT: dict[str, Without] = {
     **GENERATION,
-    "sampling compiled": sampling_off,
-    "log-probabilities compiled": log_probs_off,
+    # Which several steps at a time have within them.
+    "sampling compiled": Without(Levers(sampling=False, multi_step=False)),
+    "log-probabilities compiled": Without(Levers(log_probs=False)),
 }
 
 
-def generation(subject: Subject) -> tuple[PopulationModel, Callable[[], object]]:
-    population_model, n = PopulationModel(subject.own(), subject.layout, threads=subject.threads), 8
-    genomes, prompts = subject.genomes(n), subject.prompts().repeat(n)
-
-    def run() -> None:
-        population_generate(
-            population_model, genomes, prompts, max_new_tokens=20, eos_token_ids=[subject.never], pad_token_id=0
-        )
-
-    return population_model, run
+def generation(subject: Subject) -> tuple[BaseModel, Callable[[Engine], Run]]:
+    genomes, prompts = subject.genomes(8), subject.prompts()
+    how = Decoding(max_new_tokens=20, ends=[subject.never], pad=PAD)
+    return load_base(subject.folder), lambda engine: lambda: engine.generate(genomes, prompts, how)
 
 
-def evaluation(subject: Subject) -> tuple[PopulationModel, Callable[[], object]]:
+def evaluation(subject: Subject) -> tuple[BaseModel, Callable[[Engine], Run]]:
     base, task = load_base(BUNDLED_MODEL), load_task(task="translate")
-    population_model = PopulationModel(base.model, subject.layout, threads=subject.threads)
     scorer = RewardScorer(load_reward(task.reward))
-    evaluator = LocalEvaluator(population_model, base.tokenizer, scorer, max_new_tokens=11)
     genomes = subject.founder + 0.1 * subject.genomes(8)
-    return population_model, lambda: evaluator.evaluate(genomes, task.train[:32])
+
+    def on(engine: Engine) -> Run:
+        evaluator = LocalEvaluator(engine, Text.of(base.model, base.tokenizer), scorer, max_new_tokens=11)
+        return lambda: evaluator.evaluate(genomes, task.train[:32])
+
+    return base, on
 
 
-def refinement(subject: Subject) -> tuple[PopulationModel, Callable[[], object]]:
+def refinement(subject: Subject) -> tuple[BaseModel, Callable[[Engine], Run]]:
     base, task = load_base(BUNDLED_MODEL), load_task(task="translate")
     scorer = RewardScorer(load_reward(task.reward))
     config = PPOConfig(max_new_tokens=11, target_kl=None)
-    population_model = PopulationModel(base.model, subject.layout, dropout=0.05, threads=subject.threads)
-    refiner = PPORefiner(population_model, base.tokenizer, scorer, config, seed=0)
-    return population_model, lambda: refiner.refine(subject.founder[None], task.train[:64], key=[(0, 0)])
+
+    def on(engine: Engine) -> Run:
+        refiner = PPORefiner(engine, Text.of(base.model, base.tokenizer), scorer, config, seed=0, dropout=0.05)
+        return lambda: refiner.refine(subject.founder[None], task.train[:64], key=[(0, 0)])
+
+    return base, on
 
 
 def measure(
-    population_model: PopulationModel, run: Callable[[], object], levers: dict[str, Off], repeats: int
+    subject: Subject,
+    make: Callable[[Subject], tuple[BaseModel, Callable[[Engine], Run]]],
+    levers: dict[str, Without],
+    repeats: int,
 ) -> dict[str, Any]:
     """Median seconds with everything, without each lever, and without any."""
-
-    def without(names: list[str]) -> Callable[[], None]:
-        def once() -> None:
-            if not names:
+    base, on = make(subject)
+    sides = {"all": ALL, **levers, "none": NONE}
+    seconds: dict[str, list[float]] = {name: [] for name in sides}
+    for turn in range(repeats):
+        for name in Random(turn).sample(list(sides), len(sides)):
+            with closing(sides[name].engine(base.model, subject)) as engine:
+                run = on(engine)
                 run()
-                return
-            with levers[names[0]](population_model):
-                without(names[1:])()
-
-        return once
-
-    sides = {"all": without([]), **{name: without([name]) for name in levers}, "none": without(list(levers))}
-    for side in sides.values():
-        side()
-    return {name: median(times) for name, times in alternate(sides, repeats).items()}
+                seconds[name].append(seconds_of(run))
+    return {name: median(times) for name, times in seconds.items()}
 
 
 def profile_of(run: Callable[[], object], rows: int = 8) -> dict[str, float]:
@@ -255,7 +160,7 @@ def main() -> None:
     options = parser.parse_args()
     results: dict[str, Any] = json.loads(options.out.read_text()) if options.out.exists() else {}
     results["machine"] = machine.describe()
-    work: list[tuple[str, str, Callable[[Subject], Any], dict[str, Off]]] = [
+    work: list[tuple[str, str, Callable[[Subject], Any], dict[str, Without]]] = [
         (f"generation, 124M, 8 x {PROMPTS} x 20", "124M", generation, GENERATION),
         ("fitness, tiny, 8 x 32 prompts of translate", "tiny", evaluation, GENERATION),
         ("PPO, tiny, 64 prompts of translate", "tiny", refinement, REFINEMENT),
@@ -266,11 +171,12 @@ def main() -> None:
         with subjects_folder() as folder:
             subject = load_subject(name, folder)
             torch.set_num_threads(subject.threads_an_operation)
-            population_model, run = make(subject)
             if options.profile:
-                print(title, json.dumps(profile_of(run), indent=1))
+                base, on = make(subject)
+                with closing(ALL.engine(base.model, subject)) as engine:
+                    print(title, json.dumps(profile_of(on(engine)), indent=1))
                 continue
-            results[title] = measure(population_model, run, levers, options.repeats)
+            results[title] = measure(subject, make, levers, options.repeats)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
     for title, seconds in results.items():
         if title == "machine" or options.profile:

@@ -63,7 +63,17 @@ def main() -> None:
 
     import torch
 
-    from evolora import Example, LocalEvaluator, PopulationModel, RewardScorer, load_base, lora_config, lora_layout
+    from evolora import (
+        Example,
+        LocalEvaluator,
+        RewardScorer,
+        Text,
+        choose_engine,
+        load_base,
+        lora_config,
+        lora_layout,
+    )
+    from evolora.engine.split import SplitEngine
 
     torch.set_num_threads(options.threads)
     before = _resident()
@@ -75,15 +85,16 @@ def main() -> None:
     def reward(completions: list[str], **_: object) -> list[float]:
         return [float(len(text)) for text in completions]
 
-    population_model = PopulationModel(base.model, layout, threads=options.threads)
-    evaluator = LocalEvaluator(
-        population_model, base.tokenizer, RewardScorer(reward), max_new_tokens=options.new_tokens
-    )
+    engine = choose_engine(base.model, layout, threads=options.threads).engine
+    text = Text.of(base.model, base.tokenizer)
+    evaluator = LocalEvaluator(engine, text, RewardScorer(reward), max_new_tokens=options.new_tokens)
     evaluation = evaluator.evaluate(genomes, [Example(options.prompt, {})])
     base_bytes = sum(parameter.nbytes for parameter in base.model.parameters())
     ids = torch.ones(options.individuals, 1, dtype=torch.long)
-    with torch.no_grad(), population_model.adapted(genomes):
-        base.model(input_ids=ids, use_cache=False)  # whatever the layers prepare when they first run
+    first: Any = engine.engines[0] if isinstance(engine, SplitEngine) else engine
+    layers = first.layers
+    with torch.no_grad(), layers.adapted(genomes):
+        layers.model(input_ids=ids, use_cache=False)  # whatever the layers prepare when they first run
         after = _resident()
     print(
         json.dumps(

@@ -92,7 +92,7 @@ class Populora:
             self.population.weight_up[key].data.copy_(b * module.scaling)
         self.population.eval()
         self.ids = work.rows.ids
-        self.individuals = torch.arange(work.individuals).repeat_interleave(len(work.prompts.ids))
+        self.individuals = torch.arange(work.individuals).repeat_interleave(len(work.prompts))
         self.ends = torch.tensor(work.ends)
 
     def __call__(self) -> Tensor:

@@ -13,7 +13,7 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
 
-from evolora import Example, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, load_task
+from evolora import Example, PPOConfig, PPORefiner, RewardScorer, Text, choose_engine, load_base, load_task
 from evolora.models.base import BUNDLED_MODEL
 from evolora.refiners import GRPOConfig, GRPORefiner
 from evolora.rewards import load_reward
@@ -74,8 +74,8 @@ def grpo_update(subject: Subject, repeats: int) -> dict[str, Any]:
 def _evolora_update(subject: Subject) -> Callable[[], int]:
     """A function that makes one update of the founder, and returns the number of tokens it wrote."""
     refiner = GRPORefiner(
-        PopulationModel(subject.own(), subject.layout, threads=subject.threads),
-        subject.tokenizer,
+        subject.engine(),
+        Text.of(subject.own(), subject.tokenizer),
         RewardScorer(even_words),
         GRPOConfig(
             lr=LEARNING_RATE,
@@ -184,12 +184,13 @@ def elites_together(subject: Subject, repeats: int) -> dict[str, Any]:
     with its reward and completions that end by themselves, but 8 prompts a rollout."""
     base, task = load_base(BUNDLED_MODEL), load_task(task="translate")
     refiner = PPORefiner(
-        PopulationModel(base.model, subject.layout, dropout=0.05, threads=subject.threads),
-        base.tokenizer,
+        choose_engine(base.model, subject.layout, threads=subject.threads).engine,
+        Text.of(base.model, base.tokenizer),
         RewardScorer(load_reward(task.reward)),
         # No early stop: both sides make all their updates.
         PPOConfig(max_new_tokens=TRANSLATION, target_kl=None),
         seed=0,
+        dropout=0.05,
     )
     examples = task.train[:PROMPTS]
     genomes = subject.genomes(ELITES)

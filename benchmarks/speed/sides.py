@@ -13,9 +13,11 @@ from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evolora import PopulationModel
+from evolora import Engine
+from evolora.engine.base import Decoding
+from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.eager.generate import PromptBatch
-from evolora.engine.split import population_generate
+from evolora.engine.split import SplitEngine
 from speed.subjects import PAD, Subject
 
 
@@ -25,7 +27,7 @@ class Work:
 
     subject: Subject
     genomes: Tensor
-    prompts: PromptBatch
+    prompts: list[list[int]]
     new_tokens: int
     ends: tuple[int, ...]
 
@@ -35,19 +37,30 @@ class Work:
 
     @property
     def rows(self) -> PromptBatch:
-        return self.prompts.repeat(self.individuals)
+        return padded(self.prompts, self.individuals)
 
     @property
-    def floor_rows(self) -> PromptBatch:
+    def floor_prompts(self) -> list[list[int]]:
         """As many rows of the same lengths, and no two alike: a base without adapters would otherwise read the eight
         prompts once for all individuals, which no population can."""
-        each = [self.subject.prompts(seed=1 + index) for index in range(self.individuals)]
-        return PromptBatch(torch.cat([batch.ids for batch in each]), torch.cat([batch.mask for batch in each]))
+        return [prompt for index in range(self.individuals) for prompt in self.subject.prompts(seed=1 + index)]
 
     @property
     def prompt_lengths(self) -> list[int]:
         """Real tokens of each row's prompt."""
-        return [int(length) for length in self.rows.mask.sum(1)]
+        return [len(prompt) for prompt in self.prompts] * self.individuals
+
+
+def padded(prompts: list[list[int]], times: int = 1) -> PromptBatch:
+    """Prompts padded on the left, as transformers takes them, so many times over."""
+    return PromptBatch.of(prompts, pad=PAD, times=times, device=torch.device("cpu"))
+
+
+def layers_of(engine: Engine) -> EagerEngine:
+    """The engine whose layers these are: of one in parts, the first."""
+    first = engine.engines[0] if isinstance(engine, SplitEngine) else engine
+    assert isinstance(first, EagerEngine)
+    return first
 
 
 def comparable(ids: Tensor, work: Work) -> tuple[Tensor, Tensor]:
@@ -101,46 +114,39 @@ def stock_generate(
 class Evolora:
     """The whole population in one `generate`."""
 
-    def __init__(self, work: Work, population_model: PopulationModel | None = None) -> None:
+    def __init__(self, work: Work, engine: Engine | None = None) -> None:
         self.work = work
-        self.population_model = population_model or PopulationModel(
-            work.subject.own(), work.subject.layout, threads=work.subject.threads
-        )
+        self.engine = engine or work.subject.engine()
         self.rows = work.rows
-        self.floor_rows = work.floor_rows
+        self.floor_prompts = work.floor_prompts
 
     def __call__(self) -> Tensor:
-        return self._generate(self.work.genomes, self.rows)
+        return self._generate(self.work.genomes, self.work.prompts)
 
     def on(self, work: Work) -> "Evolora":
         """Other work with the same model."""
-        return Evolora(work, self.population_model)
+        return Evolora(work, self.engine)
 
     def floor(self) -> Tensor:
         """As many rows of the same lengths by the same `generate` with the adapters off."""
-        return self._generate(None, self.floor_rows)
+        return self._generate(None, self.floor_prompts)
 
-    def _generate(self, genomes: Tensor | None, rows: PromptBatch) -> Tensor:
-        return population_generate(
-            self.population_model,
-            genomes,
-            rows,
-            max_new_tokens=self.work.new_tokens,
-            eos_token_ids=list(self.work.ends),
-            pad_token_id=PAD,
-        ).ids
+    def _generate(self, genomes: Tensor | None, prompts: list[list[int]]) -> Tensor:
+        how = Decoding(max_new_tokens=self.work.new_tokens, ends=self.work.ends, pad=PAD)
+        return self.engine.generate(genomes, prompts, how).ids
 
     def stock(self) -> Tensor:
         """transformers' `generate` on the same layers: finished rows stay in the batch to the end."""
-        with self.population_model.adapted(self.work.genomes):
-            return stock_generate(self.population_model.model, self.rows.ids, self.rows.mask, self.work)
+        layers = layers_of(self.engine).layers
+        with layers.adapted(self.work.genomes):
+            return stock_generate(layers.model, self.rows.ids, self.rows.mask, self.work)
 
 
 class StockGenerate(Evolora):
     """transformers' `generate` on its own layers, with nothing of evolora but the adapters' part."""
 
     def __init__(self, work: Work) -> None:
-        super().__init__(work, PopulationModel(work.subject.stock(), work.subject.layout))
+        super().__init__(work, EagerEngine(work.subject.stock(), work.subject.layout))
 
     def __call__(self) -> Tensor:
         return self.stock()
@@ -152,7 +158,7 @@ class StockFloor:
     def __init__(self, work: Work) -> None:
         self.work = work
         self.model = work.subject.stock()
-        self.rows = work.floor_rows
+        self.rows = padded(work.floor_prompts)
 
     def __call__(self) -> Tensor:
         return stock_generate(self.model, self.rows.ids, self.rows.mask, self.work)
@@ -180,11 +186,9 @@ class OneState:
         return torch.stack(written)
 
     def _batches(self) -> list[tuple[Tensor, Tensor]]:
-        ids, mask = self.work.prompts.ids, self.work.prompts.mask
-        if self.batched:
-            return [(ids, mask)]
-        kept = [row_mask.bool() for row_mask in mask]
-        return [(row[keep][None], row_mask[keep][None]) for row, row_mask, keep in zip(ids, mask, kept, strict=True)]
+        prompts = self.work.prompts
+        batches = [padded(own) for own in ([prompts] if self.batched else [[prompt] for prompt in prompts])]
+        return [(batch.ids, batch.mask) for batch in batches]
 
     def _padded(self, ids: Tensor) -> Sequence[Tensor]:
         return list(F.pad(ids, (0, self.work.new_tokens - ids.shape[1]), value=PAD))
@@ -203,7 +207,7 @@ class MixedBatch:
         for name, genome in zip(names, work.genomes, strict=True):
             set_peft_model_state_dict(self.model, work.subject.layout.to_state_dict(genome), adapter_name=name)
         self.model.eval()
-        self.names = [name for name in names for _ in range(len(work.prompts.ids))]
+        self.names = [name for name in names for _ in work.prompts]
 
     def __call__(self) -> Tensor:
         return stock_generate(self.model, self.rows.ids, self.rows.mask, self.work, adapter_names=self.names)

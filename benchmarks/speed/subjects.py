@@ -21,9 +21,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from evolora import GenomeLayout, load_base, lora_config, lora_layout
+from evolora import Engine, GenomeLayout, choose_engine, load_base, lora_config, lora_layout
 from evolora.engine.calibration import available_cores, choose_threads, threads_an_operation
-from evolora.engine.eager.generate import PromptBatch
 from evolora.models.base import BUNDLED_MODEL, model_path
 from evolora.rng import keyed_generator
 
@@ -67,15 +66,19 @@ class Subject:
         """The model as evolora loads it."""
         return load_base(self.folder).model
 
+    def engine(self) -> Engine:
+        """What evolora asks that model through: the engine that it chooses, on all threads."""
+        return choose_engine(self.own(), self.layout, threads=self.threads).engine
+
     def genomes(self, n: int) -> Tensor:
         """`n` different individuals, [n, genome_length]. Individual i is the same whatever n."""
         generator = keyed_generator(0, "benchmark genomes", self.name)
         return torch.randn(n, self.layout.genome_length, generator=generator).mul_(_GENOME_SCALE[self.name])
 
-    def prompts(self, seed: int = 0) -> PromptBatch:
-        """Eight prompts of 4 to 20 random tokens, padded on the left. Token 0 only pads."""
-        batch = self.tokenizer(self.prompt_texts(seed), return_tensors="pt", padding=True)
-        return PromptBatch(batch["input_ids"], batch["attention_mask"])
+    def prompts(self, seed: int = 0) -> list[list[int]]:
+        """Eight prompts of 4 to 20 random tokens. Token 0 only pads."""
+        ids: list[list[int]] = self.tokenizer(self.prompt_texts(seed))["input_ids"]
+        return ids
 
     def prompt_texts(self, seed: int = 0) -> list[str]:
         generator = keyed_generator(seed, "benchmark prompts", self.name)
