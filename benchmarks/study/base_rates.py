@@ -6,8 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from evolora import BaseModel, Example, RewardScorer, load_base
-from evolora.engine.eager.generate import PromptBatch, decode_text, encode, end_tokens, generate, pad_token
+from evolora import Engine, Example, GenomeLayout, RewardScorer, Text, choose_engine, load_base
 from evolora.tasks.task import columns_of
 from study.tasks import DECLINES, StudyTask
 
@@ -30,10 +29,11 @@ class BaseRates:
 def base_rates(task: StudyTask, examples: Sequence[Example], *, samples: int = 8, seed: int = 0) -> BaseRates:
     """Measured on `examples` by the noise-free reward, at temperature 1."""
     base, scorer = load_base("tiny-gpt2"), RewardScorer(task.true_reward)
+    engine, text = choose_engine(base.model, GenomeLayout(())).engine, Text.of(base.model, base.tokenizer)
     often = [example for example in examples for _ in range(samples)]
-    greedy, _ = _rewards(base, scorer, examples, None)
+    greedy, _ = _rewards(engine, text, scorer, examples, None)
     seeds = np.random.default_rng(seed).integers(0, 2**63, len(often)).astype(np.uint64)
-    sampled, texts = _rewards(base, scorer, often, seeds)
+    sampled, texts = _rewards(engine, text, scorer, often, seeds)
     return BaseRates(
         greedy=float(greedy.mean()),
         sampled=float(sampled.mean()),
@@ -44,22 +44,19 @@ def base_rates(task: StudyTask, examples: Sequence[Example], *, samples: int = 8
 
 
 def _rewards(
-    base: BaseModel, scorer: RewardScorer, examples: Sequence[Example], seeds: npt.NDArray[np.uint64] | None
+    engine: Engine,
+    text: Text,
+    scorer: RewardScorer,
+    examples: Sequence[Example],
+    seeds: npt.NDArray[np.uint64] | None,
 ) -> tuple[npt.NDArray[np.float64], list[str]]:
-    model, tokenizer = base.model, base.tokenizer
     texts: list[str] = []
     ids: list[list[int]] = []
     for start in range(0, len(examples), ROWS):
-        batch: PromptBatch = encode(tokenizer, [e.prompt for e in examples[start : start + ROWS]], model.device)
-        written = generate(
-            model,
-            batch,
-            max_new_tokens=NEW_TOKENS,
-            eos_token_ids=end_tokens(model, tokenizer),
-            pad_token_id=pad_token(tokenizer),
-            seeds=None if seeds is None else seeds[start : start + ROWS],
-        )
-        texts += decode_text(tokenizer, written)
+        batch = text.encode([example.prompt for example in examples[start : start + ROWS]])
+        own = None if seeds is None else seeds[start : start + ROWS]
+        written = engine.generate(None, batch, text.decoding(NEW_TOKENS, seeds=own))
+        texts += text.decode(written)
         ids += written.rows()
     prompts = [example.prompt for example in examples]
     scores = scorer.score(prompts=prompts, completions=texts, columns=columns_of(list(examples)), completion_ids=ids)

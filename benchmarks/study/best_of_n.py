@@ -4,7 +4,6 @@ highest reward counts. It needs the reward when it is used, so it is a reference
 import numpy as np
 
 from evolora import RewardScorer
-from evolora.engine.eager.generate import decode_text, encode, end_tokens, generate, pad_token
 from evolora.rewards import Reward
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts
@@ -16,29 +15,23 @@ ROWS = 512
 
 def best_of_n(parts: Parts, reward: Reward, true_reward: Reward, seed: int, budget: Budget) -> list[Point]:
     """A point for each n: n samples a test prompt, chosen by `reward` and judged by `true_reward`."""
-    model, tokenizer, examples = parts.base.model, parts.base.tokenizer, parts.task.test
+    text, examples = parts.text, parts.task.test
     chooser, judge = RewardScorer(reward), RewardScorer(true_reward)
     prompts, columns = [example.prompt for example in examples], columns_of(examples)
     best, judged = np.full(len(examples), -np.inf), np.zeros(len(examples))
     points: list[Point] = []
-    meter = Meter(model)
+    meter = Meter(parts.base.model)
     while not points or not budget.over(len(points), meter.seconds):
         texts: list[str] = []
         ids: list[list[int]] = []
         for start in range(0, len(prompts), ROWS):
-            batch = encode(tokenizer, prompts[start : start + ROWS], model.device)
-            rows = range(start, start + batch.ids.shape[0])
-            written = generate(
-                model,
-                batch,
-                max_new_tokens=parts.max_new_tokens,
-                eos_token_ids=end_tokens(model, tokenizer),
-                pad_token_id=pad_token(tokenizer),
-                seeds=np.array([keyed_seed(seed, "best of n", len(points), row) for row in rows], dtype=np.uint64),
-            )
-            texts += decode_text(tokenizer, written)
+            batch = text.encode(prompts[start : start + ROWS])
+            rows = range(start, start + len(batch))
+            seeds = np.array([keyed_seed(seed, "best of n", len(points), row) for row in rows], dtype=np.uint64)
+            written = parts.engine.generate(None, batch, text.decoding(parts.max_new_tokens, seeds=seeds))
+            texts += text.decode(written)
             ids += written.rows()
-            meter.generated(int(batch.mask.sum()), written.tokens)
+            meter.generated(sum(map(len, batch)), written.tokens)
         scores, truths = (
             scorer.score(prompts=prompts, completions=texts, columns=columns, completion_ids=ids).rewards
             for scorer in (chooser, judge)

@@ -13,7 +13,6 @@ from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
 from evolora import Example, RewardScorer
-from evolora.engine.eager.generate import end_tokens
 from evolora.models.lora import as_peft_model, set_state
 from evolora.rewards import Reward
 from evolora.rng import keyed_seed
@@ -98,7 +97,7 @@ class _Loop:
                 **batch,
                 **how,
                 max_new_tokens=self.parts.max_new_tokens,
-                eos_token_id=end_tokens(self.parts.base.model, tokenizer),
+                eos_token_id=list(self.parts.text.ends),
                 pad_token_id=tokenizer.pad_token_id,
             )[0].tolist()
         length = batch["input_ids"].shape[1]

@@ -22,8 +22,9 @@ from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evolora.engine.eager.generate import completion_log_probs
-from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.base import Engine, Scoring
+from evolora.engine.choose import choose_engine
+from evolora.engine.text import Text
 from evolora.models.base import BaseModel, load_base
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import lora_config, lora_layout
@@ -427,7 +428,7 @@ class Comparison:
     """Our side, and what TRL recorded."""
 
     shared: Shared
-    population_model: PopulationModel
+    engine: Engine
     rollout: Rollout
     trl: dict[str, Tensor]
 
@@ -436,7 +437,8 @@ class Comparison:
             "rollout_samples": SAMPLES, "max_new_tokens": LENGTH, "kl_weight": setting.beta, "clip_range": 0.2,
             "clip_range_high": setting.high,
         }  # fmt: skip
-        arguments = self.population_model, self.shared.base.tokenizer, RewardScorer(lambda completions: scores_of(full))
+        text = Text.of(self.shared.base.model, self.shared.base.tokenizer)
+        arguments = self.engine, text, RewardScorer(lambda completions: scores_of(full))
         if setting.algorithm == "grpo":
             grpo = GRPOConfig(loss_type=setting.kind, scale_rewards=setting.scale, **options)  # type: ignore[arg-type]
             return GRPORefiner(*arguments, grpo, seed=0)
@@ -446,19 +448,19 @@ class Comparison:
 @pytest.fixture(scope="module")
 def comparison(tmp_path_factory: pytest.TempPathFactory) -> Comparison:
     both = shared()
-    population_model = PopulationModel(both.base.model, both.layout)
-    empty = Comparison(both, population_model, None, {})  # type: ignore[arg-type]
+    engine = choose_engine(both.base.model, both.layout).engine
+    empty = Comparison(both, engine, None, {})  # type: ignore[arg-type]
     penalised = next(setting for setting in SETTINGS if setting.beta)  # whose rollouts ask the reference
     rollout = empty.refiner(penalised).collect(both.genomes[:1], both.examples, [(1, 0, 0)])
-    # Sampling's own log-probabilities are float32; TRL computes them again in float64.
-    with torch.no_grad(), population_model.adapted(both.genomes[:1]):
-        log_probs, _ = completion_log_probs(both.base.model, rollout.prompts, rollout.completions)
-    torch.testing.assert_close(
-        log_probs[None][rollout.mask], rollout.log_probs[rollout.mask].double(), rtol=0, atol=1e-5
-    )
-    rollout = replace(rollout, log_probs=log_probs[None])
+    # TRL computes them again.
+    scored = engine.score(both.genomes[:1], rollout.prompts, replace(rollout.completions, trace=None), Scoring())
+    agree(rollout.log_probs[rollout.mask], scored.log_probs[None][rollout.mask])
     folder = tmp_path_factory.mktemp("trl")
-    held = {"ids": rollout.completions.ids, "mask": rollout.completions.mask.int(), "prompts": rollout.prompts.ids}
+    held = {
+        "ids": rollout.completions.ids,
+        "mask": rollout.completions.mask.int(),
+        "prompts": torch.tensor(rollout.prompts),
+    }
     save_file({name: tensor.contiguous() for name, tensor in held.items()}, folder / "rollout.safetensors")
     done = subprocess.run(
         [sys.executable, __file__, str(folder)],

@@ -1,5 +1,6 @@
 """Costs: the nominal operations against torch's own count, and what is counted of evaluations and refinements."""
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from peft import get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
@@ -19,10 +20,11 @@ from evolora import (
     GRPOConfig,
     GRPORefiner,
     LocalEvaluator,
-    PopulationModel,
     PPOConfig,
     PPORefiner,
     RewardScorer,
+    Text,
+    choose_engine,
     load_base,
     lora_config,
     lora_layout,
@@ -103,6 +105,7 @@ def test_every_architecture_has_a_size(architecture: str, model_folder: Callable
     assert size.forward([16]) == pytest.approx(counter.get_total_flops(), rel=0.08)
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 50), max_size=6), st.lists(st.integers(1, 50), max_size=6))
 def test_operations_add_up_over_texts(some: list[int], others: list[int]) -> None:
     size = ModelSize(weights=1000, layers=3, width=16, adapter=70)
@@ -115,6 +118,7 @@ def test_operations_add_up_over_texts(some: list[int], others: list[int]) -> Non
 costs = st.builds(Cost, st.integers(0, 10**6), st.integers(0, 10**18), st.floats(0, 1e6))
 
 
+@settings(deadline=None)
 @given(st.fixed_dictionaries(dict.fromkeys(PURPOSES, costs)))
 def test_metrics_hold_all_that_was_spent(by_purpose: dict[Any, Cost]) -> None:
     spent = Costs(dict(by_purpose))
@@ -128,7 +132,7 @@ def test_metrics_hold_all_that_was_spent(by_purpose: dict[Any, Cost]) -> None:
 
 def test_seconds_are_those_of_the_block(monkeypatch: pytest.MonkeyPatch) -> None:
     moments = iter([1.0, 3.5, 10.0, 10.25])
-    monkeypatch.setattr("evolora.models.cost.time.perf_counter", lambda: next(moments))
+    monkeypatch.setattr(time, "perf_counter", lambda: next(moments))
     spent = Costs()
     for _ in range(2):
         with spent.timed("rollout"):
@@ -162,8 +166,8 @@ def test_an_evaluation_costs_the_same_in_any_batch(base: BaseModel, rows_per_sli
     layout, founder = lora_layout(base.model, lora_config(base.model), seed=0)
     genomes = founder + 0.05 * torch.randn(3, len(founder), generator=torch.Generator().manual_seed(0))
     evaluator = LocalEvaluator(
-        PopulationModel(base.model, layout), base.tokenizer, RewardScorer(length_of_text), max_new_tokens=6,
-        rows_per_slice=rows_per_slice, draft_rows=draft_rows,
+        choose_engine(base.model, layout).engine, Text.of(base.model, base.tokenizer), RewardScorer(length_of_text),
+        max_new_tokens=6, rows_per_slice=rows_per_slice, draft_rows=draft_rows,
     )  # fmt: skip
     found = evaluator.evaluate(genomes, EXAMPLES)
     size = ModelSize.of(base.model, adapter=layout.genome_length)
@@ -189,9 +193,8 @@ def test_a_refinement_costs_its_rollouts_and_a_pass_an_epoch(
     config = PPOConfig(
         max_new_tokens=6, rl_steps=2, kl_weight=kl_weight, epochs=epochs, minibatches=minibatches, target_kl=None
     )
-    refiner = PPORefiner(
-        PopulationModel(base.model, layout, dropout=0.05), base.tokenizer, RewardScorer(reward), config, seed=0
-    )
+    engine, text = choose_engine(base.model, layout).engine, Text.of(base.model, base.tokenizer)
+    refiner = PPORefiner(engine, text, RewardScorer(reward), config, seed=0, dropout=0.05)
     found = refiner.refine(founder.repeat(2, 1), EXAMPLES, key=[(1, 0), (1, 1)]).costs.by_purpose
     size = ModelSize.of(base.model, adapter=layout.genome_length)
     read = [length for ids in seen for half in (ids[:4], ids[4:]) for length in lengths(base, half)]
@@ -211,9 +214,8 @@ def test_passes_that_an_early_stop_saves_cost_nothing(base: BaseModel) -> None:
         config = GRPOConfig(
             max_new_tokens=6, rl_steps=1, epochs=4, rollout_samples=8, lr=0.01, target_kl=target_kl, kl_weight=0.0
         )
-        refiner = GRPORefiner(
-            PopulationModel(base.model, layout), base.tokenizer, RewardScorer(length_of_text), config, seed=0
-        )
+        engine, text = choose_engine(base.model, layout).engine, Text.of(base.model, base.tokenizer)
+        refiner = GRPORefiner(engine, text, RewardScorer(length_of_text), config, seed=0)
         costs.append(refiner.refine(founder[None], EXAMPLES, key=[(1, 0)]).costs.by_purpose)
     without, stopped = costs
     assert without["rollout"].flops == stopped["rollout"].flops

@@ -14,12 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache
 
-from evolora import Example, LocalEvaluator, RewardScorer
-from evolora.engine.cpu.gpt2.decode import Ahead, Choice
+from evolora import Example, LocalEvaluator, RewardScorer, Text
+from evolora.engine.base import Completions, Decoding
+from evolora.engine.cpu.engine import CpuEngine
 from evolora.engine.eager.decoder import DecodingBatch
-from evolora.engine.eager.generate import Completions, PromptBatch, encode, generate
+from evolora.engine.eager.engine import EagerEngine
+from evolora.engine.eager.generate import PromptBatch, generate
+from evolora.engine.eager.kernels import Ahead, Choice, Kernels
 from evolora.engine.eager.kv_cache import RoomyLayer, keeps_all, make_cache
-from evolora.engine.eager.lora_layers import PopulationModel, Routing
+from evolora.engine.eager.lora_layers import LoraLayers, Routing
 from evolora.models.base import BaseModel, load_base
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import as_peft_model, lora_config, lora_layout
@@ -35,6 +38,7 @@ PROMPTS = {
     "repeated": ["the cat", "the cat", "red", "4 + 3 =", "red", "the cat"],
     "one": ["the cat"] * 6,
 }
+kinds = pytest.mark.parametrize("kind", [EagerEngine, CpuEngine])
 
 
 def genomes_for(layout: GenomeLayout, n: int) -> Tensor:
@@ -45,19 +49,19 @@ def seeds_for(rows: int) -> np.ndarray:
     return np.array([keyed_seed(0, "sampling", row) for row in range(rows)], dtype=np.uint64)
 
 
-def complete(
-    base: BaseModel, prompts: PromptBatch, ends: list[int], seeds: np.ndarray | None = None, **options: object
-) -> Completions:
-    return generate(
-        base.model,
-        prompts,
-        max_new_tokens=LENGTH,
-        eos_token_ids=ends,
-        pad_token_id=0,
-        seeds=seeds,
-        keep_features=True,
-        **options,
-    )
+def how(ends: list[int], seeds: np.ndarray | None = None, drafts: list[list[int]] | None = None) -> Decoding:
+    return Decoding(max_new_tokens=LENGTH, ends=ends, pad=0, seeds=seeds, drafts=drafts, features=True)
+
+
+def prompts_of(base: BaseModel, kind: str) -> list[list[int]]:
+    return Text.of(base.model, base.tokenizer).encode(PROMPTS[kind])
+
+
+def plainly(base: BaseModel, prompts: list[list[int]], ends: list[int], seeds: np.ndarray | None = None) -> Completions:
+    """By the model as it is, whatever wraps its modules: every pass reads the whole text again."""
+    batch = PromptBatch.of(prompts, pad=0, times=1, device=base.model.device)
+    bare = LoraLayers(base.model, GenomeLayout(()))
+    return generate(bare, Kernels(), batch, how(ends, seeds), use_cache=False)
 
 
 def assert_same(found: Completions, expected: Completions) -> None:
@@ -67,19 +71,6 @@ def assert_same(found: Completions, expected: Completions) -> None:
         assert (one is None) == (other is None)
         if one is not None and other is not None:
             torch.testing.assert_close(one[found.mask], other[found.mask], atol=1e-4, rtol=1e-4)
-
-
-def joined(parts: list[Completions]) -> Completions:
-    """One after another, as wide as the widest."""
-    width = max(part.ids.shape[1] for part in parts)
-
-    def wide(name: str) -> Tensor | None:
-        values = [getattr(part, name) for part in parts]
-        if values[0] is None:
-            return None
-        return torch.cat([torch.cat([v, v.new_zeros(len(v), width - v.shape[1], *v.shape[2:])], 1) for v in values])
-
-    return Completions(wide("ids"), wide("mask"), wide("log_probs"), wide("features"))  # type: ignore[arg-type]
 
 
 def ends_of(ids: Tensor) -> list[int]:
@@ -103,47 +94,48 @@ def drafts_for(kind: str, expected: Completions, other: Completions) -> list[lis
 @pytest.mark.parametrize("sampled", [False, True])
 @pytest.mark.parametrize("prompts", PROMPTS)
 @pytest.mark.parametrize("population", [False, True])
+@kinds
 def test_every_fast_path_gives_the_plain_tokens(
-    architecture: str, population: bool, prompts: str, sampled: bool, model_folder: Folder
+    architecture: str, kind: type[EagerEngine], population: bool, prompts: str, sampled: bool, model_folder: Folder
 ) -> None:
     base = load_base(str(model_folder(architecture)))
     layout, _ = lora_layout(base.model, lora_config(base.model), seed=0)
     genomes = genomes_for(layout, 3)
-    single = encode(base.tokenizer, PROMPTS[prompts], "cpu")
-    batch = single.repeat(3) if population else single
-    rows = len(batch.ids)
+    single = prompts_of(base, prompts)
+    rows = len(single) * (3 if population else 1)
     seeds = seeds_for(rows) if sampled else None
-    population_model = PopulationModel(base.model, layout)
+    engine = kind(base.model, layout)
 
-    def run(ends: list[int], other: bool = False, **options: object) -> Completions:
+    def run(ends: list[int], other: bool = False, drafts: list[list[int]] | None = None) -> Completions:
         if not population:
-            return complete(base, batch, ends, seeds[::-1] if other and seeds is not None else seeds, **options)
-        with population_model.adapted(genomes * (0.9 if other else 1.0)):
-            return complete(base, batch, ends, seeds, **options)
+            return engine.generate(
+                None, single, how(ends, seeds[::-1].copy() if other and seeds is not None else seeds, drafts)
+            )
+        return engine.generate(genomes * (0.9 if other else 1.0), single, how(ends, seeds, drafts))
 
     def by_peft(ends: list[int]) -> Completions:
         parts = []
         for place, genome in enumerate(genomes):
             state = layout.to_state_dict(genome)
-            own = None if seeds is None else seeds[place * len(single.ids) : (place + 1) * len(single.ids)]
+            own = None if seeds is None else seeds[place * len(single) : (place + 1) * len(single)]
             with as_peft_model(base.model, lora_config(base.model), state=state):
-                parts.append(complete(base, single, ends, own, use_cache=False))
-        return joined(parts)
+                parts.append(plainly(base, single, ends, own))
+        return Completions.joined(parts, 0)
 
     ends = ends_of(run([-1]).ids)
-    plain = by_peft(ends) if population else run(ends, use_cache=False)
+    plain = by_peft(ends) if population else plainly(base, single, ends, seeds)
     if population or sampled:
         assert len(plain.mask.sum(1).unique()) > 1
     others = run(ends, other=True)
     for drafts in ("none", "right", "half right", "wrong", "another's", "some", "past the end"):
         assert_same(run(ends, drafts=drafts_for(drafts, plain, others)), plain)
-    assert population_model._routing is None
+    assert engine.layers.routing is None
 
 
 def test_finished_rows_cost_nothing(model_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_base(str(model_folder("gpt2")))
-    batch = encode(base.tokenizer, PROMPTS["shared"], "cpu")
-    ends = ends_of(complete(base, batch, [-1], seeds_for(48)).ids)
+    engine, prompts = CpuEngine(base.model, GenomeLayout(())), prompts_of(base, "shared")
+    ends = ends_of(engine.generate(None, prompts, how([-1], seeds_for(48))).ids)
     widths: list[int] = []
     step, ahead = DecodingBatch.step, DecodingBatch.ahead
 
@@ -158,22 +150,24 @@ def test_finished_rows_cost_nothing(model_folder: Folder, monkeypatch: pytest.Mo
 
     monkeypatch.setattr(DecodingBatch, "step", counted)
     monkeypatch.setattr(DecodingBatch, "ahead", all_counted)
-    found = complete(base, batch, ends, seeds_for(48))
+    found = engine.generate(None, prompts, how(ends, seeds_for(48)))
     needed = [int((found.mask.sum(1) > place).sum()) for place in range(1, LENGTH)]
     assert needed[-1] < 24  # most are done before the last step
     assert all(width * 7 / 8 <= max(need, 1) <= width for width, need in zip(widths, needed, strict=False))
 
 
-def test_a_shared_beginning_and_repeated_prompts_are_computed_once(model_folder: Folder) -> None:
+@kinds
+def test_a_shared_beginning_and_repeated_prompts_are_computed_once(
+    kind: type[EagerEngine], model_folder: Folder
+) -> None:
     base = load_base(str(model_folder("gpt2")))
     layout, _ = lora_layout(base.model, lora_config(base.model), seed=0)
-    batch = encode(base.tokenizer, PROMPTS["shared"], "cpu").repeat(8)
+    engine = kind(base.model, layout)
     passes: list[tuple[int, int]] = []
-    base.model.register_forward_pre_hook(
+    engine.layers.model.register_forward_pre_hook(
         lambda _, __, options: passes.append(tuple(options["input_ids"].shape)), with_kwargs=True
     )
-    with PopulationModel(base.model, layout).adapted(genomes_for(layout, 8)):
-        complete(base, batch, [-1])
+    engine.generate(genomes_for(layout, 8), prompts_of(base, "shared"), how([-1]))
     shared = len(base.tokenizer(SHARED.strip())["input_ids"])
     rests = sum(len(base.tokenizer(prompt)["input_ids"]) - shared for prompt in PROMPTS["shared"][:6])
     assert passes[0][0] % 8 == 0 and 8 * (shared + rests) <= passes[0][0] * passes[0][1] < 8 * 2 * (shared + rests)
@@ -182,15 +176,16 @@ def test_a_shared_beginning_and_repeated_prompts_are_computed_once(model_folder:
 
 def test_drafts_that_are_right_take_one_pass(model_folder: Folder, monkeypatch: pytest.MonkeyPatch) -> None:
     base = load_base(str(model_folder("gpt2")))
-    batch = encode(base.tokenizer, PROMPTS["mixed"], "cpu")
-    plain = complete(base, batch, [-1])
+    engine, prompts = CpuEngine(base.model, GenomeLayout(())), prompts_of(base, "mixed")
+    plain = engine.generate(None, prompts, how([-1]))
     for name in ("step", "ahead"):
         monkeypatch.setattr(DecodingBatch, name, lambda *_: pytest.fail("a second pass"))
-    assert_same(complete(base, batch, [-1], drafts=plain.rows()), plain)
+    assert_same(engine.generate(None, prompts, how([-1], drafts=plain.rows())), plain)
     with pytest.raises(ValueError, match="6 prompts with 1 drafts"):
-        complete(base, batch, [-1], drafts=[[1]])
+        engine.generate(None, prompts, how([-1], drafts=[[1]]))
+    batch = PromptBatch.of(prompts, pad=0, times=1, device=base.model.device)
     with pytest.raises(ValueError, match="drafts need"):
-        complete(base, batch, [-1], drafts=plain.rows(), use_cache=False)
+        generate(engine.layers, engine.kernels, batch, how([-1], drafts=plain.rows()), use_cache=False)
 
 
 @settings(max_examples=60, deadline=None)
@@ -224,7 +219,8 @@ def test_the_cache_holds_what_transformers_own_holds(lengths: list[int], picks: 
             rows = len(index)
 
 
-def test_sliding_windows_keep_transformers_own_cache(model_folder: Folder) -> None:
+@kinds
+def test_sliding_windows_keep_transformers_own_cache(kind: type[EagerEngine], model_folder: Folder) -> None:
     base = load_base(str(model_folder("qwen2")))
     assert keeps_all(make_cache(base.model, 8))
     config = copy.deepcopy(base.model.config)
@@ -237,7 +233,8 @@ def test_sliding_windows_keep_transformers_own_cache(model_folder: Folder) -> No
     # Such a model is neither packed nor given drafts, and its finished rows leave all the same.
     layout, _ = lora_layout(base.model, lora_config(base.model), seed=0)
     scorer = RewardScorer(lambda completions: [float(len(text)) for text in completions])
-    evaluator = LocalEvaluator(PopulationModel(base.model, layout), base.tokenizer, scorer, max_new_tokens=LENGTH)
+    text = Text.of(base.model, base.tokenizer)
+    evaluator = LocalEvaluator(kind(base.model, layout), text, scorer, max_new_tokens=LENGTH)
     examples, genomes = [Example(prompt, {}) for prompt in PROMPTS["mixed"][:3]], genomes_for(layout, 2)
     together = evaluator.evaluate(genomes, examples, drafts=[[[1, 2]] * 3] * 2)
     for index in range(2):

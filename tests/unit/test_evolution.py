@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from evolora.errors import RewardError
+from evolora.evolution import loop
 from evolora.evolution.loop import Evolution, LoopConfig
 from evolora.evolution.racing import Race, losers, race
 from evolora.models.cost import Cost, Costs
@@ -294,7 +295,7 @@ def test_a_race_keeps_as_many_as_are_needed_and_its_seed_is_the_generations(
             assert stayed.sum() == max(elites, refine), "all differ on every prompt: nobody stays who is not needed"
             return found
 
-        monkeypatch.setattr("evolora.evolution.loop.race", spy)
+        monkeypatch.setattr(loop, "race", spy)
         evolution = make_evolution(0.01, elites=elites, refine=refine, racing=0.4, racing_block=4)
         dropped = [evolution.step()["racing.dropped"] for _ in range(3)]
         assert dropped == [6 - max(elites, refine)] * 3

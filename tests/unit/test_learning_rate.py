@@ -6,11 +6,12 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.choose import choose_engine
+from evolora.engine.text import Text
 from evolora.models.base import load_base
 from evolora.models.lora import lora_config, lora_layout
 from evolora.refiners import PPOConfig, PPORefiner
@@ -31,7 +32,8 @@ def ppo() -> tuple[Make, Tensor]:
 
     def make(**options: Any) -> PPORefiner:
         config = PPOConfig(max_new_tokens=8, **options)
-        return PPORefiner(PopulationModel(base.model, layout), base.tokenizer, RewardScorer(similarity), config, seed=0)
+        engine, text = choose_engine(base.model, layout).engine, Text.of(base.model, base.tokenizer)
+        return PPORefiner(engine, text, RewardScorer(similarity), config, seed=0)
 
     return make, genome
 
@@ -39,6 +41,7 @@ def ppo() -> tuple[Make, Tensor]:
 positive = st.floats(1e-6, 1e3)
 
 
+@settings(deadline=None)
 @given(st.floats(1, 1e4), st.floats(0, 1), st.floats(0, 1))
 def test_a_rate_falls_by_its_factor_around_the_middle(decay: float, early: float, late: float) -> None:
     assert decayed(decay, 0.0) / decayed(decay, 1.0) == pytest.approx(decay)
@@ -48,6 +51,7 @@ def test_a_rate_falls_by_its_factor_around_the_middle(decay: float, early: float
     assert decayed(1.0, early) == 1
 
 
+@settings(deadline=None)
 @given(st.lists(positive, min_size=1, max_size=12), positive)
 def test_a_rate_is_set_anew_where_several_updates_say_so_and_only_then(kls: list[float], target: float) -> None:
     rate, since, band, tested = LedRate(), [], BAND, False

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora import Example, LocalEvaluator, PopulationModel, RewardScorer, load_base, lora_config, lora_layout
+from evolora import Example, LocalEvaluator, RewardScorer, Text, choose_engine, load_base, lora_config, lora_layout
 from evolora.evolution.racing import losers, race
 from evolora.models.cost import Cost
 from evolora.population.evaluation import Drafts, Evaluation, Evaluator, mean_fitness
@@ -129,7 +129,8 @@ def test_a_model_that_remembers_writes_what_it_wrote() -> None:
     layout, founder = lora_layout(base.model, lora_config(base.model), seed=0)
     genomes = founder + 0.05 * torch.randn(3, len(founder), generator=torch.Generator().manual_seed(0))
     scorer = RewardScorer(lambda completions: [len(text) / 10 for text in completions])
-    plain = LocalEvaluator(PopulationModel(base.model, layout), base.tokenizer, scorer, max_new_tokens=6, draft_rows=99)
+    engine, text = choose_engine(base.model, layout).engine, Text.of(base.model, base.tokenizer)
+    plain = LocalEvaluator(engine, text, scorer, max_new_tokens=6, draft_rows=99)
     examples = [Example(f"Translate '{word}' to English:", {}) for word in ("chat", "chien", "pain", "eau")]
     expected = plain.evaluate(genomes, examples)
     assert_equal(plain.evaluate(genomes, examples, drafts=expected.completion_ids), expected)

@@ -16,7 +16,7 @@ from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
-from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.errors import InputError
 from evolora.models.base import load_base
 from evolora.models.lora import as_peft_model, check_lora, lora_config, lora_layout
@@ -212,7 +212,7 @@ def test_the_founder_is_the_base_and_depends_on_its_seed_alone(architecture: str
     ids = torch.arange(1, 9)[None]
     with torch.no_grad():
         expected = base.model(input_ids=ids).logits
-        with PopulationModel(base.model, layout).adapted(founder[None]):
+        with LoraLayers(base.model, layout).adapted(founder[None]):
             assert torch.equal(base.model(input_ids=ids).logits, expected)
 
 

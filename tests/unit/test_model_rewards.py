@@ -17,7 +17,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from evolora import PopulationModel, load_base, lora_config, lora_layout
+from evolora import Text, choose_engine, load_base, lora_config, lora_layout
 from evolora.errors import InputError
 from evolora.models.sequence_scores import model_version
 from evolora.rewards import RewardContext, load_reward
@@ -165,9 +165,8 @@ def test_fluency_is_that_of_the_base_without_adapters(model_folder: Callable[[st
     reward = load_reward("perplexity", RewardContext(base))
     before = reward(prompts=PROMPTS, completions=TEXTS)
     layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
-    population_model = PopulationModel(base.model, layout)
-    with population_model.adapted(torch.randn(1, genome.shape[0])):
-        pass
+    engine, text = choose_engine(base.model, layout).engine, Text.of(base.model, base.tokenizer)
+    engine.generate(torch.randn(1, genome.shape[0]), text.encode(PROMPTS), text.decoding(4))
     assert reward(prompts=PROMPTS, completions=TEXTS) == before
 
 

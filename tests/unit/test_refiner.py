@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora.engine.eager.lora_layers import PopulationModel
+from evolora.engine.choose import choose_engine
+from evolora.engine.text import Text
 from evolora.models.base import BaseModel, load_base
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import lora_config, lora_layout
@@ -69,11 +70,12 @@ def make(
     if kind != "ppo":
         options = {"rollout_samples": 3, **options}
     return refiner(
-        PopulationModel(base.model, layout, dropout=dropout),
-        base.tokenizer,
+        choose_engine(base.model, layout).engine,
+        Text.of(base.model, base.tokenizer),
         RewardScorer(reward),  # type: ignore[arg-type]
         config(max_new_tokens=8, **options),  # type: ignore[arg-type]
         seed=seed,
+        dropout=dropout,
     )
 
 
@@ -173,7 +175,7 @@ def test_each_step_that_is_asked_for_has_a_part_of_the_prompts(
 def test_refining_improves_greedy_fitness(kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
     layout, genome = founder
     refiner = make(kind, base, layout, rl_steps=8, target_kl=None)
-    evaluator = LocalEvaluator(refiner.population_model, base.tokenizer, refiner.scorer, max_new_tokens=8)
+    evaluator = LocalEvaluator(refiner.engine, refiner.writer.text, refiner.scorer, max_new_tokens=8)
     refined = refiner.refine(genome[None], list(TRAIN[: 48 // refiner.config.rollout_samples]), key=[(1, 0)])
     held_out = list(TRAIN[48:80])
     before, after = evaluator.evaluate(torch.stack([genome, refined.genomes[0]]), held_out).fitness
@@ -323,6 +325,7 @@ def test_elites_that_skip_different_groups_come_out_as_alone(
         assert float((together.genomes[row] - alone.genomes[0]).abs().max()) < 0.05 * float(step)
 
 
+@settings(deadline=None)
 @given(st.floats(-1e3, 1e3), st.integers(2, 9))
 def test_equal_scores_are_equal_however_their_mean_is_rounded(score: float, size: int) -> None:
     scores, scored = torch.full((1, size), score), torch.ones(1, size)
@@ -344,8 +347,8 @@ def test_the_more_a_rollout_tells_the_less_is_taught_again(
     base: BaseModel, founder: tuple[GenomeLayout, Tensor]
 ) -> None:
     layout, genome = founder
-    model = PopulationModel(base.model, layout)
-    evaluator = LocalEvaluator(model, base.tokenizer, RewardScorer(short), max_new_tokens=8)
+    engine, text = choose_engine(base.model, layout).engine, Text.of(base.model, base.tokenizer)
+    evaluator = LocalEvaluator(engine, text, RewardScorer(short), max_new_tokens=8)
     taught = {}
     for name, reward in (("nothing", worthless), ("much", short)):
         refiner = make("ppo", base, layout, replay=12, rollout_samples=4, rl_steps=1, reward=reward)

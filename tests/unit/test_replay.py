@@ -5,14 +5,22 @@ import math
 
 import numpy as np
 import pytest
-import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evolora import Example, PopulationModel, PPOConfig, PPORefiner, RewardScorer, load_base, lora_config, lora_layout
-from evolora.engine.eager.generate import completion_log_probs, encode
+from evolora import (
+    Example,
+    PPOConfig,
+    PPORefiner,
+    RewardScorer,
+    Text,
+    choose_engine,
+    load_base,
+    lora_config,
+    lora_layout,
+)
+from evolora.engine.base import Completions, Scoring
 from evolora.population.evaluation import LocalEvaluator
-from evolora.refiners.imitation import padded
 from evolora.refiners.replay import Replay
 
 
@@ -55,6 +63,7 @@ def test_what_is_no_better_than_the_usual_is_no_lesson() -> None:
     assert [lesson.gain for lesson in replay.lessons()] == pytest.approx([0.6] * 4, abs=0.01)
 
 
+@settings(deadline=None)
 @given(st.floats(0, 1))
 def test_what_the_policy_has_learned_is_less_of_a_lesson(probability: float) -> None:
     replay = filled({1: [0.0], 2: [1.0]})
@@ -94,6 +103,7 @@ def test_without_noise_means_count_as_they_are() -> None:
     assert replay.lessons()[0].gain == pytest.approx(0.75 - 1.25 / 3)
 
 
+@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 5), st.integers(0, 20), st.floats(-1e3, 1e3, allow_subnormal=False), st.booleans()),
@@ -115,22 +125,21 @@ def test_replay_teaches_what_another_individual_wrote() -> None:
     """The policy never samples the answer; somebody else did. With a reward that is always 0 nothing else moves it."""
     base = load_base("tiny-gpt2")
     layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
-    model = PopulationModel(base.model, layout)
+    engine, text = choose_engine(base.model, layout).engine, Text.of(base.model, base.tokenizer)
     scorer = RewardScorer(lambda completions: [0.0] * len(completions))
     examples = [Example(f"Translate '{word}' to English:", {}) for word in ("chat", "chien", "pain", "eau", "lait")]
     answer = base.tokenizer(" window")["input_ids"] + [base.tokenizer.eos_token_id]
     probabilities = []
     for replay in (0, 8):
         config = PPOConfig(max_new_tokens=4, rl_steps=8, replay=replay, kl_weight=0.0)
-        refiner = PPORefiner(model, base.tokenizer, scorer, config, seed=0)
-        evaluation = LocalEvaluator(model, base.tokenizer, scorer, max_new_tokens=4).evaluate(genome[None], examples)
+        refiner = PPORefiner(engine, text, scorer, config, seed=0)
+        evaluation = LocalEvaluator(engine, text, scorer, max_new_tokens=4).evaluate(genome[None], examples)
         evaluation.completion_ids[0][:] = [list(answer) for _ in examples]
         evaluation.rewards[:] = 1.0
         refiner.observe(examples, evaluation)
         refined = refiner.refine(genome[None], examples, key=[(1, 0)])
-        prompts = encode(base.tokenizer, [example.prompt for example in examples], "cpu")
-        with torch.no_grad(), model.adapted(refined.genomes):
-            log_probs, _ = completion_log_probs(base.model, prompts, padded([answer] * 5, 0), temperature=1.0)
-        probabilities.append(float(log_probs.sum(1).mean()))
+        prompts = text.encode([example.prompt for example in examples])
+        scored = engine.score(refined.genomes, prompts, Completions.of_ids([answer] * 5, 0), Scoring())
+        probabilities.append(float(scored.log_probs.sum(1).mean()))
         assert ("lessons" in refined.stats[0]) == bool(replay)
     assert probabilities[1] > probabilities[0] + 3

@@ -2,23 +2,21 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor
 
-from evolora.engine.eager.generate import (
-    Completions,
-    PromptBatch,
-    completion_log_probs,
-    decode_text,
-    encode,
-    end_tokens,
-    generate,
-    select_rows,
-)
+from evolora.engine.base import Completions, Decoding, Prompts, Scoring
+from evolora.engine.cpu.engine import CpuEngine
+from evolora.engine.eager.engine import EagerEngine
+from evolora.engine.eager.generate import PromptBatch, generate
+from evolora.engine.eager.score import completion_log_probs
+from evolora.engine.text import Text
 from evolora.models.base import BaseModel, load_base
+from evolora.models.genome import GenomeLayout
 from evolora.rng import keyed_seed
 
 PROMPTS = ["the cat", "a dog ran to", "4 + 3 =", "one two three four", "red", "on the mat"]
@@ -34,12 +32,41 @@ def gpt2(model_folder: Callable[[str], Path]) -> BaseModel:
     return load_base(str(model_folder("gpt2")))
 
 
+@pytest.fixture(params=[EagerEngine, CpuEngine])
+def kind(request: pytest.FixtureRequest) -> type[EagerEngine]:
+    found: type[EagerEngine] = request.param
+    return found
+
+
+def without_adapters(kind: type[EagerEngine], base: BaseModel) -> EagerEngine:
+    return kind(base.model, GenomeLayout(()))
+
+
+def encode(base: BaseModel, prompts: list[str]) -> list[list[int]]:
+    return Text.of(base.model, base.tokenizer).encode(prompts)
+
+
+def prompt_batch(prompts: Prompts) -> PromptBatch:
+    return PromptBatch.of(prompts, pad=0, times=1, device=torch.device("cpu"))
+
+
 def seeds_for(rows: int, purpose: str = "sampling") -> np.ndarray:
     return np.array([keyed_seed(0, purpose, row) for row in range(rows)], dtype=np.uint64)
 
 
-def complete(base: BaseModel, prompts: PromptBatch, end: int, length: int = 12, **options: object) -> Completions:
-    return generate(base.model, prompts, max_new_tokens=length, eos_token_ids=[end], pad_token_id=0, **options)
+def decoding(end: int, length: int = 12, **options: Any) -> Decoding:
+    return Decoding(max_new_tokens=length, ends=[end], pad=0, **options)
+
+
+def complete(engine: EagerEngine, prompts: Prompts, end: int, length: int = 12, **options: Any) -> Completions:
+    return engine.generate(None, prompts, decoding(end, length, **options))
+
+
+def score(
+    engine: EagerEngine, prompts: Prompts, completions: Completions, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
+    found = engine.score(None, prompts, completions, Scoring(temperature=temperature))
+    return found.log_probs, found.entropy
 
 
 def an_end_that_occurs(rows: Tensor) -> int:
@@ -57,11 +84,11 @@ def expected_mask(ids: Tensor, end: int) -> Tensor:
 
 
 @pytest.mark.parametrize("use_cache", [True, False])
-def test_greedy_tokens_equal_transformers(base: BaseModel, use_cache: bool) -> None:
-    prompts = encode(base.tokenizer, PROMPTS, "cpu")
+def test_greedy_tokens_equal_transformers(base: BaseModel, kind: type[EagerEngine], use_cache: bool) -> None:
+    engine, prompts = without_adapters(kind, base), prompt_batch(encode(base, PROMPTS))
     assert not prompts.mask.all()
-    end = an_end_that_occurs(complete(base, prompts, end=-1).ids)
-    found = complete(base, prompts, end, use_cache=use_cache)
+    end = an_end_that_occurs(complete(engine, prompts.rows(), end=-1).ids)
+    found = generate(engine.layers, engine.kernels, prompts, decoding(end), use_cache=use_cache)
     ids = base.model.generate(
         input_ids=prompts.ids,
         attention_mask=prompts.mask,
@@ -76,36 +103,35 @@ def test_greedy_tokens_equal_transformers(base: BaseModel, use_cache: bool) -> N
     assert found.tokens == int(expected_mask(ids, end).sum())
 
 
-def test_generation_stops_when_every_row_has_ended(gpt2: BaseModel) -> None:
-    prompts = encode(gpt2.tokenizer, PROMPTS[:1], "cpu")
-    ids = complete(gpt2, prompts, end=-1).ids[0].tolist()
+def test_generation_stops_when_every_row_has_ended(gpt2: BaseModel, kind: type[EagerEngine]) -> None:
+    engine, prompts = without_adapters(kind, gpt2), encode(gpt2, PROMPTS[:1])
+    ids = complete(engine, prompts, end=-1).ids[0].tolist()
     place = next(place for place in range(2, 12) if ids[place] not in ids[:place])
-    ended = complete(gpt2, prompts, end=ids[place])
+    ended = complete(engine, prompts, end=ids[place])
     assert ended.ids[0].tolist() == ids[: place + 1] and ended.mask.all()
-    two = generate(
-        gpt2.model, prompts, max_new_tokens=12, eos_token_ids=[ids[place], ids[1]], pad_token_id=0
-    )  # any of several tokens ends a row
+    either = Decoding(max_new_tokens=12, ends=[ids[place], ids[1]], pad=0)
+    two = engine.generate(None, prompts, either)  # any of several tokens ends a row
     assert two.ids[0].tolist() == ids[: ids.index(ids[1]) + 1]
 
 
-def test_padding_on_the_left_changes_nothing(base: BaseModel) -> None:
-    together = encode(base.tokenizer, PROMPTS, "cpu")
-    completions = complete(base, together, end=-1, seeds=seeds_for(len(PROMPTS)))
-    log_probs, entropy = completion_log_probs(base.model, together, completions)
+def test_padding_on_the_left_changes_nothing(base: BaseModel, kind: type[EagerEngine]) -> None:
+    engine, together = without_adapters(kind, base), encode(base, PROMPTS)
+    completions = complete(engine, together, end=-1, seeds=seeds_for(len(PROMPTS)))
+    log_probs, entropy = score(engine, together, completions)
     for row, prompt in enumerate(PROMPTS):
-        alone = encode(base.tokenizer, [prompt], "cpu")
-        assert alone.mask.all()
-        one = complete(base, alone, end=-1, seeds=seeds_for(len(PROMPTS))[row : row + 1])
+        alone = encode(base, [prompt])
+        assert prompt_batch(alone).mask.all()
+        one = complete(engine, alone, end=-1, seeds=seeds_for(len(PROMPTS))[row : row + 1])
         assert torch.equal(one.ids[0], completions.ids[row])
-        single, spread = completion_log_probs(base.model, alone, one)
+        single, spread = score(engine, alone, one)
         torch.testing.assert_close(log_probs[row], single[0], atol=1e-5, rtol=0)
         torch.testing.assert_close(entropy[row], spread[0], atol=1e-5, rtol=0)
 
 
-def test_without_positions_padding_would_change_gpt2(gpt2: BaseModel) -> None:
-    prompts = encode(gpt2.tokenizer, PROMPTS, "cpu")
-    completions = complete(gpt2, prompts, end=-1)
-    found, _ = completion_log_probs(gpt2.model, prompts, completions)
+def test_without_positions_padding_would_change_gpt2(gpt2: BaseModel, kind: type[EagerEngine]) -> None:
+    engine, prompts = without_adapters(kind, gpt2), prompt_batch(encode(gpt2, PROMPTS))
+    completions = complete(engine, prompts.rows(), end=-1)
+    found, _ = score(engine, prompts.rows(), completions)
     ids = torch.cat([prompts.ids, completions.ids[:, :-1]], 1)
     mask = torch.cat([prompts.mask, torch.ones_like(completions.ids[:, :-1])], 1)
     naive = gpt2.model(input_ids=ids, attention_mask=mask).logits[:, -12:].log_softmax(-1)
@@ -116,18 +142,19 @@ def test_without_positions_padding_would_change_gpt2(gpt2: BaseModel) -> None:
 
 
 @pytest.mark.parametrize("temperature", [0.7, 1.0, 1.5])
-def test_log_probabilities_entropy_and_features(base: BaseModel, temperature: float) -> None:
-    prompts = encode(base.tokenizer, PROMPTS, "cpu")
+def test_log_probabilities_entropy_and_features(base: BaseModel, kind: type[EagerEngine], temperature: float) -> None:
+    engine, prompts = without_adapters(kind, base), encode(base, PROMPTS)
     seeds = seeds_for(len(PROMPTS))
-    end = an_end_that_occurs(complete(base, prompts, end=-1, seeds=seeds, temperature=temperature).ids)
-    sampled = complete(base, prompts, end, seeds=seeds, temperature=temperature, keep_features=True)
+    end = an_end_that_occurs(complete(engine, prompts, end=-1, seeds=seeds, temperature=temperature).ids)
+    sampled = complete(engine, prompts, end, seeds=seeds, temperature=temperature, features=True)
     keep, length = sampled.mask, sampled.ids.shape[1]
     assert torch.equal(keep, expected_mask(sampled.ids, end)) and not keep.all()
-    found, entropy = completion_log_probs(base.model, prompts, sampled, temperature=temperature)
-    assert sampled.log_probs is not None and sampled.features is not None
+    scored = engine.score(None, prompts, sampled, Scoring(temperature=temperature, features=True))
+    found, entropy = scored.log_probs, scored.entropy
+    assert sampled.log_probs is not None and sampled.features is not None and scored.features is not None
     torch.testing.assert_close(sampled.log_probs[keep], found[keep], atol=1e-5, rtol=0)
     for row in range(len(PROMPTS)):  # row by row, without padding and without a cache
-        ids = torch.cat([prompts.ids[row][prompts.mask[row].bool()], sampled.ids[row][keep[row]]])[None]
+        ids = torch.cat([torch.tensor(prompts[row]), sampled.ids[row][keep[row]]])[None]
         n = int(keep[row].sum())
         with torch.no_grad():
             output = base.model(input_ids=ids, output_hidden_states=True)
@@ -135,16 +162,17 @@ def test_log_probabilities_entropy_and_features(base: BaseModel, temperature: fl
         torch.testing.assert_close(found[row, :n], chosen_from.log_prob(ids[0, -n:]), atol=1e-5, rtol=0)
         torch.testing.assert_close(entropy[row, :n], chosen_from.entropy(), atol=1e-5, rtol=0)
         hidden = output.hidden_states[-1][0, -n - 1 : -1]
-        torch.testing.assert_close(sampled.features[row, :n], hidden, atol=1e-5, rtol=1e-5)
-    assert sampled.features.shape == (len(PROMPTS), length, 32)
+        for features in (sampled.features, scored.features):
+            torch.testing.assert_close(features[row, :n], hidden, atol=1e-5, rtol=1e-5)
+    assert sampled.features.shape == scored.features.shape == (len(PROMPTS), length, 32)
 
 
-def test_greedy_keeps_no_log_probabilities_and_rows_can_be_selected(gpt2: BaseModel) -> None:
-    prompts = encode(gpt2.tokenizer, PROMPTS, "cpu")
-    greedy = select_rows(complete(gpt2, prompts, end=-1), torch.tensor([2]))
+def test_greedy_keeps_no_log_probabilities_and_rows_can_be_selected(gpt2: BaseModel, kind: type[EagerEngine]) -> None:
+    engine, prompts = without_adapters(kind, gpt2), encode(gpt2, PROMPTS)
+    greedy = complete(engine, prompts, end=-1).select(torch.tensor([2]))
     assert greedy.log_probs is None and greedy.features is None
-    sampled = complete(gpt2, prompts, end=-1, seeds=seeds_for(6), keep_features=True)
-    some = select_rows(sampled, torch.tensor([4, 0]))
+    sampled = complete(engine, prompts, end=-1, seeds=seeds_for(6), features=True)
+    some = sampled.select(torch.tensor([4, 0]))
     for name in ("ids", "mask", "log_probs", "features"):
         assert torch.equal(getattr(some, name), getattr(sampled, name)[[4, 0]])
 
@@ -162,12 +190,12 @@ def chi_square(counts: Tensor, probabilities: Tensor) -> tuple[float, float]:
 
 
 @pytest.mark.parametrize("temperature", [0.6, 1.0, 2.0])
-def test_samples_follow_the_tempered_distribution(gpt2: BaseModel, temperature: float) -> None:
-    one = encode(gpt2.tokenizer, PROMPTS[1:2], "cpu")
+def test_samples_follow_the_tempered_distribution(gpt2: BaseModel, kind: type[EagerEngine], temperature: float) -> None:
+    engine, (one,) = without_adapters(kind, gpt2), encode(gpt2, PROMPTS[1:2])
     rows = 12_000
-    ids = complete(gpt2, one.repeat(rows), -1, 2, seeds=seeds_for(rows), temperature=temperature).ids
+    ids = complete(engine, [one] * rows, -1, 2, seeds=seeds_for(rows), temperature=temperature).ids
     with torch.no_grad():
-        logits = gpt2.model(input_ids=one.ids).logits[0, -1]
+        logits = gpt2.model(input_ids=torch.tensor([one])).logits[0, -1]
     counts = torch.bincount(ids[:, 0], minlength=len(logits))
     statistic, limit = chi_square(counts, (logits / temperature).softmax(-1))
     assert statistic < limit
@@ -176,7 +204,7 @@ def test_samples_follow_the_tempered_distribution(gpt2: BaseModel, temperature: 
     common = int(ids[:, 0].mode().values)  # the second token, given the first
     then = ids[ids[:, 0] == common, 1]
     with torch.no_grad():
-        logits = gpt2.model(input_ids=torch.cat([one.ids, torch.tensor([[common]])], 1)).logits[0, -1]
+        logits = gpt2.model(input_ids=torch.tensor([[*one, common]])).logits[0, -1]
     statistic, limit = chi_square(torch.bincount(then, minlength=len(logits)), (logits / temperature).softmax(-1))
     assert statistic < limit
 
@@ -186,19 +214,20 @@ def test_text_is_what_stands_before_the_end(gpt2: BaseModel) -> None:
     length = max(map(len, written)) + 2
     ids = torch.tensor([[*row, 0, *[5] * (length - len(row) - 1)] for row in written])
     mask = torch.tensor([[place <= len(row) for place in range(length)] for row in written])
-    assert decode_text(gpt2.tokenizer, Completions(ids, mask)) == ["the cat", "red"]
+    assert Text.of(gpt2.model, gpt2.tokenizer).decode(Completions(ids, mask)) == ["the cat", "red"]
 
 
 def test_end_tokens_are_the_generation_configs_else_the_tokenizers(gpt2: BaseModel) -> None:
     for given, expected in (([7, 9], [7, 9]), (5, [5]), (None, [gpt2.tokenizer.eos_token_id])):
         gpt2.model.generation_config.eos_token_id = given
-        assert end_tokens(gpt2.model, gpt2.tokenizer) == expected
+        assert list(Text.of(gpt2.model, gpt2.tokenizer).ends) == expected
 
 
-def test_log_probabilities_are_differentiable(gpt2: BaseModel) -> None:
+def test_log_probabilities_are_differentiable(gpt2: BaseModel, kind: type[EagerEngine]) -> None:
     gpt2.model.requires_grad_(True)
-    prompts = encode(gpt2.tokenizer, PROMPTS, "cpu")
-    completions = complete(gpt2, prompts, end=-1, seeds=np.arange(6, dtype=np.uint64))
-    log_probs, entropy = completion_log_probs(gpt2.model, prompts, completions)
+    engine, prompts = without_adapters(kind, gpt2), prompt_batch(encode(gpt2, PROMPTS))
+    completions = complete(engine, prompts.rows(), end=-1, seeds=np.arange(6, dtype=np.uint64))
+    how = Scoring(entropy_gradient=True)
+    log_probs, entropy, _ = completion_log_probs(engine.layers, engine.kernels, prompts, completions, how)
     (log_probs.mean() + entropy.mean()).backward()
     assert gpt2.model.transformer.wte.weight.grad.abs().max() > 0

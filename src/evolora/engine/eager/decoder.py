@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from evolora.engine.eager.kernels import Choice, DecodingTrace, Kernels, Step, Steps
 from evolora.engine.eager.kv_cache import RoomyCache, keeps_all
+from evolora.engine.eager.log_probs import in_float32_at_least
 from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.engine.eager.packed_forward import PackedPass, can_pack
 from evolora.models.base import accepts
@@ -159,11 +160,11 @@ class DecodingBatch:
             arguments["logits_to_keep"] = kept
         if not self._keep_features:
             logits: Tensor = self.model(**arguments).logits
-            return logits[:, -kept:].float()
+            return in_float32_at_least(logits[:, -kept:])
         with last_hidden_states(self.model) as hidden:
             logits = self.model(**arguments).logits
         self.features = hidden[0][:, -kept:].clone()
-        return logits[:, -kept:].float()
+        return in_float32_at_least(logits[:, -kept:])
 
     def _start_packed(self) -> Tensor:
         """The first pass over packed prompts, [rows, 1, vocabulary]: each individual's different prompts once, without
@@ -185,7 +186,7 @@ class DecodingBatch:
         self._cache = cache.unpacked(index, capacity=self._mask.shape[1])
         if self.trace is not None and not self.trace.begun(packed.places, self._positions, logits):
             self._drop_trace()
-        return logits.float()
+        return in_float32_at_least(logits)
 
     def _drop_trace(self) -> None:
         self.trace = None

@@ -4,6 +4,11 @@ import torch
 from torch import Tensor
 
 
+def in_float32_at_least(logits: Tensor) -> Tensor:
+    """Half precision would lose log-probabilities."""
+    return logits if logits.dtype == torch.float64 else logits.float()
+
+
 def token_log_probs(
     logits: Tensor, tokens: Tensor, *, temperature: float, entropy_gradient: bool
 ) -> tuple[Tensor, Tensor]:

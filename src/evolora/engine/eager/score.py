@@ -7,6 +7,7 @@ from evolora.engine.base import Completions, Scoring
 from evolora.engine.eager.decoder import last_hidden_states, positions_of
 from evolora.engine.eager.generate import PromptBatch
 from evolora.engine.eager.kernels import Kernels
+from evolora.engine.eager.log_probs import in_float32_at_least
 from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.engine.eager.packed_forward import PackedPass, can_pack
 from evolora.models.base import accepts
@@ -24,10 +25,9 @@ def completion_log_probs(
     """
     forward = _packed_logits if can_pack(layers.model, kernels) else _padded_logits
     logits, hidden = forward(layers, prompts, completions, keep_features=how.features)
-    logits = logits if logits.dtype == torch.float64 else logits.float()
     ids, mask = completions.ids, completions.mask
     chosen, entropy = kernels.token_log_probs(
-        logits, ids[mask], temperature=how.temperature, entropy_gradient=how.entropy_gradient
+        in_float32_at_least(logits), ids[mask], temperature=how.temperature, entropy_gradient=how.entropy_gradient
     )
     blank = chosen.new_zeros(ids.shape)
     features = None
