@@ -27,7 +27,7 @@ from study.runner import Runner, missing_jobs, of_processor, read_rows, search_j
 from study.tasks import TASKS
 
 from evolora import InputError
-from evolora.runs.config import make_config
+from evolora.runs.options import make_options
 
 HERE = Path(__file__).resolve().parent
 RESULTS = HERE / "results" / "study.jsonl"
@@ -86,7 +86,7 @@ def main() -> int:
         return 0
     if not options.report_only:
         try:
-            make_config(options.budget.options())
+            make_options(options.budget.options())
         except InputError as error:
             print(f"{options.budget.name}: this version refuses that budget: {error}")
             return 2

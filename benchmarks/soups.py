@@ -12,7 +12,6 @@ import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +24,8 @@ from evolora import Evolution, evolve
 from evolora.evolution.soup import SOUP, soup
 from evolora.population.population import Population
 from evolora.runs.assembly import assemble
-from evolora.runs.config import make_config
-from evolora.runs.config_file import read_config
+from evolora.runs.config_file import read_run_config
+from evolora.runs.options import make_options
 from evolora.runs.tracking.terminal import Silence
 
 
@@ -44,7 +43,7 @@ def measure(task: str, flops: float, seed: int) -> dict[str, Any]:
             save_every=10_000,
             **TASKS[task].options,
         )
-        parts = assemble(make_config(read_config(run / "config.toml")), reward, Silence())
+        parts = assemble(make_options(read_run_config(run)), reward, Silence())
         (ranked,) = finalists
         mixed = soup(ranked, range(len(ranked)), id=-1, generation=0)
         both = torch.cat([ranked.genomes[:1], mixed.genomes])
@@ -72,7 +71,7 @@ def _noted() -> Iterator[list[Population]]:
 
     def noted(self: Evolution, count: int) -> Any:
         config = self.config
-        self.config = replace(config, soup=0)
+        self.config = config.model_copy(update={"soup": 0})
         ranked, _ = ranked_with_soup(self, config.soup + 1)
         # The base is among them, and who is behind it has no part in the soup.
         ids = [individual.id for individual in ranked.individuals]

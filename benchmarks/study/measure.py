@@ -19,8 +19,8 @@ from evolora.population.evaluation import mean_fitness
 from evolora.population.lineage import Lineage
 from evolora.rewards import RewardScorer
 from evolora.runs.assembly import Parts, assemble
-from evolora.runs.config import make_config
-from evolora.runs.config_file import read_config
+from evolora.runs.config_file import read_run_config
+from evolora.runs.options import make_options
 from evolora.runs.tracking.terminal import Silence
 from evolora.tasks.task import columns_of
 from study.best_of_n import best_of_n
@@ -126,7 +126,7 @@ def _evolved(job: Job, task: StudyTask, folder: Path) -> tuple[Parts, list[Point
         Point(*cost_of(metrics), validation=metrics["validation.best"], genome=genome)
         for metrics, genome in zip(result.history, bests, strict=True)
     ]
-    parts = assemble(make_config(read_config(run / "config.toml")), task.true_reward, Silence())
+    parts = assemble(make_options(read_run_config(run)), task.true_reward, Silence())
     winner = result.summary["winner"]
     # The run's own figure is as noisy as its reward.
     test = winner["test"]["reward"] if not task.noise else _true_test(parts, run, winner["id"], task)
@@ -167,7 +167,7 @@ def assembled(task: StudyTask, seed: int) -> Iterator[Parts]:
     with tempfile.TemporaryDirectory(prefix="evolora-study-") as folder:
         data = Path(folder) / "data.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in task.rows()), encoding="utf-8")
-        config = make_config({"data": str(data), "reward": "exact", "seed": seed, "threads": 1})
+        config = make_options({"data": str(data), "reward": "exact", "seed": seed, "threads": 1})
         yield assemble(config, task.true_reward, Silence())
 
 

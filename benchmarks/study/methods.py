@@ -9,14 +9,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from evolora.runs.config import RunConfig, make_config
+from evolora.refiners.options import PolicyGradientConfig
+from evolora.runs.options import make_options
+from study.recorded import recorded_options, refiner_options, resolved_options
 
 Options = dict[str, Any]
 Role = Literal["hybrid", "single", "reference", "learning rate", "ablation", "beside", "variant"]
 
-DEFAULT_LR = float(RunConfig.model_fields["lr"].default)
+_DEFAULTS = make_options().refiner
+assert isinstance(_DEFAULTS, PolicyGradientConfig)
+DEFAULT_LR = _DEFAULTS.lr
 # What the hybrid's learning rate is led by.
-DEFAULT_UPDATE_KL = RunConfig().led_update_kl
+DEFAULT_UPDATE_KL = _DEFAULTS.update_kl
 
 # What PPO alone and GRPO alone are tuned over, for each task on seeds of its own.
 SEARCH_GRID: tuple[Options, ...] = tuple(
@@ -193,32 +197,27 @@ def options_sha256(method: Method, options: Mapping[str, Any]) -> str:
     if method.kind != "evolve":
         works: Mapping[str, Any] = dict(options)
     else:
-        config = make_config(dict(options))
-        values = config.model_dump(mode="json")
+        config = make_options(options)
+        values = recorded_options(config, options)
         unused = set(_NO_PART_OF_A_METHOD)
-        if config.strategy == "none":
+        if config.strategy.type == "none":
             unused |= _OF_THE_GA
-        if config.refiner == "none":
-            unused |= {name for name in values if _group(name) == "refiner"} - {"refiner"}
-        if config.refiner != "ppo":
+        if config.refiner.type == "none":
+            unused |= refiner_options() - {"refiner"}
+        if config.refiner.type != "ppo":
             unused |= {"kl_place"}
-        if config.racing is None:
+        if config.evolution.racing is None:
             unused |= {"racing_block"}
-        if config.lr_decay == 1:
+        if values["lr_decay"] == 1:
             unused |= {"lr_decay"}
-        if config.refined_scale == "keep":
+        if config.evolution.refined_scale == "keep":
             unused |= {"refined_scale"}
-        resolved = config.resolved()
-        values |= {name: resolved[name] for name in ("kl_weight", "rl_steps")}
+        resolved = resolved_options(config)
+        values |= {name: resolved[name] for name in ("kl_weight", "rl_steps") if name in resolved}
         works = _GONE | {name: value for name, value in values.items() if name not in unused and value}
-        if config.strategy == "ga" and config.refiner != "none":
+        if config.strategy.type == "ga" and config.refiner.type != "none":
             # What the hybrid's defaults come to: options that are left out leave them to the strategy.
             works |= {name: resolved[name] for name in _LEFT_TO_THE_STRATEGY}
             # Off it does not count, as anything that is off.
             works |= {"soup": resolved["soup"]} if resolved["soup"] else {}
     return hashlib.sha256(json.dumps([method.kind, works], sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _group(option: str) -> str:
-    extra = RunConfig.model_fields[option].json_schema_extra
-    return str(extra.get("group")) if isinstance(extra, dict) else ""

@@ -1,37 +1,50 @@
-"""The command line: evolora train | resume | evaluate | generate | export."""
+"""The command line: evolora train | resume | rate | evaluate | generate | export | votes | reward-model.
+
+What takes long to import is imported by the command that needs it, once its options are valid.
+"""
 
 import argparse
+import difflib
+import re
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, NoReturn, get_args, get_origin
-
-from pydantic.fields import FieldInfo
-from transformers.utils import logging as transformers_logging
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from evolora.errors import CheckpointError, InputError, RewardError
-from evolora.human.exchange import export_votes, import_votes
-from evolora.human.reward_model_training import train_reward_model
-from evolora.rewards.registry import HUMAN
-from evolora.runs.adapter import complete, evaluate, export
-from evolora.runs.config import RunConfig, make_config, option_name
-from evolora.runs.config_file import read_config
-from evolora.runs.report.inspection import Inspection
-from evolora.runs.run import Interrupted, Result, resume, start
-from evolora.runs.tracking.terminal import choose_view
+from evolora.options import can_do_without
+from evolora.rewards.options import HUMAN
+from evolora.runs.config_file import config_toml, read_config, read_run_config
+from evolora.runs.help import full_help, option_help, short_help
+from evolora.runs.options import RunOptions, Source, make_options
+from evolora.runs.parts import Place, Vocabulary
+from evolora.runs.speech import Speech
+from evolora.runs.typed import Typed, typed_words
 
+if TYPE_CHECKING:
+    from evolora.runs.run import Result
+
+_DEFAULTS = Vocabulary({})
 # Options of the run that also make sense for an adapter that is done.
-_APPLY_OPTIONS = (
-    "model", "device", "dtype", "threads", "chat_template", "task", "data", "prompt", "target", "reward",
-    "on_reward_error", "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
-)  # fmt: skip
-_RESUME_OPTIONS = (
-    "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge",
-    "rating_host", "rating_port",
-)  # fmt: skip
-
+_APPLY_OPTIONS = [
+    _DEFAULTS.place(word)
+    for word in (
+        "model", "device", "dtype", "threads", "chat_template", "task", "data", "prompt", "target", "reward",
+        "on_reward_error", "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
+    )
+]  # fmt: skip
+_GENERATE_OPTIONS = [
+    _DEFAULTS.place(word)
+    for word in ("model", "device", "dtype", "threads", "chat_template", "max_new_tokens", "temperature", "seed")
+]
+_RESUME_OPTIONS = [
+    _DEFAULTS.place(word)
+    for word in (
+        "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge", "rating_host", "rating_port",
+    )
+]  # fmt: skip
 
 _REWARD_MODEL_OPTIONS: tuple[tuple[str, str | int | float, str], ...] = (
     ("model", "tiny-gpt2", "base model: tiny-gpt2 (bundled), a folder or a hub name"),
@@ -51,14 +64,25 @@ class _Parser(argparse.ArgumentParser):
     """An argparse that raises InputError instead of printing its usage and leaving."""
 
     def error(self, message: str) -> NoReturn:
+        if (wrong := re.search(r"invalid choice: '(.*?)' \(choose from (.*)\)", message)) is not None:
+            known = re.findall(r"[\w-]+", wrong[2])
+            near = difflib.get_close_matches(wrong[1], known, n=1)
+            expected = near[0] if near else f"one of {', '.join(known)}"
+            message = f"{wrong[1]}: found no such command, expected {expected}"
         raise InputError(f"{message} (see '{self.prog} --help')")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit code: 0, 1 when the run failed, 2 for bad input, 130 after Ctrl-C."""
-    _quieten()
+    given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        options = vars(_parser().parse_args(arguments))
+        if given[:1] == ["train"]:
+            return _train(typed_words(given[1:]))
+        parser = _parser()
+        if not given:
+            parser.print_help()
+            return 0
+        options = vars(parser.parse_args(given))
         command = options.pop("command")
         return int(command(options))
     except InputError as error:
@@ -67,16 +91,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (RewardError, CheckpointError) as error:
         print(f"evolora: {error}", file=sys.stderr)
         return 1
-    except Interrupted as interrupted:
-        print(f"Interrupted. Resume with: evolora resume {interrupted.folder}", file=sys.stderr)
-        return 130
-    except KeyboardInterrupt:
-        print("Interrupted before the run began.", file=sys.stderr)
+    except KeyboardInterrupt as interrupted:
+        folder = getattr(interrupted, "folder", None)
+        resume = f"Interrupted. Resume with: evolora resume {folder}"
+        print(resume if folder is not None else "Interrupted before the run began.", file=sys.stderr)
         return 130
 
 
 def _quieten() -> None:
     """Keep the libraries' progress bars and notices off the screen: what matters, the run itself says."""
+    from transformers.utils import logging as transformers_logging
+
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -89,10 +114,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"evolora {version('evolora')}")
     commands = parser.add_subparsers(required=True, metavar="command", parser_class=_Parser)
 
-    train = _command(commands, "train", "start a run", _train)
-    _add_options(train, list(RunConfig.model_fields))
-    train.add_argument("--config", metavar="FILE", help="TOML file of options; the command line wins over it")
-    train.add_argument("--resume", metavar="RUN", nargs="?", const="", help="continue the run in RUN (or in --out)")
+    commands.add_parser("train", help="start a run")  # whose words depend on each other: `typed_words` reads them
 
     resumed = _command(commands, "resume", "continue a run that was stopped, or give it more generations", _resume)
     resumed.add_argument("run", metavar="RUN", help="the run's folder")
@@ -138,9 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     generated.add_argument(
         "--samples", type=int, default=0, metavar="N", help="sample N completions instead of the greedy one"
     )
-    _add_options(
-        generated, ["model", "device", "dtype", "threads", "chat_template", "max_new_tokens", "temperature", "seed"]
-    )
+    _add_options(generated, _GENERATE_OPTIONS)
 
     exported = _command(commands, "export", "write an adapter, or the merged model, to a folder", _export)
     _add_adapter(exported)
@@ -162,91 +182,107 @@ def _add_adapter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner")
 
 
-def _add_options(parser: argparse.ArgumentParser, names: Sequence[str]) -> None:
-    """One option for each field, in the field's group. Values stay text: RunConfig validates them."""
-    groups: dict[str, Any] = {}
-    for name in names:
-        field = RunConfig.model_fields[name]
-        assert isinstance(field.json_schema_extra, dict)
-        title = str(field.json_schema_extra["group"])
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        group = groups[title]
-        keywords: dict[str, Any] = {"dest": name, "default": argparse.SUPPRESS, "help": _help(field)}
-        if field.annotation is bool:
-            group.add_argument(option_name(name), action=argparse.BooleanOptionalAction, **keywords)
-        elif any(get_origin(kind) is list for kind in get_args(field.annotation)):
-            group.add_argument(option_name(name), nargs="+", metavar="NAME", **keywords)
-        else:
-            group.add_argument(option_name(name), metavar=_metavar(field), **keywords)
+def _add_options(parser: argparse.ArgumentParser, places: Sequence[Place]) -> None:
+    """An option for each place, by all its words. Values stay text: the parts' models validate them."""
+    for part, name in places:
+        field = _DEFAULTS.fields[part, name]
+        usual = _DEFAULTS.word(part, name)
+        others = [word for word, place in _DEFAULTS.words.items() if place == (part, name) and word != usual]
+        cli = Speech("cli")
+        for words, text in (([usual], option_help(field)), (others, argparse.SUPPRESS)):
+            keywords: dict[str, Any] = {"dest": f"{part}.{name}", "default": argparse.SUPPRESS, "help": text}
+            flags = [cli.name(word) for word in words]
+            if field.annotation is bool:
+                parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **keywords)
+            else:
+                parser.add_argument(*flags, metavar="NONE|X" if can_do_without(field) else "X", **keywords)
 
 
-def _help(field: FieldInfo) -> str:
-    text = str(field.description).replace("%", "%%")
-    shown = field.default is not None and field.annotation is not bool and "default" not in text
-    return f"{text} (default {field.default})" if shown else text
-
-
-def _metavar(field: FieldInfo) -> str:
-    kinds = [kind for kind in (get_args(field.annotation) or (field.annotation,)) if kind is not type(None)]
-    if get_origin(field.annotation) is not None and any(isinstance(kind, str) for kind in kinds):
-        return "NAME"
-    return {int: "N", float: "X"}.get(kinds[0], "TEXT")
-
-
-def _values(options: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+def _source(options: Mapping[str, Any], places: Sequence[Place]) -> Source:
     """The options that were given."""
-    return {name: options[name] for name in names if name in options}
+    given = [(f"{part}.{name}", part, name) for part, name in places if f"{part}.{name}" in options]
+    shown = {word: Speech("cli").name(_DEFAULTS.word(part, name)) for word, part, name in given}
+    return Source([(word, options[word]) for word, _, _ in given], Speech("cli"), shown)
 
 
-def _train(options: dict[str, Any]) -> int:
-    given = _values(options, list(RunConfig.model_fields))
-    if options["resume"] is not None:
-        folder = options["resume"] or given.get("out")
-        if not folder:
-            raise InputError("--resume: found no run folder, expected --resume RUN or --out RUN beside it")
-        if fixed := [name for name in given if name not in (*_RESUME_OPTIONS, "out")]:
+def _train(typed: Typed) -> int:
+    if typed.help is not None:
+        print(full_help(typed.source) if typed.help == "all" else short_help(typed.source))
+        return 0
+    if typed.resume is not None:
+        return _resumed_by_train(typed)
+    sources = [read_config(Path(path)) for path in typed.files]
+    options = make_options(*sources, typed.source)
+    _quieten()
+    if typed.dry_run:
+        return _dry_run(options)
+    from evolora.runs.run import start
+    from evolora.runs.tracking.terminal import choose_view
+
+    _report(start(options, view=choose_view()))
+    return 0
+
+
+def _resumed_by_train(typed: Typed) -> int:
+    words = {_DEFAULTS.words.get(word.replace("-", "_")): (word, value) for word, value in typed.source.words}
+    out = words.pop(("run", "out"), (None, None))[1]
+    folder = typed.resume or out
+    if not folder:
+        raise InputError("--resume: found no run folder, expected --resume RUN or --out RUN beside it")
+    for place, (word, _) in words.items():
+        if place not in _RESUME_OPTIONS:
+            allowed = ", ".join(Speech("cli").name(_DEFAULTS.word(*each)) for each in _RESUME_OPTIONS)
             raise InputError(
-                f"{option_name(fixed[0])} with --resume: a resumed run keeps its options, expected only "
-                f"{', '.join(map(option_name, _RESUME_OPTIONS))}"
+                f"{typed.source.named(word)} with --resume: a resumed run keeps its options, expected only {allowed}"
             )
-        return _continue(Path(folder), _values(given, _RESUME_OPTIONS))
-    from_file = read_config(Path(options["config"])) if options["config"] else {}
-    result = start(make_config({**from_file, **given}), view=choose_view())
-    _report(result)
+    return _continue(Path(folder), Source(list(words.values()), typed.source.speech, typed.source.shown))
+
+
+def _dry_run(options: RunOptions) -> int:
+    from evolora.runs.estimate import estimate
+
+    found = estimate(options)
+    print(config_toml(found.options))
+    print("\n".join(f"# {line}" for line in found.lines()))
     return 0
 
 
 def _resume(options: dict[str, Any]) -> int:
-    return _continue(Path(options["run"]), _values(options, _RESUME_OPTIONS))
+    return _continue(Path(options["run"]), _source(options, _RESUME_OPTIONS))
 
 
 def _rate(options: dict[str, Any]) -> int:
-    folder = Path(options["run"])
-    config = folder / "config.toml"
-    if not config.is_file():
+    folder, words = Path(options["run"]), _source(options, _RESUME_OPTIONS)
+    if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
-    reward = read_config(config).get("reward")
+    reward = make_options(read_run_config(folder)).reward.name
     if reward != HUMAN:
         raise InputError(f"{folder}: its reward is {reward}, expected a run with --reward human")
-    if (folder / "summary.json").exists() and not _values(options, _RESUME_OPTIONS):
+    if (folder / "summary.json").exists() and not words.words:
         raise InputError(f"{folder}: the run is finished, expected more generations, such as --gens 40, to rate")
-    return _continue(folder, _values(options, _RESUME_OPTIONS))
+    return _continue(folder, words)
 
 
 def _export_votes(options: dict[str, Any]) -> int:
+    from evolora.human.exchange import export_votes
+
     count = export_votes(Path(options["run"]), Path(options["to"]))
     print(f"{count} votes written to {options['to']}")
     return 0
 
 
 def _import_votes(options: dict[str, Any]) -> int:
+    from evolora.human.exchange import import_votes
+
     count = import_votes(Path(options["run"]), Path(options["file"]))
     print(f"{count} votes added to {options['run']}")
     return 0
 
 
 def _train_reward_model(options: dict[str, Any]) -> int:
+    _quieten()
+    from evolora.human.reward_model_training import train_reward_model
+
     trained = train_reward_model(
         Path(options["file"]),
         Path(options["out"]),
@@ -256,12 +292,18 @@ def _train_reward_model(options: dict[str, Any]) -> int:
     return 0
 
 
-def _continue(folder: Path, options: dict[str, Any]) -> int:
-    _report(resume(folder, view=choose_view(), options=options))
+def _continue(folder: Path, words: Source) -> int:
+    if (folder / "config.toml").is_file():
+        make_options(read_run_config(folder), words)  # refused at once
+    _quieten()
+    from evolora.runs.run import go_on
+    from evolora.runs.tracking.terminal import choose_view
+
+    _report(go_on(folder, words, view=choose_view()))
     return 0
 
 
-def _report(result: Result) -> None:
+def _report(result: "Result") -> None:
     summary = result.summary
     base, winner = summary["base"]["test"], summary["winner"]["test"]
     tokens, flops = summary["tokens"], summary["flops"]
@@ -302,15 +344,20 @@ def _term_lines(base: dict[str, Any], winner: dict[str, Any]) -> str:
 def _inspection_lines(summary: dict[str, Any]) -> str:
     if "inspection" not in summary:  # a run that an older version finished
         return ""
+    from evolora.runs.report.inspection import Inspection
+
     return "".join(f"{line}\n" for line in Inspection.from_dict(summary["inspection"]).lines())
 
 
 def _evaluate(options: dict[str, Any]) -> int:
+    _quieten()
+    from evolora.runs.adapter import evaluate
+
     score = evaluate(
         Path(options["path"]),
         split=options["split"],
         checkpoint=options["checkpoint"],
-        options=_values(options, _APPLY_OPTIONS),
+        options=_source(options, _APPLY_OPTIONS),
         base=not options["no_base"],
     )
     for prompt, completion, reward in score.rows[: options["show"]]:
@@ -327,18 +374,24 @@ def _evaluate(options: dict[str, Any]) -> int:
 
 
 def _generate(options: dict[str, Any]) -> int:
+    _quieten()
+    from evolora.runs.adapter import complete
+
     texts = complete(
         Path(options["path"]),
         options["text"],
         samples=options["samples"],
         checkpoint=options["checkpoint"],
-        options=_values(options, list(RunConfig.model_fields)),
+        options=_source(options, _GENERATE_OPTIONS),
     )
     print("\n".join(texts))
     return 0
 
 
 def _export(options: dict[str, Any]) -> int:
+    _quieten()
+    from evolora.runs.adapter import export
+
     written = export(
         Path(options["path"]), Path(options["to"]), merge=options["merge"], checkpoint=options["checkpoint"]
     )

@@ -1,5 +1,6 @@
 """Fixtures of the end-to-end tests: a toy model that is made in a second, the real command, and what a run left."""
 
+import itertools
 import json
 import os
 import shutil
@@ -56,8 +57,9 @@ class Toy:
     def options(self, out: Path, *more: str, gens: int = 6, reward: str | None = None) -> list[str]:
         return [
             "--model", str(self.model), "--data", str(self.data), "--reward", reward or self.reward,
-            "--gens", str(gens), "--pop", "4", "--save-every", "2", "--mutation-scale", "0.1", "--merge",
-            "--refine", "2", "--rl-steps", "1",
+            "--gens", str(gens), "--pop", "4", "--save-every", "2", "--merge", "--refine", "2",
+            *(() if "--strategy" in more else ("--mutation-scale", "0.1")),
+            *(() if ("--refiner", "none") in itertools.pairwise(more) else ("--rl-steps", "1")),
             "--out", str(out), *more,
         ]  # fmt: skip
 

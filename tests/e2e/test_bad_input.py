@@ -41,7 +41,6 @@ def refused(result: tuple[int, str, str], *fragments: str) -> None:
         (["--pop", "1", "--elites", "1"], ["--pop 1"]),
         (["--pop", "4", "--elites", "4"], ["--elites 4", "--pop 4"]),
         (["--refine", "9"], ["--refine 9"]),
-        (["--strategy", "none", "--refiner", "none"], ["--strategy none"]),
         (["--refiner", "dpo"], ["--refiner dpo", "'grpo'"]),
         (["--racing", "1.5"], ["--racing 1.5", "less than 1"]),
         (["--racing", "0"], ["--racing 0", "greater than 0"]),
@@ -49,9 +48,9 @@ def refused(result: tuple[int, str, str], *fragments: str) -> None:
         (["--draft-rows", "-1"], ["--draft-rows -1", "greater than or equal to 0"]),
         (["--refiner", "grpo", "--rollout-samples", "1"], ["--rollout-samples 1", "--refiner grpo", "at least 2"]),
         (["--refiner", "rloo", "--rollout-samples", "1"], ["--rollout-samples 1", "--refiner rloo", "at least 2"]),
-        (["--loss-type", "mean"], ["--loss-type mean", "dapo"]),
-        (["--scale-rewards", "std"], ["--scale-rewards std", "group"]),
-        (["--clip-range-high", "0"], ["--clip-range-high 0"]),
+        (["--refiner", "grpo", "--loss-type", "mean"], ["--loss-type mean", "dapo"]),
+        (["--refiner", "grpo", "--scale-rewards", "std"], ["--scale-rewards std", "group"]),
+        (["--refiner", "grpo", "--clip-range-high", "0"], ["--clip-range-high 0"]),
         (["--crossover", "average"], ["--crossover average", "uniform"]),
         (["--lora-r", "0"], ["--lora-r 0"]),
         (["--lora-dropout", "1"], ["--lora-dropout 1"]),
@@ -87,6 +86,8 @@ def test_options(options: list[str], fragments: list[str], toy: Any, evolora: An
         (["--task", "translate", "--data", "words.jsonl"], ["--task", "--data"]),
         (["--prompt", "x", "--task", "translate"], ["--task", "--prompt"]),
         (["--target", "x"], ["--target", "--prompt"]),
+        (["--strategy", "none", "--refiner", "none"], ["--strategy none", "--refiner none"]),
+        (["--strategy", "es", "--mutation-scale", "0.1"], ["--mutation-scale 0.1", "strategy ga", "strategy es"]),
         (["--prompt", "x"], ["--prompt", "--reward"]),
         (["--prompt", "", "--target", "x"], ["--prompt"]),
         (["--data", "nowhere.jsonl"], ["--data", "nowhere.jsonl"]),
@@ -143,10 +144,11 @@ def test_data_files(name: str, text: str, fragments: list[str], toy: Any, evolor
     ("text", "fragments"),
     [
         ("generations = 3\n", ["generations"]),
-        ("[evolution]\ngens = 3\n", ["evolution"]),
+        ("[evolution]\ngenz = 3\n", ["run.toml", "evolution.genz", "evolution.gens"]),
         ("gens = \n", ["run.toml", "line 1"]),
-        ('gens = "many"\n', ["--gens many"]),
-        ("target_modules = 'c_attn'\n", ["--target-modules"]),
+        ('gens = "many"\n', ["run.toml: gens = 'many'"]),
+        ("target_modules = 3\n", ["run.toml: target_modules = 3"]),
+        ("lr = 0.1\nstrategy = 'es'\n", ["run.toml: lr = 0.1", "strategy.lr or refiner.lr"]),
         ("pop = 2\n", ["--elites 2", "--pop 2"]),
     ],
 )
@@ -255,8 +257,10 @@ def test_prompts_that_cannot_be_completed(evolora: Any, finished: Path) -> None:
 
 
 def test_no_command(evolora: Any) -> None:
-    refused(evolora(), "command")
+    code, shown, _ = evolora()
+    assert code == 0 and shown.startswith("usage: evolora")
     refused(evolora("tune"), "tune")
+    refused(evolora("trian"), "trian", "expected train")
 
 
 def test_the_real_command_says_it_the_same_way(command: Any, trainer: str, tmp_path: Path) -> None:

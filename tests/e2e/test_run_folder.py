@@ -13,12 +13,13 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evolora import RunConfig, lora_layout
+from evolora import lora_layout, make_options
 from evolora.engine.calibration import available_cores
 from evolora.files import verify
 from evolora.models.cost import PURPOSES
 from evolora.models.export import load_adapter
 from evolora.population.population import genome_sha256
+from evolora.runs.config_file import config_toml, read_run_config
 from evolora.runs.report.inspection import Inspection
 from evolora.strategies.operators import CROSSOVERS, MUTATIONS
 
@@ -43,24 +44,23 @@ def test_the_folder_holds_these_and_no_leftovers(finished: Path) -> None:
 
 def test_config_holds_every_resolved_option_and_loads_back(finished: Path, toy: Any) -> None:
     values = tomllib.loads((finished / "config.toml").read_text())
-    config = RunConfig(**values)
-    assert config.gens == 6 and config.pop == 4 and config.model == str(toy.model) and config.out == str(finished)
+    config = make_options(read_run_config(finished))
+    assert (config.evolution.gens, config.evolution.pop) == (6, 4)
+    assert config.model.name == str(toy.model) and config.run.out == str(finished)
     # Resolved, so that a resumed run cannot resolve them otherwise.
-    assert config.device == "cpu" and config.threads == available_cores()
-    assert config.refine == 2 and config.accept == "better" and isinstance(config.max_new_tokens, int)
-    absent = set(RunConfig.model_fields) - set(values)
-    assert all(getattr(config, name) is None for name in absent)
-    assert RunConfig(**values).model_dump() == config.model_dump()
+    assert config.engine.device == "cpu" and config.engine.threads == available_cores()
+    assert config.evolution.refine == 2 and config.evolution.accept == "better"
+    assert isinstance(config.completion.max_new_tokens, int)
+    for part, own in config.parts().items():
+        assert all(value is None for name, value in own.items() if name not in values.get(part, {})), part
+    assert config_toml(config) == (finished / "config.toml").read_text()
 
 
 def test_an_option_switched_off_stays_off_when_the_config_is_read_back(evolora: Any, toy: Any, tmp_path: Path) -> None:
-    from evolora.runs.config import make_config
-    from evolora.runs.config_file import read_config
-
     run = tmp_path / "run"
     code, _, _ = evolora("train", *toy.options(run, "--target-kl", "none", gens=1))
     assert code == 0
-    assert make_config(read_config(run / "config.toml")).target_kl is None
+    assert make_options(read_run_config(run)).refiner.target_kl is None
 
 
 def test_checkpoints_are_peft_adapters_with_whole_manifests(finished: Path, toy: Any) -> None:

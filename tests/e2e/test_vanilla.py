@@ -59,7 +59,7 @@ def vanilla(
         "model": str(model),
         "prompts": prompts,
         "targets": targets,
-        "max_new_tokens": tomllib.loads((run / "config.toml").read_text())["max_new_tokens"],
+        "max_new_tokens": tomllib.loads((run / "config.toml").read_text())["completion"]["max_new_tokens"],
     }
     (folder / "vanilla.py").write_text(SCRIPT)
     (folder / "job.json").write_text(json.dumps(job))

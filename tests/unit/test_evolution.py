@@ -100,12 +100,12 @@ class Step(Refiner):
 
 def make_evolution(step: float | None = 0.5, **options: Any) -> Evolution:
     return Evolution(
-        strategy=GeneticAlgorithm(torch.zeros(14), LAYOUT, GAConfig(pop=6, elites=2), seed=0),
+        strategy=GeneticAlgorithm(torch.zeros(14), LAYOUT, GAConfig(pop=6, elites=2, average=0.0), seed=0),
         refiner=None if step is None else Step(step),
         evaluator=Hill(),
         task=TASK,
         lineage=Lineage(),
-        config=LoopConfig(**{"eval_prompts": 8, "rollout_prompts": 16, "refine": 2, **options}),
+        config=LoopConfig(**{"eval_prompts": 8, "rollout_prompts": 16, "rl_steps": 1, "refine": 2, **options}),
     )
 
 
@@ -154,7 +154,7 @@ def test_the_refiner_knows_whom_it_makes_and_who_lives() -> None:
 @pytest.mark.parametrize("step", [None, 0.2])
 def test_the_last_mean_of_a_strategy_can_win_though_nobody_has_measured_it(step: float | None) -> None:
     evolution = make_evolution(step=step, refine=1)
-    evolution.strategy = EvolutionStrategy(torch.zeros(14), ESConfig(pop=7, es_scale=0.02, es_lr=1e-3), seed=0)
+    evolution.strategy = EvolutionStrategy(torch.zeros(14), ESConfig(pop=7, scale=0.02, lr=1e-3), seed=0)
     for _ in range(4):
         evolution.step()
     mean = evolution.strategy.ask().individuals[0]
@@ -333,7 +333,7 @@ def test_nobody_is_asked_twice_and_only_the_living_are_remembered(step: float | 
 
 def make_pbt(seed: int = 0) -> Evolution:
     evolution = make_evolution(step=0.2, refine=6, accept="always", refined_scale="keep")
-    evolution.strategy = PopulationBasedTraining(torch.zeros(14), PBTConfig(pop=6, pbt_share=0.4), seed=seed)
+    evolution.strategy = PopulationBasedTraining(torch.zeros(14), PBTConfig(pop=6, share=0.4), seed=seed)
     return evolution
 
 
@@ -504,7 +504,7 @@ def test_where_rewards_vary_the_average_wins_unless_another_is_clearly_better() 
 
     lucky, better = [1.0, -0.9] * 5, [0.2] * 10
     assert (first(lucky), first(better), first(lucky, base=0.01)) == (average, other, other)
-    evolution.config = replace(evolution.config, remember=True)
+    evolution.config = evolution.config.model_copy(update={"remember": True})
     assert first(lucky) == other
 
 
@@ -576,5 +576,5 @@ def test_the_average_of_the_finalists_gives_way(
 
 def test_where_rewards_vary_nobody_is_averaged() -> None:
     evolution = last_ones(Hill(), [0.9, 1.1], soup=2)
-    evolution.config = replace(evolution.config, remember=False)
+    evolution.config = evolution.config.model_copy(update={"remember": False})
     assert evolution.choose_winner()[0].individuals[0].operator == "ppo"

@@ -240,7 +240,7 @@ def test_no_loss_is_more_certain_than_the_flips_can_tell() -> None:
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 1.5, -0.1])
 def test_a_level_is_between_0_and_1(level: float) -> None:
-    from evolora import RunConfig
+    from evolora import make_options
 
     with pytest.raises(ValueError, match="racing"):
-        RunConfig(racing=level)
+        make_options({"racing": level})

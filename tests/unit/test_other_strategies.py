@@ -20,9 +20,10 @@ from evolora.evolution.voting import plurality, voted_rewards
 from evolora.files import read_state, write_state
 from evolora.models.genome import AdaptedModule, GenomeLayout
 from evolora.population.population import Population
-from evolora.runs.config import RunConfig, make_config
+from evolora.runs.options import make_options
 from evolora.strategies import (
     Eggroll,
+    EggrollConfig,
     ESConfig,
     EvolutionStrategy,
     GAConfig,
@@ -65,11 +66,11 @@ def islands(seed: int = 0, pop: int = 18) -> Strategy:
 
 
 def es(seed: int = 0, pop: int = 9) -> EvolutionStrategy:
-    return EvolutionStrategy(FOUNDER, ESConfig(pop=pop, es_scale=0.02, es_lr=1e-4), seed=seed)
+    return EvolutionStrategy(FOUNDER, ESConfig(pop=pop, scale=0.02, lr=1e-4), seed=seed)
 
 
 def eggroll(seed: int = 0, pop: int = 9) -> Eggroll:
-    return Eggroll(FOUNDER, LAYOUT, ESConfig(pop=pop, es_scale=0.02, es_lr=1e-4), seed=seed)
+    return Eggroll(FOUNDER, LAYOUT, EggrollConfig(pop=pop, scale=0.02, lr=1e-4), seed=seed)
 
 
 def sep_cmaes(seed: int = 0, pop: int = 9) -> SepCMAES:
@@ -278,7 +279,7 @@ def test_a_refined_individual_becomes_the_mean_if_it_is_fit_enough(make: Maker) 
 def test_eggroll_noise_has_the_rank_and_the_variance(rank: int) -> None:
     modules = (AdaptedModule("m", "a", "b", 30, 40, 8, 2.0, 0, 240),)
     layout = GenomeLayout(modules)
-    strategy = Eggroll(torch.zeros(layout.genome_length), layout, ESConfig(pop=3, es_rank=rank), seed=0)
+    strategy = Eggroll(torch.zeros(layout.genome_length), layout, EggrollConfig(pop=3, rank=rank), seed=0)
     draws = []
     for generation in range(200):
         strategy.generation = generation
@@ -293,7 +294,7 @@ def test_eggroll_noise_has_the_rank_and_the_variance(rank: int) -> None:
 def test_eggroll_updates_have_a_higher_rank_than_its_noise() -> None:
     modules = (AdaptedModule("m", "a", "b", 30, 40, 8, 2.0, 0, 240),)
     layout = GenomeLayout(modules)
-    strategy = Eggroll(torch.zeros(layout.genome_length), layout, ESConfig(pop=9), seed=0)
+    strategy = Eggroll(torch.zeros(layout.genome_length), layout, EggrollConfig(pop=9), seed=0)
     gradient = strategy._gradient(np.array([[0.5, -0.5], [0.4, -0.1], [0.3, 0.0], [0.2, 0.1]]))
     for _, *factors in layout.factors(gradient[None]):
         assert [int(torch.linalg.matrix_rank(factor[0])) for factor in factors] == [4, 4]
@@ -312,7 +313,7 @@ def test_a_long_injected_step_is_shortened_and_a_short_one_is_not() -> None:
 @pytest.mark.parametrize("row", [0, 4])
 @pytest.mark.parametrize("rate", [0.2, 1.0])
 def test_sep_cmaes_moves_towards_a_refined_individual(row: int, rate: float) -> None:
-    strategy = SepCMAES(FOUNDER, SepCMAESConfig(pop=9, cma_rate=rate), seed=0)
+    strategy = SepCMAES(FOUNDER, SepCMAESConfig(pop=9, rate=rate), seed=0)
     step = TARGET - FOUNDER
     fitness = np.arange(9) / 10
     fitness[row] = 2.0
@@ -334,7 +335,7 @@ def test_sep_cmaes_at_the_size_of_a_lora_genome() -> None:
 
 def test_without_the_package_the_option_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setitem(sys.modules, "cmaes", None)
-    with pytest.raises(InputError, match=r"^--strategy sep-cmaes: .*pip install 'evolora\[cmaes\]'$"):
+    with pytest.raises(InputError, match=r"^strategy=sep-cmaes: .*pip install 'evolora\[cmaes\]'$"):
         evolora.evolve(task="arithmetic", strategy="sep-cmaes", out=str(tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 
@@ -364,24 +365,18 @@ def test_votes() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"strategy": "es", "pop": 2, "elites": 1}, "--pop 2 with --strategy es: expected at least 3"),
-        ({"strategy": "sep-cmaes", "pop": 2, "elites": 1}, "--pop 2 with --strategy sep-cmaes"),
-        ({"vote": 5}, "--vote 5: expected at most --finalists 4"),
-        ({"es_rank": 0}, "--es-rank 0"),
-        ({"es_lr": 0.0}, "--es-lr 0.0"),
-        ({"cma_rate": 1.5}, "--cma-rate 1.5"),
+        ({"strategy": "es", "pop": 2, "elites": 1}, "pop=2 with strategy=es: expected at least 3"),
+        ({"strategy": "sep-cmaes", "pop": 2, "elites": 1}, "pop=2 with strategy=sep-cmaes"),
+        ({"vote": 5}, "vote=5: expected at most finalists=4"),
+        ({"strategy": "eggroll", "rank": 0}, "rank=0"),
+        ({"strategy": "es", "strategy.lr": 0.0}, "strategy.lr=0.0"),
+        ({"strategy": "sep-cmaes", "rate": 1.5}, "rate=1.5"),
     ],
 )
 def test_what_does_not_fit_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(InputError) as refusal:
-        make_config(options)
+        make_options(options)
     assert str(refusal.value).startswith(message)
-
-
-@pytest.mark.parametrize("kind", [ESConfig, SepCMAESConfig, PerturbationConfig])
-def test_the_defaults_are_those_of_the_run(kind: type[ESConfig]) -> None:
-    for field in dataclasses.fields(kind):
-        assert RunConfig.model_fields[field.name].default == field.default
 
 
 def figures(folder: Path) -> tuple[list[dict[str, object]], dict[str, object], bytes]:

@@ -396,7 +396,7 @@ def test_completions_without_a_score_are_in_no_group(
 
 def test_a_group_has_at_least_two_completions() -> None:
     for config in (GRPOConfig, RLOOConfig):
-        with pytest.raises(ValueError, match="rollout_samples 1"):
+        with pytest.raises(ValueError, match="rollout_samples=1"):
             config(rollout_samples=1)
 
 

@@ -24,8 +24,8 @@ from evolora.rewards import (
     register_reward,
 )
 from evolora.rewards.expression import Argument, Expression, Gate, Node, Number, Product, Sum, Term, parse
-from evolora.runs.config import make_config
 from evolora.runs.config_file import read_config
+from evolora.runs.options import make_options
 
 NAMES = ("chrf", "json-schema", "own.py:f", "a.b:f")
 ARGUMENTS = st.one_of(st.integers(-9, 9), st.floats(-1e3, 1e3), st.booleans(), st.none(), st.text(max_size=8))
@@ -190,9 +190,9 @@ def test_toml_tables_say_the_same(tmp_path: Path) -> None:
     file.write_text(
         '[[reward]]\nterm = "chrf"\n\n[[reward]]\nterm = "brevity(limit=8)"\nweight = -0.5\ngate = "exact > 0"\n'
     )
-    config = make_config(read_config(file))
-    assert config.reward is not None
-    assert str(parse_reward(config.reward)) == "chrf + -0.5 * brevity(limit=8) * (exact > 0)"
+    config = make_options(read_config(file))
+    assert config.reward.name is not None
+    assert str(parse_reward(config.reward.name)) == "chrf + -0.5 * brevity(limit=8) * (exact > 0)"
     for wrong in (
         'term = "chrf"\nwait = 1',
         "weight = 1",

@@ -161,7 +161,7 @@ def make_pbt(seed: int = 0, **options: Any) -> PopulationBasedTraining:
 
 
 def test_training_begins_with_the_base_and_hyperparameters_around_the_options() -> None:
-    population = make_pbt(pop=200, pbt_spread=4.0, kl_weight=0.0).ask()
+    population = make_pbt(pop=200, spread=4.0, kl_weight=0.0).ask()
     first, *others = population.individuals
     assert (first.id, first.operator, first.hyperparameters) == (0, "base", Hyperparameters(1e-3, 0.0, 0.01))
     assert (population.genomes == population.genomes[0]).all()
@@ -176,7 +176,7 @@ def test_training_begins_with_the_base_and_hyperparameters_around_the_options() 
 
 
 def test_the_worst_copy_the_best_and_explore() -> None:
-    pbt = make_pbt(pop=8, pbt_resample=0.0)
+    pbt = make_pbt(pop=8, resample=0.0)
     before = pbt.ask()
     genomes = torch.arange(8.0)[:, None].expand(-1, LAYOUT.genome_length).clone()  # what training made of them
     before = Population(genomes, before.individuals)
@@ -205,7 +205,7 @@ def test_the_worst_copy_the_best_and_explore() -> None:
 
 
 def test_now_and_then_a_hyperparameter_is_drawn_anew() -> None:
-    pbt = make_pbt(pop=4, pbt_resample=0.5)
+    pbt = make_pbt(pop=4, resample=0.5)
     before, anew = pbt.ask(), []
     for _ in range(60):
         pbt.tell(before, np.array([0.1, 0.4, 0.3, 0.2]))
@@ -230,7 +230,7 @@ def test_the_failed_are_replaced_and_never_copied() -> None:
 
 def test_the_learning_rate_that_learns_takes_over() -> None:
     """On a hill where a step of 0.3 is best and steps above 2 lead away, the population finds good steps."""
-    pbt = make_pbt(pop=16, lr=0.01, pbt_spread=2.0)
+    pbt = make_pbt(pop=16, lr=0.01, spread=2.0)
     for _ in range(60):
         population = pbt.ask()
         steps = [individual.hyperparameters.lr for individual in population.individuals if individual.hyperparameters]

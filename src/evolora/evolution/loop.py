@@ -14,6 +14,7 @@ import torch
 from evolora.errors import RewardError
 from evolora.evolution.acceptance import mutation_scales, refined_metrics, survival
 from evolora.evolution.hall_of_fame import HallOfFame
+from evolora.evolution.options import LoopConfig
 from evolora.evolution.racing import Race, losers, race
 from evolora.evolution.soup import SOUP, soup, within_a_standard_error
 from evolora.models.cost import Costs
@@ -32,27 +33,6 @@ Floats = npt.NDArray[np.float64]
 SAMPLES = 8
 # The error level at which the best is clearly better, over all its rivals.
 CLEAR = 0.05
-
-
-@dataclass(frozen=True, kw_only=True)
-class LoopConfig:
-    """Options of the loop; names and defaults are those of `RunConfig`, where each is described."""
-
-    seed: int = 0
-    eval_prompts: int = 32
-    rollout_prompts: int = 64
-    refine: int = 1
-    refine_whom: str = "best"
-    rl_steps: int = 1
-    elites: int = 2
-    racing: float | None = None
-    racing_block: int = 8
-    accept: str = "better"
-    refined_scale: str = "keep"
-    validation_prompts: int = 64
-    finalists: int = 4
-    soup: int = 0
-    remember: bool = True
 
 
 @dataclass

@@ -12,6 +12,7 @@ import numpy.typing as npt
 from evolora.errors import InputError
 from evolora.human.bradley_terry import Fit, comparisons, fit_strengths
 from evolora.human.choice import choose_pairs
+from evolora.human.options import HumanOptions
 from evolora.human.preferences import Preference
 from evolora.human.reward_model import FittedRewardModel, fit_reward_model, is_held_out
 from evolora.human.server import RatingPage
@@ -22,7 +23,6 @@ from evolora.population.evaluation import Evaluation, Judge, LocalEvaluator
 from evolora.population.population import Population
 from evolora.rewards import Scores
 from evolora.rng import keyed_seed
-from evolora.runs.config import RunConfig
 from evolora.tasks.task import Example
 
 Floats = npt.NDArray[np.float64]
@@ -114,8 +114,10 @@ class HumanFeedback(Judge):
         scorer: VotedScorer,
         store: VoteStore,
         page: RatingPage,
-        config: RunConfig,
+        votes: int,
         *,
+        seed: int,
+        temperature: float,
         stop: Callable[[], bool],
         say: Callable[[str], None],
     ) -> None:
@@ -123,9 +125,9 @@ class HumanFeedback(Judge):
         self.scorer = scorer
         self.store = store
         self.page = page
-        self.votes = config.votes
-        self.seed = config.seed
-        self.temperature = config.temperature
+        self.votes = votes
+        self.seed = seed
+        self.temperature = temperature
         self.stop = stop
         self.say = say
 
@@ -211,8 +213,10 @@ def open_page(
     folder: Path,
     evaluator: LocalEvaluator,
     scorer: VotedScorer,
-    config: RunConfig,
+    options: HumanOptions,
     *,
+    seed: int,
+    temperature: float,
     generation: int,
     stop: Callable[[], bool],
     say: Callable[[str], None],
@@ -220,7 +224,7 @@ def open_page(
     """Open the page of the run in `folder`, and say where it is; the scorer is as it was after `generation`. Raises
     InputError when the address cannot be had."""
     store = VoteStore(folder / VOTES_FILE)
-    page = RatingPage(store, host=config.rating_host, port=config.rating_port)
+    page = RatingPage(store, host=options.host, port=options.port)
     try:
         page.start()
     except InputError:
@@ -228,7 +232,9 @@ def open_page(
         raise
     say(f"Rate completions at {page.url}")
     scorer.learn(store.preferences(until=generation))
-    return HumanFeedback(evaluator, scorer, store, page, config, stop=stop, say=say)
+    return HumanFeedback(
+        evaluator, scorer, store, page, options.votes, seed=seed, temperature=temperature, stop=stop, say=say
+    )
 
 
 def _pairs(

@@ -49,10 +49,12 @@ def lora_config(
     r: int = 8,
     alpha: int = 16,
     dropout: float = 0.05,
-    target_modules: list[str] | None = None,
+    target_modules: list[str] | str | None = None,
+    exclude_modules: list[str] | str | None = None,
     use_rslora: bool = False,
 ) -> LoraConfig:
     """PEFT's configuration for `model`: `c_attn` and `c_proj` for GPT-2, PEFT's own target modules for the others.
+    Text is `all-linear` or a regular expression, as PEFT has it.
 
     GPT-2's layers are Conv1D, which keep their weight transposed: hence `fan_in_fan_out` there.
     """
@@ -65,6 +67,7 @@ def lora_config(
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=target_modules,
+        exclude_modules=exclude_modules,
         use_rslora=use_rslora,
         fan_in_fan_out=conv1d,
     )

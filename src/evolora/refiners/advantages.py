@@ -5,14 +5,12 @@ The group refiners' functions take `scores` and `scored` [k, rows]: a completion
 advantage 0, whatever its entry in `scores`, NaN included.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from evolora.refiners.losses import masked_mean, masked_variance
+from evolora.refiners.options import RewardScale
 
-RewardScale = Literal["group", "batch", "none"]
 # What TRL's group trainers add to a standard deviation that they divide by.
 SCALE_FLOOR = 1e-4
 

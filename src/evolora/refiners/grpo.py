@@ -4,22 +4,13 @@ DAPO (Yu et al., 2025, arXiv 2503.14476) and Dr. GRPO (Liu et al., 2025, arXiv 2
 Credit is per completion: its score against the other completions of its prompt. The KL penalty is part of the loss.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
-from evolora.refiners.advantages import RewardScale, equal_groups, group_advantages
-from evolora.refiners.losses import LossType, grpo_loss
-from evolora.refiners.policy_gradient import GroupConfig, Minibatch, PolicyGradientRefiner
+from evolora.refiners.advantages import equal_groups, group_advantages
+from evolora.refiners.losses import grpo_loss
+from evolora.refiners.options import GRPOConfig
+from evolora.refiners.policy_gradient import Minibatch, PolicyGradientRefiner
 from evolora.refiners.rollouts import Rollout
-
-
-@dataclass(frozen=True, kw_only=True)
-class GRPOConfig(GroupConfig):
-    """Options of GRPO; names and defaults are those of `RunConfig`, where each is described."""
-
-    loss_type: LossType = "dapo"
-    scale_rewards: RewardScale = "group"
 
 
 class GRPORefiner(PolicyGradientRefiner[GRPOConfig]):
@@ -44,6 +35,6 @@ class GRPORefiner(PolicyGradientRefiner[GRPOConfig]):
             clip_range=self.config.clip_range,
             clip_range_high=self.config.upper_clip_range,
             kl_weight=batch.kl_weight,
-            max_length=self.config.max_new_tokens,
+            max_length=self.config.longest,
             batch_tokens=batch.batch_tokens,
         )

@@ -5,13 +5,10 @@ to and including the first EOS; whatever stands elsewhere, NaN included, changes
 mean is taken per individual, over its rows and time: individuals never mix.
 """
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
-KLEstimator = Literal["k1", "k3"]
-LossType = Literal["grpo", "bnpo", "dr_grpo", "dapo"]
+from evolora.refiners.options import KLEstimator, LossType
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ The loop is one; the algorithms (`ppo`, `grpo`, `rloo`) differ in what a token i
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -25,53 +25,11 @@ from evolora.refiners.kl_control import adapted_kl_weight
 from evolora.refiners.learning_rate import FAR, LedRate, decayed
 from evolora.refiners.losses import masked_mean
 from evolora.refiners.optimiser import RowAdam, clip_rows
+from evolora.refiners.options import PolicyGradientConfig
 from evolora.refiners.rollouts import Rollout, Settings, collect, statistics, texts
 from evolora.rewards import Scorer
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.tasks.task import Example
-
-
-@dataclass(frozen=True, kw_only=True)
-class PolicyGradientConfig:
-    """The options that all algorithms share; names and defaults are those of `RunConfig`, where each is described."""
-
-    lr: float = 1e-3
-    lr_decay: float = 1.0
-    update_kl: float = 0.0
-    keep_optimiser: bool = False
-    replay: int = 0
-    rl_steps: int = 3
-    rollout_samples: int = 1
-    equal_groups: Literal["skip", "keep"] = "keep"
-    epochs: int = 2
-    minibatches: int = 1
-    clip_range: float = 0.2
-    kl_weight: float = 0.02
-    kl_target: float | None = None
-    kl_horizon: float = 256
-    target_kl: float | None = 0.1
-    entropy_weight: float = 0.0
-    max_grad_norm: float = 1.0
-    temperature: float = 1.0
-    max_new_tokens: int = 20
-
-
-@dataclass(frozen=True, kw_only=True)
-class GroupConfig(PolicyGradientConfig):
-    """The further options of algorithms that compare the completions of one prompt with each other."""
-
-    rollout_samples: int = 8
-    clip_range_high: float | None = None
-
-    def __post_init__(self) -> None:
-        if self.rollout_samples < 2:
-            raise ValueError(f"rollout_samples {self.rollout_samples}: expected at least 2, a group to compare within")
-
-    @property
-    def upper_clip_range(self) -> float:
-        """How far above 1 a ratio is clipped: as far as below, unless told otherwise."""
-        return self.clip_range if self.clip_range_high is None else self.clip_range_high
-
 
 # Of a rollout's rows, for less of which a pass of their own is cheaper than that back through all.
 _TRACED_SHARE = 1 / 2
@@ -302,7 +260,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             examples,
             [keyed_seed(self.seed, "rollout", *each) for each in key],
             samples=self.config.rollout_samples,
-            max_new_tokens=self.config.max_new_tokens,
+            max_new_tokens=self.config.longest,
             temperature=self.config.temperature,
             keep_features=self.keep_features,
             # An update in several minibatches, or with dropout, computes other things than decoding did.

@@ -6,8 +6,7 @@ has it, or of the reward, as Ziegler et al. and TRL's PPOTrainer have it.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,30 +17,16 @@ from evolora.refiners.advantages import generalized_advantages, whiten
 from evolora.refiners.carried import Carried
 from evolora.refiners.critic import Critic
 from evolora.refiners.losses import (
-    KLEstimator,
     clipped_policy_loss,
     kl_terms,
     masked_mean,
     masked_variance,
     per_token_reward,
 )
-from evolora.refiners.policy_gradient import Minibatch, PolicyGradientConfig, PolicyGradientRefiner
+from evolora.refiners.options import PPOConfig
+from evolora.refiners.policy_gradient import Minibatch, PolicyGradientRefiner
 from evolora.refiners.rollouts import Rollout
 from evolora.rewards import Scorer
-
-
-@dataclass(frozen=True, kw_only=True)
-class PPOConfig(PolicyGradientConfig):
-    """Options of PPO; names and defaults are those of `RunConfig`, where each is described."""
-
-    critic: Literal["shared", "individual"] = "shared"
-    critic_lr: float = 1e-2
-    critic_epochs: int = 8
-    value_clip_range: float = 0.2
-    kl_place: Literal["reward", "loss"] = "loss"
-    kl_estimator: KLEstimator = "k1"
-    discount: float = 1.0
-    trace_decay: float = 0.95
 
 
 class PPORefiner(PolicyGradientRefiner[PPOConfig]):

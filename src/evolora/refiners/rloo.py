@@ -4,21 +4,13 @@ Credit is per completion: its score, less the KL penalty, against the mean of th
 completion is one action, so the ratio that is clipped is that of whole completions.
 """
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from evolora.refiners.advantages import equal_groups, leave_one_out_advantages
 from evolora.refiners.losses import k1_kl, sequence_policy_loss
-from evolora.refiners.policy_gradient import GroupConfig, Minibatch, PolicyGradientRefiner
+from evolora.refiners.options import RLOOConfig
+from evolora.refiners.policy_gradient import Minibatch, PolicyGradientRefiner
 from evolora.refiners.rollouts import Rollout
-
-
-@dataclass(frozen=True, kw_only=True)
-class RLOOConfig(GroupConfig):
-    """Options of RLOO; names and defaults are those of `RunConfig`, where each is described."""
-
-    normalize_advantages: bool = False
 
 
 class RLOORefiner(PolicyGradientRefiner[RLOOConfig]):

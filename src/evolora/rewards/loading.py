@@ -18,7 +18,8 @@ from evolora.errors import InputError
 from evolora.rewards.base import Reward
 from evolora.rewards.context import RewardContext
 from evolora.rewards.expression import Argument, Expression, Term, parse, written_argument
-from evolora.rewards.registry import BUILTIN_REWARDS, HUMAN, builtin_factory
+from evolora.rewards.options import HUMAN
+from evolora.rewards.registry import BUILTIN_REWARDS, builtin_factory
 
 _registered: dict[str, Reward] = {}
 

@@ -8,9 +8,6 @@ from evolora.rewards.base import Reward
 RewardFactory = Callable[..., Reward]
 """Makes a reward from its parameters, all of which have keywords. Raises InputError for bad ones."""
 
-HUMAN = "human"
-"""The reward that asks people: no function, a run's own rating page."""
-
 BUILTIN_REWARDS: dict[str, str] = {
     "similarity": "evolora.rewards.text:make_similarity",
     "edit": "evolora.rewards.text:make_edit",

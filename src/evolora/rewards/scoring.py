@@ -119,7 +119,7 @@ class CombinedScorer:
 
 @dataclass(frozen=True, kw_only=True)
 class ScoringOptions:
-    """How a run calls its rewards; `RunConfig` describes each."""
+    """How a run calls its rewards; `RewardOptions` describes most."""
 
     on_error: OnError = "raise"
     failed_reward: float = 0.0

@@ -2,10 +2,12 @@
 
 import functools
 from collections.abc import Sequence
-
-from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
+from typing import TYPE_CHECKING
 
 from evolora.rewards.base import Reward
+
+if TYPE_CHECKING:
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer
 
 
 def sentiment(completions: Sequence[str], **_: object) -> list[float]:
@@ -26,5 +28,7 @@ def make_sentiment() -> Reward:
 
 
 @functools.cache
-def _analyzer() -> SentimentIntensityAnalyzer:
+def _analyzer() -> "SentimentIntensityAnalyzer":
+    from vaderSentiment.vaderSentiment import SentimentIntensityAnalyzer  # who asks for help does not wait for it
+
     return SentimentIntensityAnalyzer()  # reads its lexicon: once is enough

@@ -16,8 +16,8 @@ from evolora.population.evaluation import Evaluation
 from evolora.population.writing import Writer
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble, check_prompts
-from evolora.runs.config import make_config
-from evolora.runs.config_file import read_config
+from evolora.runs.config_file import read_run_config
+from evolora.runs.options import Source, make_options
 from evolora.runs.report.inspection import Inspection
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.tracking.terminal import Silence
@@ -56,7 +56,7 @@ def evaluate(
     *,
     split: str = "test",
     checkpoint: str | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Source | Mapping[str, Any] | None = None,
     base: bool = True,
 ) -> Score:
     """Score an adapter on a split of its run's task, or of the task that `options` name; with `base`, also the
@@ -83,7 +83,7 @@ def evaluate(
 
 
 def _interval(evaluation: Evaluation, parts: Parts) -> tuple[float, float]:
-    return bootstrap_interval(evaluation.rewards[0], seed=keyed_seed(parts.config.seed, "bootstrap"))
+    return bootstrap_interval(evaluation.rewards[0], seed=keyed_seed(parts.config.run.seed, "bootstrap"))
 
 
 def complete(
@@ -92,7 +92,7 @@ def complete(
     *,
     samples: int = 0,
     checkpoint: str | None = None,
-    options: Mapping[str, Any] | None = None,
+    options: Source | Mapping[str, Any] | None = None,
 ) -> list[str]:
     """What the adapter writes after `prompt`, or in answer to it where it was tuned on chat messages: its greedy
     completion, or `samples` sampled ones."""
@@ -104,11 +104,15 @@ def complete(
         prompt = chat_prompt(parts.base.tokenizer, [message], source="PROMPT")
     check_prompts(parts.base, [prompt], parts.max_new_tokens)
     examples = [Example(prompt, {})] * max(1, samples)
-    seed = keyed_seed(parts.config.seed, "generate")
+    seed = keyed_seed(parts.config.run.seed, "generate")
     seeds = np.random.default_rng(seed).integers(0, 2**63, samples, dtype=np.uint64) if samples else None
     writer = Writer(parts.engine, parts.text)
     return writer.write(
-        parts.founder[None], examples, parts.max_new_tokens, seeds=seeds, temperature=parts.config.temperature
+        parts.founder[None],
+        examples,
+        parts.max_new_tokens,
+        seeds=seeds,
+        temperature=parts.config.completion.temperature,
     ).texts
 
 
@@ -134,16 +138,17 @@ def export(path: Path, to: Path, *, merge: bool = False, checkpoint: str | None 
     return to
 
 
-def _parts(path: Path, checkpoint: str | None, options: Mapping[str, Any]) -> Parts:
+def _parts(path: Path, checkpoint: str | None, options: Source | Mapping[str, Any]) -> Parts:
     folder = adapter_folder(path, checkpoint)
-    run_config = path / "config.toml"
-    if run_config.is_file():
-        known = read_config(run_config)
-        if any(name in options for name in ("task", "data", "prompt")):
+    words = options if isinstance(options, Source) else Source.of_python(options)
+    if (path / "config.toml").is_file():
+        known = read_run_config(path)
+        said = {make_options().vocabulary.words.get(word.replace("-", "_")) for word, _ in words.words}
+        if said & {("task", "name"), ("task", "data"), ("task", "prompt")}:
             # Another task brings its own reward and length.
-            for name in ("task", "data", "prompt", "target", "reward", "max_new_tokens"):
-                known.pop(name, None)
+            gone = ("task.", "reward.name", "completion.max_new_tokens")
+            known = replace(known, words=[word for word in known.words if not word[0].startswith(gone)])
     else:
         lora, _ = load_adapter(folder)
-        known = {"model": lora.base_model_name_or_path}
-    return assemble(make_config({**known, **options}), None, Silence(), folder)
+        known = Source([("model", lora.base_model_name_or_path)])
+    return assemble(make_options(known, words), None, Silence(), folder)

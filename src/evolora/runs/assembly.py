@@ -13,6 +13,7 @@ from torch import Tensor
 from evolora.engine.base import Engine
 from evolora.engine.calibration import available_cores, choose_rows, choose_threads, parameters_of, threads_an_operation
 from evolora.engine.choose import choose_engine, resolved_products
+from evolora.engine.options import NO_TARGETS
 from evolora.engine.text import Text
 from evolora.errors import InputError
 from evolora.human.exchange import run_votes
@@ -31,11 +32,10 @@ from evolora.rewards import (
     make_scorer,
     parse_reward,
 )
-from evolora.rewards.registry import HUMAN
+from evolora.rewards.options import HUMAN
 from evolora.rng import keyed_seed
-from evolora.runs.config import RunConfig
+from evolora.runs.options import RunOptions
 from evolora.runs.tracking.terminal import View
-from evolora.strategies import sep_cma
 from evolora.tasks.chat import use_template, with_prompts
 from evolora.tasks.task import Task, load_task
 
@@ -44,7 +44,7 @@ from evolora.tasks.task import Task, load_task
 class Parts:
     """All that a run is made of."""
 
-    config: RunConfig
+    config: RunOptions
     base: BaseModel
     lora: LoraConfig
     layout: GenomeLayout
@@ -58,18 +58,18 @@ class Parts:
     view: View
 
 
-def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path | None = None) -> Parts:
+def assemble(config: RunOptions, reward: Reward | None, view: View, adapter: Path | None = None) -> Parts:
     """Load and check everything, so that bad input is refused before any work.
 
     With an `adapter`, its configuration is used instead of the options, and its genome is the founder.
     """
     task = load_task(
-        task=config.task,
-        data=config.data,
-        prompt=config.prompt,
-        target=config.target,
-        reward=config.reward,
-        seed=config.seed,
+        task=config.task.name,
+        data=config.task.data,
+        prompt=config.task.prompt,
+        target=config.task.target,
+        reward=config.reward.name,
+        seed=config.run.seed,
     )
     if reward is None and task.reward.startswith("<function "):
         raise InputError(
@@ -79,24 +79,24 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     human = reward is None and task.reward == HUMAN
     expression = None if human or reward is not None else parse_reward(task.reward)
     if human and adapter is None:
-        check_page(config.rating_host, config.rating_port)
-    device = _device(config.device)
-    if config.strategy == "sep-cmaes" and adapter is None:
-        sep_cma()
+        check_page(config.human.host, config.human.port)
+    device = _device(config.engine.device)
+    if adapter is None:
+        config.strategy.need()
     base = _base(config, device)
-    if config.chat_template is not None:
-        use_template(base.tokenizer, Path(config.chat_template))
-    task = with_prompts(task, base.tokenizer, source=f"--data {config.data}")
-    asked = config.threads
+    if config.model.chat_template is not None:
+        use_template(base.tokenizer, Path(config.model.chat_template))
+    task = with_prompts(task, base.tokenizer, source=f"--data {config.task.data}")
+    asked = config.engine.threads
     threads = asked or choose_threads(base.model, available_cores())
     torch.set_num_threads(threads_an_operation(base.model, threads))
-    products = resolved_products(base.model, config.products)
+    products = resolved_products(base.model, config.engine.products)
     if adapter is not None:
         lora, layout, founder = _loaded(base, adapter, config)
     else:
         lora = _lora(base, config)
         layout, founder = _layout(base, lora, config)
-    max_new_tokens = config.max_new_tokens or _longest_target(base, task)
+    max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task)
     scoring = _scoring(config, conversational=task.conversational)
     scorer: Scorer
     if human:
@@ -107,22 +107,24 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
         assert reward is not None
         scorer = function_scorer(reward, task.columns, scoring)
     longest_prompt = _check_lengths(base, task, max_new_tokens)
-    rows_per_slice = config.rows_per_slice or choose_rows(base.model, longest_prompt + max_new_tokens)
+    rows_per_slice = config.engine.rows_per_slice or choose_rows(base.model, longest_prompt + max_new_tokens)
     # What was resolved is written down, so that a resumed run cannot resolve it otherwise.
-    config = config.model_copy(
-        update={
-            "task": config.task or (task.name if config.data is None and config.prompt is None else None),
-            "reward": str(expression) if expression is not None else config.reward or task.reward,
-            "remember": config.remember and not scorer.varies,
-            "device": device,
-            "threads": threads,
-            "products": products,
-            "rows_per_slice": rows_per_slice,
-            "max_new_tokens": max_new_tokens,
-            **config.resolved(),
+    own = config.task.data is not None or config.task.prompt is not None
+    config = config.replaced(
+        {
+            "task": {"name": config.task.name or (None if own else task.name)},
+            "reward": {"name": str(expression) if expression is not None else config.reward.name or task.reward},
+            "evolution": {"remember": config.evolution.remember and not scorer.varies},
+            "engine": {
+                "device": device,
+                "threads": threads,
+                "products": products,
+                "rows_per_slice": rows_per_slice,
+            },
+            "completion": {"max_new_tokens": max_new_tokens},
         }
     )
-    chosen = choose_engine(base.model, layout, threads=threads, products=products)
+    chosen = choose_engine(base.model, layout, threads=threads, kind=config.engine.type, products=products)
     text = Text.of(base.model, base.tokenizer)
     evaluator = LocalEvaluator(
         chosen.engine,
@@ -130,12 +132,12 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
         scorer,
         max_new_tokens=max_new_tokens,
         rows_per_slice=rows_per_slice,
-        draft_rows=config.draft_rows,
+        draft_rows=config.engine.draft_rows,
     )
     view.say(
-        f"{config.model}: {parameters_of(base.model) / 1e6:.1f}M parameters on {device}, "
+        f"{config.model.name}: {parameters_of(base.model) / 1e6:.1f}M parameters on {device}, "
         f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {chosen.words}; "
-        f"LoRA r={config.lora_r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
+        f"LoRA r={config.lora.r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
     )
     view.say(
         f"{task.name}: {len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test prompts; "
@@ -148,40 +150,40 @@ def assemble(config: RunConfig, reward: Reward | None, view: View, adapter: Path
     )
 
 
-def _scoring(config: RunConfig, *, conversational: bool) -> ScoringOptions:
-    folder = None if config.out is None else Path(config.out)
+def _scoring(config: RunOptions, *, conversational: bool) -> ScoringOptions:
+    folder = None if config.run.out is None else Path(config.run.out)
     return ScoringOptions(
-        on_error="skip" if config.on_reward_error == "skip" else "raise",
-        failed_reward=config.failed_reward,
-        workers=config.reward_workers,
-        timeout=config.reward_timeout,
+        on_error="skip" if config.reward.on_error == "skip" else "raise",
+        failed_reward=config.reward.failed,
+        workers=config.reward.workers,
+        timeout=config.reward.timeout,
         # A reward that varies is not to be kept.
-        cache=folder / "rewards.sqlite" if folder and config.reward_cache and config.remember else None,
+        cache=folder / "rewards.sqlite" if folder and config.reward.cache and config.evolution.remember else None,
         log=folder / "reward.log" if folder else None,
         conversational=conversational,
     )
 
 
-def _voted_scorer(config: RunConfig, base: BaseModel, device: str, *, finished: bool) -> VotedScorer:
+def _voted_scorer(config: RunOptions, base: BaseModel, device: str, *, finished: bool) -> VotedScorer:
     """Rewards by the votes of the run. An adapter that is done is scored by all of them."""
-    scorer = VotedScorer(base.path, device=device, seed=config.seed)
+    scorer = VotedScorer(base.path, device=device, seed=config.run.seed)
     if finished:
-        scorer.learn_when_asked(run_votes(Path(config.out or "")))
+        scorer.learn_when_asked(run_votes(Path(config.run.out or "")))
     return scorer
 
 
-def _base(config: RunConfig, device: str) -> BaseModel:
+def _base(config: RunOptions, device: str) -> BaseModel:
     try:
-        base = load_base(config.model, device=device, dtype=getattr(torch, config.dtype))
+        base = load_base(config.model.name, device=device, dtype=getattr(torch, config.model.dtype))
     except (SafetensorError, RuntimeError) as error:  # weights cut short, of another shape, too many for the device
-        raise InputError(f"--model {config.model}: cannot be loaded: {str(error).splitlines()[0]}") from None
+        raise InputError(f"--model {config.model.name}: cannot be loaded: {str(error).splitlines()[0]}") from None
     # transformers makes an empty tokenizer where there is none.
     if len(base.tokenizer) <= len(base.tokenizer.all_special_ids):
-        raise InputError(f"--model {config.model}: found no tokenizer with the model, expected one")
+        raise InputError(f"--model {config.model.name}: found no tokenizer with the model, expected one")
     return base
 
 
-def _loaded(base: BaseModel, adapter: Path, config: RunConfig) -> tuple[LoraConfig, GenomeLayout, Tensor]:
+def _loaded(base: BaseModel, adapter: Path, config: RunOptions) -> tuple[LoraConfig, GenomeLayout, Tensor]:
     lora, state = load_adapter(adapter)
     try:
         layout, _ = lora_layout(base.model, lora, seed=0)
@@ -189,28 +191,30 @@ def _loaded(base: BaseModel, adapter: Path, config: RunConfig) -> tuple[LoraConf
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"{adapter}: does not fit --model {config.model}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"{adapter}: does not fit --model {config.model.name}: {str(error).splitlines()[0]}") from None
 
 
-def _lora(base: BaseModel, config: RunConfig) -> LoraConfig:
+def _lora(base: BaseModel, config: RunOptions) -> LoraConfig:
     return lora_config(
         base.model,
-        r=config.lora_r,
-        alpha=config.lora_alpha,
-        dropout=config.lora_dropout,
-        target_modules=config.target_modules,
-        use_rslora=config.rslora,
+        r=config.lora.r,
+        alpha=config.lora.alpha,
+        dropout=config.lora.dropout,
+        target_modules=config.lora.target_modules,
+        exclude_modules=config.lora.exclude_modules,
+        use_rslora=config.lora.rslora,
     )
 
 
-def _layout(base: BaseModel, lora: LoraConfig, config: RunConfig) -> tuple[GenomeLayout, Tensor]:
+def _layout(base: BaseModel, lora: LoraConfig, config: RunOptions) -> tuple[GenomeLayout, Tensor]:
     try:
-        return lora_layout(base.model, lora, seed=keyed_seed(config.seed, "initial A"))
+        return lora_layout(base.model, lora, seed=keyed_seed(config.run.seed, "initial A"))
     except InputError:
         raise
     except ValueError as error:
         # PEFT's own words: no module has such a name, or it knows no default for this architecture.
-        given = " ".join(config.target_modules or ["(default)"])
+        modules = config.lora.target_modules or "(default)"
+        given = modules if isinstance(modules, str) else " ".join(modules)
         raise InputError(f"--target-modules {given}: {str(error).splitlines()[0]}") from None
 
 
@@ -225,10 +229,10 @@ def _device(name: str) -> str:
 
 
 def _longest_target(base: BaseModel, task: Task) -> int:
-    """Room for the longest training target and a quarter more, with its end; 32 tokens where there are no targets."""
+    """Room for the longest training target and a quarter more, with its end; `NO_TARGETS` where there are none."""
     targets = [str(example.columns["target"]) for example in task.train if "target" in example.columns]
     if not targets:
-        return 32
+        return NO_TARGETS
     longest = max(len(ids) for ids in base.tokenizer([f" {target}" for target in targets])["input_ids"])
     return math.ceil(1.25 * longest) + 2
 

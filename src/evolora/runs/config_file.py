@@ -7,11 +7,44 @@ from typing import Any
 import tomli_w
 
 from evolora.errors import InputError
-from evolora.runs.config import RunConfig
+from evolora.runs.options import RunOptions, Source
+from evolora.runs.speech import Speech
+
+# Of every configuration that was written when options were not in parts.
+_OLDER = {"es_scale", "pbt_share"}
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """The options in a TOML file. Raises InputError when it is missing or malformed."""
+def read_config(path: Path) -> Source:
+    """The words of a TOML file: options by their names, or in the tables of their parts. Raises InputError when it is
+    missing or malformed."""
+    values = _read(path)
+    if values.keys() >= _OLDER:
+        raise InputError(_older(path))
+    words: list[tuple[str, Any]] = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            words += [(f"{name}.{each}", one) for each, one in value.items()] or [(name, value)]
+        else:
+            words.append((name, value))
+    return Source(words, Speech("toml", str(path)))
+
+
+def read_run_config(folder: Path) -> Source:
+    """The options of the run in `folder`. Raises InputError for a run of an older version."""
+    path = folder / "config.toml"
+    if any(not isinstance(value, dict) for value in _read(path).values()):
+        raise InputError(_older(path))
+    return read_config(path)
+
+
+def _older(path: Path) -> str:
+    return (
+        f"{path}: found the options of an older version of evolora, which were not in parts such as [evolution], "
+        "expected those of this version: use the version that wrote it, or start a new run"
+    )
+
+
+def _read(path: Path) -> dict[str, Any]:
     try:
         return _with_reward_text(path, tomllib.loads(path.read_text(encoding="utf-8")))
     except OSError as error:
@@ -45,10 +78,15 @@ def _with_reward_text(path: Path, options: dict[str, Any]) -> dict[str, Any]:
     return {**options, "reward": " + ".join(parts)}
 
 
-def config_toml(config: RunConfig) -> str:
-    """Every option as TOML; options without a value are left out where that is their default, else `none`."""
-    values = config.model_dump()
-    for name, field in RunConfig.model_fields.items():
-        if values[name] is None and field.default is not None:
-            values[name] = "none"
-    return tomli_w.dumps({name: value for name, value in values.items() if value is not None})
+def config_toml(config: RunOptions) -> str:
+    """Every option as TOML, part by part; options without a value are left out where that is their default, else
+    `none`."""
+    parts: dict[str, dict[str, Any]] = {}
+    for part, values in config.parts().items():
+        written = {
+            name: "none" if value is None else value
+            for name, value in values.items()
+            if value is not None or config.vocabulary.fields[part, name].default is not None
+        }
+        parts |= {part: written} if written else {}
+    return tomli_w.dumps(parts)

@@ -32,12 +32,12 @@ from evolora.population.evaluation import Evaluation, mean_fitness, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import Population, genome_sha256
 from evolora.rewards import Reward, reward_name
-from evolora.rewards.registry import HUMAN
+from evolora.rewards.options import HUMAN
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble
 from evolora.runs.building import build_evolution
-from evolora.runs.config import RunConfig, make_config
-from evolora.runs.config_file import config_toml, read_config
+from evolora.runs.config_file import config_toml, read_run_config
+from evolora.runs.options import RunOptions, Source, make_options, python_words
 from evolora.runs.report.card import model_card
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.snapshot import Snapshot, restore
@@ -81,7 +81,7 @@ def evolve(
     """Evolve and reinforce LoRA adapters, and return the winner.
 
     `reward` is a function with TRL's signature or the name of one; `data` a file, a folder, or a list of rows, each
-    with a `prompt` and any further columns, which the reward gets by name. All other options are those of `RunConfig`.
+    with a `prompt` and any further columns, which the reward gets by name. All other options are those of `RunOptions`.
 
     Raises InputError for bad options before any work, RewardError when the reward fails, `Interrupted` after Ctrl-C.
 
@@ -96,26 +96,40 @@ def evolve(
     rows = None if data is None or isinstance(data, (str, os.PathLike)) else [dict(row) for row in data]
     if data is not None:
         options["data"] = str(data) if rows is None else "data.jsonl"
-    config = make_config({**options, "reward": named})
-    return start(config, reward=function, rows=rows, view=view)
+    if named is not None:
+        options["reward"] = named
+    with _in_python():
+        return start(make_options(options), reward=function, rows=rows, view=view)
+
+
+@contextmanager
+def _in_python() -> Iterator[None]:
+    """Faults inside name options as Python does."""
+    try:
+        yield
+    except InputError as error:
+        raise python_words(error) from None
 
 
 def start(
-    config: RunConfig,
+    config: RunOptions,
     *,
     reward: Reward | None = None,
     rows: list[dict[str, Any]] | None = None,
     view: View | None = None,
 ) -> Result:
     """Start a run in a new folder."""
-    folder = Path(config.out or _default_folder(config)).absolute()
+    folder = Path(config.run.out or _default_folder(config)).absolute()
     if (folder / "config.toml").exists():
         raise InputError(f"--out {folder}: holds a run already, resume it with 'evolora resume {folder}'")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
     with _folder_for(folder, rows) as data:
-        config = config if data is None else config.model_copy(update={"data": str(data)})
-        parts = assemble(_located(config, folder), reward, view or Silence())
+        config = config if data is None else config.replaced({"task": {"data": str(data)}})
+        view = view or Silence()
+        for note in config.notes:
+            view.say(note)
+        parts = assemble(_located(config, folder), reward, view)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -157,16 +171,22 @@ def resume(
     takes a limit away. Budgets count all that the run has spent, before it was stopped and after. A run that was given
     its reward as a Python function needs that function again.
     """
+    with _in_python():
+        return go_on(folder, Source.of_python(options or {}), reward=reward, view=view)
+
+
+def go_on(folder: Path, words: Source, *, reward: Reward | None = None, view: View | None = None) -> Result:
+    """`resume`, with the options that `words` say."""
     folder = folder.absolute()
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
-    config = make_config({**read_config(folder / "config.toml"), **(options or {}), "out": str(folder)})
+    config = make_options(read_run_config(folder), words).replaced({"run": {"out": str(folder)}})
     finished = folder / "summary.json"
     if finished.exists():
         summary = json.loads(finished.read_text(encoding="utf-8"))
         history = MetricsLog(folder / "metrics.jsonl").read()
         if _progress(config, history[-1]) >= 1:
-            if config.merge and not (folder / "merged").is_dir():
+            if config.run.merge and not (folder / "merged").is_dir():
                 _merge(folder, config)
             return Result(folder, summary, history)
     return _run(folder, assemble(config, reward, view or Silence()))
@@ -191,13 +211,15 @@ def _run(folder: Path, parts: Parts) -> Result:
     feedback: HumanFeedback | None = None
     try:
         with _interruptible(parts.view) as interrupted:
-            if config.reward == HUMAN:
+            if config.reward.name == HUMAN:
                 assert isinstance(parts.scorer, VotedScorer)
                 feedback = evolution.judge = open_page(
                     folder,
                     parts.evaluator,
                     parts.scorer,
-                    config,
+                    config.human,
+                    seed=config.run.seed,
+                    temperature=config.completion.temperature,
                     generation=evolution.generation,
                     stop=interrupted,
                     say=parts.view.say,
@@ -212,7 +234,7 @@ def _run(folder: Path, parts: Parts) -> Result:
                 done = _progress(config, measured)
                 parts.view.generation(measured, config.most_gens, done)
                 snapshot = Snapshot.of(evolution, seconds())
-                if done >= 1 or interrupted() or evolution.generation % config.save_every == 0:
+                if done >= 1 or interrupted() or evolution.generation % config.run.save_every == 0:
                     snapshot.write(folder, parts)
                     unsaved = None
                 else:
@@ -241,7 +263,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Choose the winner on validation, score base and winner once on the test split, export, sum up."""
     config = parts.config
-    voters, validations = evolution.best_finalists(config.vote)
+    voters, validations = evolution.best_finalists(config.evolution.vote)
     winner, validation = voters.select([0]), float(validations[0])
     base = evolution.base()
     individual, genome = winner.individuals[0], winner.genomes[0]
@@ -261,19 +283,19 @@ def _finish(
             evaluation.rewards[0],
         )
     lineage.commit()
-    vote, vote_cost = _vote(parts, voters, winner_test) if config.vote > 1 else ({}, Cost())
+    vote, vote_cost = _vote(parts, voters, winner_test) if config.evolution.vote > 1 else ({}, Cost())
     costs = {
         **{str(purpose): cost for purpose, cost in evolution.costs.by_purpose.items()},
         "test": test_cost + vote_cost,
     }
     summary = {
         "version": importlib.metadata.version("evolora"),
-        "seed": config.seed,
-        "model": config.model,
+        "seed": config.run.seed,
+        "model": config.model.name,
         "task": parts.task.name,
         "reward": parts.scorer.name,
-        "strategy": config.strategy,
-        "refiner": config.refiner,
+        "strategy": config.strategy.type,
+        "refiner": config.refiner.type,
         "held_out": parts.task.held_out,
         "test_prompts": len(parts.task.test),
         "generations": evolution.generation,
@@ -281,13 +303,13 @@ def _finish(
         "tokens": {purpose: cost.tokens for purpose, cost in costs.items()},
         "flops": {purpose: cost.flops for purpose, cost in costs.items()},
         "time": {**{purpose: cost.seconds for purpose, cost in costs.items()}, "loop": evolution.seconds},
-        "base": {"test": _test_figures(base_test.rewards[0], config.seed) | _terms(base_test)},
+        "base": {"test": _test_figures(base_test.rewards[0], config.run.seed) | _terms(base_test)},
         "winner": {
             "id": individual.id,
             "operator": individual.operator,
             "genome_sha256": genome_sha256(genome),
             "validation": validation,
-            "test": _test_figures(winner_test.rewards[0], config.seed) | _terms(winner_test),
+            "test": _test_figures(winner_test.rewards[0], config.run.seed) | _terms(winner_test),
         },
         **vote,
         **({} if evolution.judge is None else {"votes": evolution.judge.summary()}),
@@ -305,11 +327,11 @@ def _finish(
         summary,
         reward=parts.scorer.name,
         max_new_tokens=parts.max_new_tokens,
-        dtype=config.dtype,
+        dtype=config.model.dtype,
         examples=examples,
     )
     export_adapter(folder / "best", parts.base, parts.lora, parts.layout, genome, card)
-    if config.merge:
+    if config.run.merge:
         _merge(folder, config)
     summary["seconds"] = seconds()
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
@@ -323,15 +345,15 @@ def _vote(parts: Parts, voters: Population, winner_test: Evaluation) -> tuple[di
     rewards = voted_rewards([test.completions[0] for test in tests], np.concatenate([test.rewards for test in tests]))
     entry = {
         "voters": [individual.id for individual in voters.individuals],
-        "test": _test_figures(rewards, parts.config.seed),
+        "test": _test_figures(rewards, parts.config.run.seed),
     }
     cost = sum((test.cost for test in tests[1:]), Cost(seconds=time.perf_counter() - start))
     return {"vote": entry}, cost
 
 
-def _merge(folder: Path, config: RunConfig) -> None:
+def _merge(folder: Path, config: RunOptions) -> None:
     lora, state = load_adapter(folder / "best")
-    export_merged(folder / "merged", config.model, getattr(torch, config.dtype), lora, state)
+    export_merged(folder / "merged", config.model.name, getattr(torch, config.model.dtype), lora, state)
 
 
 def _test_figures(rewards: npt.NDArray[np.float64], seed: int) -> dict[str, Any]:
@@ -348,38 +370,39 @@ def _terms(evaluation: Evaluation) -> dict[str, Any]:
     return {"terms": term_means(evaluation, 0)} if evaluation.terms else {}
 
 
-def _progress(config: RunConfig, metrics: Mapping[str, float]) -> float:
+def _progress(config: RunOptions, metrics: Mapping[str, float]) -> float:
     """The share of the run that is done, by whichever limit is nearest; the run ends when it is 1 or more."""
     costs = Costs.from_metrics(metrics)
     shares = [
         used / limit
         for used, limit in (
             (metrics["generation"], config.most_gens),
-            (costs.generated_tokens, config.budget_tokens),
-            (metrics["time.loop"], config.budget_seconds),
-            (costs.flops, config.budget_flops),
+            (costs.generated_tokens, config.budget.tokens),
+            (metrics["time.loop"], config.budget.seconds),
+            (costs.flops, config.budget.flops),
         )
         if limit is not None
     ]
     return max(shares)
 
 
-def _default_folder(config: RunConfig) -> Path:
-    name = config.task or (Path(config.data).stem if config.data else "prompt" if config.prompt else "translate")
+def _default_folder(config: RunOptions) -> Path:
+    task = config.task
+    name = task.name or (Path(task.data).stem if task.data else "prompt" if task.prompt else "translate")
     name = re.sub(r"[^\w.-]+", "-", name).strip("-")  # a gym: task's options are no part of a path
     return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
 
 
-def _located(config: RunConfig, folder: Path) -> RunConfig:
+def _located(config: RunOptions, folder: Path) -> RunOptions:
     """Paths made absolute: a run can be resumed from any folder."""
-    update: dict[str, Any] = {"out": str(folder)}
-    if config.data is not None:
-        update["data"] = str(Path(config.data).absolute())
-    if config.chat_template is not None:
-        update["chat_template"] = str(Path(config.chat_template).absolute())
-    if config.model != BUNDLED_MODEL and Path(config.model).is_dir():
-        update["model"] = str(Path(config.model).absolute())
-    return config.model_copy(update=update)
+    model, data = config.model, config.task.data
+    path: dict[str, Any] = {}
+    if model.chat_template is not None:
+        path["chat_template"] = str(Path(model.chat_template).absolute())
+    if model.name != BUNDLED_MODEL and Path(model.name).is_dir():
+        path["name"] = str(Path(model.name).absolute())
+    task = {} if data is None else {"data": str(Path(data).absolute())}
+    return config.replaced({"run": {"out": str(folder)}, "task": task, "model": path})
 
 
 @contextmanager

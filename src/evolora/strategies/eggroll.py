@@ -6,12 +6,13 @@ from torch import Tensor
 
 from evolora.models.genome import GenomeLayout
 from evolora.rng import keyed_generator
-from evolora.strategies.es import ESConfig, EvolutionStrategy
+from evolora.strategies.es import EvolutionStrategy
+from evolora.strategies.options import EggrollConfig
 
 
 class Eggroll(EvolutionStrategy):
     """The evolution strategy with noise E = U V^T / sqrt(r) on each matrix W [m, n], U [m, r] and V [n, r] standard
-    normal, r `es_rank`: each entry has mean 0 and variance 1, and the entries of one matrix are uncorrelated. A single
+    normal, r `rank`: each entry has mean 0 and variance 1, and the entries of one matrix are uncorrelated. A single
     perturbation has rank r; the update, the sum of all of them by their ranks, has up to r times the pairs.
 
     The matrices here are LoRA's factors A [rank, in] and B [out, rank], each with noise of its own, and not the base's
@@ -25,18 +26,19 @@ class Eggroll(EvolutionStrategy):
 
     >>> from evolora.models.genome import AdaptedModule
     >>> layout = GenomeLayout((AdaptedModule("layer", "a", "b", 3, 4, 2, 2.0, 0, 6),))
-    >>> eggroll = Eggroll(torch.zeros(14), layout, ESConfig(pop=5, es_rank=1), seed=0)
+    >>> eggroll = Eggroll(torch.zeros(14), layout, EggrollConfig(pop=5, rank=1), seed=0)
     >>> [int(torch.linalg.matrix_rank(factor[0])) for factor in next(layout.factors(eggroll.noise(0)[None]))[1:]]
     [1, 1]
     """
 
-    def __init__(self, founder: Tensor, layout: GenomeLayout, config: ESConfig, *, seed: int) -> None:
+    def __init__(self, founder: Tensor, layout: GenomeLayout, config: EggrollConfig, *, seed: int) -> None:
         self.layout = layout
+        self.rank = config.rank
         super().__init__(founder, config, seed=seed)
 
     def noise(self, pair: int) -> Tensor:
         generator = keyed_generator(self.seed, "eggroll noise", self.generation, pair)
-        noise, rank = torch.empty(1, self.layout.genome_length), self.config.es_rank
+        noise, rank = torch.empty(1, self.layout.genome_length), self.rank
         for _, a, b in self.layout.factors(noise):
             for factor in (a[0], b[0]):
                 left, right = (torch.randn(size, rank, generator=generator) for size in factor.shape)

@@ -2,7 +2,7 @@
 learning", arXiv 1703.03864): gradient ascent on the mean of a Gaussian, by the fitness of samples around it."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -15,26 +15,16 @@ from evolora.rng import keyed_generator
 from evolora.strategies.base import Strategy
 from evolora.strategies.ga import Ids
 from evolora.strategies.operators import elites
-
-
-@dataclass(frozen=True, kw_only=True)
-class ESConfig:
-    """Options of the evolution strategies; names and defaults are those of `RunConfig`, where each is described."""
-
-    pop: int = 8
-    es_scale: float = 0.05
-    es_lr: float = 3e-4
-    es_rank: int = 1
-
+from evolora.strategies.options import NoiseConfig
 
 _MOMENTUM = 0.9
 
 
 class EvolutionStrategy(Strategy):
-    """The population is the mean, in row 0, and pairs mean + s e, mean - s e of standard normal noise e, s `es_scale`:
+    """The population is the mean, in row 0, and pairs mean + s e, mean - s e of standard normal noise e, s `scale`:
     antithetic sampling (Brockhoff et al., 2010; Salimans et al.). An even `pop` has one individual less.
 
-    The mean moves by gradient ascent with momentum, v <- 0.9 v + g, mean <- mean + `es_lr` v, along
+    The mean moves by gradient ascent with momentum, v <- 0.9 v + g, mean <- mean + `lr` v, along
 
         g = sum over pairs of (u+ - u-) e / (2 s pairs),
 
@@ -44,6 +34,7 @@ class EvolutionStrategy(Strategy):
     A refined individual has a genome that no pair explains: it counts in g by the fitness that it had before. The
     fittest refined becomes the mean before the step, if it is at least as fit as the mean on the same prompts.
 
+    >>> from evolora.strategies.options import ESConfig
     >>> es = EvolutionStrategy(torch.zeros(14), ESConfig(pop=5), seed=0)
     >>> population = es.ask()
     >>> bool(population.genomes.sum(dim=0).abs().max() < 1e-7)  # pairs around a mean of zero
@@ -53,7 +44,7 @@ class EvolutionStrategy(Strategy):
     [(5, (0,), 'es'), (6, (5,), 'noise')]
     """
 
-    def __init__(self, founder: Tensor, config: ESConfig, *, seed: int) -> None:
+    def __init__(self, founder: Tensor, config: NoiseConfig, *, seed: int) -> None:
         if config.pop < 3:
             raise ValueError(f"pop must be at least 3, the mean and a pair, found {config.pop}")
         self.config = config
@@ -62,7 +53,7 @@ class EvolutionStrategy(Strategy):
         self.generation = 1  # the one that is proposed
         self.pairs = (config.pop - 1) // 2
         self.velocity = torch.zeros_like(founder)
-        base = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=config.es_scale)
+        base = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=config.scale)
         self.population = self._around(founder.clone(), base)
 
     def ask(self) -> Population:
@@ -87,7 +78,7 @@ class EvolutionStrategy(Strategy):
         self.generation += 1
         self.velocity = _MOMENTUM * self.velocity + gradient
         if self.velocity.any():
-            mean = mean + self.config.es_lr * self.velocity
+            mean = mean + self.config.lr * self.velocity
             individual = self._individual((individual.id,), "es")
         self.population = self._around(mean, individual)
 
@@ -120,7 +111,7 @@ class EvolutionStrategy(Strategy):
             weight = float(ranks[pair, 0] - ranks[pair, 1])
             if weight:
                 total += weight * self.noise(pair)
-        return total / (2 * self.pairs * self.config.es_scale)
+        return total / (2 * self.pairs * self.config.scale)
 
     def _individual(self, parents: tuple[int, ...], operator: str) -> Individual:
         return Individual(
@@ -128,12 +119,12 @@ class EvolutionStrategy(Strategy):
             parents=parents,
             operator=operator,
             born=self.generation,
-            mutation_scale=self.config.es_scale,
+            mutation_scale=self.config.scale,
         )
 
     def _around(self, mean: Tensor, individual: Individual, others: Sequence[Individual] = ()) -> Population:
         """The mean and its pairs, whose individuals are new unless they are given."""
-        noise = [self.config.es_scale * self.noise(pair) for pair in range(self.pairs)]
+        noise = [self.config.scale * self.noise(pair) for pair in range(self.pairs)]
         genomes = [mean, *(genome for each in noise for genome in (mean + each, mean - each))]
         others = others or [self._individual((individual.id,), "noise") for _ in genomes[1:]]
         return Population(torch.stack(genomes), (individual, *others))

@@ -5,7 +5,7 @@ own source in `strategies.operators`, fitness sharing in `operators.diversity`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -28,35 +28,7 @@ from evolora.strategies.operators import (
 )
 from evolora.strategies.operators.crossover import dare
 from evolora.strategies.operators.diversity import shared_fitness, spread
-
-
-@dataclass(frozen=True, kw_only=True)
-class GAConfig:
-    """Options of the genetic algorithm; names and defaults are those of `RunConfig`, where each is described."""
-
-    pop: int = 8
-    elites: int = 2
-    replacement: str = "generational"
-    children: int = 1
-    max_age: int | None = None
-    mutation: str = "gaussian"
-    mutation_scale: float = 0.02
-    mutation_adapt: float = 0.0
-    mutation_rate: float = 1.0
-    crossover: str = "uniform"
-    crossover_rate: float = 0.5
-    selection: str = "tournament"
-    average: float = 0.0
-    diversity: str = "none"
-    niche_radius: float = 0.5
-    islands: int = 1
-    migrate_every: int = 5
-
-    @property
-    def survivors(self) -> int:
-        """How many individuals are carried over unchanged."""
-        return self.pop - self.children if self.replacement == "steady-state" else self.elites
-
+from evolora.strategies.options import GAConfig
 
 # How far self-adaptation may carry a mutation scale from its start: far enough to switch mutation off in practice or to
 # leave a plateau, not so far that a lucky drift of the scale alone destroys every child.

@@ -1,7 +1,6 @@
 """Islands: several genetic algorithms side by side, whose best migrate along a ring."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,8 +11,9 @@ from torch import Tensor
 from evolora.models.genome import GenomeLayout
 from evolora.population.population import Individual, Population
 from evolora.strategies.base import Strategy
-from evolora.strategies.ga import GAConfig, GeneticAlgorithm, Ids
+from evolora.strategies.ga import GeneticAlgorithm, Ids
 from evolora.strategies.operators import elites
+from evolora.strategies.options import GAConfig
 
 
 class Islands(Strategy):
@@ -46,11 +46,13 @@ class Islands(Strategy):
             GeneticAlgorithm(
                 founder,
                 layout,
-                replace(
-                    config,
-                    pop=config.pop // count + (place < config.pop % count),
-                    elites=-(-config.elites // count),
-                    children=-(-config.children // count),
+                config.model_copy(
+                    update={
+                        "pop": config.pop // count + (place < config.pop % count),
+                        "elites": -(-config.elites // count),
+                        "children": -(-config.children // count),
+                        "islands": 1,
+                    }
                 ),
                 seed=seed,
                 ids=self.ids,

@@ -5,7 +5,7 @@ Exploit: the worst become copies of the best (truncation selection). Explore: a 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -17,38 +17,21 @@ from evolora.population.population import Hyperparameters, Individual, Populatio
 from evolora.rng import keyed_generator
 from evolora.strategies.base import Strategy
 from evolora.strategies.operators import elites
+from evolora.strategies.options import PBTConfig
 
 # What a hyperparameter is multiplied by, one or the other: the paper's.
 FACTORS = (0.8, 1.2)
 
 
-@dataclass(frozen=True, kw_only=True)
-class PBTConfig:
-    """Options of population-based training; names and defaults are those of `RunConfig`, where each is described."""
-
-    pop: int = 8
-    pbt_share: float = 0.25
-    pbt_resample: float = 0.05
-    pbt_spread: float = 3.0
-    lr: float = 1e-3
-    kl_weight: float = 0.02
-    entropy_weight: float = 0.0
-
-    @property
-    def hyperparameters(self) -> Hyperparameters:
-        """The hyperparameters around which those of the individuals begin."""
-        return Hyperparameters(self.lr, self.kl_weight, self.entropy_weight)
-
-
 class PopulationBasedTraining(Strategy):
     """Keeps `pop` individuals, all copies of the base at first, which the refiner changes between `ask` and `tell`.
 
-    `tell` replaces the worst `pbt_share` by copies of members of the best `pbt_share`, drawn uniformly; one that has
+    `tell` replaces the worst `share` by copies of members of the best `share`, drawn uniformly; one that has
     failed is always replaced. Each hyperparameter of a copy is multiplied by 0.8 or 1.2, or, with probability
-    `pbt_resample`, drawn anew as at the start: log-uniformly within the factor `pbt_spread` of the options' value. One
+    `resample`, drawn anew as at the start: log-uniformly within the factor `spread` of the options' value. One
     that is 0 stays 0. Individual 0 begins as the untouched base with the options' own values.
 
-    >>> pbt = PopulationBasedTraining(torch.zeros(14), PBTConfig(pop=4, pbt_resample=0.0), seed=0)
+    >>> pbt = PopulationBasedTraining(torch.zeros(14), PBTConfig(pop=4, resample=0.0), seed=0)
     >>> pbt.tell(pbt.ask(), np.array([0.1, 0.4, 0.3, 0.2]))
     >>> [(individual.id, individual.parents) for individual in pbt.ask().individuals]
     [(4, (1,)), (1, (0,)), (2, (0,)), (3, (0,))]
@@ -56,11 +39,13 @@ class PopulationBasedTraining(Strategy):
 
     def __init__(self, founder: Tensor, config: PBTConfig, *, seed: int) -> None:
         self.config = config
+        # Around which those of the individuals begin.
+        self.hyperparameters = Hyperparameters(config.lr, config.kl_weight, config.entropy_weight)
         self.seed = seed
         self.generation = 1  # the one that is proposed
         self.next_id = 1
         base = Individual(
-            id=0, parents=(), operator="base", born=0, mutation_scale=0.0, hyperparameters=config.hyperparameters
+            id=0, parents=(), operator="base", born=0, mutation_scale=0.0, hyperparameters=self.hyperparameters
         )
         others = [self._copy(base, resample=1.0) for _ in range(config.pop - 1)]
         self.population = Population(founder.repeat(config.pop, 1), (base, *others))
@@ -77,14 +62,14 @@ class PopulationBasedTraining(Strategy):
         self.generation += 1
         ranking = elites(torch.from_numpy(fitness), len(fitness)).tolist()
         failed = [row for row in range(len(fitness)) if row not in ranking]
-        count = max(1, int(self.config.pbt_share * len(population)))
+        count = max(1, int(self.config.share * len(population)))
         best, worst = ranking[:count], {*[*ranking, *failed][-count:], *failed}
         genomes, individuals = population.genomes.clone(), list(population.individuals)
         for row in sorted(worst):
             generator = keyed_generator(self.seed, "exploit", self.generation, self.next_id)
             chosen = best[int(torch.randint(len(best), (), generator=generator))]
             genomes[row] = population.genomes[chosen]
-            individuals[row] = self._copy(population.individuals[chosen], resample=self.config.pbt_resample)
+            individuals[row] = self._copy(population.individuals[chosen], resample=self.config.resample)
         self.population = Population(genomes, tuple(individuals))
 
     def _copy(self, parent: Individual, *, resample: float) -> Individual:
@@ -92,11 +77,11 @@ class PopulationBasedTraining(Strategy):
         probability `resample` drawn anew, each for itself."""
         assert parent.hyperparameters is not None
         generator = keyed_generator(self.seed, "explore", self.generation, self.next_id)
-        start = asdict(self.config.hyperparameters)
+        start = asdict(self.hyperparameters)
         own = {}
         for name, value in asdict(parent.hyperparameters).items():
             anew, where, up = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
-            drawn = start[name] * self.config.pbt_spread ** (2 * where - 1)
+            drawn = start[name] * self.config.spread ** (2 * where - 1)
             own[name] = drawn if anew < resample else value * FACTORS[int(up < 0.5)]
         return Individual(
             id=self.new_id(),

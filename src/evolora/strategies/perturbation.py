@@ -2,7 +2,6 @@
 "Neural thickets: diverse task experts are dense around pretrained weights", arXiv 2603.12228)."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,15 +14,7 @@ from evolora.rng import keyed_generator
 from evolora.strategies.base import Strategy
 from evolora.strategies.ga import Ids
 from evolora.strategies.operators import elites
-
-
-@dataclass(frozen=True, kw_only=True)
-class PerturbationConfig:
-    """Options of random perturbation; names and defaults are those of `RunConfig`, where each is described."""
-
-    pop: int = 8
-    elites: int = 2
-    mutation_scale: float = 0.02
+from evolora.strategies.options import PerturbationConfig
 
 
 class RandomPerturbation(Strategy):

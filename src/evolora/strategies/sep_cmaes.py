@@ -4,7 +4,7 @@ complexity"), through the package `cmaes` (Nomura and Shibata, 2024, arXiv 2402.
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -18,23 +18,15 @@ from evolora.rng import keyed_seed
 from evolora.strategies.base import Strategy
 from evolora.strategies.ga import Ids
 from evolora.strategies.operators import elites
+from evolora.strategies.options import SepCMAESConfig
 
 # What the search distribution consists of, by the package's names for it.
 _ARRAYS = ("_mean", "_C", "_p_sigma", "_pc")
 
 
-@dataclass(frozen=True, kw_only=True)
-class SepCMAESConfig:
-    """Options of sep-CMA-ES; names and defaults are those of `RunConfig`, where each is described."""
-
-    pop: int = 8
-    mutation_scale: float = 0.02
-    cma_rate: float = 0.2
-
-
 class SepCMAES(Strategy):
     """The population is the distribution's mean, in row 0, and `pop` - 1 samples; the step size starts at
-    `mutation_scale`. The mean moves by `cma_rate` of the way to the recombined samples, c_m of Hansen, 2016 (arXiv
+    `mutation_scale`. The mean moves by `rate` of the way to the recombined samples, c_m of Hansen, 2016 (arXiv
     1604.00772). Ranks alone count; the failed are the worst,
     and moved to the mean, so that nobody descends from them.
 
@@ -61,7 +53,7 @@ class SepCMAES(Strategy):
         self.optimizer: Any = sep_cma()(
             mean=founder.double().numpy().copy(), sigma=config.mutation_scale, population_size=config.pop - 1
         )
-        self.optimizer._cm = config.cma_rate
+        self.optimizer._cm = config.rate
         base = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=config.mutation_scale)
         self.population = self._around(base)
 

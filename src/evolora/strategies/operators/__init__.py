@@ -1,17 +1,11 @@
 """The genetic operators by name. Those of one kind share one signature, so that a strategy calls any of them alike."""
 
 from collections.abc import Mapping
-from typing import Literal
 
 from evolora.strategies.operators import crossover, mutation, selection
 from evolora.strategies.operators.crossover import Crossover
 from evolora.strategies.operators.mutation import Mutation, self_adapt
 from evolora.strategies.operators.selection import Selection, elites
-
-MutationName = Literal["gaussian", "relative", "module", "masked", "svd"]
-CrossoverName = Literal["uniform", "module", "rank", "blend", "layer", "svd", "dare", "extrapolative"]
-# Whose scale is one of weights, such as a refinement's step can be compared with.
-ABSOLUTE_MUTATIONS = ("gaussian", "module", "masked")
 
 MUTATIONS: Mapping[str, Mutation] = {
     "gaussian": mutation.gaussian,
@@ -39,15 +33,12 @@ SELECTIONS: Mapping[str, Selection] = {
 }
 
 __all__ = [
-    "ABSOLUTE_MUTATIONS",
     "CROSSOVERS",
     "FITTER_FIRST",
     "MUTATIONS",
     "SELECTIONS",
     "Crossover",
-    "CrossoverName",
     "Mutation",
-    "MutationName",
     "Selection",
     "elites",
     "self_adapt",

@@ -1,0 +1,44 @@
+"""Options of the engine, and of how it completes prompts."""
+
+from typing import Literal
+
+from evolora.options import Options, option
+
+# How long completions are where no target says it.
+NO_TARGETS = 32
+
+
+class EngineOptions(Options):
+    """Who computes, and on what."""
+
+    type: Literal["auto", "cpu", "eager"] = option(
+        "auto", "what runs the model: evolora's compiled passes (cpu), transformers' own layers (eager), or the faster"
+    )
+    device: str = option("auto", "where to compute: auto (cuda where there is one), cpu, cuda, cuda:1", common=True)
+    threads: int = option(
+        0, "CPU threads; 0 takes all cores, or half if a large model is measured to be faster", common=True, ge=0
+    )
+    products: Literal["auto", "torch", "compiled"] = option(
+        "auto",
+        "what multiplies float32 matrices on a CPU: torch's own library, evolora's compiled products, or the faster",
+    )
+    rows_per_slice: int | None = option(
+        None, "rows that go through the model together; default: what fits into memory, at most 512", ge=1
+    )
+    draft_rows: int = option(
+        8, "most rows whose completions are drafted by their parent's and checked in one pass; 0 never", ge=0
+    )
+
+
+class CompletionOptions(Options):
+    """How prompts are completed."""
+
+    max_new_tokens: int | None = option(
+        None, "longest completion in tokens; default from the targets", of="completion", common=True, ge=1
+    )
+    temperature: float = option(1.0, "sampling temperature of the rollouts", of="completion", gt=0)
+
+    @property
+    def longest(self) -> int:
+        """The longest completion in tokens, where no task is there to say it."""
+        return self.max_new_tokens or NO_TARGETS

@@ -1,0 +1,63 @@
+"""Options of the loop."""
+
+from typing import ClassVar, Literal
+
+from evolora.options import Seeded, option
+from evolora.population.options import PopulationOptions, RolloutOptions
+
+
+class LoopConfig(Seeded, RolloutOptions, PopulationOptions):
+    """Options of the loop: how a generation is measured, who is refined, and who wins in the end."""
+
+    head: ClassVar[str] = "gens"
+
+    gens: int | None = option(
+        None, "most generations; default 20, or as many as fit into the budget where one is given", common=True, ge=1
+    )
+    eval_prompts: int = option(16, "training prompts that measure the fitness of a generation", common=True, ge=1)
+    racing: float | None = option(
+        None,
+        "let individuals race: after each --racing-block prompts those leave that lose at this error level; none: all "
+        "meet all prompts",
+        gt=0,
+        lt=1,
+    )
+    racing_block: int = option(8, "prompts between two looks at a race", ge=1)
+    remember: bool = option(
+        True, "do not ask an unchanged individual again on an unchanged prompt (--no-remember: for rewards that vary)"
+    )
+    refine: int = option(1, "how many of the best are refined, side by side", common=True, ge=1)
+    refine_whom: Literal["lineage", "best"] = option(
+        "best",
+        "who is refined: the one that was refined last, until another is clearly better (lineage), or the generation's "
+        "--refine best (best)",
+    )
+    accept: Literal["better", "always"] = option("better", "which refined individuals enter")
+    refined_scale: Literal["keep", "step"] = option(
+        "keep", "mutation scale of the refined: keep, their parent's, or step, at most the size of their refinement"
+    )
+    validation_prompts: int = option(
+        64, "validation prompts that a generation's best is checked on; the finalists meet all", common=True, ge=1
+    )
+    finalists: int = option(4, "individuals that meet the whole validation split at the end", ge=1)
+    soup: int = option(
+        0,
+        "finalists whose weights are averaged into one that wins unless the best beats it by more than a standard "
+        "error, or rewards vary; 0: no soup",
+        ge=0,
+    )
+    vote: int = option(
+        1,
+        "finalists that vote on the test split, by plurality of their completions; 1: no vote",
+        common=True,
+        ge=1,
+    )
+
+    def go_together(self) -> None:
+        super().go_together()
+        if self.refine_whom == "lineage" and self.refine != 1:
+            raise ValueError(f"--refine-whom lineage with --refine {self.refine}: expected --refine 1")
+        if self.vote > self.finalists:
+            raise ValueError(f"--vote {self.vote}: expected at most --finalists {self.finalists}")
+        if self.soup == 1 or self.soup > self.finalists:
+            raise ValueError(f"--soup {self.soup}: expected 0, or from 2 to --finalists {self.finalists}")

@@ -1,0 +1,52 @@
+"""Options of the base model and its adapters."""
+
+import re
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator
+
+from evolora.options import Options, option
+
+
+def _modules(value: Any) -> Any:
+    """A plain name is a list of one; `all-linear` and regular expressions stay text, as PEFT takes them."""
+    if isinstance(value, list) and len(value) == 1 and not _is_name(value[0]):
+        value = value[0]
+    return [value] if isinstance(value, str) and value != "none" and _is_name(value) else value
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and value != "all-linear" and re.fullmatch(r"[\w.-]*", value) is not None
+
+
+Modules = Annotated[list[str] | str | None, BeforeValidator(_modules)]
+
+
+class ModelOptions(Options):
+    """The base model."""
+
+    name: str = option("tiny-gpt2", "base model: tiny-gpt2 (bundled), a folder or a hub name", common=True)
+    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "precision of the base model")
+    chat_template: str | None = option(
+        None, "Jinja file of the chat template for data of chat messages; default: the tokenizer's own"
+    )
+
+
+class LoraOptions(Options):
+    """The adapters, as PEFT lays them out."""
+
+    prefixed: ClassVar[bool] = True
+
+    r: int = option(8, "rank of the LoRA adapters", common=True, ge=1)
+    alpha: int = option(16, "LoRA alpha: the adapter's output is scaled by alpha / r", ge=1)
+    dropout: float = option(0.05, "dropout on the adapters' input during refinement", ge=0, lt=1)
+    target_modules: Modules = option(
+        None,
+        "modules to adapt: names, all-linear, or a regular expression, as PEFT has it; default c_attn and c_proj for "
+        "GPT-2, PEFT's own for others",
+        alias="target_modules",
+    )
+    exclude_modules: Modules = option(
+        None, "modules not to adapt: names or a regular expression, as PEFT has it", alias="exclude_modules"
+    )
+    rslora: bool = option(False, "scale the adapters by alpha / sqrt(r)", alias="rslora")

@@ -1,0 +1,284 @@
+"""All options of a run: the parts joined, by words from the command line, from TOML or from Python."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+from pydantic import ValidationError
+
+from evolora.engine.options import CompletionOptions, EngineOptions
+from evolora.errors import InputError
+from evolora.evolution.options import LoopConfig
+from evolora.human.options import HumanOptions
+from evolora.models.options import LoraOptions, ModelOptions
+from evolora.options import DRAFT, RUN, Options, can_do_without, in_python, own_fields, told_fields
+from evolora.refiners.options import RefinerOptions
+from evolora.rewards.options import HUMAN, RewardOptions
+from evolora.runs.parts import (
+    PARTS,
+    TRL_WORDS,
+    AmbiguousWordError,
+    BudgetOptions,
+    FolderOptions,
+    Place,
+    UnknownWordError,
+    Vocabulary,
+    owner_of,
+)
+from evolora.runs.speech import Speech
+from evolora.strategies.options import StrategyOptions
+from evolora.tasks.options import TaskOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """The options of a run, part by part. `make_options` makes them from words.
+
+    >>> make_options({"gens": 5, "pop": 4}).evolution.elites
+    2
+    >>> make_options({"strategy": "es", "strategy.scale": 0.02, "lora": {"r": 4}}).strategy.scale
+    0.02
+    """
+
+    model: ModelOptions
+    lora: LoraOptions
+    engine: EngineOptions
+    task: TaskOptions
+    reward: RewardOptions
+    human: HumanOptions
+    completion: CompletionOptions
+    evolution: LoopConfig
+    strategy: StrategyOptions
+    refiner: RefinerOptions
+    budget: BudgetOptions
+    run: FolderOptions
+    # What the log says of the words that were used.
+    notes: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def most_gens(self) -> int | None:
+        """After how many generations a run ends; None when only its budget ends it.
+
+        >>> [make_options(words).most_gens for words in ({}, {"budget_flops": 1e15}, {"gens": 5, "budget_flops": 1})]
+        [20, None, 5]
+        """
+        budget, gens = self.budget, self.evolution.gens
+        limits = (budget.tokens, budget.seconds, budget.flops)
+        return 20 if gens is None and all(limit is None for limit in limits) else gens
+
+    @cached_property
+    def vocabulary(self) -> Vocabulary:
+        """The words for these options."""
+        return Vocabulary({"strategy": self.strategy.type, "refiner": self.refiner.type})
+
+    def parts(self) -> dict[str, dict[str, Any]]:
+        """Every option, by the part that it is written in."""
+        return {
+            part: {name: getattr(getattr(self, part), name) for name in own_fields(model, part)}
+            for part, model in self.vocabulary.models.items()
+        }
+
+    def replaced(self, changes: Mapping[str, Mapping[str, Any]]) -> "RunOptions":
+        """The same with other values of some parts' options, which those know that are told them. Unchecked."""
+        models: dict[str, Options] = {part: getattr(self, part) for part in PARTS}
+        models |= {part: models[part].model_copy(update=dict(values)) for part, values in changes.items()}
+        told = _told(models)
+        told_models: dict[str, Any] = {part: models[part].model_copy(update=told[part]) for part in models}
+        return replace(self, **told_models)
+
+
+def _told(models: Mapping[str, Options]) -> dict[str, dict[str, Any]]:
+    """What each part is told by the others, as far as they have it."""
+    return {
+        part: {
+            name: getattr(models[source], name)
+            for name, source in told_fields(type(model), part).items()
+            if name in type(models[source]).model_fields
+        }
+        for part, model in models.items()
+    }
+
+
+@dataclass(frozen=True)
+class Source:
+    """Words of one origin, and how faults in them are told. `shown` has words as they were written, where that is
+    another way than `speech` would write them."""
+
+    words: Sequence[tuple[str, Any]]
+    speech: Speech = field(default_factory=lambda: Speech("python"))
+    shown: Mapping[str, str] = field(default_factory=dict)
+
+    def said(self, word: str, value: Any) -> str:
+        """How an option and its value are named to the user."""
+        return self.speech.valued(self.shown.get(word, word), value)
+
+    def named(self, word: str) -> str:
+        return self.speech.name(self.shown.get(word, word))
+
+    @classmethod
+    def of_python(cls, words: Mapping[str, Any]) -> "Source":
+        """Keyword arguments: a part may be a mapping of its options, or a model of them."""
+        flat: list[tuple[str, Any]] = []
+        for word, value in words.items():
+            if isinstance(value, Options):
+                told = told_fields(type(value), word)
+                said = value.model_fields_set | ({"type"} & type(value).model_fields.keys())
+                flat += [(f"{told.get(name, word)}.{name}", getattr(value, name)) for name in said]
+            elif isinstance(value, Mapping):
+                flat += [(f"{word}.{name}", each) for name, each in value.items()]
+            else:
+                flat.append((word, value))
+        return cls(flat)
+
+
+@dataclass
+class _Given:
+    """What the words say, by part and option, and the word and the source of each."""
+
+    values: dict[str, dict[str, Any]] = field(default_factory=lambda: {part: {} for part in PARTS})
+    origin: dict[Place, tuple[str, Source]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+
+def make_options(*sources: Source | Mapping[str, Any]) -> RunOptions:
+    """The options that the words of all `sources` say, later ones winning, and every other's default under the chosen
+    strategy. Raises InputError, one sentence by the option's name, for the first fault."""
+    read = [source if isinstance(source, Source) else Source.of_python(source) for source in sources]
+    given = _Given()
+    types: dict[str, str] = {}
+    for source in read:
+        before, types = types, types | _types(source)
+        for part, model in Vocabulary(types).models.items():
+            if before.get(part) != types.get(part):
+                # What was said to another type.
+                known = own_fields(model, part)
+                given.values[part] = {name: each for name, each in given.values[part].items() if name in known}
+        _hear(source, Vocabulary(types), given)
+    last = read[-1] if read else Source([])
+    vocabulary = Vocabulary(types)
+
+    def spoken(message: str) -> InputError:
+        written = {place: source.shown.get(word, "") for place, (word, source) in given.origin.items()}
+        return InputError(last.speech.spoken(message, vocabulary, written))
+
+    def validated(values: Mapping[str, Mapping[str, Any]], context: str) -> dict[str, Any]:
+        built = {}
+        for part, model in vocabulary.models.items():
+            try:
+                built[part] = model.model_validate(values[part], context=context)
+            except ValidationError as error:
+                fault = error.errors()[0]
+                if not fault["loc"]:
+                    raise spoken(str(fault["msg"]).removeprefix("Value error, ")) from None
+                raise _fault(part, fault, given, vocabulary, last) from None
+        return built
+
+    drafts = RunOptions(**validated(given.values, DRAFT))
+    recommended = drafts.strategy.recommends(drafts)
+    values: dict[str, dict[str, Any]] = {
+        part: {**recommended.get(part, {}), **given.values[part]} for part in vocabulary.models
+    }
+    told = _told(validated(values, DRAFT))
+    built = validated({part: {**values[part], **told[part]} for part in values}, RUN)
+    options = RunOptions(**built, notes=tuple(dict.fromkeys(given.notes)))
+    try:
+        options.strategy.check(options)
+        if options.evolution.racing is not None and options.reward.name == HUMAN:
+            raise ValueError(
+                f"--racing {options.evolution.racing} with --reward human: expected none, votes come once all have "
+                "written"
+            )
+    except ValueError as error:
+        raise spoken(str(error)) from None
+    return options
+
+
+def _types(source: Source) -> dict[str, str]:
+    """The types that a source chooses. Raises InputError for one that is not there."""
+    chosen = {}
+    for word, value in source.words:
+        part = word.replace("-", "_").replace("_type", ".type").removesuffix(".type")
+        if part not in ("strategy", "refiner"):
+            continue
+        kinds = list(PARTS[part])
+        if value not in kinds:
+            listed = f"{', '.join(map(repr, kinds[:-1]))} or {kinds[-1]!r}"
+            raise InputError(f"{source.said(word, value)}: input should be {listed}")
+        chosen[part] = str(value)
+    return chosen
+
+
+def _hear(source: Source, vocabulary: Vocabulary, given: _Given) -> None:
+    """Note what the words of a source say."""
+    weights: tuple[str, Any] | None = None
+    for word, value in source.words:
+        try:
+            part, name = vocabulary.place(word)
+        except UnknownWordError as error:
+            raise InputError(_unknown(word, value, error.nearest, source, vocabulary)) from None
+        except AmbiguousWordError as error:
+            ways = " or ".join(source.speech.name(f"{part}.{name}") for part, name in error.places)
+            raise InputError(f"{source.said(word, value)}: found options of that name, expected {ways}") from None
+        plain = word.replace("-", "_")
+        if plain in TRL_WORDS:
+            own = Speech("cli" if source.speech.kind == "cli" else "python").name(vocabulary.word(part, name))
+            given.notes.append(f"{source.named(word)}, TRL's name, is {own} here")
+        if plain == "reward_weights":
+            weights = (word, value)
+            continue
+        if plain == "reward_funcs":
+            value = [value] if isinstance(value, str) else value
+        if value is None and not can_do_without(vocabulary.fields[part, name]):
+            continue  # Python's way to say nothing
+        given.values[part][name] = value
+        given.origin[part, name] = (word, source)
+    terms = given.values["reward"].get("name")
+    if weights is not None or isinstance(terms, list | tuple):
+        given.values["reward"]["name"] = _weighted(terms, weights, source)
+
+
+def _weighted(terms: Any, weights: tuple[str, Any] | None, source: Source) -> Any:
+    """Several rewards as one expression, as TRL sums them."""
+    terms = [terms] if isinstance(terms, str) else list(terms or ())
+    factors = [1.0] * len(terms) if weights is None else weights[1]
+    factors = [factors] if isinstance(factors, str | int | float) else list(factors)
+    if len(factors) != len(terms) or not terms:
+        word, value = weights or ("reward_funcs", terms)
+        raise InputError(
+            f"{source.said(word, value)}: found {len(factors)} weights, expected one a reward, {len(terms)}"
+        )
+    if not all(isinstance(term, str) for term in terms):
+        return terms  # refused by the field
+    if len(terms) == 1 and weights is None:
+        return terms[0]
+    return " + ".join(
+        f"({term})" if weights is None else f"{w} * ({term})" for w, term in zip(factors, terms, strict=True)
+    )
+
+
+def _unknown(word: str, value: Any, nearest: str | None, source: Source, vocabulary: Vocabulary) -> str:
+    said = source.said(word, value)
+    if (owner := owner_of(word)) is not None and owner[1] != vocabulary.types.get(owner[0]):
+        part, kind = owner
+        chosen = vocabulary.models[part].model_fields["type"].default
+        return f"{said}: found an option of {part} {kind}, expected one of {part} {chosen}, which is chosen"
+    if nearest is not None:
+        if source.speech.kind == "cli":
+            nearest = nearest if "." in nearest else nearest.replace("_", "-")
+        return f"{said}: found an unknown option, expected a known one, such as {source.speech.name(nearest)}"
+    return f"{said}: found an unknown option, expected one of those that 'evolora train --help-all' lists"
+
+
+def _fault(part: str, fault: Any, given: _Given, vocabulary: Vocabulary, last: Source) -> InputError:
+    """A field's fault in pydantic's words, by the word that was used."""
+    name = str(fault["loc"][0])
+    default = (vocabulary.word(part, name), last)
+    word, source = given.origin.get((part, name), default)
+    message = str(fault["msg"])
+    return InputError(f"{source.said(word, fault['input'])}: {message[0].lower()}{message[1:]}")
+
+
+def python_words(error: InputError) -> InputError:
+    """The same fault, its options named as Python names them."""
+    return type(error)(in_python(str(error)))

@@ -1,0 +1,180 @@
+"""The parts that a run's options are written in, and the words for each option."""
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import ClassVar
+
+from pydantic.fields import FieldInfo
+
+from evolora.engine.options import CompletionOptions, EngineOptions
+from evolora.evolution.options import LoopConfig
+from evolora.human.options import HumanOptions
+from evolora.models.options import LoraOptions, ModelOptions
+from evolora.options import Options, Seeded, extra, option, own_fields
+from evolora.refiners.options import REFINERS
+from evolora.rewards.options import RewardOptions
+from evolora.strategies.options import STRATEGIES
+from evolora.tasks.options import TaskOptions
+
+
+class BudgetOptions(Options):
+    """When a run ends, beside its generations."""
+
+    prefixed: ClassVar[bool] = True
+
+    tokens: int | None = option(
+        None, "stop after the generation that has generated this many tokens", common=True, ge=1
+    )
+    seconds: float | None = option(
+        None,
+        "stop after the generation at which the generations so far have taken this many seconds",
+        common=True,
+        gt=0,
+    )
+    flops: float | None = option(
+        None,
+        "stop after the generation that brings the model's nominal operations to this many",
+        common=True,
+        gt=0,
+    )
+
+
+class FolderOptions(Seeded):
+    """The run itself: its seed and its folder."""
+
+    out: str | None = option(None, "run folder; default runs/<task>-<time>", common=True)
+    save_every: int = option(5, "generations between checkpoints", common=True, ge=1)
+    merge: bool = option(False, "also write the winner merged into the base model", common=True)
+
+
+PARTS: Mapping[str, Mapping[str, type[Options]]] = {
+    "model": {"": ModelOptions},
+    "lora": {"": LoraOptions},
+    "engine": {"": EngineOptions},
+    "task": {"": TaskOptions},
+    "reward": {"": RewardOptions},
+    "human": {"": HumanOptions},
+    "completion": {"": CompletionOptions},
+    "evolution": {"": LoopConfig},
+    "strategy": STRATEGIES,
+    "refiner": REFINERS,
+    "budget": {"": BudgetOptions},
+    "run": {"": FolderOptions},
+}
+"""The models of each part by type, the default first; a part of one kind has no type of its own."""
+
+# What TRL calls the same.
+TRL_WORDS: Mapping[str, tuple[str, str]] = {
+    "learning_rate": ("refiner", "lr"),
+    "num_generations": ("refiner", "rollout_samples"),
+    "max_completion_length": ("completion", "max_new_tokens"),
+    "beta": ("refiner", "kl_weight"),
+    "reward_funcs": ("reward", "name"),
+    "reward_weights": ("reward", "name"),
+    "output_dir": ("run", "out"),
+}
+
+Place = tuple[str, str]
+"""A part, and one of its fields."""
+
+
+class UnknownWordError(KeyError):
+    """A word for no option of the chosen parts; `nearest` is the word for one that is most like it."""
+
+    def __init__(self, word: str, nearest: str | None) -> None:
+        super().__init__(word)
+        self.nearest = nearest
+
+
+class AmbiguousWordError(KeyError):
+    """A word for options of several parts."""
+
+    def __init__(self, word: str, places: list[Place]) -> None:
+        super().__init__(word)
+        self.places = places
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The words for the options of a run with these types of strategy and refiner.
+
+    >>> words = Vocabulary({"strategy": "es", "refiner": "ppo"})
+    >>> words.place("scale"), words.place("strategy"), words.place("lora_r"), words.place("num_generations")
+    (('strategy', 'scale'), ('strategy', 'type'), ('lora', 'r'), ('refiner', 'rollout_samples'))
+    >>> words.word("refiner", "lr"), words.word("reward", "on_error"), words.word("model", "name")
+    ('refiner_lr', 'on_reward_error', 'model')
+    """
+
+    types: Mapping[str, str]
+
+    @cached_property
+    def models(self) -> dict[str, type[Options]]:
+        """The chosen parts' models."""
+        return {part: kinds[self.types.get(part, next(iter(kinds)))] for part, kinds in PARTS.items()}
+
+    @cached_property
+    def fields(self) -> dict[Place, FieldInfo]:
+        """Every option, part by part."""
+        return {
+            (part, name): field
+            for part, model in self.models.items()
+            for name, field in own_fields(model, part).items()
+        }
+
+    @cached_property
+    def _short(self) -> dict[str, list[Place]]:
+        found: dict[str, list[Place]] = {}
+        for part, name in self.fields:
+            found.setdefault(name, []).append((part, name))
+        return found
+
+    @cached_property
+    def words(self) -> dict[str, Place]:
+        """Every word that means one option, as Python writes it."""
+        words = {name: places[0] for name, places in self._short.items() if len(places) == 1}
+        words |= {str(extra(field)["alias"]): place for place, field in self.fields.items() if extra(field)["alias"]}
+        words |= {word: place for word, place in TRL_WORDS.items() if place in self.fields}
+        for separator in ("_", "."):
+            words |= {f"{part}{separator}{name}": (part, name) for part, name in self.fields}
+        return words | {part: (part, self.head(part)) for part in self.models}
+
+    def head(self, part: str) -> str:
+        """The option that the part's name alone means."""
+        own = [name for place, name in self.fields if place == part]
+        return str(getattr(self.models[part], "head", "type" if "type" in own else own[0]))
+
+    def place(self, word: str) -> Place:
+        """The option that a word means. Raises UnknownWordError or AmbiguousWordError."""
+        plain = word.replace("-", "_")
+        if plain in self.words:
+            return self.words[plain]
+        if plain in self._short:
+            raise AmbiguousWordError(word, self._short[plain])
+        # Of the ways to write the nearest one, the one that looks most like the word.
+        near = difflib.get_close_matches(plain, [*self.words, *self._short], n=1, cutoff=0.6)
+        raise UnknownWordError(word, near[0] if near else None)
+
+    def word(self, part: str, name: str) -> str:
+        """The usual word for an option, as Python writes it."""
+        field, model = self.fields[part, name], self.models[part]
+        if name == self.head(part) and name in ("name", "type"):
+            return part
+        if alias := extra(field)["alias"]:
+            return str(alias)
+        short = len(self._short[name]) == 1 and not getattr(model, "prefixed", False)
+        return name if short and name not in self.models else f"{part}_{name}"
+
+
+def owner_of(word: str) -> tuple[str, str] | None:
+    """The part and the type that know a word which the chosen ones do not."""
+    for part in ("strategy", "refiner"):
+        for kind in PARTS[part]:
+            vocabulary = Vocabulary({part: kind})
+            known = vocabulary.words.get(word.replace("-", "_"), ("", ""))
+            if known[0] == part:
+                return part, kind
+            if any(place[0] == part for place in vocabulary._short.get(word, [])):
+                return part, kind
+    return None

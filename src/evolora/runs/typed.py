@@ -1,0 +1,92 @@
+"""The words that were typed behind `evolora train`."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+
+from evolora.errors import InputError
+from evolora.runs.options import Source
+from evolora.runs.parts import PARTS, AmbiguousWordError, UnknownWordError, Vocabulary
+from evolora.runs.speech import Speech
+
+
+@dataclass
+class Typed:
+    """What was typed: options, the TOML files among them, and what is no option of a run."""
+
+    source: Source
+    files: list[str] = field(default_factory=list)
+    help: Literal["short", "all"] | None = None
+    dry_run: bool = False
+    resume: str | None = None
+
+
+def typed_words(arguments: Sequence[str]) -> Typed:
+    """The words of `evolora train`. How many values an option has, its field says, whose part may be chosen only later
+    on the line; what is left of them is the name of a TOML file. Raises InputError."""
+    groups: list[tuple[str, list[str]]] = [("", [])]
+    for argument in arguments:
+        if argument == "-h":
+            groups.append(("--help", []))
+        elif argument.startswith("--") and len(argument) > 2:
+            name, equals, value = argument.partition("=")
+            groups.append((name, [value] if equals else []))
+        else:
+            groups[-1][1].append(argument)
+    kinds = {option: values[0] for option, values in groups if option in ("--strategy", "--refiner") and values}
+    vocabulary = Vocabulary({name.lstrip("-"): kind for name, kind in kinds.items() if _known(name, kind)})
+    typed, words, shown = Typed(Source([])), [], {}
+    for option, values in groups:
+        rest = values
+        if option in ("--help", "--help-all"):
+            typed.help = "all" if option == "--help-all" else "short"
+        elif option == "--dry-run":
+            typed.dry_run = True
+        elif option == "--resume":
+            typed.resume, rest = (values[0], values[1:]) if values else ("", [])
+        elif option == "--config":
+            if not values:
+                raise InputError("--config: found no file behind it, expected one")
+        elif option:
+            word, value, rest = _valued(option, values, vocabulary)
+            words.append((word, value))
+            shown[word] = option
+        typed.files += rest
+    typed.source = Source(words, Speech("cli"), shown)
+    return typed
+
+
+def _known(name: str, kind: str) -> bool:
+    return kind in PARTS[name.lstrip("-")]
+
+
+def _valued(option: str, values: list[str], vocabulary: Vocabulary) -> tuple[str, Any, list[str]]:
+    """The word of an option, its value and the arguments that are none of its."""
+    word = option[2:]
+    try:
+        field = vocabulary.fields[vocabulary.place(word)]
+    except AmbiguousWordError:
+        return word, values[0] if values else True, values[1:]  # refused with the others
+    except UnknownWordError:
+        turned = word.removeprefix("no-")
+        place = vocabulary.words.get(turned.replace("-", "_"))
+        if turned != word and place is not None and vocabulary.fields[place].annotation is bool:
+            return turned, False, values
+        return word, values[0] if values else True, values[1:]
+    if field.annotation is bool:
+        if values[:1] and values[0] in ("true", "false"):
+            return word, values[0], values[1:]
+        return word, True, values
+    if not values:
+        raise InputError(f"{option}: found no value behind it, expected one")
+    if takes_several(field):
+        return word, values if len(values) > 1 or values[0] != "none" else "none", []
+    return word, values[0], values[1:]
+
+
+def takes_several(field: FieldInfo) -> bool:
+    """Whether an option takes a list."""
+    kinds = get_args(field.annotation)
+    return any(get_origin(kind) is list or takes_several(FieldInfo(annotation=kind)) for kind in kinds)
