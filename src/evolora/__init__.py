@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from evolora.refiners import GRPORefiner, PPORefiner, Refinement, Refiner, RLOORefiner
     from evolora.refiners.options import GRPOConfig, PPOConfig, RLOOConfig
     from evolora.rewards import Reward, RewardScorer, register_reward
+    from evolora.runs.api import evolve, resume
     from evolora.runs.options import RunOptions, make_options
-    from evolora.runs.run import Interrupted, Result, evolve, resume
+    from evolora.runs.run import Interrupted, Result
     from evolora.strategies import (
         Eggroll,
         EvolutionStrategy,
@@ -68,7 +69,8 @@ __getattr__ = lazily(
         "evolora.refiners": "GRPORefiner PPORefiner Refinement Refiner RLOORefiner",
         "evolora.rewards": "register_reward Reward RewardScorer",
         "evolora.runs.options": "make_options RunOptions",
-        "evolora.runs.run": "evolve Interrupted Result resume",
+        "evolora.runs.api": "evolve resume",
+        "evolora.runs.run": "Interrupted Result",
         "evolora.strategies": "Eggroll EvolutionStrategy GeneticAlgorithm Islands PopulationBasedTraining "
         "RandomPerturbation RefinerAlone SepCMAES Strategy",
         "evolora.strategies.options": "EggrollConfig ESConfig GAConfig PBTConfig PerturbationConfig SepCMAESConfig",

@@ -305,7 +305,7 @@ def test_a_budget_of_seconds_counts_all_generations_and_nothing_else(
 
 def test_races_and_memories_resume_to_the_same(tmp_path: Path) -> None:
     from evolora import evolve
-    from evolora.runs.run import resume
+    from evolora.runs.api import resume
 
     words = {"chat": "cat", "chien": "dog", "pain": "bread", "eau": "water", "lait": "milk", "main": "hand"}
     rows = [{"prompt": f"Translate '{word}' to English:", "target": target} for word, target in words.items()]
@@ -343,7 +343,7 @@ def test_races_and_memories_resume_to_the_same(tmp_path: Path) -> None:
 )
 def test_what_individuals_carry_resumes_to_the_same(options: dict[str, Any], tmp_path: Path) -> None:
     from evolora import evolve
-    from evolora.runs.run import resume
+    from evolora.runs.api import resume
 
     words = {"chat": "cat", "chien": "dog", "pain": "bread", "eau": "water", "lait": "milk", "main": "hand"}
     rows = [{"prompt": f"Translate '{word}' to English:", "target": target} for word, target in words.items()]

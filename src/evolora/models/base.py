@@ -96,7 +96,12 @@ def given_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Ba
     _refuse_other_kinds("model", model.config)
     if tokenizer.eos_token_id is None:
         raise InputError("tokenizer: has no end-of-sequence token, expected one")
-    return BaseModel(model, tokenizer, str(model.config.name_or_path or "the given model"))
+    if model.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        raise InputError(f"model: found weights of {model.dtype}, expected float32, bfloat16 or float16")
+    tokenizer = copy.deepcopy(tokenizer)
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return BaseModel(model, tokenizer, str(model.config.name_or_path or type(model).__name__))
 
 
 def _refuse_other_kinds(subject: str, config: Any) -> None:

@@ -1,5 +1,6 @@
 """What leaves a run: an ordinary PEFT adapter, or the base model with the adapter merged in."""
 
+import json
 from pathlib import Path
 
 import torch
@@ -10,9 +11,12 @@ from torch import Tensor
 
 from evolora.errors import InputError
 from evolora.files import temporary_folder, write_folder
-from evolora.models.base import BaseModel, load_base
+from evolora.models.base import BaseModel
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import as_peft_model, set_state
+
+# In a run's folder: the LoRA configuration that it was given as an object.
+PEFT_CONFIG = "peft_config.json"
 
 
 def save_adapter(folder: Path, base: BaseModel, config: LoraConfig, layout: GenomeLayout, genome: Tensor) -> None:
@@ -40,12 +44,16 @@ def save_tokenizer(folder: Path, base: BaseModel) -> None:
     base.tokenizer.save_pretrained(folder)
 
 
-def export_merged(folder: Path, model: str, dtype: torch.dtype, config: LoraConfig, state: dict[str, Tensor]) -> None:
-    """Write the base `model` with the adapter merged in by `merge_and_unload`, and the tokenizer.
+def config_text(config: LoraConfig) -> str:
+    """A LoRA configuration as JSON, from which `LoraConfig` makes the same again."""
+    plain = LoraConfig().to_dict()
+    said = {name: value for name, value in config.to_dict().items() if value != plain[name]}
+    return json.dumps({name: sorted(value) if isinstance(value, set) else value for name, value in said.items()})
 
-    The base is loaded anew: merging changes the weights that it merges into.
-    """
-    fresh = load_base(model, dtype=dtype)
+
+def export_merged(folder: Path, fresh: BaseModel, config: LoraConfig, state: dict[str, Tensor]) -> None:
+    """Write the base with the adapter merged in by `merge_and_unload`, and the tokenizer. The base is `fresh`, nobody
+    else's: merging changes the weights that it merges into."""
     temporary = temporary_folder(folder)
     with torch.random.fork_rng(devices=[]):  # PEFT draws an A that `state` replaces
         peft_model = get_peft_model(fresh.model, config)

@@ -73,6 +73,17 @@ def lora_config(
     )
 
 
+def for_causal_lm(model: PreTrainedModel, config: LoraConfig) -> LoraConfig:
+    """A configuration that somebody wrote, with what follows from the model: PEFT warns and corrects
+    `fan_in_fan_out`, and without a task type it saves an adapter that cannot be loaded by itself."""
+    config = copy.deepcopy(config)
+    config.task_type = config.task_type or "CAUSAL_LM"
+    config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
+    if config.target_modules is None and model.config.model_type == "gpt2":
+        config.target_modules = ["c_attn", "c_proj"]
+    return config
+
+
 def check_lora(config: LoraConfig) -> None:
     """Raise InputError, by the field's name, for a LoRA variant that the population layers cannot carry."""
     plain = LoraConfig()

@@ -11,12 +11,14 @@ import torch
 
 from evolora.errors import InputError
 from evolora.files import temporary_folder, write_folder
+from evolora.models.base import load_base
 from evolora.models.export import export_merged, load_adapter
 from evolora.population.evaluation import Evaluation
 from evolora.population.writing import Writer
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble, check_prompts
 from evolora.runs.config_file import read_run_config
+from evolora.runs.given import Given
 from evolora.runs.options import Source, make_options
 from evolora.runs.report.inspection import Inspection
 from evolora.runs.report.statistics import bootstrap_interval, compare
@@ -128,7 +130,7 @@ def export(path: Path, to: Path, *, merge: bool = False, checkpoint: str | None 
     except OSError as error:
         raise InputError(f"--to {to}: cannot be made ({error.strerror}), expected a new folder") from None
     if merge:
-        export_merged(to, str(lora.base_model_name_or_path), torch.float32, lora, state)
+        export_merged(to, load_base(str(lora.base_model_name_or_path)), lora, state)
         return to
     temporary = temporary_folder(to)
     for file in folder.iterdir():
@@ -151,4 +153,4 @@ def _parts(path: Path, checkpoint: str | None, options: Source | Mapping[str, An
     else:
         lora, _ = load_adapter(folder)
         known = Source([("model", lora.base_model_name_or_path)])
-    return assemble(make_options(known, words), None, Silence(), folder)
+    return assemble(make_options(known, words), Given(), Silence(), folder)

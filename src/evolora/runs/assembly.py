@@ -18,22 +18,21 @@ from evolora.engine.text import Text
 from evolora.errors import InputError
 from evolora.human.exchange import run_votes
 from evolora.human.feedback import VotedScorer, check_page
-from evolora.models.base import BaseModel, load_base
+from evolora.models.base import BaseModel, given_base, load_base
 from evolora.models.export import load_adapter
 from evolora.models.genome import GenomeLayout
-from evolora.models.lora import lora_config, lora_layout
+from evolora.models.lora import for_causal_lm, lora_config, lora_layout
 from evolora.population.evaluation import LocalEvaluator
 from evolora.rewards import (
-    Reward,
     RewardContext,
     Scorer,
     ScoringOptions,
-    function_scorer,
     make_scorer,
     parse_reward,
 )
 from evolora.rewards.options import HUMAN
 from evolora.rng import keyed_seed
+from evolora.runs.given import Given, refuse_forgotten
 from evolora.runs.options import RunOptions
 from evolora.runs.tracking.terminal import View
 from evolora.tasks.chat import use_template, with_prompts
@@ -58,8 +57,8 @@ class Parts:
     view: View
 
 
-def assemble(config: RunOptions, reward: Reward | None, view: View, adapter: Path | None = None) -> Parts:
-    """Load and check everything, so that bad input is refused before any work.
+def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None = None) -> Parts:
+    """Load and check everything, so that bad input is refused before any work. What was `given` is not loaded.
 
     With an `adapter`, its configuration is used instead of the options, and its genome is the founder.
     """
@@ -71,19 +70,17 @@ def assemble(config: RunOptions, reward: Reward | None, view: View, adapter: Pat
         reward=config.reward.name,
         seed=config.run.seed,
     )
-    if reward is None and task.reward.startswith("<function "):
-        raise InputError(
-            f"--reward: this run was given the Python {task.reward.strip('<>')}, expected it again, "
-            "by evolora.resume(run, reward=...), or another reward for 'evaluate'"
-        )
-    human = reward is None and task.reward == HUMAN
-    expression = None if human or reward is not None else parse_reward(task.reward)
+    refuse_forgotten(config.model.name, task.reward, given)
+    expression, functions = given.reward or (None, {})
+    human = expression is None and task.reward == HUMAN
+    if expression is None and not human:
+        expression = parse_reward(task.reward)
     if human and adapter is None:
         check_page(config.human.host, config.human.port)
-    device = _device(config.engine.device)
+    device = _device(config.engine.device) if given.model is None else str(given.model.device)
     if adapter is None:
         config.strategy.need()
-    base = _base(config, device)
+    base = _base(config, given, device)
     if config.model.chat_template is not None:
         use_template(base.tokenizer, Path(config.model.chat_template))
     task = with_prompts(task, base.tokenizer, source=f"--data {config.task.data}")
@@ -94,18 +91,16 @@ def assemble(config: RunOptions, reward: Reward | None, view: View, adapter: Pat
     if adapter is not None:
         lora, layout, founder = _loaded(base, adapter, config)
     else:
-        lora = _lora(base, config)
+        lora = _lora(base, config) if given.peft_config is None else for_causal_lm(base.model, given.peft_config)
         layout, founder = _layout(base, lora, config)
     max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task)
     scoring = _scoring(config, conversational=task.conversational)
     scorer: Scorer
     if human:
         scorer = _voted_scorer(config, base, device, finished=adapter is not None)
-    elif expression is not None:
-        scorer = make_scorer(expression, task.columns, scoring, RewardContext(base))
     else:
-        assert reward is not None
-        scorer = function_scorer(reward, task.columns, scoring)
+        assert expression is not None
+        scorer = make_scorer(expression, task.columns, scoring, RewardContext(base), functions)
     longest_prompt = _check_lengths(base, task, max_new_tokens)
     rows_per_slice = config.engine.rows_per_slice or choose_rows(base.model, longest_prompt + max_new_tokens)
     # What was resolved is written down, so that a resumed run cannot resolve it otherwise.
@@ -135,7 +130,7 @@ def assemble(config: RunOptions, reward: Reward | None, view: View, adapter: Pat
         draft_rows=config.engine.draft_rows,
     )
     view.say(
-        f"{config.model.name}: {parameters_of(base.model) / 1e6:.1f}M parameters on {device}, "
+        f"{config.model.name.strip('<>')}: {parameters_of(base.model) / 1e6:.1f}M parameters on {device}, "
         f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {chosen.words}; "
         f"LoRA r={config.lora.r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
     )
@@ -172,7 +167,9 @@ def _voted_scorer(config: RunOptions, base: BaseModel, device: str, *, finished:
     return scorer
 
 
-def _base(config: RunOptions, device: str) -> BaseModel:
+def _base(config: RunOptions, given: Given, device: str) -> BaseModel:
+    if given.model is not None and given.tokenizer is not None:
+        return given_base(given.model, given.tokenizer)
     try:
         base = load_base(config.model.name, device=device, dtype=getattr(torch, config.model.dtype))
     except (SafetensorError, RuntimeError) as error:  # weights cut short, of another shape, too many for the device

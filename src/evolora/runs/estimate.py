@@ -9,6 +9,7 @@ from evolora.engine.calibration import bytes_a_row
 from evolora.models.cost import ModelSize
 from evolora.refiners.options import PolicyGradientConfig
 from evolora.runs.assembly import assemble
+from evolora.runs.given import Given
 from evolora.runs.options import RunOptions
 from evolora.runs.tracking.terminal import Silence
 
@@ -47,7 +48,7 @@ class Estimate:
 
 def estimate(options: RunOptions) -> Estimate:
     """Load the parts of a run, leaving nothing behind, and estimate it. Raises InputError as a run would."""
-    parts = assemble(options.replaced({"run": {"out": None}}), None, Silence())
+    parts = assemble(options.replaced({"run": {"out": None}}), Given(), Silence())
     config = parts.config.replaced({"run": {"out": options.run.out}})
     parts.scorer.close()
     size = ModelSize.of(parts.base.model, adapter=parts.layout.genome_length)

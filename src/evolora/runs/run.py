@@ -4,14 +4,13 @@ import copy
 import importlib.metadata
 import json
 import math
-import os
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,25 +18,26 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from peft import LoraConfig
 
 from evolora.errors import InputError, RewardError
 from evolora.evolution.loop import Evolution
 from evolora.evolution.voting import voted_rewards
 from evolora.files import write_text
 from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
-from evolora.models.base import BUNDLED_MODEL
+from evolora.models.base import BUNDLED_MODEL, given_base, load_base
 from evolora.models.cost import Cost, Costs
-from evolora.models.export import export_adapter, export_merged, load_adapter
+from evolora.models.export import PEFT_CONFIG, config_text, export_adapter, export_merged, load_adapter
 from evolora.population.evaluation import Evaluation, mean_fitness, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import Population, genome_sha256
-from evolora.rewards import Reward, reward_name
 from evolora.rewards.options import HUMAN
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble
 from evolora.runs.building import build_evolution
 from evolora.runs.config_file import config_toml, read_run_config
-from evolora.runs.options import RunOptions, Source, make_options, python_words
+from evolora.runs.given import Given
+from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.report.card import model_card
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.snapshot import Snapshot, restore
@@ -71,70 +71,32 @@ class Result:
         return self.folder / "merged" if (self.folder / "merged").is_dir() else None
 
 
-def evolve(
-    *,
-    reward: Reward | str | None = None,
-    data: str | os.PathLike[str] | Sequence[Mapping[str, Any]] | None = None,
-    view: View | None = None,
-    **options: Any,
-) -> Result:
-    """Evolve and reinforce LoRA adapters, and return the winner.
-
-    `reward` is a function with TRL's signature or the name of one; `data` a file, a folder, or a list of rows, each
-    with a `prompt` and any further columns, which the reward gets by name. All other options are those of `RunOptions`.
-
-    Raises InputError for bad options before any work, RewardError when the reward fails, `Interrupted` after Ctrl-C.
-
-    >>> import tempfile
-    >>> result = evolve(task="arithmetic", gens=1, pop=2, elites=1, refiner="none", out=tempfile.mkdtemp() + "/run")
-    >>> sorted(result.summary["winner"])
-    ['genome_sha256', 'id', 'operator', 'test', 'validation']
-    """
-    function = reward if callable(reward) else None
-    # In brackets, so that a resumed run can take it for no built-in of the same name.
-    named = f"<function {reward_name(function)}>" if function is not None else reward
-    rows = None if data is None or isinstance(data, (str, os.PathLike)) else [dict(row) for row in data]
-    if data is not None:
-        options["data"] = str(data) if rows is None else "data.jsonl"
-    if named is not None:
-        options["reward"] = named
-    with _in_python():
-        return start(make_options(options), reward=function, rows=rows, view=view)
-
-
-@contextmanager
-def _in_python() -> Iterator[None]:
-    """Faults inside name options as Python does."""
-    try:
-        yield
-    except InputError as error:
-        raise python_words(error) from None
-
-
 def start(
     config: RunOptions,
     *,
-    reward: Reward | None = None,
-    rows: list[dict[str, Any]] | None = None,
+    given: Given | None = None,
     view: View | None = None,
 ) -> Result:
-    """Start a run in a new folder."""
+    """Start a run in a new folder, with what it was given as objects."""
+    given = given or Given()
     folder = Path(config.run.out or _default_folder(config)).absolute()
     if (folder / "config.toml").exists():
         raise InputError(f"--out {folder}: holds a run already, resume it with 'evolora resume {folder}'")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
-    with _folder_for(folder, rows) as data:
+    with _folder_for(folder, given.rows) as data:
         config = config if data is None else config.replaced({"task": {"data": str(data)}})
         view = view or Silence()
         for note in config.notes:
             view.say(note)
-        parts = assemble(_located(config, folder), reward, view)
+        parts = assemble(_located(config, folder), given, view)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be made ({error.strerror}), expected a new folder") from None
-    return _run(folder, parts)
+    if given.peft_config is not None:
+        write_text(folder / PEFT_CONFIG, config_text(given.peft_config))
+    return _run(folder, parts, given)
 
 
 @contextmanager
@@ -162,24 +124,14 @@ def _folder_for(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Pat
         raise
 
 
-def resume(
-    folder: Path, *, reward: Reward | None = None, view: View | None = None, options: Mapping[str, Any] | None = None
-) -> Result:
-    """Continue a run from its newest whole checkpoint, to the same bits as if it had never stopped.
-
-    `options` may give a new `gens`, `budget_tokens`, `budget_seconds`, `budget_flops`, `save_every` or `merge`; None
-    takes a limit away. Budgets count all that the run has spent, before it was stopped and after. A run that was given
-    its reward as a Python function needs that function again.
-    """
-    with _in_python():
-        return go_on(folder, Source.of_python(options or {}), reward=reward, view=view)
-
-
-def go_on(folder: Path, words: Source, *, reward: Reward | None = None, view: View | None = None) -> Result:
+def go_on(folder: Path, words: Source, *, given: Given | None = None, view: View | None = None) -> Result:
     """`resume`, with the options that `words` say."""
+    given = given or Given()
     folder = folder.absolute()
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
+    if (folder / PEFT_CONFIG).is_file():
+        given = replace(given, peft_config=LoraConfig(**json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))))
     config = make_options(read_run_config(folder), words).replaced({"run": {"out": str(folder)}})
     finished = folder / "summary.json"
     if finished.exists():
@@ -187,12 +139,12 @@ def go_on(folder: Path, words: Source, *, reward: Reward | None = None, view: Vi
         history = MetricsLog(folder / "metrics.jsonl").read()
         if _progress(config, history[-1]) >= 1:
             if config.run.merge and not (folder / "merged").is_dir():
-                _merge(folder, config)
+                _merge(folder, config, given)
             return Result(folder, summary, history)
-    return _run(folder, assemble(config, reward, view or Silence()))
+    return _run(folder, assemble(config, given, view or Silence()), given)
 
 
-def _run(folder: Path, parts: Parts) -> Result:
+def _run(folder: Path, parts: Parts, given: Given) -> Result:
     config = parts.config
     metrics, lineage = MetricsLog(folder / "metrics.jsonl"), Lineage(folder / "lineage.sqlite")
     evolution = build_evolution(parts, lineage)
@@ -233,6 +185,8 @@ def _run(folder: Path, parts: Parts) -> Result:
                 metrics.append({**measured, **logged, "time.total": seconds()})
                 done = _progress(config, measured)
                 parts.view.generation(measured, config.most_gens, done)
+                for callback in given.callbacks:
+                    callback({**measured, **logged})
                 snapshot = Snapshot.of(evolution, seconds())
                 if done >= 1 or interrupted() or evolution.generation % config.run.save_every == 0:
                     snapshot.write(folder, parts)
@@ -241,14 +195,14 @@ def _run(folder: Path, parts: Parts) -> Result:
                     unsaved = copy.deepcopy(snapshot)  # the next generation may change what it is made of
                 if interrupted():
                     raise KeyboardInterrupt
-        summary = _finish(folder, parts, evolution, lineage, seconds)
-    except (RewardError, KeyboardInterrupt) as end:
-        # In the middle of a generation: the whole ones before it must not be lost.
+        summary = _finish(folder, parts, evolution, lineage, seconds, given)
+    except BaseException as end:
+        # Whatever ends it in the middle of a generation: the whole ones before it must not be lost.
         if unsaved is not None:
             unsaved.write(folder, parts)
-        if isinstance(end, RewardError):
-            raise
-        raise Interrupted(folder) from end
+        if isinstance(end, KeyboardInterrupt):
+            raise Interrupted(folder) from end
+        raise
     finally:
         parts.view.close()
         if feedback is not None:
@@ -259,7 +213,7 @@ def _run(folder: Path, parts: Parts) -> Result:
 
 
 def _finish(
-    folder: Path, parts: Parts, evolution: Evolution, lineage: Lineage, seconds: Callable[[], float]
+    folder: Path, parts: Parts, evolution: Evolution, lineage: Lineage, seconds: Callable[[], float], given: Given
 ) -> dict[str, Any]:
     """Choose the winner on validation, score base and winner once on the test split, export, sum up."""
     config = parts.config
@@ -332,7 +286,7 @@ def _finish(
     )
     export_adapter(folder / "best", parts.base, parts.lora, parts.layout, genome, card)
     if config.run.merge:
-        _merge(folder, config)
+        _merge(folder, config, given)
     summary["seconds"] = seconds()
     write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
@@ -351,9 +305,13 @@ def _vote(parts: Parts, voters: Population, winner_test: Evaluation) -> tuple[di
     return {"vote": entry}, cost
 
 
-def _merge(folder: Path, config: RunOptions) -> None:
+def _merge(folder: Path, config: RunOptions, given: Given) -> None:
     lora, state = load_adapter(folder / "best")
-    export_merged(folder / "merged", config.model.name, getattr(torch, config.model.dtype), lora, state)
+    if given.model is None or given.tokenizer is None:
+        base = load_base(config.model.name, dtype=getattr(torch, config.model.dtype))
+    else:  # merging changes the weights that it merges into
+        base = given_base(copy.deepcopy(given.model), given.tokenizer)
+    export_merged(folder / "merged", base, lora, state)
 
 
 def _test_figures(rewards: npt.NDArray[np.float64], seed: int) -> dict[str, Any]:

@@ -1,0 +1,151 @@
+"""The public door: `evolve` and `resume`, which take names or objects."""
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from evolora.errors import InputError
+from evolora.options import Options
+from evolora.runs.given import Callback, Given, Rewards, given_reward
+from evolora.runs.options import Source, make_options, python_words
+from evolora.runs.run import Result, go_on, start
+from evolora.runs.tracking.terminal import View
+from evolora.tasks.objects import rows_of
+
+Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]] | Mapping[str, Any]
+
+
+def evolve(
+    *,
+    model: str | os.PathLike[str] | PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    peft_config: LoraConfig | None = None,
+    data: Data | None = None,
+    task: str | None = None,
+    prompt: str | None = None,
+    target: str | None = None,
+    reward: Rewards | None = None,
+    reward_weights: Sequence[float] | None = None,
+    strategy: str | Options | Mapping[str, Any] | None = None,
+    refiner: str | Options | Mapping[str, Any] | None = None,
+    gens: int | None = None,
+    pop: int | None = None,
+    seed: int | None = None,
+    out: str | os.PathLike[str] | None = None,
+    callbacks: Sequence[Callback] = (),
+    view: View | None = None,
+    **options: Any,
+) -> Result:
+    """Evolve and reinforce LoRA adapters, and return the winner.
+
+    `model` is a name (the bundled model by default) or a loaded causal LM with its `tokenizer`, which stay as they are;
+    `peft_config` says what to adapt. `data` is a file, a folder, rows with a `prompt` and any further columns, which
+    the reward gets by name: a list of dictionaries, a `datasets.Dataset` or `DatasetDict`, a pandas DataFrame; or there
+    is a `task`, or one `prompt` with its `target`.
+
+    `reward` is a function with TRL's signature, the name of one, or a list of both with `reward_weights`; TRL's
+    `reward_funcs` is the same. `strategy` and `refiner` are names or options (`GAConfig(mutation_scale=0.01)`). Each of
+    `callbacks` is called after every generation with its metrics. All other `options` are those that
+    `evolora train --help-all` lists, by their short or full names (`lr=3e-4`, `lora={"r": 4}`,
+    **{"refiner.lr": 3e-4}), and TRL's names for them (`learning_rate`, `num_generations`, `max_completion_length`,
+    `beta`, `output_dir`).
+
+    Raises InputError for bad options before any work, RewardError when the reward fails, `Interrupted` after Ctrl-C.
+
+    >>> import tempfile
+    >>> result = evolve(task="arithmetic", gens=1, pop=2, elites=1, refiner="none", out=tempfile.mkdtemp() + "/run")
+    >>> sorted(result.summary["winner"])
+    ['genome_sha256', 'id', 'operator', 'test', 'validation']
+    """
+    with _in_python():
+        if "reward_funcs" in options:
+            if reward is not None:
+                raise InputError("reward and reward_funcs: found both, expected one of them")
+            reward = options.pop("reward_funcs")
+        rows = None if data is None or isinstance(data, (str, os.PathLike)) else rows_of(data)
+        given = Given(
+            **_given_model(model, tokenizer),
+            peft_config=peft_config,
+            reward=given_reward(reward, reward_weights),
+            rows=rows,
+            callbacks=callbacks,
+        )
+        named = {
+            "model": given.model_name() if given.model is not None else None if model is None else str(model),
+            "data": None if data is None else str(data) if rows is None else "data.jsonl",
+            "task": task,
+            "prompt": prompt,
+            "target": target,
+            # In brackets, so that a resumed run can take a function for no built-in of the same name.
+            "reward": reward if given.reward is None else str(given.reward[0]),
+            "strategy": strategy,
+            "refiner": refiner,
+            "gens": gens,
+            "pop": pop,
+            "seed": seed,
+            "out": out,
+            **_lora_words(peft_config, options),
+        }
+        words = {name: value for name, value in named.items() if value is not None}
+        return start(make_options({**words, **options}), given=given, view=view)
+
+
+def resume(
+    folder: str | os.PathLike[str],
+    *,
+    model: PreTrainedModel | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    reward: Rewards | None = None,
+    reward_weights: Sequence[float] | None = None,
+    callbacks: Sequence[Callback] = (),
+    view: View | None = None,
+    options: Mapping[str, Any] | None = None,
+    **more: Any,
+) -> Result:
+    """Continue a run from its newest whole checkpoint, to the same bits as if it had never stopped.
+
+    `options`, or keywords, may give a new `gens`, `budget_tokens`, `budget_seconds`, `budget_flops`, `save_every` or
+    `merge`; None takes a limit away. Budgets count all that the run has spent, before it was stopped and after. A run
+    that was given a loaded model or Python functions as its reward needs them again.
+    """
+    with _in_python():
+        given = Given(
+            **_given_model(model, tokenizer), reward=given_reward(reward, reward_weights), callbacks=callbacks
+        )
+        return go_on(Path(folder), Source.of_python({**(options or {}), **more}), given=given, view=view)
+
+
+def _given_model(
+    model: str | os.PathLike[str] | PreTrainedModel | None, tokenizer: PreTrainedTokenizerBase | None
+) -> dict[str, Any]:
+    """A loaded model and its tokenizer, which come together; nothing for a name."""
+    if model is None or isinstance(model, (str, os.PathLike)):
+        if tokenizer is not None:
+            raise InputError("tokenizer: found one without a loaded model, expected model= beside it")
+        return {}
+    if tokenizer is None:
+        raise InputError("model: found a loaded model without a tokenizer, expected tokenizer= beside it")
+    return {"model": model, "tokenizer": tokenizer}
+
+
+def _lora_words(config: LoraConfig | None, options: Mapping[str, Any]) -> dict[str, Any]:
+    """What a `peft_config` says, in the options' words."""
+    if config is None:
+        return {}
+    if both := sorted(name for name in options if name.startswith("lora") or name in ("target_modules", "rslora")):
+        raise InputError(f"peft_config and {both[0]}: found both, expected one of them")
+    return {"lora.r": config.r, "lora.alpha": config.lora_alpha, "lora.dropout": config.lora_dropout}
+
+
+@contextmanager
+def _in_python() -> Iterator[None]:
+    """Faults inside name options as Python does."""
+    try:
+        yield
+    except InputError as error:
+        raise python_words(error) from None

@@ -1,0 +1,64 @@
+"""What a run was given as Python objects, which no file holds: a resumed run needs them again."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from peft import LoraConfig
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from evolora.errors import InputError
+from evolora.rewards.base import Reward
+from evolora.rewards.expression import Expression
+from evolora.rewards.several import weighted
+
+Callback = Callable[[dict[str, Any]], object]
+Rewards = Reward | str | Sequence[Reward | str]
+
+# How the options name an object, in brackets: no folder, hub name or reward is called so.
+_MODEL, _FUNCTION = "<model ", "<function "
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """Nothing, by default. `reward` is an expression with the Python functions among its terms; `callbacks` are called
+    with each generation's metrics."""
+
+    model: PreTrainedModel | None = None
+    tokenizer: PreTrainedTokenizerBase | None = None
+    peft_config: LoraConfig | None = None
+    reward: tuple[Expression, Mapping[str, Reward]] | None = None
+    rows: list[dict[str, Any]] | None = None
+    callbacks: Sequence[Callback] = field(default=())
+
+    def model_name(self) -> str:
+        """What the options call the model that was given."""
+        assert self.model is not None
+        return f"{_MODEL}{self.model.config.name_or_path or type(self.model).__name__}>"
+
+
+def given_reward(
+    reward: Rewards | None, weights: Sequence[float] | None = None
+) -> tuple[Expression, Mapping[str, Reward]] | None:
+    """Rewards among which is a Python function, or several; None for a name alone, or nothing."""
+    if weights is None and (reward is None or isinstance(reward, str)):
+        return None
+    if reward is None:
+        raise InputError(f"reward_weights={weights!r}: expected rewards beside them")
+    return weighted([reward] if isinstance(reward, str) or callable(reward) else list(reward), weights)
+
+
+def refuse_forgotten(model: str, reward: str | None, given: Given) -> None:
+    """Raise InputError where a run was given an object before and is not now."""
+    if given.model is None and model.startswith(_MODEL):
+        raise InputError(
+            f"--model: this run was given the loaded model {model.removeprefix(_MODEL).removesuffix('>')}, expected it "
+            "again, by evolora.resume(run, model=..., tokenizer=...), or the name of the same one for 'evaluate' and "
+            "'generate'"
+        )
+    if given.reward is None and reward is not None and _FUNCTION in reward:
+        function = reward[reward.index(_FUNCTION) + 1 :].partition(">")[0]
+        raise InputError(
+            f"--reward: this run was given the Python {function}, expected it again, by evolora.resume(run, "
+            "reward=...), or another reward for 'evaluate'"
+        )

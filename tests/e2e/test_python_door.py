@@ -1,0 +1,160 @@
+"""`evolve` and `resume` with objects: what people have in hand."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+import torch
+from datasets import Dataset
+from peft import AutoPeftModelForCausalLM, LoraConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from evolora import GAConfig, InputError, evolve, resume
+from evolora.models.base import model_path
+
+ROWS = [{"prompt": f"{a} + {b} =", "target": str(a + b)} for a in range(4) for b in range(3)]
+SMALL: dict[str, Any] = {"gens": 2, "pop": 3, "elites": 1, "eval_prompts": 4, "threads": 1, "max_new_tokens": 3}
+SMALL |= {"rollout_prompts": 4, "rl_steps": 1, "validation_prompts": 4}
+
+
+def near(completions: list[str], target: list[str], **_: Any) -> list[float]:
+    return [1 / (1 + abs(len(text.strip()) - len(right))) for text, right in zip(completions, target, strict=True)]
+
+
+@pytest.fixture
+def loaded() -> dict[str, Any]:
+    path = model_path("tiny-gpt2")
+    return {"model": AutoModelForCausalLM.from_pretrained(path), "tokenizer": AutoTokenizer.from_pretrained(path)}
+
+
+def state(model: Any) -> dict[str, Any]:
+    """All of a model that a run could change."""
+    return {
+        "weights": {
+            name: (weight.data_ptr(), weight._version, weight.requires_grad)
+            for name, weight in model.named_parameters()
+        },
+        "modules": {
+            name: (type(module), sorted(vars(module)), module.training) for name, module in model.named_modules()
+        },
+        "hooks": [name for name, module in model.named_modules() if module._forward_hooks or module._forward_pre_hooks],
+        "config": model.config.to_json_string(use_diff=False),
+        "attention": model.config._attn_implementation,
+    }
+
+
+def test_a_loaded_model_stays_as_it_is_and_gives_what_its_name_gives(loaded: dict[str, Any], tmp_path: Path) -> None:
+    loaded["model"].train()
+    loaded["tokenizer"].padding_side = "right"
+    seen: list[bool] = []
+    before = state(loaded["model"])
+
+    def watching(completions: list[str], target: list[str], **_: Any) -> list[float]:
+        seen.append(state(loaded["model"]) == before)
+        return near(completions, target)
+
+    watching.__name__ = "near"
+    by_object = evolve(**loaded, data=ROWS, reward=watching, out=tmp_path / "object", merge=True, **SMALL)
+    assert seen and all(seen) and state(loaded["model"]) == before, "during the run and after it"
+    assert loaded["tokenizer"].padding_side == "right"
+    by_name = evolve(model="tiny-gpt2", data=ROWS, reward=near, out=tmp_path / "name", **SMALL)
+    assert by_object.summary["winner"]["genome_sha256"] == by_name.summary["winner"]["genome_sha256"]
+    assert AutoPeftModelForCausalLM.from_pretrained(by_object.adapter) is not None
+    assert by_object.merged is not None and AutoModelForCausalLM.from_pretrained(by_object.merged) is not None
+
+
+def test_a_run_on_objects_resumes_with_them_to_the_same_bits(
+    loaded: dict[str, Any], evolora: Any, tmp_path: Path
+) -> None:
+    whole = evolve(
+        **loaded, data=ROWS, reward=[near, "exact"], reward_weights=[1.0, 0.5], out=tmp_path / "whole", **SMALL
+    )
+    less = {**SMALL, "gens": 1}
+    half = evolve(**loaded, data=ROWS, reward=[near, "exact"], reward_weights=[1.0, 0.5], out=tmp_path / "half", **less)
+    code, _, errors = evolora("resume", half.folder, "--gens", 2)
+    assert code == 2 and "evolora.resume(run, model=..., tokenizer=...)" in errors, "the command line says how"
+    with pytest.raises(InputError, match=r"function near.*reward="):
+        resume(half.folder, **loaded, gens=2)
+    again = resume(half.folder, **loaded, reward=[near, "exact"], reward_weights=[1.0, 0.5], gens=2)
+    assert again.summary["winner"]["genome_sha256"] == whole.summary["winner"]["genome_sha256"]
+
+
+def test_a_peft_config_says_what_is_adapted_also_after_a_resume(tmp_path: Path) -> None:
+    config = LoraConfig(r=2, lora_alpha=8, lora_dropout=0.0, target_modules=r".*\.c_fc", task_type="CAUSAL_LM")
+    first = evolve(
+        peft_config=config, data=ROWS, reward=near, out=tmp_path / "run", **{**SMALL, "gens": 1}
+    )
+    again = resume(first.folder, reward=near, gens=2)
+    saved = json.loads((again.adapter / "adapter_config.json").read_text())
+    assert (saved["r"], saved["lora_alpha"], saved["target_modules"]) == (2, 8, r".*\.c_fc")
+    assert saved["fan_in_fan_out"], "which GPT-2's layers need"
+    with pytest.raises(InputError, match="peft_config and lora"):
+        evolve(peft_config=config, lora={"r": 4}, data=ROWS, reward=near)
+
+
+def test_callbacks_hear_of_every_generation_and_one_that_raises_loses_nothing(tmp_path: Path) -> None:
+    heard: list[float] = []
+    result = evolve(
+        data=Dataset.from_list(ROWS),
+        reward=near,
+        out=tmp_path / "run",
+        callbacks=[lambda metrics: heard.append(metrics["fitness.best"])],
+        **SMALL,
+    )
+    assert heard == [row["fitness.best"] for row in result.history]
+
+    def enough(metrics: dict[str, Any]) -> None:
+        if metrics["generation"] == 1:
+            raise RuntimeError("enough")
+
+    with pytest.raises(RuntimeError, match="enough"):
+        evolve(data=ROWS, reward=near, out=tmp_path / "stopped", callbacks=[enough], **SMALL)
+    again = resume(tmp_path / "stopped", reward=near)
+    assert again.summary["winner"]["genome_sha256"] == result.summary["winner"]["genome_sha256"]
+    assert len(again.history) == 2
+
+
+def test_ppo_alone_on_one_adapter_is_five_lines(loaded: dict[str, Any], tmp_path: Path) -> None:
+    result = evolve(
+        **loaded, data=pandas.DataFrame(ROWS), reward_funcs=near, strategy="none", refiner="ppo", output_dir=tmp_path / "r",
+        learning_rate=3e-3, max_completion_length=3, gens=2, threads=1,
+    )  # fmt: skip
+    genome = torch.cat(
+        [
+            weight.flatten()
+            for name, weight in AutoPeftModelForCausalLM.from_pretrained(result.adapter).named_parameters()
+            if "lora_B" in name
+        ]
+    )
+    assert result.history[-1]["ppo.reward"] > 0 and genome.abs().max() >= 0
+
+
+def test_options_as_objects_and_as_words_are_the_same_run(tmp_path: Path) -> None:
+    by_object = evolve(data=ROWS, reward=near, strategy=GAConfig(mutation_scale=0.05), out=tmp_path / "a", **SMALL)
+    by_word = evolve(data=ROWS, reward=near, mutation_scale=0.05, out=tmp_path / "b", **SMALL)
+    assert by_object.summary["winner"]["genome_sha256"] == by_word.summary["winner"]["genome_sha256"]
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model": "loaded"}, "tokenizer"),
+        ({"tokenizer": object()}, "model= beside it"),
+        ({"reward": near, "reward_funcs": [near]}, "reward and reward_funcs"),
+        ({"reward_weights": [1.0]}, "reward_weights"),
+        ({"data": {"train": ROWS, "dev": ROWS}}, "the splits train, dev"),
+        ({"learning_rat": 1e-3}, "learning_rate"),
+        ({"pop": 0}, "pop=0"),
+    ],
+)
+def test_what_does_not_fit_is_refused_in_a_sentence(
+    options: dict[str, Any], words: str, loaded: dict[str, Any], tmp_path: Path
+) -> None:
+    if options.get("model") == "loaded":
+        options = {"model": loaded["model"]}
+    with pytest.raises(InputError, match=words) as refused:
+        evolve(**{"data": ROWS, **options}, out=tmp_path / "run")
+    assert "--" not in str(refused.value), "from Python in Python's words"
+    assert not (tmp_path / "run").exists()
