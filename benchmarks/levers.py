@@ -24,24 +24,19 @@ from speed.timing import median, seconds_of
 from torch.profiler import ProfilerActivity, profile
 from transformers import PreTrainedModel
 
-from evolora import (
-    Engine,
-    LocalEvaluator,
-    PPOConfig,
-    PPORefiner,
-    RewardScorer,
-    Text,
-    load_base,
-    load_task,
-)
-from evolora.engine.base import Decoding
+from evolora import PPOConfig
+from evolora.engine.base import Decoding, Engine
 from evolora.engine.calibration import is_small
 from evolora.engine.cpu.engine import CpuEngine
 from evolora.engine.cpu.levers import Levers
 from evolora.engine.cpu.matmul.choice import fastest_products
 from evolora.engine.split import MOST_ROWS_DECODED, SplitEngine
-from evolora.models.base import BUNDLED_MODEL, BaseModel
-from evolora.rewards import load_reward
+from evolora.engine.text import Text
+from evolora.models.base import BUNDLED_MODEL, BaseModel, load_base
+from evolora.population.evaluation import LocalEvaluator
+from evolora.refiners import PPORefiner
+from evolora.rewards import RewardScorer, load_reward
+from evolora.tasks.task import load_task
 
 Run = Callable[[], object]
 

@@ -200,7 +200,7 @@ def sampled(prompts: int) -> list[tuple[str, list[str]]]:
     """Prompts of the task sentiment with sampled completions of the bundled model."""
     import torch
 
-    from evolora import load_base
+    from evolora.models.base import load_base
 
     base = load_base("tiny-gpt2")
     torch.manual_seed(0)

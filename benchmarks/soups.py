@@ -20,7 +20,8 @@ import torch
 from study.statistics import Scores, stratified_interval
 from study.tasks import TASKS
 
-from evolora import Evolution, evolve
+from evolora import evolve
+from evolora.evolution.loop import Evolution
 from evolora.evolution.soup import SOUP, soup
 from evolora.population.population import Population
 from evolora.runs.assembly import assemble

@@ -63,17 +63,14 @@ def main() -> None:
 
     import torch
 
-    from evolora import (
-        Example,
-        LocalEvaluator,
-        RewardScorer,
-        Text,
-        choose_engine,
-        load_base,
-        lora_config,
-        lora_layout,
-    )
+    from evolora.engine.choose import choose_engine
     from evolora.engine.split import SplitEngine
+    from evolora.engine.text import Text
+    from evolora.models.base import load_base
+    from evolora.models.lora import lora_config, lora_layout
+    from evolora.population.evaluation import LocalEvaluator
+    from evolora.rewards import RewardScorer
+    from evolora.tasks.task import Example
 
     torch.set_num_threads(options.threads)
     before = _resident()

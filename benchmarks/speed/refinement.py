@@ -13,10 +13,13 @@ from transformers import PrinterCallback, TrainerCallback, TrainerControl, Train
 from trl import GRPOConfig as TRLConfig
 from trl import GRPOTrainer
 
-from evolora import Example, PPOConfig, PPORefiner, RewardScorer, Text, choose_engine, load_base, load_task
-from evolora.models.base import BUNDLED_MODEL
-from evolora.refiners import GRPOConfig, GRPORefiner
-from evolora.rewards import load_reward
+from evolora import PPOConfig
+from evolora.engine.choose import choose_engine
+from evolora.engine.text import Text
+from evolora.models.base import BUNDLED_MODEL, load_base
+from evolora.refiners import GRPOConfig, GRPORefiner, PPORefiner
+from evolora.rewards import RewardScorer, load_reward
+from evolora.tasks.task import Example, load_task
 from speed import machine
 from speed.subjects import PROMPTS, Subject
 from speed.timing import alternate, median, seconds_of

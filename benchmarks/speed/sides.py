@@ -13,8 +13,7 @@ from peft import PeftModel, get_peft_model, set_peft_model_state_dict
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evolora import Engine
-from evolora.engine.base import Decoding
+from evolora.engine.base import Decoding, Engine
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.eager.generate import PromptBatch
 from evolora.engine.split import SplitEngine

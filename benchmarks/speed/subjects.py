@@ -21,9 +21,12 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from evolora import Engine, GenomeLayout, choose_engine, load_base, lora_config, lora_layout
+from evolora.engine.base import Engine
 from evolora.engine.calibration import available_cores, choose_threads, threads_an_operation
-from evolora.models.base import BUNDLED_MODEL, model_path
+from evolora.engine.choose import choose_engine
+from evolora.models.base import BUNDLED_MODEL, load_base, model_path
+from evolora.models.genome import GenomeLayout
+from evolora.models.lora import lora_config, lora_layout
 from evolora.rng import keyed_generator
 
 MODELS = ("tiny", "124M")

@@ -6,8 +6,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from evolora import Engine, Example, GenomeLayout, RewardScorer, Text, choose_engine, load_base
-from evolora.tasks.task import columns_of
+from evolora.engine.base import Engine
+from evolora.engine.choose import choose_engine
+from evolora.engine.text import Text
+from evolora.models.base import load_base
+from evolora.models.genome import GenomeLayout
+from evolora.rewards import RewardScorer
+from evolora.tasks.task import Example, columns_of
 from study.tasks import DECLINES, StudyTask
 
 ROWS = 512

@@ -3,8 +3,7 @@ highest reward counts. It needs the reward when it is used, so it is a reference
 
 import numpy as np
 
-from evolora import RewardScorer
-from evolora.rewards import Reward
+from evolora.rewards import Reward, RewardScorer
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts
 from evolora.tasks.task import columns_of

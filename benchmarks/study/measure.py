@@ -14,12 +14,14 @@ import torch
 from speed.machine import cpu_model
 from torch import Tensor
 
-from evolora import Evolution, evolve
+from evolora import evolve
+from evolora.evolution.loop import Evolution
 from evolora.population.evaluation import mean_fitness
 from evolora.population.lineage import Lineage
 from evolora.rewards import RewardScorer
 from evolora.runs.assembly import Parts, assemble
 from evolora.runs.config_file import read_run_config
+from evolora.runs.given import Given, given_reward
 from evolora.runs.options import make_options
 from evolora.runs.tracking.terminal import Silence
 from evolora.tasks.task import columns_of
@@ -126,7 +128,7 @@ def _evolved(job: Job, task: StudyTask, folder: Path) -> tuple[Parts, list[Point
         Point(*cost_of(metrics), validation=metrics["validation.best"], genome=genome)
         for metrics, genome in zip(result.history, bests, strict=True)
     ]
-    parts = assemble(make_options(read_run_config(run)), task.true_reward, Silence())
+    parts = assemble(make_options(read_run_config(run)), Given(reward=given_reward(task.true_reward)), Silence())
     winner = result.summary["winner"]
     # The run's own figure is as noisy as its reward.
     test = winner["test"]["reward"] if not task.noise else _true_test(parts, run, winner["id"], task)
@@ -168,7 +170,7 @@ def assembled(task: StudyTask, seed: int) -> Iterator[Parts]:
         data = Path(folder) / "data.jsonl"
         data.write_text("".join(json.dumps(row) + "\n" for row in task.rows()), encoding="utf-8")
         config = make_options({"data": str(data), "reward": "exact", "seed": seed, "threads": 1})
-        yield assemble(config, task.true_reward, Silence())
+        yield assemble(config, Given(reward=given_reward(task.true_reward)), Silence())
 
 
 def _judge(parts: Parts, curve: list[Point]) -> tuple[float, list[float]]:

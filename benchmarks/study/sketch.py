@@ -12,12 +12,11 @@ import torch
 from peft import PeftModel, get_peft_model_state_dict
 from torch import Tensor
 
-from evolora import Example, RewardScorer
 from evolora.models.lora import as_peft_model, set_state
-from evolora.rewards import Reward
+from evolora.rewards import Reward, RewardScorer
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts
-from evolora.tasks.task import columns_of
+from evolora.tasks.task import Example, columns_of
 from study.budget import Budget, Meter, Point
 
 State = dict[str, Tensor]

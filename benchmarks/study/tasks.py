@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from evolora import Example, Reward, Task, load_task
+from evolora import Reward
 from evolora.rewards import exact, json_object, sentiment, similarity
+from evolora.tasks.task import Example, Task, load_task
 
 Row = dict[str, Any]
 

@@ -15,9 +15,10 @@ import torch
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evolora import InputError, evolve, make_options, resume
+from evolora import InputError, evolve, resume
 from evolora.cli import main
 from evolora.runs.config_file import read_run_config
+from evolora.runs.options import make_options
 from evolora.runs.report.inspection import Inspection
 
 

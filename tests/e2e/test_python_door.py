@@ -6,7 +6,6 @@ from typing import Any
 
 import pandas
 import pytest
-import torch
 from datasets import Dataset
 from peft import AutoPeftModelForCausalLM, LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -83,9 +82,7 @@ def test_a_run_on_objects_resumes_with_them_to_the_same_bits(
 
 def test_a_peft_config_says_what_is_adapted_also_after_a_resume(tmp_path: Path) -> None:
     config = LoraConfig(r=2, lora_alpha=8, lora_dropout=0.0, target_modules=r".*\.c_fc", task_type="CAUSAL_LM")
-    first = evolve(
-        peft_config=config, data=ROWS, reward=near, out=tmp_path / "run", **{**SMALL, "gens": 1}
-    )
+    first = evolve(peft_config=config, data=ROWS, reward=near, out=tmp_path / "run", **{**SMALL, "gens": 1})
     again = resume(first.folder, reward=near, gens=2)
     saved = json.loads((again.adapter / "adapter_config.json").read_text())
     assert (saved["r"], saved["lora_alpha"], saved["target_modules"]) == (2, 8, r".*\.c_fc")
@@ -117,18 +114,16 @@ def test_callbacks_hear_of_every_generation_and_one_that_raises_loses_nothing(tm
 
 
 def test_ppo_alone_on_one_adapter_is_five_lines(loaded: dict[str, Any], tmp_path: Path) -> None:
+    # fmt: off
     result = evolve(
-        **loaded, data=pandas.DataFrame(ROWS), reward_funcs=near, strategy="none", refiner="ppo", output_dir=tmp_path / "r",
-        learning_rate=3e-3, max_completion_length=3, gens=2, threads=1,
-    )  # fmt: skip
-    genome = torch.cat(
-        [
-            weight.flatten()
-            for name, weight in AutoPeftModelForCausalLM.from_pretrained(result.adapter).named_parameters()
-            if "lora_B" in name
-        ]
+        **loaded, data=pandas.DataFrame(ROWS), reward_funcs=near, strategy="none", refiner="ppo",
+        learning_rate=3e-3, max_completion_length=3, gens=2, threads=1, output_dir=tmp_path / "run",
     )
-    assert result.history[-1]["ppo.reward"] > 0 and genome.abs().max() >= 0
+    tuned = AutoPeftModelForCausalLM.from_pretrained(result.adapter)
+    # fmt: on
+    moved = max(float(weight.abs().max()) for name, weight in tuned.named_parameters() if "lora_B" in name)
+    assert moved > 0 or result.summary["winner"]["operator"] != "ppo", "B is zero in the base alone"
+    assert result.history[-1]["ppo.reward"] > 0
 
 
 def test_options_as_objects_and_as_words_are_the_same_run(tmp_path: Path) -> None:

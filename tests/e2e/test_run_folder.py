@@ -13,13 +13,14 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from evolora import lora_layout, make_options
 from evolora.engine.calibration import available_cores
 from evolora.files import verify
 from evolora.models.cost import PURPOSES
 from evolora.models.export import load_adapter
+from evolora.models.lora import lora_layout
 from evolora.population.population import genome_sha256
 from evolora.runs.config_file import config_toml, read_run_config
+from evolora.runs.options import make_options
 from evolora.runs.report.inspection import Inspection
 from evolora.strategies.operators import CROSSOVERS, MUTATIONS
 

@@ -14,22 +14,16 @@ from peft import get_peft_model
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModelForCausalLM, GPT2Config, GPT2LMHeadModel
 
-from evolora import (
-    BaseModel,
-    Example,
-    GRPOConfig,
-    GRPORefiner,
-    LocalEvaluator,
-    PPOConfig,
-    PPORefiner,
-    RewardScorer,
-    Text,
-    choose_engine,
-    load_base,
-    lora_config,
-    lora_layout,
-)
+from evolora import GRPOConfig, PPOConfig
+from evolora.engine.choose import choose_engine
+from evolora.engine.text import Text
+from evolora.models.base import BaseModel, load_base
 from evolora.models.cost import PURPOSES, Cost, Costs, ModelSize
+from evolora.models.lora import lora_config, lora_layout
+from evolora.population.evaluation import LocalEvaluator
+from evolora.refiners import GRPORefiner, PPORefiner
+from evolora.rewards import RewardScorer
+from evolora.tasks.task import Example
 
 LAYERS, WIDTH, VOCABULARY, TEXTS, LENGTH = 6, 48, 200, 3, 20
 

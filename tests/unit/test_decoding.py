@@ -14,7 +14,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache
 
-from evolora import Example, LocalEvaluator, RewardScorer, Text
 from evolora.engine.base import Completions, Decoding
 from evolora.engine.cpu.engine import CpuEngine
 from evolora.engine.eager.decoder import DecodingBatch
@@ -23,10 +22,14 @@ from evolora.engine.eager.generate import PromptBatch, generate
 from evolora.engine.eager.kernels import Ahead, Choice, Kernels
 from evolora.engine.eager.kv_cache import RoomyLayer, keeps_all, make_cache
 from evolora.engine.eager.lora_layers import LoraLayers, Routing
+from evolora.engine.text import Text
 from evolora.models.base import BaseModel, load_base
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import as_peft_model, lora_config, lora_layout
+from evolora.population.evaluation import LocalEvaluator
+from evolora.rewards import RewardScorer
 from evolora.rng import keyed_seed
+from evolora.tasks.task import Example
 
 Folder = Callable[[str], Path]
 

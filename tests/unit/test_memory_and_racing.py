@@ -11,12 +11,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from evolora import Example, LocalEvaluator, RewardScorer, Text, choose_engine, load_base, lora_config, lora_layout
+from evolora.engine.choose import choose_engine
+from evolora.engine.text import Text
 from evolora.evolution.racing import losers, race
+from evolora.models.base import load_base
 from evolora.models.cost import Cost
-from evolora.population.evaluation import Drafts, Evaluation, Evaluator, mean_fitness
+from evolora.models.lora import lora_config, lora_layout
+from evolora.population.evaluation import Drafts, Evaluation, Evaluator, LocalEvaluator, mean_fitness
 from evolora.population.population import genome_sha256
 from evolora.population.remembering import RememberingEvaluator
+from evolora.rewards import RewardScorer
+from evolora.tasks.task import Example
 
 
 class Counting(Evaluator):
@@ -240,7 +245,7 @@ def test_no_loss_is_more_certain_than_the_flips_can_tell() -> None:
 
 @pytest.mark.parametrize("level", [0.0, 1.0, 1.5, -0.1])
 def test_a_level_is_between_0_and_1(level: float) -> None:
-    from evolora import make_options
+    from evolora.runs.options import make_options
 
     with pytest.raises(ValueError, match="racing"):
         make_options({"racing": level})

@@ -17,8 +17,11 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from evolora import Text, choose_engine, load_base, lora_config, lora_layout
+from evolora.engine.choose import choose_engine
+from evolora.engine.text import Text
 from evolora.errors import InputError
+from evolora.models.base import load_base
+from evolora.models.lora import lora_config, lora_layout
 from evolora.models.sequence_scores import model_version
 from evolora.rewards import RewardContext, load_reward
 from evolora.rewards.embedding import Cosine

@@ -8,20 +8,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evolora import (
-    Example,
-    PPOConfig,
-    PPORefiner,
-    RewardScorer,
-    Text,
-    choose_engine,
-    load_base,
-    lora_config,
-    lora_layout,
-)
+from evolora import PPOConfig
 from evolora.engine.base import Completions, Scoring
+from evolora.engine.choose import choose_engine
+from evolora.engine.text import Text
+from evolora.models.base import load_base
+from evolora.models.lora import lora_config, lora_layout
 from evolora.population.evaluation import LocalEvaluator
+from evolora.refiners import PPORefiner
 from evolora.refiners.replay import Replay
+from evolora.rewards import RewardScorer
+from evolora.tasks.task import Example
 
 
 def filled(rewards: dict[int, list[float]], prompts: int = 4, *, by_policy: bool = False) -> Replay:

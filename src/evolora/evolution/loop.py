@@ -39,8 +39,14 @@ CLEAR = 0.05
 class Evolution:
     """One run of the hybrid: strategy and refiner on one task. `step` makes one generation.
 
-    >>> from evolora import GAConfig, GeneticAlgorithm, LocalEvaluator, PopulationModel, PPOConfig, PPORefiner
-    >>> from evolora import RewardScorer, load_base, load_task, lora_config, lora_layout
+    >>> from evolora import GAConfig, PopulationModel, PPOConfig
+    >>> from evolora.population.evaluation import LocalEvaluator
+    >>> from evolora.refiners import PPORefiner
+    >>> from evolora.strategies import GeneticAlgorithm
+    >>> from evolora.models.base import load_base
+    >>> from evolora.models.lora import lora_config, lora_layout
+    >>> from evolora.rewards import RewardScorer
+    >>> from evolora.tasks.task import load_task
     >>> from evolora.rewards import exact
     >>> base, task = load_base("tiny-gpt2"), load_task(task="arithmetic")
     >>> layout, founder = lora_layout(base.model, lora_config(base.model), seed=0)

@@ -37,7 +37,11 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
 
     Used alone, on one adapter with a Python reward:
 
-    >>> from evolora import PPOConfig, PPORefiner, RewardScorer, load_base, lora_config, lora_layout
+    >>> from evolora import PPOConfig
+    >>> from evolora.models.base import load_base
+    >>> from evolora.models.lora import lora_config, lora_layout
+    >>> from evolora.refiners import PPORefiner
+    >>> from evolora.rewards import RewardScorer
     >>> from evolora.engine.choose import choose_engine
     >>> from evolora.engine.text import Text
     >>> from evolora.tasks.task import Example
