@@ -59,16 +59,17 @@ class LoopConfig:
 class Evolution:
     """One run of the hybrid: strategy and refiner on one task. `step` makes one generation.
 
-    >>> from evolora import GAConfig, GeneticAlgorithm, LocalEvaluator, PopulationModel, PPOConfig, PPORefiner
-    >>> from evolora import RewardScorer, load_base, load_task, lora_config, lora_layout
+    >>> from evolora import GAConfig, GeneticAlgorithm, LocalEvaluator, PPOConfig, PPORefiner, RewardScorer, Text
+    >>> from evolora import choose_engine, load_base, load_task, lora_config, lora_layout
     >>> from evolora.rewards import exact
     >>> base, task = load_base("tiny-gpt2"), load_task(task="arithmetic")
     >>> layout, founder = lora_layout(base.model, lora_config(base.model), seed=0)
-    >>> population_model, scorer = PopulationModel(base.model, layout), RewardScorer(exact)
+    >>> engine, text = choose_engine(base.model, layout).engine, Text.of(base.model, base.tokenizer)
+    >>> scorer = RewardScorer(exact)
     >>> evolution = Evolution(
     ...     strategy=GeneticAlgorithm(founder, layout, GAConfig(pop=4), seed=0),
-    ...     refiner=PPORefiner(population_model, base.tokenizer, scorer, PPOConfig(max_new_tokens=4), seed=0),
-    ...     evaluator=LocalEvaluator(population_model, base.tokenizer, scorer, max_new_tokens=4),
+    ...     refiner=PPORefiner(engine, text, scorer, PPOConfig(max_new_tokens=4), seed=0),
+    ...     evaluator=LocalEvaluator(engine, text, scorer, max_new_tokens=4),
     ...     task=task,
     ...     lineage=Lineage(),
     ...     config=LoopConfig(eval_prompts=8, rollout_prompts=8, validation_prompts=8),
