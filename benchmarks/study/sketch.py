@@ -30,7 +30,8 @@ def sketch(parts: Parts, reward: Reward, seed: int, budget: Budget) -> list[Poin
     """A point with the best adapter for each generation."""
     founder = parts.layout.to_state_dict(parts.founder)
     points: list[Point] = []
-    with torch.random.fork_rng(devices=[]), as_peft_model(parts.base.model, parts.lora) as model:
+    model = as_peft_model(parts.base.model, parts.lora)
+    with torch.random.fork_rng(devices=[]):
         torch.manual_seed(keyed_seed(seed, "sketch"))
         loop = _Loop(parts, model, RewardScorer(reward))
         population = [founder, *(_mutate(founder) for _ in range(INDIVIDUALS - 1))]

@@ -12,14 +12,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, PreTrainedModel
 
 from evolora.engine.base import Completions, Decoding
 from evolora.engine.cpu.engine import CpuEngine
 from evolora.engine.eager.decoder import DecodingBatch
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.eager.generate import PromptBatch, generate
-from evolora.engine.eager.kernels import Ahead, Choice, Kernels
+from evolora.engine.eager.kernels import Choice, Kernels, Steps
 from evolora.engine.eager.kv_cache import RoomyLayer, keeps_all, make_cache
 from evolora.engine.eager.lora_layers import LoraLayers, Routing
 from evolora.engine.text import Text
@@ -60,10 +60,12 @@ def prompts_of(base: BaseModel, kind: str) -> list[list[int]]:
     return Text.of(base.model, base.tokenizer).encode(PROMPTS[kind])
 
 
-def plainly(base: BaseModel, prompts: list[list[int]], ends: list[int], seeds: np.ndarray | None = None) -> Completions:
+def plainly(
+    model: PreTrainedModel, prompts: list[list[int]], ends: list[int], seeds: np.ndarray | None = None
+) -> Completions:
     """By the model as it is, whatever wraps its modules: every pass reads the whole text again."""
-    batch = PromptBatch.of(prompts, pad=0, times=1, device=base.model.device)
-    bare = LoraLayers(base.model, GenomeLayout(()))
+    batch = PromptBatch.of(prompts, pad=0, times=1, device=model.device)
+    bare = LoraLayers(model, GenomeLayout(()))
     return generate(bare, Kernels(), batch, how(ends, seeds), use_cache=False)
 
 
@@ -121,12 +123,12 @@ def test_every_fast_path_gives_the_plain_tokens(
         for place, genome in enumerate(genomes):
             state = layout.to_state_dict(genome)
             own = None if seeds is None else seeds[place * len(single) : (place + 1) * len(single)]
-            with as_peft_model(base.model, lora_config(base.model), state=state):
-                parts.append(plainly(base, single, ends, own))
+            wrapped = as_peft_model(base.model, lora_config(base.model), state=state)
+            parts.append(plainly(wrapped.get_base_model(), single, ends, own))
         return Completions.joined(parts, 0)
 
     ends = ends_of(run([-1]).ids)
-    plain = by_peft(ends) if population else plainly(base, single, ends, seeds)
+    plain = by_peft(ends) if population else plainly(base.model, single, ends, seeds)
     if population or sampled:
         assert len(plain.mask.sum(1).unique()) > 1
     others = run(ends, other=True)
@@ -140,19 +142,19 @@ def test_finished_rows_cost_nothing(model_folder: Folder, monkeypatch: pytest.Mo
     engine, prompts = CpuEngine(base.model, GenomeLayout(())), prompts_of(base, "shared")
     ends = ends_of(engine.generate(None, prompts, how([-1], seeds_for(48))).ids)
     widths: list[int] = []
-    step, ahead = DecodingBatch.step, DecodingBatch.ahead
+    step, run_steps = DecodingBatch.step, DecodingBatch.run_steps
 
     def counted(self: DecodingBatch, tokens: Tensor, alive: Tensor) -> Tensor:
         widths.append(len(tokens))
         return step(self, tokens, alive)
 
-    def all_counted(self: DecodingBatch, tokens: Tensor, choice: Choice) -> Ahead:
-        found = ahead(self, tokens, choice)
+    def all_counted(self: DecodingBatch, tokens: Tensor, choice: Choice) -> Steps:
+        found = run_steps(self, tokens, choice)
         widths.extend([len(tokens)] * found.tokens.shape[1])
         return found
 
     monkeypatch.setattr(DecodingBatch, "step", counted)
-    monkeypatch.setattr(DecodingBatch, "ahead", all_counted)
+    monkeypatch.setattr(DecodingBatch, "run_steps", all_counted)
     found = engine.generate(None, prompts, how(ends, seeds_for(48)))
     needed = [int((found.mask.sum(1) > place).sum()) for place in range(1, LENGTH)]
     assert needed[-1] < 24  # most are done before the last step
@@ -181,7 +183,7 @@ def test_drafts_that_are_right_take_one_pass(model_folder: Folder, monkeypatch: 
     base = load_base(str(model_folder("gpt2")))
     engine, prompts = CpuEngine(base.model, GenomeLayout(())), prompts_of(base, "mixed")
     plain = engine.generate(None, prompts, how([-1]))
-    for name in ("step", "ahead"):
+    for name in ("step", "run_steps"):
         monkeypatch.setattr(DecodingBatch, name, lambda *_: pytest.fail("a second pass"))
     assert_same(engine.generate(None, prompts, how([-1], drafts=plain.rows())), plain)
     with pytest.raises(ValueError, match="6 prompts with 1 drafts"):

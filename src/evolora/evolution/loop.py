@@ -39,7 +39,7 @@ CLEAR = 0.05
 class Evolution:
     """One run of the hybrid: strategy and refiner on one task. `step` makes one generation.
 
-    >>> from evolora import GAConfig, PopulationModel, PPOConfig
+    >>> from evolora import GAConfig, PPOConfig
     >>> from evolora.population.evaluation import LocalEvaluator
     >>> from evolora.refiners import PPORefiner
     >>> from evolora.strategies import GeneticAlgorithm
@@ -47,14 +47,17 @@ class Evolution:
     >>> from evolora.models.lora import lora_config, lora_layout
     >>> from evolora.rewards import RewardScorer
     >>> from evolora.tasks.task import load_task
+    >>> from evolora.engine.choose import choose_engine
+    >>> from evolora.engine.text import Text
     >>> from evolora.rewards import exact
     >>> base, task = load_base("tiny-gpt2"), load_task(task="arithmetic")
     >>> layout, founder = lora_layout(base.model, lora_config(base.model), seed=0)
-    >>> population_model, scorer = PopulationModel(base.model, layout), RewardScorer(exact)
+    >>> engine, text = choose_engine(base.model, layout).engine, Text.of(base.model, base.tokenizer)
+    >>> scorer = RewardScorer(exact)
     >>> evolution = Evolution(
     ...     strategy=GeneticAlgorithm(founder, layout, GAConfig(pop=4), seed=0),
-    ...     refiner=PPORefiner(population_model, base.tokenizer, scorer, PPOConfig(max_new_tokens=4), seed=0),
-    ...     evaluator=LocalEvaluator(population_model, base.tokenizer, scorer, max_new_tokens=4),
+    ...     refiner=PPORefiner(engine, text, scorer, PPOConfig(max_new_tokens=4), seed=0),
+    ...     evaluator=LocalEvaluator(engine, text, scorer, max_new_tokens=4),
     ...     task=task,
     ...     lineage=Lineage(),
     ...     config=LoopConfig(eval_prompts=8, rollout_prompts=8, validation_prompts=8),

@@ -11,7 +11,7 @@ if TYPE_CHECKING:  # worker processes make rewards too, and need not load what a
 class RewardContext:
     """The run's base model, where there is one. A factory that has a parameter `context` is given it.
 
-    Outside `PopulationModel.adapted`, where rewards are called, the base model computes as if it had no adapters.
+    The base model computes as if there were no adapters: engines have module trees of their own.
     """
 
     base: "BaseModel | None" = None
