@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import (
     GPT2Config,
@@ -27,6 +28,9 @@ from transformers import (
 )
 
 torch.set_num_threads(1)
+# An example that compiles a function, or meets a busy machine, is slow and not wrong.
+settings.register_profile("no deadline", deadline=None)
+settings.load_profile("no deadline")
 
 VOCABULARY = 100
 END = 0
