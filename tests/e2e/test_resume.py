@@ -335,8 +335,15 @@ def test_races_and_memories_resume_to_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "options",
     [
-        {"keep_optimiser": True, "kl_target": 0.5, "kl_horizon": 6, "critic": "individual", "refine": 2},
-        {"keep_optimiser": True, "refiner": "grpo", "rollout_samples": 2},
+        {
+            "mutation_scale": 0.01,
+            "keep_optimiser": True,
+            "kl_target": 0.5,
+            "kl_horizon": 6,
+            "critic": "individual",
+            "refine": 2,
+        },
+        {"mutation_scale": 0.01, "keep_optimiser": True, "refiner": "grpo", "rollout_samples": 2},
         {"keep_optimiser": True, "strategy": "pbt", "entropy_weight": 0.01, "kl_weight": 0.1},
     ],
     ids=["ppo", "grpo", "pbt"],
@@ -348,7 +355,7 @@ def test_what_individuals_carry_resumes_to_the_same(options: dict[str, Any], tmp
     words = {"chat": "cat", "chien": "dog", "pain": "bread", "eau": "water", "lait": "milk", "main": "hand"}
     rows = [{"prompt": f"Translate '{word}' to English:", "target": target} for word, target in words.items()]
     options = {
-        "data": rows, "pop": 4, "rollout_prompts": 6, "rl_steps": 1, "mutation_scale": 0.01, "save_every": 2,
+        "data": rows, "pop": 4, "rollout_prompts": 6, "rl_steps": 1, "save_every": 2,
         "lora_r": 2, "lr": 1e-2, "accept": "always", **options,
     }  # fmt: skip
     whole = evolve(out=str(tmp_path / "whole"), gens=4, **options)
