@@ -9,6 +9,7 @@ from evolora.engine import cpu
 from evolora.engine.base import Engine
 from evolora.engine.calibration import is_small
 from evolora.engine.eager.engine import EagerEngine
+from evolora.engine.progress import Progress
 from evolora.engine.split import MOST_ROWS_DECODED, SplitEngine
 from evolora.errors import InputError
 from evolora.models.genome import GenomeLayout
@@ -23,6 +24,13 @@ class Choice:
 
     engine: Engine
     words: str
+    one: EagerEngine
+    """The engine itself, where `engine` is several side by side."""
+
+    def prepare(self, progress: Progress, *, learns: bool, dropout: float) -> None:
+        """Do beforehand what the first use would wait for, in a run that refines genomes, if it `learns`, with so much
+        dropout."""
+        self.one.prepare(progress, learns=learns, dropout=dropout)
 
 
 def choose_engine(
@@ -41,9 +49,9 @@ def choose_engine(
     engine, words = _engine(model, layout, kind, products)
     side_by_side = threads if model.device.type == "cpu" else 1
     if side_by_side == 1:
-        return Choice(engine, words)
+        return Choice(engine, words, engine)
     most = None if is_small(model) else MOST_ROWS_DECODED
-    return Choice(SplitEngine(engine, engine.replica, threads=side_by_side, most_rows=most), words)
+    return Choice(SplitEngine(engine, engine.replica, threads=side_by_side, most_rows=most), words, engine)
 
 
 def resolved_products(model: PreTrainedModel, products: ProductsName) -> ProductsName:

@@ -140,6 +140,7 @@ def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None 
     )
     if not task.held_out:
         view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
+    chosen.prepare(view, learns=adapter is None and config.refiner.type != "none", dropout=lora.lora_dropout)
     return Parts(
         config, base, lora, layout, founder, task, scorer, chosen.engine, text, evaluator, max_new_tokens, view
     )

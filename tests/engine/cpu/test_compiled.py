@@ -1,11 +1,6 @@
 """What the compiled functions share."""
 
-import os
-import shutil
-import subprocess
-import sys
 import threading
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,34 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import evolora.engine.cpu.jit as module
-from evolora.engine.cpu.jit import compiled, exponentials, highest, run_rows
-
-SHOW = "import torch; from evolora.engine.cpu.gelu import gelu; print(float(gelu(torch.tensor([-1.0]))))"
-
-
-def test_what_is_kept_on_disk_is_not_used_once_another_module_has_changed(tmp_path: Path) -> None:
-    package = tmp_path / "evolora"
-    shutil.copytree(Path(module.__file__).parents[2], package, ignore=shutil.ignore_patterns("__pycache__"))
-    environment = {**os.environ, "PYTHONPATH": str(tmp_path), "NUMBA_CACHE_DIR": str(tmp_path / "kept")}
-
-    def shown() -> float:
-        found = subprocess.run(
-            [sys.executable, "-c", SHOW], env=environment, capture_output=True, text=True, check=True
-        )
-        return float(found.stdout)
-
-    assert shown() == pytest.approx(-0.158808, abs=1e-5)
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.nbc")}
-    assert files and shown() == pytest.approx(-0.158808, abs=1e-5)
-    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "kept").rglob("*.nbc")} == files, (
-        "nothing is compiled"
-    )
-    shared = package / "engine" / "cpu" / "jit.py"
-    old, new = "result[i] *= as_float[i]", "result[i] *= as_float[i] * np.float32(2)"
-    assert old in shared.read_text()
-    shared.write_text(shared.read_text().replace(old, new))
-    assert shown() < -0.2
+from evolora.engine.cpu.jit import exponentials, highest, run_rows
 
 
 @pytest.mark.parametrize("scale", [1.0, 0.5, 3.0])
@@ -87,15 +55,3 @@ def test_an_error_in_a_thread_is_raised() -> None:
 
     with pytest.raises(RuntimeError, match="second half"):
         run_rows(function, [], 4, 2)
-
-
-def test_without_a_place_for_what_is_compiled(monkeypatch: pytest.MonkeyPatch) -> None:
-    own = module.njit
-
-    def refusing(*, cache: bool = False, **options: Any) -> Any:
-        if cache:
-            raise RuntimeError("cannot cache function: no locator available")
-        return own(**options)
-
-    monkeypatch.setattr(module, "njit", refusing)
-    assert compiled()(lambda x: x + 1)(2) == 3

@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evolora.engine.cpu.jit import compiled, in_float32, run_rows, threads_worth
+from evolora.engine.cpu.jit import REORDERED, compiled, in_float32, run_rows, threads_worth
+from evolora.engine.cpu.types import F32, F32_2, I64, U16, U64
 from evolora.engine.eager import dropout as eager
 
 # SplitMix64 (Steele, Lea and Flood, 2014, "Fast splittable pseudorandom number generators").
@@ -36,6 +37,9 @@ class Dropped(NamedTuple):
         seed = int(torch.empty((), dtype=torch.int64).random_(generator=generator))
         return cls(np.uint64(seed), np.uint16(limit), np.float32(scale))
 
+
+# As types.
+DROPPED = U64, U16, F32
 
 NOT_DROPPED = Dropped.drawn(0.0, None)
 
@@ -68,7 +72,7 @@ def _run(x: Tensor, which: Dropped) -> Tensor:
     return result
 
 
-@compiled(error_model="numpy")
+@compiled([*DROPPED, F32_2, F32_2, I64, I64])
 def drop_rows(seed: Any, limit: Any, scale: Any, x: Any, result: Any, first: Any, last: Any) -> None:
     """Rows `first` to `last` (not included) of `result`: of x [rows, width] what is not dropped."""
     numbers = np.empty((x.shape[1] + 3) // 4, np.uint64)
@@ -80,7 +84,7 @@ def drop_rows(seed: Any, limit: Any, scale: Any, x: Any, result: Any, first: Any
             target[d] = own[d] * scale if bits[d] >= limit else np.float32(0)
 
 
-@compiled(error_model="numpy")
+@compiled([*DROPPED, F32_2, F32_2, I64], **REORDERED)
 def add_dropped_rows(seed: Any, limit: Any, scale: Any, x: Any, result: Any, first: Any) -> None:
     """result [rows, width] += what is not dropped of x, which are rows `first` and on of the states."""
     numbers = np.empty((x.shape[1] + 3) // 4, np.uint64)
@@ -92,7 +96,7 @@ def add_dropped_rows(seed: Any, limit: Any, scale: Any, x: Any, result: Any, fir
             target[d] += own[d] * scale if bits[d] >= limit else np.float32(0)
 
 
-@compiled(error_model="numpy")
+@compiled()
 def _draw(seed: Any, row: Any, numbers: Any) -> None:
     """The numbers of a row, as SplitMix64 draws them one after another."""
     start = seed + np.uint64(row * len(numbers)) * _GOLDEN

@@ -8,12 +8,16 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evolora.engine.base import Completions, Prompts, Scored, Scoring
+from evolora.engine.calibration import available_cores
+from evolora.engine.cpu.compile import prepare
 from evolora.engine.cpu.gpt2.activations import Gpt2Tape
 from evolora.engine.cpu.install import install
 from evolora.engine.cpu.kernels import CpuKernels
 from evolora.engine.cpu.levers import Levers
 from evolora.engine.cpu.matmul.choice import Products, fastest_products
+from evolora.engine.cpu.needed import needed
 from evolora.engine.eager.engine import EagerEngine, Graph
+from evolora.engine.progress import Progress
 from evolora.models.genome import GenomeLayout
 
 
@@ -37,6 +41,11 @@ class CpuEngine(EagerEngine):
         super().__init__(model, layout, kernels=CpuKernels(levers))
         self.products: Products = products or fastest_products()
         install(self.layers.model, self.products, levers)
+
+    def prepare(self, progress: Progress, *, learns: bool, dropout: float) -> None:
+        """Compile what a run needs: one whose genomes are refined too, if it `learns`, with so much dropout."""
+        versions = needed(self.layers.model, self.products, learns=learns, dropout=dropout)
+        prepare(versions, progress, workers=available_cores())
 
     def replica(self) -> Self:
         engine = super().replica()

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from evolora.engine.cpu.jit import REORDERED, compiled, exponentials, in_float32, run_rows, threads_worth
+from evolora.engine.cpu.types import F32_1, I64
 
 _CUBIC = np.float32(0.044715)
 _TWICE = np.float32(2 * math.sqrt(2 / math.pi))
@@ -45,7 +46,7 @@ class _Gelu(torch.autograd.Function):
 
 def gelu_gradient(x: Tensor, gradient: Tensor) -> Tensor:
     """The gradient of `x`, float32 on a CPU, from that of `gelu(x)`."""
-    return _run(_gradient_block, x, gradient)
+    return _run(gradient_block, x, gradient)
 
 
 def _run(function: Any, *inputs: Tensor) -> Tensor:
@@ -55,7 +56,7 @@ def _run(function: Any, *inputs: Tensor) -> Tensor:
     return result
 
 
-@compiled(**REORDERED)
+@compiled([F32_1, F32_1, I64, I64], **REORDERED)
 def gelu_block(x: Any, result: Any, first: Any, last: Any) -> None:
     """Elements `first` to `last` (not included) of `result`."""
     room, inner, powers = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
@@ -67,8 +68,8 @@ def gelu_block(x: Any, result: Any, first: Any, last: Any) -> None:
             target[i] = own[i] * ((_ONE if own[i] > _ZERO else e[i]) / (_ONE + e[i]))
 
 
-@compiled(**REORDERED)
-def _gradient_block(x: Any, gradient: Any, result: Any, first: Any, last: Any) -> None:
+@compiled([F32_1, F32_1, F32_1, I64, I64], **REORDERED)
+def gradient_block(x: Any, gradient: Any, result: Any, first: Any, last: Any) -> None:
     """Elements `first` to `last` (not included) of `result`, the gradient of x from that of GELU's results."""
     room, inner, powers = np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.float32), np.empty(_BLOCK, np.int32)
     for start in range(first, last, _BLOCK):

@@ -1,16 +1,17 @@
 """Functions compiled by numba, over the rows of a batch."""
 
 import functools
-import hashlib
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numba import njit
 from torch import Tensor
+
+from evolora.engine.cpu.cache import KernelCache
+from evolora.engine.cpu.types import F32, F32_1, I32_1
 
 # exp(x) = 2^n exp(f) with |f| <= ln(2) / 2, and exp(f) by the polynomial of the Cephes library (S. L. Moshier): good to
 # 3 in 10 million. ln(2) is in two parts, so that n times the first is exact.
@@ -37,42 +38,30 @@ def takes(*tensors: Tensor) -> bool:
     return all(map(in_float32, tensors)) and not torch.is_grad_enabled()
 
 
-def compiled(**options: Any) -> Callable[[Any], Any]:
-    """Compiled when first called, without Python's lock; kept on disk where there is a place for it."""
+def compiled(types: Sequence[Any] | None = None, **options: Any) -> Callable[[Any], Any]:
+    """Compiled without Python's lock, for each list of argument types when it first comes up, and kept on disk where
+    there is a place for it (`cache`). `types` are those that a run has, to be compiled ahead of it (`compile`)."""
 
     def decorate(function: Any) -> Any:
-        try:
-            kept = njit(nogil=True, cache=True, **options)(function)
-        except RuntimeError:  # neither the package's folder nor the user's cache can be written
-            return njit(nogil=True, **options)(function)
-        # numba takes what it kept for valid as long as the function's own file is as it was: but functions of other
-        # files have become a part of it.
-        files = kept._cache._cache_file
-        files._source_stamp = files._source_stamp, _all_sources()
-        return kept
+        # What is not said here numba takes from the function that calls this one where it is the first to do so.
+        own = {"fastmath": False, "error_model": "numpy", **options}
+        kernel = njit(nogil=True, no_cfunc_wrapper=True, **own)(function)  # nothing is called from C
+        if function.__module__.startswith("evolora."):
+            kernel._cache = KernelCache(function)
+        kernel.declared = None if types is None else tuple(types)
+        return kernel
 
     return decorate
 
 
-@functools.cache
-def _all_sources() -> str:
-    """Changes with any of the modules that have compiled functions."""
-    digest = hashlib.sha256()
-    for path in sorted(Path(__file__).parents[2].rglob("*.py")):
-        source = path.read_bytes()
-        if b"@compiled(" in source or path.name == "tile.py":
-            digest.update(source)
-    return digest.hexdigest()
-
-
-@compiled(error_model="numpy")
+@compiled([F32_1, F32_1])
 def copy(source: Any, target: Any) -> None:
     """target [n and more] = source [n]. For an assignment to a slice numba compiles the text of an error, too."""
     for i in range(len(source)):
         target[i] = source[i]
 
 
-@compiled(error_model="numpy")
+@compiled([F32_1])
 def highest(x: Any) -> Any:
     """The largest of x [n], float32; NaN if any is. Lane by lane, which the compiler makes vectors of."""
     tops, unlike = np.full(_LANES, -np.inf, np.float32), np.zeros(_LANES, np.int32)
@@ -90,7 +79,7 @@ def highest(x: Any) -> Any:
     return np.float32(np.nan) if nan else top
 
 
-@compiled(error_model="numpy")
+@compiled([F32_1, F32, F32, F32_1, I32_1], **REORDERED)
 def exponentials(x: Any, top: Any, scale: Any, result: Any, powers: Any) -> None:
     """exp((x - top) * scale) of x [n] into `result` [n], float32, zero below 1e-37 or so; no value of x is above
     `top`. `powers` [n] is room, int32."""

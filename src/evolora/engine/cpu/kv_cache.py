@@ -1,13 +1,11 @@
 """The KV cache as compiled functions read and write it."""
 
-from typing import Any
-
 import torch
 from torch import Tensor
 
 from evolora.engine.cpu.activation_store import Tape
-from evolora.engine.cpu.attention.decode import extend
-from evolora.engine.cpu.jit import compiled, run_rows, takes
+from evolora.engine.cpu.attention.decode import extend, gather_rows
+from evolora.engine.cpu.jit import run_rows, takes
 from evolora.engine.eager.kv_cache import RoomyCache, RoomyLayer
 
 # Entries to copy, for less of which another thread is not worth its call.
@@ -44,7 +42,7 @@ class KernelLayer(RoomyLayer):
             super().gather(states, index, room)
             return
         arguments = states.flatten(1).numpy(), index.numpy(), room.flatten(2).numpy()
-        run_rows(_gather_rows, arguments, len(index), min(torch.get_num_threads(), room.numel() // _LEAST_A_THREAD))
+        run_rows(gather_rows, arguments, len(index), min(torch.get_num_threads(), room.numel() // _LEAST_A_THREAD))
 
 
 class KernelCache(RoomyCache):
@@ -52,13 +50,3 @@ class KernelCache(RoomyCache):
 
     layers: list[KernelLayer]
     trace: Tape | None = None
-
-
-@compiled()
-def _gather_rows(states: Any, index: Any, room: Any, first: Any, last: Any) -> None:
-    """For rows `first` to `last` (not included)."""
-    for row in range(first, last):
-        for position in range(index.shape[1]):
-            source, target = states[index[row, position]], room[row, position]
-            for d in range(len(source)):
-                target[d] = source[d]

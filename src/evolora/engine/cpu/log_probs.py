@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from evolora.engine.cpu.jit import REORDERED, compiled, exponentials, highest, in_float32, run_rows, threads_worth
+from evolora.engine.cpu.types import F32, F32_1, F32_2, I64, I64_1
 from evolora.engine.eager import log_probs as eager
 
 
@@ -32,7 +33,7 @@ class _Compiled(torch.autograd.Function):
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logits, ctx.scale = logits.contiguous(), np.float32(1 / temperature)
         log_probs, entropies, totals = (torch.empty(len(logits)) for _ in range(3))
-        _run(_forward_rows, ctx.scale, logits, tokens, log_probs, entropies, totals)
+        _run(forward_rows, ctx.scale, logits, tokens, log_probs, entropies, totals)
         ctx.save_for_backward(logits, tokens, entropies, totals)
         return log_probs, entropies
 
@@ -42,7 +43,7 @@ class _Compiled(torch.autograd.Function):
         logits, tokens, entropies, totals = ctx.saved_tensors
         result = torch.empty_like(logits)
         given = of_log_probs.contiguous(), of_entropies.contiguous()
-        _run(_backward_rows, ctx.scale, logits, tokens, entropies, totals, *given, result)
+        _run(backward_rows, ctx.scale, logits, tokens, entropies, totals, *given, result)
         return result, None, None
 
 
@@ -51,8 +52,8 @@ def _run(function: Any, scale: Any, logits: Tensor, *others: Tensor) -> None:
     run_rows(function, [scale, *arrays], len(logits), threads_worth(logits.numel()))
 
 
-@compiled(**REORDERED)
-def _forward_rows(
+@compiled([F32, F32_2, I64_1, F32_1, F32_1, F32_1, I64, I64], **REORDERED)
+def forward_rows(
     scale: Any, logits: Any, tokens: Any, log_probs: Any, entropies: Any, totals: Any, first: Any, last: Any
 ) -> None:
     """Rows `first` to `last` (not included); a row's total is the logarithm of the sum of its exponentials, of the
@@ -75,8 +76,8 @@ def _forward_rows(
         entropies[row] = totals[row] - mean / total
 
 
-@compiled(**REORDERED)
-def _backward_rows(
+@compiled([F32, F32_2, I64_1, F32_1, F32_1, F32_1, F32_1, F32_2, I64, I64], **REORDERED)
+def backward_rows(
     scale: Any,
     logits: Any,
     tokens: Any,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from evolora.engine.cpu.jit import REORDERED, compiled
+from evolora.engine.cpu.types import F32, F32_1, F32_2, I64, I64_1
 
 AT_ONCE = 8
 _ZERO = np.float32(0)
@@ -31,6 +32,10 @@ class Adapter(NamedTuple):
     b_offset: int
     rank: int
     scaling: Any
+
+
+# As types.
+ADAPTER = F32_2, I64_1, I64, I64, I64, F32
 
 
 @dataclass(frozen=True)
@@ -79,7 +84,7 @@ def active_adapter(layer: nn.Module) -> list[AdapterHook] | None:
     return active if len(active) <= 1 else None
 
 
-@compiled(**REORDERED)
+@compiled([*ADAPTER, F32_2, F32_2, I64, I64], **REORDERED)
 def add_low_rank(
     genomes: Any,
     owners: Any,
@@ -113,7 +118,7 @@ def add_low_rank(
         start = end
 
 
-@compiled(**REORDERED)
+@compiled([F32_1, I64, F32, F32_2, F32_2], **REORDERED)
 def down(a: Any, rank: Any, scaling: Any, x: Any, low: Any) -> None:
     """low [rows, rank and more] = scaling x A.T, with A flat. Two rows and four ranks at a time, which share what they
     read; past an end the last one again."""
@@ -142,7 +147,7 @@ def down(a: Any, rank: Any, scaling: Any, x: Any, low: Any) -> None:
             low[other, r2], low[other, r3] = s12 * scaling, s13 * scaling
 
 
-@compiled(**REORDERED)
+@compiled([F32_1, I64, I64, F32_2], **REORDERED)
 def transpose(b: Any, rank: Any, chosen: Any, factor: Any) -> None:
     """Columns `chosen` and on of B, flat [out * rank], as rows of `factor` [8, out]; zeros where there are none left.
     Columns of 8, the usual rank, by steps that the compiler knows."""
@@ -157,7 +162,7 @@ def transpose(b: Any, rank: Any, chosen: Any, factor: Any) -> None:
                 factor[r, d] = b[d * rank + chosen + r] if chosen + r < rank else _ZERO
 
 
-@compiled(**REORDERED)
+@compiled([F32_2, F32_2, F32_2], **REORDERED)
 def up(low: Any, factor: Any, result: Any) -> None:
     """result [rows, out] += low [rows, 8] factor [8, out]."""
     f0, f1, f2, f3 = factor[0], factor[1], factor[2], factor[3]

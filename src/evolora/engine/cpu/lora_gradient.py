@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evolora.engine.cpu.dropout import NOT_DROPPED, Dropped, add_dropped_rows, drop_rows
+from evolora.engine.cpu.dropout import DROPPED, NOT_DROPPED, Dropped, add_dropped_rows, drop_rows
 from evolora.engine.cpu.jit import REORDERED, compiled, copy, in_float32, run_rows
 from evolora.engine.cpu.lora import AT_ONCE, down, transpose, up
+from evolora.engine.cpu.types import F32, F32_2, I64, I64_1, I64_2
 
 # Of a compiled product one thread does as much as this many of torch's, and each individual has one.
 _WORTH_THREADS = 2
@@ -39,6 +40,10 @@ class Segments(NamedTuple):
         """Of equally many rows for each of `n` individuals, one's after another's."""
         edges = np.arange(n + 1) * (rows // n)
         return cls(np.arange(n + 1), np.stack([edges[:-1], edges[1:]], 1))
+
+
+# As types.
+_FACTORS, _SEGMENTS = (F32_2, I64, F32_2, I64), (I64_1, I64_2)
 
 
 def takes_adapters(output: Tensor, x: Tensor, a: Tensor) -> bool:
@@ -75,7 +80,7 @@ def add_groups(
     kept = torch.empty_like(x) if which.limit else x
     low = torch.zeros(len(states), -(-rank // AT_ONCE) * AT_ONCE)
     arguments = (*factors, rank, np.float32(scaling), *which, states, _rows(kept), low.numpy(), target, n)
-    run_rows(_add_groups, arguments, n, torch.get_num_threads())
+    run_rows(add_rows_of_groups, arguments, n, torch.get_num_threads())
     return kept, low
 
 
@@ -84,7 +89,7 @@ def low_of(factors: Factors, rank: int, scaling: float, segments: Segments, x: T
     states = _rows(x)
     low = torch.zeros(len(states), -(-rank // AT_ONCE) * AT_ONCE)
     arguments = factors.a, factors.a_offset, rank, np.float32(scaling), *segments, states, low.numpy()
-    run_rows(_low_groups, arguments, len(segments.firsts) - 1, torch.get_num_threads())
+    run_rows(low_groups, arguments, len(segments.firsts) - 1, torch.get_num_threads())
     return low
 
 
@@ -104,7 +109,7 @@ def add_gradients(
     of x is added to `of_x`, both in order in memory, and that of the factors written to `of_factors`."""
     arrays = _rows(kept), low.numpy(), _rows(of_result), _rows(of_x)
     arguments = (*factors, rank, np.float32(scaling), *which, *arrays, *of_factors, *segments)
-    run_rows(_gradient_groups, arguments, len(segments.firsts) - 1, torch.get_num_threads())
+    run_rows(gradient_groups, arguments, len(segments.firsts) - 1, torch.get_num_threads())
 
 
 def _factors(a: Tensor, b: Tensor) -> Factors:
@@ -136,8 +141,8 @@ class _Added(torch.autograd.Function):
         return gradient, of_x, of_a, of_b, None, None
 
 
-@compiled(**REORDERED)
-def _add_groups(
+@compiled([*_FACTORS, I64, F32, *DROPPED, F32_2, F32_2, F32_2, F32_2, I64, I64, I64], **REORDERED)
+def add_rows_of_groups(
     a: Any,
     a_offset: Any,
     b: Any,
@@ -168,8 +173,8 @@ def _add_groups(
             up(low[start:end, chosen : chosen + AT_ONCE], factor, result[start:end])
 
 
-@compiled(**REORDERED)
-def _low_groups(
+@compiled([F32_2, I64, I64, F32, *_SEGMENTS, F32_2, F32_2, I64, I64], **REORDERED)
+def low_groups(
     a: Any,
     a_offset: Any,
     rank: Any,
@@ -189,8 +194,8 @@ def _low_groups(
             down(factor, rank, scaling, x[start:end], low[start:end])
 
 
-@compiled(**REORDERED)
-def _gradient_groups(
+@compiled([*_FACTORS, I64, F32, *DROPPED, F32_2, F32_2, F32_2, F32_2, *_FACTORS, *_SEGMENTS, I64, I64], **REORDERED)
+def gradient_groups(
     a: Any,
     a_offset: Any,
     b: Any,

@@ -9,8 +9,11 @@ import torch
 from torch import Tensor
 
 from evolora.engine.cpu.jit import REORDERED, compiled, exponentials, highest, run_rows, takes, threads_worth
+from evolora.engine.cpu.types import F32, F32_1, F32_2, F64_1, I64, I64_1
 from evolora.engine.eager import sampling as eager
-from evolora.engine.eager.sampling import LITTLE_LESS
+
+# That of `eager.sampling`: here because it becomes a part of what is compiled, and kept by this source.
+_LITTLE_LESS = 1 - 1e-12
 
 
 def likeliest(logits: Tensor) -> Tensor:
@@ -37,7 +40,7 @@ def _sample_compiled(logits: Tensor, uniform: Tensor, temperature: float) -> tup
     return tokens, log_probs
 
 
-@compiled(error_model="numpy")
+@compiled([F32_2, I64_1, I64, I64])
 def likeliest_rows(logits: Any, tokens: Any, first: Any, last: Any) -> None:
     """Rows `first` to `last` (not included) of `tokens` as `likeliest` chooses them."""
     for row in range(first, last):
@@ -49,7 +52,7 @@ def likeliest_rows(logits: Any, tokens: Any, first: Any, last: Any) -> None:
         tokens[row] = token
 
 
-@compiled(**REORDERED)
+@compiled([F32_2, F64_1, I64_1, F32_1, F32, I64, I64], **REORDERED)
 def sample_rows(logits: Any, uniform: Any, tokens: Any, log_probs: Any, scale: Any, first: Any, last: Any) -> None:
     """Rows `first` to `last` (not included) of `tokens` and `log_probs`."""
     vocabulary = logits.shape[1]
@@ -81,7 +84,7 @@ def sample_rows(logits: Any, uniform: Any, tokens: Any, log_probs: Any, scale: A
         inside_total = np.float64(0)
         for i in range(start, end):
             inside_total += weights[i]
-        left = min(max(point - (edges[block - 1] if block else 0.0), 0.0), inside_total * LITTLE_LESS)
+        left = min(max(point - (edges[block - 1] if block else 0.0), 0.0), inside_total * _LITTLE_LESS)
         token, reached = start, np.float64(weights[start])
         while token < end - 1 and reached <= left:
             token += 1

@@ -15,6 +15,9 @@ from rich.text import Text
 
 from evolora.files import write_text
 
+# Between lines of one thing's progress in a log.
+_SECONDS_A_LINE = 5.0
+
 
 class MetricsLog:
     """`metrics.jsonl`: one line a generation. Everything but the `time.` entries is the same in every repetition."""
@@ -57,6 +60,10 @@ class View(Protocol):
 
     def say(self, text: str) -> None: ...
 
+    def progress(self, what: str, done: int, total: int) -> None:
+        """`what` is under way: so many are done. The last call is with all."""
+        ...
+
     def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None:
         """A generation has ended; there will be `gens` of them unless a budget ends the run before, and the share
         `done` of generations or budget is used, whichever is nearer its end."""
@@ -70,6 +77,8 @@ class Silence:
 
     def say(self, text: str) -> None: ...
 
+    def progress(self, what: str, done: int, total: int) -> None: ...
+
     def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None: ...
 
     def close(self) -> None: ...
@@ -82,9 +91,17 @@ class PlainView:
         self._clock = _Clock()
         # Kept: while a reward is called, what is printed goes elsewhere, and Ctrl-C is answered even then.
         self._stream = sys.stdout
+        self._told = -math.inf
 
     def say(self, text: str) -> None:
         print(text, file=self._stream, flush=True)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """A line now and then."""
+        now = time.perf_counter()
+        if done in (0, total) or now - self._told >= _SECONDS_A_LINE:
+            self._told = now
+            self.say(f"{what}: {done} of {total}")
 
     def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None:
         cells = _cells(metrics, gens, done)
@@ -105,9 +122,20 @@ class LiveView:
         self._clock = _Clock()
         self._rows: list[dict[str, str]] = []
         self._live: Live | None = None
+        self._status: Live | None = None
 
     def say(self, text: str) -> None:
         self._console.print(text, highlight=False, markup=False)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        """A line that changes in its place, and goes when all is done."""
+        if self._status is None:
+            self._status = Live(console=self._console, auto_refresh=False, transient=True)
+            self._status.start()
+        self._status.update(Text(f"{what}: {done} of {total}"), refresh=True)
+        if done == total:
+            self._status.stop()
+            self._status = None
 
     def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None:
         if self._live is None:
@@ -125,9 +153,10 @@ class LiveView:
         self._live.update(Group(table, Text(), bar), refresh=True)
 
     def close(self) -> None:
-        if self._live is not None:
-            self._live.stop()
-            self._live = None
+        for live in (self._live, self._status):
+            if live is not None:
+                live.stop()
+        self._live = self._status = None
 
 
 def choose_view() -> View:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from evolora.engine.cpu.jit import REORDERED, compiled, copy, exponentials, run_rows
-from evolora.engine.cpu.lora import NO_ADAPTER, NOTHING, Adapter, add_low_rank
+from evolora.engine.cpu.lora import ADAPTER, NO_ADAPTER, NOTHING, Adapter, add_low_rank
+from evolora.engine.cpu.types import F32, F32_2, F32_3, F32_4, F32_5, I64, I64_2
 
 # What is masked as strongly as this is left out.
 _FAR = np.float32(-1e30)
@@ -22,7 +23,7 @@ _LEAST_A_THREAD = 500_000
 _LEAST_SCORE, _ONE, _ZERO = np.float32(-3e38), np.float32(1), np.float32(0)
 
 
-@compiled(**REORDERED)
+@compiled([*ADAPTER, F32_2, F32_2, F32_5, F32_4, F32_4, F32_3, I64, F32, F32_4, I64, I64, I64], **REORDERED)
 def attend_rows(
     genomes: Any,
     owners: Any,
@@ -137,3 +138,13 @@ def attend_arrays(
     flat = states.reshape(len(states), -1)
     arguments = (*adapter, x, flat, states, keys, values, mask, mask.shape[2], scaling, mixed, append)
     run_rows(attend_rows, arguments, len(states), threads)
+
+
+@compiled([F32_2, I64_2, F32_3, I64, I64])
+def gather_rows(states: Any, index: Any, room: Any, first: Any, last: Any) -> None:
+    """For rows `first` to `last` (not included) room[row, p] = states[index[row, p]] of states [places, size]."""
+    for row in range(first, last):
+        for position in range(index.shape[1]):
+            source, target = states[index[row, position]], room[row, position]
+            for d in range(len(source)):
+                target[d] = source[d]

@@ -7,6 +7,7 @@ import numpy as np
 
 from evolora.engine.cpu.jit import REORDERED, compiled, copy, exponentials
 from evolora.engine.cpu.matmul.panels import multiply_tiles, whole_vectors
+from evolora.engine.cpu.types import F32, F32_2, F32_4
 
 # Queries at a time: their scores stay in the first cache.
 _BLOCK = 8
@@ -14,7 +15,7 @@ _FAR = np.float32(-1e30)
 _ZERO, _ONE = np.float32(0), np.float32(1)
 
 
-@compiled(**REORDERED)
+@compiled([F32_4, F32_2, F32, F32_2], **REORDERED)
 def attend_within(states: Any, mask: Any, scaling: Any, mixed: Any) -> None:
     """Attention of the queries, keys and values `states` [width, 3, heads, size] of one pack into `mixed` [width,
     heads * size]. `mask` [width, width] is added to the scores; what is masked as strongly as -1e30 is left out, and a
@@ -56,7 +57,7 @@ def attend_within(states: Any, mask: Any, scaling: Any, mixed: Any) -> None:
                     mixed[place, head * size + d] = result[place - start, d]
 
 
-@compiled(error_model="numpy")
+@compiled()
 def _reach(bias: Any, reach: Any) -> None:
     """How many positions, from the first on, hold all that each query sees."""
     for place in range(len(reach)):
@@ -66,7 +67,7 @@ def _reach(bias: Any, reach: Any) -> None:
         reach[place] = seen
 
 
-@compiled(fastmath={"reassoc", "contract", "nsz", "nnan"}, error_model="numpy")
+@compiled(fastmath={"reassoc", "contract", "nsz", "nnan"})
 def _highest(scores: Any, level: Any, scaling: Any) -> Any:
     """The highest of scores * scaling + level, which they become."""
     top = np.float32(-np.inf)

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from evolora.engine.cpu.jit import REORDERED, compiled, copy, exponentials, run_rows
 from evolora.engine.cpu.matmul.panels import multiply_tiles, whole_vectors
+from evolora.engine.cpu.types import BOOL_1, BOOL_3, F32, F32_3, I64, I64_1, I64_2
 
 # Queries at a time: of a long text the keys that none of them sees are left out.
 _QUERIES = 64
@@ -36,11 +37,11 @@ class Paths(NamedTuple):
         """From what each token follows, `parents` [tokens]: one of the tokens before it; ROOT if it is the first of a
         text; NO_TOKEN if it is of none, sees nothing and is not seen."""
         depths, ends = np.zeros(len(parents), np.int64), parents != NO_TOKEN
-        _measure(parents, depths, ends)
+        measure(parents, depths, ends)
         lengths = depths[ends]
         starts, begins = lengths.cumsum() - lengths, np.empty_like(lengths)
         tokens = np.empty(lengths.sum(), np.int64)
-        _trace(parents, ends.nonzero()[0], starts, lengths, tokens, begins)
+        trace(parents, ends.nonzero()[0], starts, lengths, tokens, begins)
         # In pieces of so many queries.
         pieces = -(-(lengths - begins) // _QUERIES)
         path = np.arange(len(lengths)).repeat(pieces)
@@ -63,11 +64,15 @@ class Paths(NamedTuple):
             if mask.shape[1:] != (1, width, width):
                 return None
             found = np.empty((len(mask), width), np.int64)
-            if not _follow(sees[:, 0].contiguous().numpy(), found):
+            if not follow(sees[:, 0].contiguous().numpy(), found):
                 return None
             own = found if len(mask) == rows else found.repeat(rows, 0)
         first = np.arange(rows)[:, None] * width
         return cls.of(np.where(own >= 0, own + first, own).reshape(-1))
+
+
+# As types.
+_PATHS = (I64_1,) * 4
 
 
 def attend_along(states: Tensor, paths: Paths, heads: int, scaling: float) -> Tensor:
@@ -75,7 +80,7 @@ def attend_along(states: Tensor, paths: Paths, heads: int, scaling: float) -> Te
     zeros where there is no path."""
     mixed = states.new_zeros(len(states), states.shape[1] // 3)
     arrays = _by_head(states, 3 * heads), *paths, np.float32(scaling), _by_head(mixed, heads)
-    run_rows(_attend_heads, arrays, heads, torch.get_num_threads())
+    run_rows(attend_heads, arrays, heads, torch.get_num_threads())
     return mixed
 
 
@@ -84,7 +89,7 @@ def attention_gradient(states: Tensor, of_mixed: Tensor, paths: Paths, heads: in
     result = torch.zeros_like(states)
     given, made = (_by_head(each, 3 * heads) for each in (states, result))
     arguments = given, _by_head(of_mixed, heads), *paths, np.float32(scaling), made
-    run_rows(_gradient_heads, arguments, heads, torch.get_num_threads())
+    run_rows(gradient_heads, arguments, heads, torch.get_num_threads())
     return result
 
 
@@ -93,8 +98,8 @@ def _by_head(states: Tensor, heads: int) -> Any:
     return states.view(len(states), heads, -1).numpy()
 
 
-@compiled()
-def _follow(sees: Any, parents: Any) -> bool:
+@compiled([BOOL_3, I64_2])
+def follow(sees: Any, parents: Any) -> bool:
     """Into `parents` [rows, width] what each token follows within its row, as `Paths.of` takes it. False if some token
     does not see itself and just what the one that it follows sees."""
     rows, width, _ = sees.shape
@@ -113,8 +118,8 @@ def _follow(sees: Any, parents: Any) -> bool:
     return True
 
 
-@compiled()
-def _measure(parents: Any, depths: Any, ends: Any) -> None:
+@compiled([I64_1, I64_1, BOOL_1])
+def measure(parents: Any, depths: Any, ends: Any) -> None:
     """How many tokens each path has up to each token, and which of the tokens of a path none follows."""
     for token in range(len(parents)):
         parent = parents[token]
@@ -125,8 +130,8 @@ def _measure(parents: Any, depths: Any, ends: Any) -> None:
             ends[parent] = False
 
 
-@compiled()
-def _trace(parents: Any, ends: Any, starts: Any, lengths: Any, tokens: Any, begins: Any) -> None:
+@compiled([I64_1, I64_1, I64_1, I64_1, I64_1, I64_1])
+def trace(parents: Any, ends: Any, starts: Any, lengths: Any, tokens: Any, begins: Any) -> None:
     """The tokens of the path to each of `ends`, and where the first is that no path before it has."""
     had = np.zeros(len(parents), np.bool_)
     for path in range(len(ends)):
@@ -141,8 +146,8 @@ def _trace(parents: Any, ends: Any, starts: Any, lengths: Any, tokens: Any, begi
             token = parents[token]
 
 
-@compiled(**REORDERED)
-def _attend_heads(
+@compiled([F32_3, *_PATHS, F32, F32_3, I64, I64], **REORDERED)
+def attend_heads(
     states: Any,
     tokens: Any,
     starts: Any,
@@ -180,8 +185,8 @@ def _attend_heads(
             _add(result, asking, head, mixed)
 
 
-@compiled(**REORDERED)
-def _gradient_heads(
+@compiled([F32_3, F32_3, *_PATHS, F32, F32_3, I64, I64], **REORDERED)
+def gradient_heads(
     states: Any,
     of_mixed: Any,
     tokens: Any,

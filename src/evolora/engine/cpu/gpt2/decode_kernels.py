@@ -8,14 +8,45 @@ import numpy as np
 from evolora.engine.cpu.attention.decode import attend_rows
 from evolora.engine.cpu.gelu import gelu_block
 from evolora.engine.cpu.jit import REORDERED, compiled, copy
-from evolora.engine.cpu.lora import add_low_rank
+from evolora.engine.cpu.lora import ADAPTER, add_low_rank
 from evolora.engine.cpu.matmul.panels import multiply_rows, panels_of
 from evolora.engine.cpu.sampling import likeliest_rows, sample_rows
+from evolora.engine.cpu.types import (
+    BOOL_1,
+    BOOL_2,
+    F32,
+    F32_1,
+    F32_2,
+    F32_3,
+    F32_4,
+    F32_5,
+    F32_6,
+    F64_2,
+    I64,
+    I64_1,
+    I64_2,
+    group,
+)
 
-_ZERO = np.float32(0)
+# Typed, since what is given a literal is compiled once more for it.
+_ZERO, _START = np.float32(0), np.int64(0)
+
+# As types: a normalisation, a product with its panels, bias and adapter, a layer.
+NORM = F32_1, F32_1, F32
+PRODUCT = group(F32_1, F32_1, group(*ADAPTER))
+_ROOM = group(F32_3, F32_3, F32_6, F32_5, F32_2, F32_3, F32_2, F32_3, F32_2)
+_LAYER = group(*[PRODUCT] * 4, group(*NORM), group(*NORM), F32_4, F32_4, F32, _ROOM, F32_3, F32_3)
 
 
-@compiled(**REORDERED)
+def steps_types(layers: int) -> tuple[Any, ...]:
+    """The argument types of `steps_rows`, of a model with so many layers."""
+    model = group(F32_2, F32_2, group(*NORM), group(F32_1, F32_1), F32_3, F32_3)
+    state = group(I64_1, I64_1, F32_3, F32_2, F32_2)
+    choice = group(I64_2, F32_2, BOOL_2, BOOL_1, I64_1, F32_3, I64_1, F64_2, F32, I64_1, I64)
+    return group(*[_LAYER] * layers), model, state, choice, I64, I64, I64, I64
+
+
+@compiled([I64_1, I64_1, F32_2, F32_2, *NORM, F32_2, F32_2, I64, I64], **REORDERED)
 def embed_rows(
     tokens: Any,
     positions: Any,
@@ -49,7 +80,7 @@ def steps_rows(layers: Any, model: Any, state: Any, choice: Any, place: Any, ste
         at = step if len(last_hidden) else 0
         embed_rows(tokens, positions, words, places, *first_norm, hidden, normed, first, last)
         for index in range(len(layers)):
-            _layer_rows(layers[index], at, hidden, normed, mask, place + step, first, last)
+            layer_rows(layers[index], at, hidden, normed, mask, place + step, first, last)
         if len(last_hidden):
             copy_rows(hidden, last_hidden[at], first, last)
         own = logits[at]
@@ -79,8 +110,8 @@ def steps_rows(layers: Any, model: Any, state: Any, choice: Any, place: Any, ste
             return
 
 
-@compiled(**REORDERED)
-def _layer_rows(layer: Any, at: Any, hidden: Any, normed: Any, mask: Any, place: Any, first: Any, last: Any) -> None:
+@compiled([_LAYER, I64, F32_2, F32_2, F32_3, I64, I64, I64], **REORDERED)
+def layer_rows(layer: Any, at: Any, hidden: Any, normed: Any, mask: Any, place: Any, first: Any, last: Any) -> None:
     """Rows `first` to `last` (not included) of `hidden` and `normed` [rows, width] after a layer. That is, of each
     product the panels, bias and adapter; of each normalisation the weight, bias and epsilon; keys, values and the
     scaling of scores; room [steps, ...], of which `at` is used; and where a tape has the hidden states before the layer
@@ -107,18 +138,18 @@ def _layer_rows(layer: Any, at: Any, hidden: Any, normed: Any, mask: Any, place:
     finish_rows(*of_narrowed[2], activated, product, hidden, *next_norm, normed, first, last)
 
 
-@compiled(error_model="numpy")
+@compiled([F32_2, F32_2, I64, I64])
 def copy_rows(source: Any, target: Any, first: Any, last: Any) -> None:
     for row in range(first, last):
         copy(source[row], target[row])
 
 
-@compiled(**REORDERED)
+@compiled([PRODUCT, F32_2, F32_2, I64, I64], **REORDERED)
 def multiply(product: Any, x: Any, result: Any, first: Any, last: Any) -> None:
-    multiply_rows(x, product[0], product[1], result, first, last, 0, panels_of(result.shape[1]))
+    multiply_rows(x, product[0], product[1], result, first, last, _START, panels_of(result.shape[1]))
 
 
-@compiled(**REORDERED)
+@compiled([*ADAPTER, F32_2, F32_2, F32_2, *NORM, F32_2, I64, I64], **REORDERED)
 def finish_rows(
     genomes: Any,
     owners: Any,
@@ -145,7 +176,8 @@ def finish_rows(
         normalise(own, weight, bias, epsilon, normed[row])
 
 
-@compiled(error_model="numpy")
+# REORDERED, as all that call it: before options were each function's own, numba made it so.
+@compiled([F32_1, *NORM, F32_1], **REORDERED)
 def normalise(own: Any, weight: Any, bias: Any, epsilon: Any, target: Any) -> None:
     """`target` [width] from `own`, as a normalisation of layers does. In an order of its own, not the compiler's, which
     would be another in each function that has this as a part: a row has the same bits by whatever way."""
@@ -156,7 +188,7 @@ def normalise(own: Any, weight: Any, bias: Any, epsilon: Any, target: Any) -> No
         target[d] = (own[d] - mean) * factor * weight[d] + bias[d]
 
 
-@compiled(error_model="numpy")
+@compiled(**REORDERED)
 def _total(own: Any, mean: Any, squared: Any) -> Any:
     """The sum of own - mean, or of its squares."""
     t0 = t1 = t2 = t3 = t4 = t5 = t6 = t7 = _ZERO

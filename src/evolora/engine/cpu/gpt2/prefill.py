@@ -11,13 +11,10 @@ import torch
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from evolora.engine.cpu.attention.prefill import attend_within
-from evolora.engine.cpu.gelu import gelu_block
 from evolora.engine.cpu.gpt2.decode import layers_of
-from evolora.engine.cpu.gpt2.decode_kernels import copy_rows, multiply, normalise
-from evolora.engine.cpu.jit import REORDERED, compiled, copy, in_float32, run_rows
+from evolora.engine.cpu.gpt2.prefill_kernels import read_layer
+from evolora.engine.cpu.jit import in_float32, run_rows
 from evolora.engine.cpu.kv_cache import KernelCache
-from evolora.engine.cpu.lora import add_low_rank
 from evolora.engine.cpu.matmul.frozen_linear import FrozenProduct
 
 # Packs of a thread, on average: with fewer one thread may have twice as many as another.
@@ -64,7 +61,7 @@ def read_packs(model: Any, hidden: Tensor, mask: Tensor, cache: Cache | None) ->
             first_hidden, *others = taken.layers[index]
             _by_pack(first_hidden, packs)[:] = hidden.numpy()
             taped = tuple(_by_pack(array, packs) for array in others)
-        run_rows(_read_layer, (*own, keys, values, layer.scaling, rooms, taped, *arrays), packs, threads)
+        run_rows(read_layer, (*own, keys, values, layer.scaling, rooms, taped, *arrays), packs, threads)
     if taken is not None:
         _by_pack(taken.last_hidden, packs)[:] = hidden.numpy()
     return normed
@@ -84,73 +81,3 @@ def _rooms(threads: int, length: int, heads: int, width: int, inner: int) -> tup
     flat = [each.reshape(threads, -1) for each in (wide, activated)]
     owners = np.empty((threads, length), np.int64)
     return states, by_head, mixed, product, wide, flat[0], activated, flat[1], owners
-
-
-@compiled(**REORDERED)
-def _read_layer(
-    of_states: Any,
-    of_attended: Any,
-    of_widened: Any,
-    of_narrowed: Any,
-    norm: Any,
-    next_norm: Any,
-    keys: Any,
-    values: Any,
-    scaling: Any,
-    rooms: Any,
-    taped: Any,
-    mask: Any,
-    hidden: Any,
-    normed: Any,
-    first: Any,
-    last: Any,
-) -> None:
-    """Packs `first` to `last` (not included) of `hidden` and `normed` after a layer. `taped` are arrays of a tape's
-    layer but for the first, or empty."""
-    packs, length, _ = hidden.shape
-    threads = len(rooms[0])
-    slot = min((first * threads + packs - 1) // packs, threads - 1)  # of the thread that `run_rows` gives these
-    states, by_head, mixed, product = rooms[0][slot], rooms[1][slot], rooms[2][slot], rooms[3][slot]
-    wide, flat_wide, activated, flat_activated = rooms[4][slot], rooms[5][slot], rooms[6][slot], rooms[7][slot]
-    owners, heads = rooms[8][slot], by_head.shape[2]
-    for pack in range(first, last):
-        own, own_normed = hidden[pack], normed[pack]
-        _multiply(of_states, pack, owners, own_normed, states)
-        if len(keys):
-            for place in range(length):
-                for head in range(heads):
-                    copy(by_head[place, 1, head], keys[pack, place, head])
-                    copy(by_head[place, 2, head], values[pack, place, head])
-        attend_within(by_head, mask[pack if len(mask) > 1 else 0], scaling, mixed)
-        _multiply(of_attended, pack, owners, mixed, product)
-        _add(product, own, norm, own_normed)
-        if len(taped[2]):
-            copy_rows(own, taped[2][pack], 0, length)
-        _multiply(of_widened, pack, owners, own_normed, wide)
-        gelu_block(flat_wide, flat_activated, 0, len(flat_wide))
-        _multiply(of_narrowed, pack, owners, activated, product)
-        _add(product, own, next_norm, own_normed)
-        if len(taped[0]):
-            copy_rows(states, taped[0][pack], 0, length)
-            copy_rows(mixed, taped[1][pack], 0, length)
-            copy_rows(wide, taped[3][pack], 0, length)
-            copy_rows(activated, taped[4][pack], 0, length)
-
-
-@compiled(**REORDERED)
-def _multiply(product: Any, pack: Any, owners: Any, x: Any, result: Any) -> None:
-    """A pack's results, with what its individual's adapter adds; `owners` is room."""
-    multiply(product, x, result, 0, len(x))
-    genomes, owner, a_offset, b_offset, rank, scaling = product[2]
-    if rank:
-        owners[:] = owner[pack]
-        add_low_rank(genomes, owners, a_offset, b_offset, rank, scaling, x, result, 0, len(x))
-
-
-@compiled(**REORDERED)
-def _add(product: Any, own: Any, norm: Any, normed: Any) -> None:
-    for row in range(len(own)):
-        more, target = product[row], own[row]
-        for d in range(len(target)):
-            target[d] += more[d]
-        normalise(target, *norm, normed[row])

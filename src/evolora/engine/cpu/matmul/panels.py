@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from evolora.engine.cpu.jit import REORDERED, compiled, copy
 from evolora.engine.cpu.matmul.tile import LANES, TILE_ROWS, TILE_VECTORS, tile
+from evolora.engine.cpu.types import BOOL, F32_1, F32_2, I64
 
 Floats = npt.NDArray[np.float32]
 
@@ -28,7 +29,7 @@ _slim_8, _slim_4, _slim_2, _slim_1 = (tile(rows, 1) for rows in (8, 4, 2, 1))
 _HAS_8 = TILE_ROWS >= 8
 
 
-@compiled()
+@compiled([I64])
 def panels_of(columns: Any) -> Any:
     """How many panels there are of a weight with so many columns; the last may be a narrower one."""
     return -(-columns // PANEL)
@@ -39,12 +40,12 @@ def arranged(weight: Floats, *, transposed: bool) -> Floats:
     PANEL]; what is left over in panels of one vector, with zeros beyond the last column."""
     depth, columns = weight.shape[::-1] if transposed else weight.shape
     panels = np.empty(depth * whole_vectors(columns), np.float32)
-    _arrange(weight, transposed, 0, panels_of(columns), panels)
+    arrange(weight, transposed, 0, panels_of(columns), panels)
     return panels
 
 
-@compiled(error_model="numpy")
-def _arrange(weight: Any, transposed: Any, first: Any, last: Any, panels: Any) -> None:
+@compiled([F32_2, BOOL, I64, I64, F32_1])
+def arrange(weight: Any, transposed: Any, first: Any, last: Any, panels: Any) -> None:
     """Panels `first` to `last` (not included) into the flat `panels`, from its beginning."""
     depth, columns = weight.shape if not transposed else (weight.shape[1], weight.shape[0])
     place = 0
@@ -75,7 +76,7 @@ def _arrange(weight: Any, transposed: Any, first: Any, last: Any, panels: Any) -
             column += width
 
 
-@compiled(**REORDERED)
+@compiled([F32_2, F32_1, F32_1, F32_2, I64, I64, I64, I64], **REORDERED)
 def multiply_rows(
     x: Any, panels: Any, bias: Any, result: Any, first_row: Any, last_row: Any, first: Any, last: Any
 ) -> None:
@@ -88,7 +89,7 @@ def multiply_rows(
             _by_panel(x, panels[panel * PANEL * depth :], bias, result, top, end, panel)
 
 
-@compiled(**REORDERED)
+@compiled([F32_2, F32_2, BOOL, F32_1, F32_2, I64, I64], **REORDERED)
 def multiply_plain(x: Any, weight: Any, transposed: Any, bias: Any, result: Any, first: Any, last: Any) -> None:
     """`multiply_rows` of all rows with a weight [in, out], or [out, in] if `transposed`, of which each panel is
     arranged when its turn comes: for many rows."""
@@ -97,7 +98,7 @@ def multiply_plain(x: Any, weight: Any, transposed: Any, bias: Any, result: Any,
     for top in range(0, rows, _ROWS_AT_ONCE):
         end = min(top + _ROWS_AT_ONCE, rows)
         for panel in range(first, last):
-            _arrange(weight, transposed, panel, panel + 1, room)
+            arrange(weight, transposed, panel, panel + 1, room)
             _by_panel(x, room, bias, result, top, end, panel)
 
 
@@ -156,13 +157,13 @@ def _slim(x: Any, panel: Any, bias: Any, bias_column: Any, result: Any, column: 
     _one_vector(own, depth, 1, panel, LANES, start, target, columns, depth, last - first)
 
 
-@compiled()
+@compiled([I64])
 def whole_vectors(count: Any) -> Any:
     """So many entries, or as many more as fill the last vector."""
     return -(-count // LANES) * LANES
 
 
-@compiled(**REORDERED)
+@compiled([F32_2, F32_2, F32_2, I64], **REORDERED)
 def multiply_tiles(x: Any, other: Any, result: Any, columns: Any) -> None:
     """The first `columns` of `result` [rows, and more] = x [rows, depth] other [depth, and more]. The last two lie in
     order within their rows, and have room for a whole vector in each, whatever stands there; x may be turned round."""
