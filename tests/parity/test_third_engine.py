@@ -61,7 +61,7 @@ class PeftEngine:
     @torch.no_grad()
     def generate(self, genomes: Genomes, prompts: Prompts, how: Decoding, owners: Owners = None) -> Completions:
         rows, log_probs, features = [], [], []
-        for row, (owner, prompt) in enumerate(rows_of(genomes, prompts, owners)):
+        for row, (owner, prompt) in enumerate(owned(genomes, prompts, owners)):
             ids: list[int] = []
             while len(ids) < how.max_new_tokens and (not ids or ids[-1] not in how.ends):
                 logits, hidden = self.run(genomes, owner, [*prompt, *ids], -1)
@@ -82,7 +82,7 @@ class PeftEngine:
     def score(
         self, genomes: Genomes, prompts: Prompts, completions: Completions, how: Scoring, owners: Owners = None
     ) -> "PeftScored":
-        rows = [(*row, ids) for row, ids in zip(rows_of(genomes, prompts, owners), completions.rows(), strict=True)]
+        rows = [(*row, ids) for row, ids in zip(owned(genomes, prompts, owners), completions.rows(), strict=True)]
         found = zip(*(self.score_row(genomes, row, how) for row in rows), strict=True)
         return PeftScored(self, genomes, rows, how, *(spread(completions.mask, each) for each in found))
 
@@ -123,8 +123,7 @@ class PeftScored:
     def release(self) -> None: ...
 
 
-def rows_of(genomes: Genomes, prompts: Prompts, owners: Owners) -> list[tuple[int, Sequence[int]]]:
-    """The owner and the prompt of each row."""
+def owned(genomes: Genomes, prompts: Prompts, owners: Owners) -> list[tuple[int, Sequence[int]]]:
     if owners is not None:
         return list(zip(owners, prompts, strict=True))
     return [(owner, prompt) for owner in range(1 if genomes is None else len(genomes)) for prompt in prompts]
