@@ -59,7 +59,7 @@ def prepare(versions: Sequence[Version], progress: Progress, *, workers: int) ->
         for number, (kernel, types) in enumerate(left):
             progress.progress(_COMPILING, len(missing) - len(left) + number, len(missing))
             kernel.compile(types)
-    if missing:
+    if left:
         progress.progress(_COMPILING, len(missing), len(missing))
     _telling.begin(progress)
 
