@@ -24,6 +24,7 @@ from evolora import evolve
 from evolora.evolution.loop import Evolution
 from evolora.evolution.soup import SOUP, soup
 from evolora.population.population import Population
+from evolora.runs import run as runs
 from evolora.runs.assembly import assemble
 from evolora.runs.config_file import read_run_config
 from evolora.runs.options import make_options
@@ -68,24 +69,24 @@ def measure(task: str, flops: float, seed: int) -> dict[str, Any]:
 def _noted() -> Iterator[list[Population]]:
     """Inside, the best finalists of each run, which its soup is made of, are noted."""
     found: list[Population] = []
-    ranked_with_soup = Evolution.best_finalists
+    ranked_with_soup = runs.best_finalists
 
-    def noted(self: Evolution, count: int) -> Any:
-        config = self.config
-        self.config = config.model_copy(update={"soup": 0})
-        ranked, _ = ranked_with_soup(self, config.soup + 1)
+    def noted(evolution: Evolution, count: int) -> Any:
+        config = evolution.config
+        evolution.config = config.model_copy(update={"soup": 0})
+        ranked, _ = ranked_with_soup(evolution, config.soup + 1)
         # The base is among them, and who is behind it has no part in the soup.
         ids = [individual.id for individual in ranked.individuals]
         better = ids.index(0) if 0 in ids else config.soup
         found.append(ranked.select(range(max(1, min(better, config.soup)))))
-        self.config = config
-        return ranked_with_soup(self, count)
+        evolution.config = config
+        return ranked_with_soup(evolution, count)
 
-    Evolution.best_finalists = noted  # type: ignore[method-assign]
+    runs.best_finalists = noted
     try:
         yield found
     finally:
-        Evolution.best_finalists = ranked_with_soup  # type: ignore[method-assign]
+        runs.best_finalists = ranked_with_soup
 
 
 def main() -> None:

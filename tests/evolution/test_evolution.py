@@ -4,6 +4,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from evolora.errors import RewardError
 from evolora.evolution import loop
 from evolora.evolution.loop import Evolution, LoopConfig
 from evolora.evolution.racing import Race, losers, race
+from evolora.evolution.winner import best_finalists, choose_winner, finalists, ranked
 from evolora.models.cost import Cost, Costs
 from evolora.models.genome import AdaptedModule, GenomeLayout
 from evolora.population.evaluation import Drafts, Evaluation, Evaluator
@@ -159,9 +161,9 @@ def test_the_last_mean_of_a_strategy_can_win_though_nobody_has_measured_it(step:
         evolution.step()
     mean = evolution.strategy.ask().individuals[0]
     assert (mean.operator, mean.history) == ("es", ())
-    winner, fitness = evolution.choose_winner()
+    winner, fitness = choose_winner(evolution)
     assert winner.individuals[0].id == mean.id
-    best, values = evolution.best_finalists(3)
+    best, values = best_finalists(evolution, 3)
     assert best.individuals[0].id == mean.id
     assert values.tolist() == sorted(values.tolist(), reverse=True)
     assert values[0] == fitness
@@ -228,7 +230,7 @@ def test_the_test_split_is_never_seen_by_the_loop() -> None:
     evolution = make_evolution()
     for _ in range(3):
         evolution.step()
-    evolution.choose_winner()
+    choose_winner(evolution)
     assert isinstance(evolution.evaluator, Hill)
     assert not any(prompt.startswith("test") for seen in evolution.evaluator.seen for prompt in seen)
 
@@ -237,8 +239,8 @@ def test_the_winner_is_never_worse_than_the_base_on_validation() -> None:
     evolution = make_evolution(step=-0.9, accept="always")
     for _ in range(4):
         evolution.step()
-    assert 0 in [individual.id for individual in evolution.finalists().individuals]
-    _, fitness = evolution.choose_winner()
+    assert 0 in [individual.id for individual in finalists(evolution).individuals]
+    _, fitness = choose_winner(evolution)
     assert fitness >= -math.sqrt(14)
 
 
@@ -263,7 +265,7 @@ def test_a_loop_taken_up_again_goes_on_as_if_it_had_never_stopped(step: float | 
         assert {k: v for k, v in expected.items() if "time" not in k} == {
             k: v for k, v in found.items() if "time" not in k
         }
-    assert torch.equal(whole.choose_winner()[0].genomes, resumed.choose_winner()[0].genomes)
+    assert torch.equal(choose_winner(whole)[0].genomes, choose_winner(resumed)[0].genomes)
 
 
 def test_nobody_scored_is_an_error_not_a_population_of_nan() -> None:
@@ -326,7 +328,7 @@ def test_nobody_is_asked_twice_and_only_the_living_are_remembered(step: float | 
         assert not evolution.hall_of_fame.empty
         living = evolution.strategy.ask().join(evolution.hall_of_fame.members).genomes
         assert set(memory.memory) <= {genome_sha256(genome) for genome in living}
-    evolution.choose_winner()
+    choose_winner(evolution)
     assert len(ledger.asked) == len(set(ledger.asked))
     assert len(ledger.asked) > 8 * 4 * 4, "children are asked"
 
@@ -489,7 +491,7 @@ def test_an_average_is_validated_unless_it_clearly_lags() -> None:
 
 def test_where_rewards_vary_the_average_wins_unless_another_is_clearly_better() -> None:
     evolution = follow(0.3, 3, remember=False)
-    candidates = evolution.finalists()
+    candidates = finalists(evolution)
     average = newest(candidates, "average")
     assert average is not None
     assert candidates.individuals[average].id in {one.id for one in evolution.strategy.ask().individuals}
@@ -500,7 +502,7 @@ def test_where_rewards_vary_the_average_wins_unless_another_is_clearly_better() 
     def first(gaps: list[float], base: float = -1.0) -> int:
         rewards = np.full_like(whole.rewards, -2.0)
         rewards[0], rewards[average], rewards[other] = base, 0.0, gaps
-        return evolution._ranked(candidates, replace(whole, rewards=rewards, fitness=rewards.mean(axis=1)))[0]
+        return ranked(evolution, candidates, replace(whole, rewards=rewards, fitness=rewards.mean(axis=1)))[0]
 
     lucky, better = [1.0, -0.9] * 5, [0.2] * 10
     assert (first(lucky), first(better), first(lucky, base=0.01)) == (average, other, other)
@@ -534,14 +536,16 @@ def last_ones(evaluator: Evaluator, levels: Sequence[float], soup: int) -> Evolu
     genomes = torch.tensor(levels)[:, None].expand(-1, 14)
     base = evolution.hall_of_fame.members.select([0])
     candidates = base.join(Population(genomes, tuple(people)))
-    evolution.finalists = lambda: candidates  # type: ignore[method-assign]
+    others = {individual.id for individual in evolution.strategy.ask().individuals}
+    known = others | {individual.id for individual in candidates.individuals}
+    evolution.hall_of_fame = SimpleNamespace(members=candidates, ids=known)  # type: ignore[assignment]
     return evolution
 
 
 def test_the_average_of_the_finalists_wins_where_it_is_no_worse() -> None:
     evolution = last_ones(Hill(), [0.9, 1.1, 0.2, 0.5], soup=2)
     known = evolution.strategy.new_id()
-    best, fitness = evolution.best_finalists(3)
+    best, fitness = best_finalists(evolution, 3)
     assert [one.operator for one in best.individuals] == ["soup", "ppo", "ppo"]
     made = best.individuals[0]
     assert made.id > known and made.parents in [(100, 101), (101, 100)] and made.history == ()
@@ -569,7 +573,7 @@ def test_the_average_of_the_finalists_gives_way(
 ) -> None:
     evolution = last_ones(evaluator, levels, soup)
     evaluator.seen.clear()
-    winner, _ = evolution.choose_winner()
+    winner, _ = choose_winner(evolution)
     assert winner.individuals[0].operator == operator
     assert len(evaluator.seen) == measured
 
@@ -577,4 +581,4 @@ def test_the_average_of_the_finalists_gives_way(
 def test_where_rewards_vary_nobody_is_averaged() -> None:
     evolution = last_ones(Hill(), [0.9, 1.1], soup=2)
     evolution.config = evolution.config.model_copy(update={"remember": False})
-    assert evolution.choose_winner()[0].individuals[0].operator == "ppo"
+    assert choose_winner(evolution)[0].individuals[0].operator == "ppo"

@@ -16,7 +16,6 @@ from evolora.evolution.acceptance import mutation_scales, refined_metrics, survi
 from evolora.evolution.hall_of_fame import HallOfFame
 from evolora.evolution.options import LoopConfig
 from evolora.evolution.racing import Race, losers, race
-from evolora.evolution.soup import SOUP, soup, within_a_standard_error
 from evolora.models.cost import Costs
 from evolora.population.evaluation import Drafts, Evaluation, Evaluator, Judge, term_means
 from evolora.population.lineage import Lineage
@@ -96,7 +95,7 @@ class Evolution:
             self._validate(self.strategy.ask().select([0]))
         population = self.strategy.ask()
         prompts = self._draw("evaluation", self.task.train, self.config.eval_prompts)
-        population, evaluation = self._measure(population, prompts, "population")
+        population, evaluation = self.measure(population, prompts, "population")
         proposed = population
         metrics: dict[str, Any] = {"generation": self.generation, "failed": int(np.isnan(evaluation.fitness).sum())}
         if self.refiner is not None:
@@ -106,7 +105,7 @@ class Evolution:
         best = int(elites(torch.from_numpy(fitness), 1)[0])
         average = newest(population, AVERAGE)
         # An average smooths out what one generation's prompts have favoured, but lags.
-        candidate = best if average is None or self._clearly_loses(average, best, evaluation, "validation") else average
+        candidate = best if average is None or self.clearly_loses(average, best, evaluation, "validation") else average
         validation = self._validate(population.select([candidate]))
         self.strategy.tell(population, fitness)
         proposal = self.strategy.ask()
@@ -184,7 +183,7 @@ class Evolution:
         )
         # The refined are still much like their parents, whose completions are their drafts.
         drafts = [evaluation.completion_ids[row] for row in rows]
-        refined, refined_evaluation = self._measure(refined, prompts, "refined", drafts)
+        refined, refined_evaluation = self.measure(refined, prompts, "refined", drafts)
         refined_fitness = refined_evaluation.fitness
         accepted = (
             ~np.isnan(refined_fitness)
@@ -208,9 +207,9 @@ class Evolution:
         head = newest(population, self.refiner.name) if self.refiner is not None else None
         if self.config.refine_whom == "best" or head is None:
             return best
-        return best if self._clearly_loses(head, best[0], evaluation, "lineage") else [head]
+        return best if self.clearly_loses(head, best[0], evaluation, "lineage") else [head]
 
-    def _clearly_loses(self, row: int, best: int, evaluation: Evaluation, purpose: str) -> bool:
+    def clearly_loses(self, row: int, best: int, evaluation: Evaluation, purpose: str) -> bool:
         """Whether the best is better than another row, which may have failed, by more than chance: by Fisher's test on
         their paired rewards, at a level that counts how many rivals the best was chosen from (Bonferroni)."""
         if math.isnan(evaluation.fitness[row]):
@@ -219,72 +218,7 @@ class Evolution:
         level = CLEAR / max(len(evaluation.rewards) - 1, 1)
         return bool(losers(evaluation.rewards[[best, row]], keep=1, level=level, seed=seed))
 
-    def finalists(self) -> Population:
-        """The candidates for the winner: the best on validation so far, the best of the last generation, and the
-        strategy's favourites."""
-        known = self.hall_of_fame.ids
-        last = self.strategy.ask()
-        fresh = [
-            row
-            for row, individual in enumerate(last.individuals)
-            if individual.id not in known
-            and (
-                row in self.strategy.favourites()
-                or (individual.history and not math.isnan(history_fitness(individual)))
-            )
-        ]
-        return self.hall_of_fame.members.join(last.select(fresh)) if fresh else self.hall_of_fame.members
-
-    def choose_winner(self) -> tuple[Population, float]:
-        """The best finalist on the whole validation split, as a population of one, and its fitness there."""
-        best, fitness = self.best_finalists(1)
-        return best, float(fitness[0])
-
-    def best_finalists(self, count: int) -> tuple[Population, Floats]:
-        """The best `count` finalists on the whole validation split, or all that did not fail, best first, before them
-        their soup if it wins, and their fitness there."""
-        candidates, evaluation = self._measure(self.finalists(), self.task.validation, "final")
-        rows = self._ranked(candidates, evaluation)
-        ranked, fitness = candidates.select(rows), evaluation.fitness[rows]
-        if (made := self._soup(candidates, evaluation, rows)) is not None:
-            ranked, fitness = made[0].join(ranked), np.append(made[1], fitness)
-        return ranked.select(range(len(ranked))[:count]), fitness[:count]
-
-    def _soup(
-        self, candidates: Population, evaluation: Evaluation, rows: Sequence[int]
-    ) -> tuple[Population, Floats] | None:
-        """The average of the best finalists and its fitness, if it is about as good as the best of them, who is also
-        the luckiest, and no worse than the base. `rows` are the finalists', best first.
-
-        Where rewards vary the finalists are lucky ones of any generation, which pull the average down.
-        """
-        base = evaluation.fitness[0]
-        members = [row for row in rows if row > 0 and evaluation.fitness[row] >= base][: self.config.soup]
-        if len(members) < 2 or not self.config.remember:
-            return None
-        # Born after the last generation: a run that is resumed for more of them forgets it, and gives its id anew.
-        mixed = soup(candidates, members, id=self.strategy.new_id(), generation=self.generation + 1)
-        mixed, mixed_evaluation = self._measure(mixed, self.task.validation, SOUP)
-        fitness = mixed_evaluation.fitness
-        # NaN, of one that failed, is not as good as anything.
-        good = fitness[0] >= base and within_a_standard_error(mixed_evaluation.rewards[0], evaluation.rewards[rows[0]])
-        return (mixed, fitness) if good else None
-
-    def _ranked(self, candidates: Population, evaluation: Evaluation) -> list[int]:
-        """The rows of the finalists that did not fail, best first.
-
-        Where rewards vary the first of many is the luckiest, so there a lineage's average, which most prompts have
-        shaped, comes first unless another clearly beats it; only one that is no worse than the base.
-        """
-        rows: list[int] = elites(torch.from_numpy(evaluation.fitness), len(candidates)).tolist()
-        average = newest(candidates, AVERAGE)
-        if self.config.remember or average not in rows or evaluation.fitness[average] < evaluation.fitness[0]:
-            return rows
-        if self._clearly_loses(average, rows[0], evaluation, "winner"):
-            return rows
-        return [average, *(row for row in rows if row != average)]
-
-    def _measure(
+    def measure(
         self, population: Population, examples: Sequence[Example], stage: str, drafts: Drafts | None = None
     ) -> tuple[Population, Evaluation]:
         """Evaluate and record: the population with its history, and what was measured.
@@ -351,7 +285,7 @@ class Evolution:
                 again = self.evaluator.evaluate(self.hall_of_fame.members.genomes, examples)
             self.costs.add("evaluation", again.cost)
             self.hall_of_fame.fitness = again.fitness.tolist()
-        candidates, evaluation = self._measure(candidates, examples, "validation")
+        candidates, evaluation = self.measure(candidates, examples, "validation")
         values = evaluation.fitness.tolist()
         self.terms = term_means(evaluation, 0)
         self.hall_of_fame.enter(candidates, values)
@@ -397,11 +331,6 @@ class Evolution:
         self.evaluator.load_state_dict(_under("evaluator.", state))
         if self.refiner is not None:
             self.refiner.load_state_dict(_under("refiner.", state))
-
-
-def history_fitness(individual: Individual) -> float:
-    """An individual's latest fitness."""
-    return individual.history[-1][1]
 
 
 def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from peft import LoraConfig
 from evolora.errors import InputError, RewardError
 from evolora.evolution.loop import Evolution
 from evolora.evolution.voting import voted_rewards
+from evolora.evolution.winner import best_finalists
 from evolora.files import write_text
 from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
 from evolora.models.base import BUNDLED_MODEL, given_base, load_base
@@ -217,7 +218,7 @@ def _finish(
 ) -> dict[str, Any]:
     """Choose the winner on validation, score base and winner once on the test split, export, sum up."""
     config = parts.config
-    voters, validations = evolution.best_finalists(config.evolution.vote)
+    voters, validations = best_finalists(evolution, config.evolution.vote)
     winner, validation = voters.select([0]), float(validations[0])
     base = evolution.base()
     individual, genome = winner.individuals[0], winner.genomes[0]
