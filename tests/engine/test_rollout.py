@@ -224,10 +224,10 @@ def test_end_tokens_are_the_generation_configs_else_the_tokenizers(gpt2: BaseMod
 
 
 def test_log_probabilities_are_differentiable(gpt2: BaseModel, kind: type[EagerEngine]) -> None:
-    gpt2.model.requires_grad_(True)
     engine, prompts = without_adapters(kind, gpt2), prompt_batch(encode(gpt2, PROMPTS))
+    engine.layers.model.requires_grad_(True)
     completions = complete(engine, prompts.rows(), end=-1, seeds=np.arange(6, dtype=np.uint64))
     how = Scoring(entropy_gradient=True)
     log_probs, entropy, _ = completion_log_probs(engine.layers, engine.kernels, prompts, completions, how)
     (log_probs.mean() + entropy.mean()).backward()
-    assert gpt2.model.transformer.wte.weight.grad.abs().max() > 0
+    assert engine.layers.model.transformer.wte.weight.grad.abs().max() > 0
