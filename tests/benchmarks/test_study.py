@@ -301,7 +301,7 @@ def test_runner_makes_what_is_missing_and_notes_what_fails(tmp_path: Path) -> No
     runner.run(missing_jobs([good, bad], read_rows(out)))
     rows = read_rows(out)
     assert [("error" in row, row["method"]) for row in rows] == [(False, "best-of-n"), (True, "ga-alone")]
-    assert "--seed -1" in rows[1]["error"] and len(runner.failures) == 1
+    assert "seed=-1" in rows[1]["error"] and len(runner.failures) == 1
     assert finished(rows) == {key_of(good.identity())}
     assert missing_jobs([good, bad], rows) == [bad]
 
