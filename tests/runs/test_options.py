@@ -22,8 +22,8 @@ from evolora.runs.help import full_help, short_help
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.parts import PARTS, TRL_WORDS, Vocabulary
 from evolora.runs.typed import typed_words
-from evolora.strategies.operators import CROSSOVERS, MUTATIONS
-from evolora.strategies.options import ABSOLUTE_MUTATIONS, STRATEGIES, CrossoverName, MutationName
+from evolora.strategies.operators import CROSSOVERS, MUTATIONS, SELECTIONS
+from evolora.strategies.options import ABSOLUTE_MUTATIONS, STRATEGIES, CrossoverName, MutationName, SelectionName
 
 TYPES = [(strategy, refiner) for strategy in STRATEGIES for refiner in REFINERS]
 TYPES = [types for types in TYPES if types not in (("none", "none"), ("pbt", "none"))]
@@ -277,10 +277,10 @@ def test_configuration_files_are_named_when_they_are_bad(tmp_path: Path) -> None
         read_config(path)
 
 
-def test_the_names_of_operators_are_those_of_the_registries() -> None:
-    assert list(get_args(MutationName)) == list(MUTATIONS)
+def test_the_names_of_operators_are_those_of_their_functions() -> None:
+    for registry, names in ((MUTATIONS, MutationName), (CROSSOVERS, CrossoverName), (SELECTIONS, SelectionName)):
+        assert [function.__name__ for function in registry.values()] == list(get_args(names))
     assert set(ABSOLUTE_MUTATIONS) < set(MUTATIONS)
-    assert list(get_args(CrossoverName)) == list(CROSSOVERS)
 
 
 @pytest.mark.parametrize(

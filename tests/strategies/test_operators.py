@@ -17,7 +17,7 @@ from evolora.strategies.operators import CROSSOVERS, MUTATIONS, SELECTIONS, cros
 from evolora.strategies.operators.crossover import blend, dare, extrapolative, layer, uniform
 from evolora.strategies.operators.diversity import distances, shared_fitness, spread
 from evolora.strategies.operators.low_rank import triplets
-from evolora.strategies.operators.mutation import gaussian, masked, relative_gaussian
+from evolora.strategies.operators.mutation import gaussian, masked, relative
 from evolora.strategies.operators.selection import rank, tournament, truncation
 
 torch.set_num_threads(1)
@@ -104,7 +104,7 @@ def test_relative_noise_follows_each_tensor_and_moves_a_zero_one() -> None:
     (_, a, _), (_, _, b) = layout.factors(parents)
     a.fill_(-2.0)
     b.fill_(5.0)
-    children = relative_gaussian(parents, layout, torch.tensor([0.1]), generators(1), floor=0.5)
+    children = relative(parents, layout, torch.tensor([0.1]), generators(1), floor=0.5)
     (_, wide_a, wide_b), (_, tall_a, tall_b) = layout.factors(children - parents)
     assert wide_a.std().item() == pytest.approx(0.2, rel=0.03)
     assert tall_b.std().item() == pytest.approx(0.5, rel=0.03)
@@ -233,7 +233,7 @@ def test_mutation_refuses_what_does_not_fit() -> None:
     with pytest.raises(ValueError, match="2 genomes need as many scales"):
         gaussian(torch.zeros(2, 5), layout, torch.ones(1), generators(2))
     with pytest.raises(ValueError, match="1 generators"):
-        relative_gaussian(torch.zeros(2, 5), layout, torch.ones(2), generators(1))
+        relative(torch.zeros(2, 5), layout, torch.ones(2), generators(1))
     with pytest.raises(ValueError, match="genomes must be"):
         gaussian(torch.zeros(2, 4), layout, torch.ones(2), generators(2))
     with pytest.raises(ValueError, match="bounds"):

@@ -1,7 +1,8 @@
 """Which engine a run gets, and in words why not a faster one."""
 
+import importlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any
 
 from transformers import PreTrainedModel
 
@@ -9,13 +10,11 @@ from evolora.engine import cpu
 from evolora.engine.base import Engine
 from evolora.engine.calibration import is_small
 from evolora.engine.eager.engine import EagerEngine
+from evolora.engine.options import ENGINES, EngineName, ProductsName
 from evolora.engine.progress import Progress
 from evolora.engine.split import MOST_ROWS_DECODED, SplitEngine
 from evolora.errors import InputError
 from evolora.models.genome import GenomeLayout
-
-EngineName = Literal["auto", "cpu", "eager"]
-ProductsName = Literal["auto", "torch", "compiled"]
 
 
 @dataclass(frozen=True)
@@ -66,13 +65,16 @@ def resolved_products(model: PreTrainedModel, products: ProductsName) -> Product
 def _engine(
     model: PreTrainedModel, layout: GenomeLayout, kind: EngineName, products: ProductsName
 ) -> tuple[EagerEngine, str]:
-    if kind == "eager":
-        return EagerEngine(model, layout), "eager engine"
+    if kind not in ("auto", "cpu"):
+        return _made(kind, model, layout), f"{kind} engine"
     if (why := cpu.refuses(model, layout)) is not None:
         if kind == "cpu":
             raise InputError(f"--engine cpu: {why}, expected a model that it can run")
-        return EagerEngine(model, layout), f"eager engine ({why})"
-    from evolora.engine.cpu.engine import CpuEngine  # numba and all that is compiled: only where it is used
-
-    chosen = CpuEngine(model, layout, products=None if products == "auto" else products)
+        return _made("eager", model, layout), f"eager engine ({why})"
+    chosen = _made("cpu", model, layout, products=None if products == "auto" else products)
     return chosen, f"{chosen.products} products"
+
+
+def _made(kind: str, *given: Any, **more: Any) -> Any:
+    module, _, name = ENGINES[kind].partition(":")
+    return getattr(importlib.import_module(module), name)(*given, **more)

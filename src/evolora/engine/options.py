@@ -1,8 +1,19 @@
 """Options of the engine, and of how it completes prompts."""
 
+from collections.abc import Mapping
 from typing import Literal
 
 from evolora.options import Options, option
+
+EngineName = Literal["auto", "cpu", "eager"]
+ProductsName = Literal["auto", "torch", "compiled"]
+
+ENGINES: Mapping[str, str] = {
+    "cpu": "evolora.engine.cpu.engine:CpuEngine",
+    "eager": "evolora.engine.eager.engine:EagerEngine",
+}
+"""Each engine's class, as module:class, imported where it is chosen: numba and all that is compiled only where it is
+used."""
 
 # How long completions are where no target says it.
 NO_TARGETS = 32
@@ -11,14 +22,14 @@ NO_TARGETS = 32
 class EngineOptions(Options):
     """Who computes, and on what."""
 
-    type: Literal["auto", "cpu", "eager"] = option(
+    type: EngineName = option(
         "auto", "what runs the model: evolora's compiled passes (cpu), transformers' own layers (eager), or the faster"
     )
     device: str = option("auto", "where to compute: auto (cuda where there is one), cpu, cuda, cuda:1", common=True)
     threads: int = option(
         0, "CPU threads; 0 takes all cores, or half if a large model is measured to be faster", common=True, ge=0
     )
-    products: Literal["auto", "torch", "compiled"] = option(
+    products: ProductsName = option(
         "auto",
         "what multiplies float32 matrices on a CPU: torch's own library, evolora's compiled products, or the faster",
     )

@@ -15,8 +15,10 @@ if TYPE_CHECKING:
     from evolora.models.genome import GenomeLayout
     from evolora.strategies.base import Strategy
 
+# Each is the name of a function in operators/, in mutation.py, crossover.py or selection.py.
 MutationName = Literal["gaussian", "relative", "module", "masked", "svd"]
 CrossoverName = Literal["uniform", "module", "rank", "blend", "layer", "svd", "dare", "extrapolative"]
+SelectionName = Literal["truncation", "tournament", "rank"]
 # Whose scale is one of weights, such as a refinement's step can be compared with.
 ABSOLUTE_MUTATIONS = ("gaussian", "module", "masked")
 
@@ -115,7 +117,7 @@ class GAConfig(StrategyOptions, PopulationOptions):
         common=True,
     )
     crossover_rate: float = option(0.5, "share of the children that have two parents", ge=0, le=1)
-    selection: Literal["truncation", "tournament", "rank"] = option("tournament", "how parents are chosen", common=True)
+    selection: SelectionName = option("tournament", "how parents are chosen", common=True)
     average: float = option(
         0.4,
         "the refined one's share in the running average of its lineage, an individual of its own; 0: there is none",

@@ -34,7 +34,7 @@ def gaussian(
     return genomes + scales.to(genomes)[:, None] * _normal(genomes, generators)
 
 
-def relative_gaussian(
+def relative(
     genomes: Tensor,
     layout: GenomeLayout,
     scales: Tensor,
@@ -54,7 +54,7 @@ def relative_gaussian(
     >>> from evolora.models.genome import AdaptedModule
     >>> layout = GenomeLayout((AdaptedModule("q", "q.A", "q.B", 3, 2, 1, 1.0, 0, 3),))
     >>> fresh = torch.tensor([[3.0, 3.0, 3.0, 0.0, 0.0]])
-    >>> child = relative_gaussian(fresh, layout, torch.tensor([0.1]), [torch.Generator().manual_seed(0)])
+    >>> child = relative(fresh, layout, torch.tensor([0.1]), [torch.Generator().manual_seed(0)])
     >>> bool((child != fresh).all())
     True
     """
@@ -146,7 +146,7 @@ def svd(
     singular value, and tilts each direction, by about a tenth. PopuLoRA's SVD-structured mutation (arXiv 2605.16727;
     populora 0.4.5) has the same factor exp(scale z_i), but turns directions only within the span that the product has,
     which leaves a fresh adapter, B = 0, where it is. Hence m, the singular value that the product has when B's entries
-    are `floor` times the size of a fresh A's: floor * sqrt(out_features / in_features) / 3; see `relative_gaussian`.
+    are `floor` times the size of a fresh A's: floor * sqrt(out_features / in_features) / 3; see `relative`.
 
     The child's product depends on the parent's product and not on its basis, wherever singular values differ from each
     other and from zero; its factors stay in the parent's basis. Computed in float64. Shapes and errors as in
