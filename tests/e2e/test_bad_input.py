@@ -62,7 +62,7 @@ def refused(result: tuple[int, str, str], *fragments: str) -> None:
         (["--device", "nonsense"], ["--device nonsense"]),
         (["--dtype", "int8"], ["--dtype int8"]),
         (["--target-modules", "nonsense"], ["--target-modules nonsense"]),
-        (["--target-modules", "wte"], ["wte"]),  # an embedding, which the population layers do not carry
+        (["--target-modules", "wte"], ["wte"]),  # an embedding, which the adapted layers do not carry
         (["--reward", "nonsense"], ["--reward", "nonsense", "similarity"]),
         (["--reward", "no_such_module_here:f"], ["--reward no_such_module_here:f"]),
         (["--reward", "missing.py:f"], ["--reward", "missing.py:f"]),

@@ -16,7 +16,7 @@ from evolora.errors import InputError
 from evolora.models.base import module_tree
 from evolora.models.genome import AdaptedModule, GenomeLayout
 
-# What the population layers carry. Every other LoraConfig field must keep its default: a variant that PEFT would run
+# What the adapted layers carry. Every other LoraConfig field must keep its default: a variant that PEFT would run
 # and evolora would not must be refused, not run as plain LoRA.
 _CARRIED_LORA_FIELDS = {
     "task_type",
@@ -85,16 +85,16 @@ def for_causal_lm(model: PreTrainedModel, config: LoraConfig) -> LoraConfig:
 
 
 def check_lora(config: LoraConfig) -> None:
-    """Raise InputError, by the field's name, for a LoRA variant that the population layers cannot carry."""
+    """Raise InputError, by the field's name, for a LoRA variant that the adapted layers cannot carry."""
     plain = LoraConfig()
     for field in fields(LoraConfig):
         if field.name in _CARRIED_LORA_FIELDS or not field.init:
             continue
         if (value := getattr(config, field.name)) != getattr(plain, field.name):
-            raise InputError(f"LoraConfig {field.name}={value!r} cannot be carried by the population layers")
+            raise InputError(f"LoraConfig {field.name}={value!r} cannot be carried by the adapted layers")
     if config.init_lora_weights not in _CARRIED_INITS:
         raise InputError(
-            f"LoraConfig init_lora_weights={config.init_lora_weights!r} cannot be carried by the population layers, "
+            f"LoraConfig init_lora_weights={config.init_lora_weights!r} cannot be carried by the adapted layers, "
             f"expected one of {_CARRIED_INITS}: the untouched base must be an individual"
         )
 
@@ -106,7 +106,7 @@ def lora_layout(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> tup
     PEFT's own. A is drawn from `seed`, B is zero: the base's own answers, and the one A that all individuals descend
     from.
 
-    Raises InputError for what the population layers cannot carry.
+    Raises InputError for what the adapted layers cannot carry.
     """
     check_lora(config)
     peft_model = as_peft_model(model, config, seed=seed)
@@ -125,7 +125,7 @@ def _adapted_modules(peft_model: PeftModel) -> Iterator[AdaptedModule]:
         base_layer, name = layer.get_base_layer(), path.removeprefix(prefix)
         if not isinstance(layer, PeftLinear) or type(base_layer) not in (nn.Linear, Conv1D):
             raise InputError(
-                f"target module {name} is a {type(base_layer).__name__}, which the population layers cannot carry, "
+                f"target module {name} is a {type(base_layer).__name__}, which the adapted layers cannot carry, "
                 "expected Linear or Conv1D"
             )
         module = AdaptedModule(
