@@ -60,7 +60,7 @@ def key() -> str:
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         source = path.read_bytes()
-        if b"@compiled(" in source or b"from numba" in source:
+        if b"@compiled(" in source or b"from numba.extending" in source:
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + source + b"\0")
     features = llvm.get_host_cpu_features().flatten()
     versions = sys.implementation.cache_tag, numba.__version__, llvmlite.__version__, np.__version__
