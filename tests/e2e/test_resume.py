@@ -382,7 +382,7 @@ def test_a_checkpoint_of_another_version_is_refused(
 ) -> None:
     from evolora import evolve
     from evolora.errors import InputError
-    from evolora.runs import run as runs
+    from evolora.runs import api as runs
     from evolora.runs import snapshot
 
     folder = tmp_path / "run"
