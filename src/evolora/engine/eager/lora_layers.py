@@ -68,7 +68,8 @@ class LoraLayers:
         With a `dropout_seed`, the share `dropout` of the adapters' input is dropped, as in PEFT's training mode, drawn
         from that seed.
         """
-        assert self.genomes is None, "an engine runs one call at a time"
+        if self.genomes is not None:
+            raise RuntimeError("an engine runs one call at a time; `replica()` gives another for another thread")
         if genomes is None:
             yield
             return
