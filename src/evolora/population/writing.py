@@ -1,10 +1,10 @@
 """Prompts to completions to rewards: the one way, for fitness, rollouts, validation and test."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
+import torch
 from torch import Tensor
 
 from evolora.engine.base import Completions, Engine, lengths_read
@@ -64,13 +64,8 @@ class Writer:
             size = max(1, rows // width)
             for start in range(0, n, size):
                 own = range(start, min(start + size, n))
-                at = np.concatenate([row * each + np.arange(first, part.stop) for row in own])
-                decoding = replace(
-                    whole,
-                    seeds=None if whole.seeds is None else whole.seeds[at],
-                    drafts=None if whole.drafts is None else [whole.drafts[row] for row in at.tolist()],
-                )
-                found = self._written(genomes[own.start : own.stop], examples[part], prompts[part], decoding)
+                at = torch.cat([row * each + torch.arange(first, part.stop) for row in own])
+                found = self._written(genomes[own.start : own.stop], examples[part], prompts[part], whole.of_rows(at))
                 cost += found.cost
                 for index, row in enumerate(own):
                     texts[row] += found.texts[index * width : (index + 1) * width]

@@ -10,16 +10,11 @@ from evolora.engine.cpu.dropout import Dropped, dropped
 from evolora.engine.cpu.jit import in_float32, takes
 from evolora.engine.cpu.lora import Adapter, AdapterHook, GroupAdapter
 from evolora.engine.cpu.lora_gradient import add_adapters, takes_adapters
-from evolora.engine.eager import dropout as eager
 from evolora.engine.eager.lora_layers import LoraLayer
 
 
 class KernelLoraLayer(LoraLayer, AdapterHook):
     """A hook whose part compiled passes may take over."""
-
-    @property
-    def active(self) -> bool:
-        return self.layers.individuals > 0
 
     def adapter(self, rows: int) -> Adapter | None:
         layers, module = self.layers, self.module
@@ -63,8 +58,5 @@ class KernelLoraLayer(LoraLayer, AdapterHook):
 class PlainLoraLayer(KernelLoraLayer):
     """By torch's products and dropout, where no compiled pass takes it over."""
 
-    def _dropped(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return eager.dropped(x, self.layers.dropout, generator)
-
-    def _add_groups(self, output: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
-        return LoraLayer._add_groups(self, output, x, a, b)
+    _dropped = LoraLayer._dropped
+    _add_groups = LoraLayer._add_groups
