@@ -38,6 +38,7 @@ from evolora.runs.assembly import Parts, assemble
 from evolora.runs.building import build_evolution
 from evolora.runs.config_file import config_toml, read_run_config
 from evolora.runs.given import Given
+from evolora.runs.identity import write_identity
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.report.card import model_card
 from evolora.runs.report.statistics import bootstrap_interval, compare
@@ -95,6 +96,7 @@ def start(
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be made ({error.strerror}), expected a new folder") from None
+    write_identity(folder)
     if given.peft_config is not None:
         write_text(folder / PEFT_CONFIG, config_text(given.peft_config))
     return _run(folder, parts, given)
