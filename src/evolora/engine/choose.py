@@ -53,24 +53,34 @@ def choose_engine(
     return Choice(SplitEngine(engine, engine.replica, threads=side_by_side, most_rows=most), words, engine)
 
 
-def resolved_products(model: PreTrainedModel, products: ProductsName) -> ProductsName:
-    """What `auto` comes to on this machine, so that it can be written down."""
-    if products != "auto" or model.device.type != "cpu":
-        return products
-    from evolora.engine.cpu.matmul.choice import fastest_products
+def resolved(
+    model: PreTrainedModel, layout: GenomeLayout, kind: EngineName, products: ProductsName
+) -> tuple[EngineName, ProductsName]:
+    """What `auto` comes to on this machine, so that it can be written down.
 
-    return fastest_products()
+    Raises InputError for what is asked for and cannot be had.
+    """
+    why = cpu.refuses(model, layout)
+    if kind == "auto":
+        kind = "cpu" if why is None else "eager"
+        if products == "compiled" and why is not None:
+            raise InputError(f"--products compiled: there is no cpu engine here: {why}, expected --products auto")
+    if products == "auto" and kind == "cpu" and why is None:
+        from evolora.engine.cpu.matmul.choice import fastest_products
+
+        products = fastest_products()
+    return kind, products
 
 
 def _engine(
     model: PreTrainedModel, layout: GenomeLayout, kind: EngineName, products: ProductsName
 ) -> tuple[EagerEngine, str]:
-    if kind not in ("auto", "cpu"):
-        return _made(kind, model, layout), f"{kind} engine"
-    if (why := cpu.refuses(model, layout)) is not None:
-        if kind == "cpu":
-            raise InputError(f"--engine cpu: {why}, expected a model that it can run")
-        return _made("eager", model, layout), f"eager engine ({why})"
+    why = cpu.refuses(model, layout)
+    if kind == "cpu" and why is not None:
+        raise InputError(f"--engine cpu: cannot be had: {why}, expected --engine auto")
+    if kind not in ("auto", "cpu") or why is not None:
+        kind = "eager" if kind == "auto" else kind
+        return _made(kind, model, layout), f"{kind} engine" + (f" ({why})" if kind == "eager" and why else "")
     chosen = _made("cpu", model, layout, products=None if products == "auto" else products)
     return chosen, f"{chosen.products} products"
 

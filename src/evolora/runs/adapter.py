@@ -145,11 +145,12 @@ def _parts(path: Path, checkpoint: str | None, options: Source | Mapping[str, An
     words = options if isinstance(options, Source) else Source.of_python(options)
     if (path / "config.toml").is_file():
         known = read_run_config(path)
+        gone = ["engine.type", "engine.products"]  # they follow from this machine
         said = {make_options().vocabulary.words.get(word.replace("-", "_")) for word, _ in words.words}
         if said & {("task", "name"), ("task", "data"), ("task", "prompt")}:
             # Another task brings its own reward and length.
-            gone = ("task.", "reward.name", "completion.max_new_tokens")
-            known = replace(known, words=[word for word in known.words if not word[0].startswith(gone)])
+            gone += ["task.", "reward.name", "completion.max_new_tokens"]
+        known = replace(known, words=[word for word in known.words if not word[0].startswith(tuple(gone))])
     else:
         lora, _ = load_adapter(folder)
         known = Source([("model", lora.base_model_name_or_path)])

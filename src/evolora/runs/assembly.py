@@ -12,7 +12,7 @@ from torch import Tensor
 
 from evolora.engine.base import Engine
 from evolora.engine.calibration import available_cores, choose_rows, choose_threads, parameters_of, threads_an_operation
-from evolora.engine.choose import choose_engine, resolved_products
+from evolora.engine.choose import choose_engine, resolved
 from evolora.engine.options import NO_TARGETS
 from evolora.engine.text import Text
 from evolora.errors import InputError
@@ -87,12 +87,12 @@ def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None 
     asked = config.engine.threads
     threads = asked or choose_threads(base.model, available_cores())
     torch.set_num_threads(threads_an_operation(base.model, threads))
-    products = resolved_products(base.model, config.engine.products)
     if adapter is not None:
         lora, layout, founder = _loaded(base, adapter, config)
     else:
         lora = _lora(base, config) if given.peft_config is None else for_causal_lm(base.model, given.peft_config)
         layout, founder = _layout(base, lora, config)
+    engine, products = resolved(base.model, layout, config.engine.type, config.engine.products)
     max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task)
     scoring = _scoring(config, conversational=task.conversational)
     scorer: Scorer
@@ -111,6 +111,7 @@ def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None 
             "reward": {"name": str(expression) if expression is not None else config.reward.name or task.reward},
             "evolution": {"remember": config.evolution.remember and not scorer.varies},
             "engine": {
+                "type": engine,
                 "device": device,
                 "threads": threads,
                 "products": products,
@@ -119,7 +120,7 @@ def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None 
             "completion": {"max_new_tokens": max_new_tokens},
         }
     )
-    chosen = choose_engine(base.model, layout, threads=threads, kind=config.engine.type, products=products)
+    chosen = choose_engine(base.model, layout, threads=threads, kind=engine, products=products)
     text = Text.of(base.model, base.tokenizer)
     evaluator = LocalEvaluator(
         chosen.engine,

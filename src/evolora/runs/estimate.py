@@ -1,48 +1,55 @@
-"""What a run will cost in memory and time: estimated before its first generation, by loading its parts."""
+"""What a run will cost in memory and time: estimated before its first generation, by loading its parts and letting the
+base write and learn for some seconds."""
 
+import itertools
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
 import torch
+from torch import Tensor
 
+from evolora.engine.base import Scoring
 from evolora.engine.calibration import bytes_a_row
 from evolora.models.cost import ModelSize
+from evolora.population.writing import Writer, Written
 from evolora.refiners.options import PolicyGradientConfig
-from evolora.runs.assembly import assemble
+from evolora.runs.assembly import Parts, assemble
 from evolora.runs.given import Given
 from evolora.runs.options import RunOptions
 from evolora.runs.tracking.terminal import Silence
 
-_MEASURED_SECONDS = 0.5
-_SIDE = 1024  # of the square matrices whose product is timed
+# About as long as each of the two measurements takes at most, where a few rows take less.
+_SECONDS = 5.0
+_FEW = 4
 _GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Estimate:
     """The options as the machine and the task resolve them, and what a run of them takes: bytes, nominal operations a
-    generation at most, and how many of those a second the device's matrix products reach."""
+    generation at most, and seconds a generation."""
 
     options: RunOptions
     model_bytes: int
     genome_bytes: int
     slice_bytes: int
     flops: float
-    flops_a_second: float
+    seconds: float
 
     def lines(self) -> list[str]:
         """What is told to the user."""
         total = self.model_bytes + self.genome_bytes + self.slice_bytes
-        seconds, gens = self.flops / self.flops_a_second, self.options.most_gens
-        within = f", {_duration(seconds * gens)} for {gens} generations" if gens is not None else ""
+        gens = self.options.most_gens
+        within = f", {_duration(self.seconds * gens)} for {gens} generations" if gens is not None else ""
         return [
-            "An estimate, as if all completions had full length:",
-            f"memory: {total / _GIB:.2f} GiB and what Python takes: model {self.model_bytes / _GIB:.2f}, population "
-            f"{self.genome_bytes / _GIB:.2f}, a slice of {self.options.engine.rows_per_slice} rows at most "
+            f"memory: about {total / _GIB:.2f} GiB and what Python takes: model {self.model_bytes / _GIB:.2f}, "
+            f"population {self.genome_bytes / _GIB:.2f}, a slice of {self.options.engine.rows_per_slice} rows at most "
             f"{self.slice_bytes / _GIB:.2f}",
-            f"time: about {_duration(seconds)} a generation{within}: {self.flops:.2g} operations each, at the "
-            f"{self.flops_a_second / 1e9:.0f} GFLOP/s that a large matrix product reaches here now",
-            "Shorter completions take less, models too small for that rate more; the reward's own time comes on top.",
+            f"time: about {_duration(self.seconds)} a generation{within}, with completions as long as the base writes "
+            f"them now, and at most {self.flops:.2g} operations each, with completions of full length",
+            "The time of the reward comes on top, and at the end that of the validation and test splits.",
         ]
 
 
@@ -61,10 +68,15 @@ def estimate(options: RunOptions) -> Estimate:
     refined = evolution.refine if isinstance(refiner, PolicyGradientConfig) else 0
     read = (population + refined) * prompts_a_generation + checked
     flops = size.forward([length]) * read
-    if isinstance(refiner, PolicyGradientConfig):
-        written = refined * refiner.rl_steps * refiner.rollout_prompts * refiner.rollout_samples
+    asked = _Rows(population, prompts_a_generation)
+    seconds = read * _seconds_to_write(parts, asked, seeds=False)
+    if isinstance(refiner, PolicyGradientConfig) and refined:
+        drawn = _Rows(refined, refiner.rollout_prompts * refiner.rollout_samples)
+        written = drawn.count * refiner.rl_steps
         both = size.forward([length]) + size.backward([length])
         flops += written * (size.forward([length]) + refiner.epochs * both)
+        a_row = _seconds_to_write(parts, drawn, seeds=True) + refiner.epochs * _seconds_to_learn(parts, drawn)
+        seconds += written * a_row
     genome = parts.layout.genome_length * 4
     rows = min(config.engine.rows_per_slice or 1, max(read, 1))
     weights = sum(each.numel() * each.element_size() for each in parts.base.model.parameters())
@@ -76,24 +88,69 @@ def estimate(options: RunOptions) -> Estimate:
         genome * (2 * population + evolution.finalists + 4 * refined),
         bytes_a_row(parts.base.model, length) * rows,
         float(flops),
-        _flops_a_second(parts.base.model.device, parts.base.model.dtype, config.engine.threads),
+        seconds,
     )
 
 
-def _flops_a_second(device: torch.device, dtype: torch.dtype, threads: int) -> float:
-    """What a large matrix product reaches, within half a second."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    left, right = (torch.ones(_SIDE, _SIDE, device=device, dtype=dtype) for _ in range(2))
-    try:
-        float((left @ right)[0, 0])
-        count, start = 0, time.perf_counter()
-        while time.perf_counter() - start < _MEASURED_SECONDS:
-            float((left @ right)[0, 0])
-            count += 1
-        return count * 2 * _SIDE**3 / (time.perf_counter() - start)
-    finally:
-        torch.set_num_threads(before)
+@dataclass(frozen=True)
+class _Rows:
+    """A batch: so many individuals with so many prompts each."""
+
+    individuals: int
+    prompts: int
+
+    @property
+    def count(self) -> int:
+        return self.individuals * self.prompts
+
+    def within(self, most: int) -> "_Rows":
+        """Of the same kind, of at most about so many rows."""
+        individuals = max(1, min(self.individuals, most))
+        return _Rows(individuals, max(1, min(self.prompts, most // individuals)))
+
+
+def _seconds_to_write(parts: Parts, rows: _Rows, *, seeds: bool) -> float:
+    """What a row of a batch of the founder's completions takes; sampled ones with `seeds`."""
+
+    def write(some: _Rows) -> float:
+        start = time.perf_counter()
+        _written(parts, some, seeds=seeds)
+        return time.perf_counter() - start
+
+    return _seconds_a_row(rows, write)
+
+
+def _seconds_to_learn(parts: Parts, rows: _Rows) -> float:
+    """What the gradient of a row of such a batch takes."""
+    how = Scoring(gradient=True, dropout=parts.lora.lora_dropout, dropout_seed=0)
+
+    def learn(some: _Rows) -> float:
+        written = _written(parts, some, seeds=True)
+        assert written.completions is not None
+        start = time.perf_counter()
+        scored = parts.engine.score(_founders(parts, some), written.prompts, written.completions, how)
+        scored.backward(torch.ones_like(scored.log_probs))
+        return time.perf_counter() - start
+
+    return _seconds_a_row(rows, learn)
+
+
+def _seconds_a_row(rows: _Rows, seconds: Callable[[_Rows], float]) -> float:
+    """Measured on a few rows, to warm up and to see how long they take, and then on as many as take some seconds."""
+    few = rows.within(_FEW)
+    seconds(few)
+    some = rows.within(max(_FEW, int(_SECONDS / seconds(few) * few.count)))
+    return seconds(some) / some.count
+
+
+def _written(parts: Parts, rows: _Rows, *, seeds: bool) -> Written:
+    examples = list(itertools.islice(itertools.cycle(parts.task.train), rows.prompts))
+    drawn = np.arange(rows.count, dtype=np.uint64) if seeds else None
+    return Writer(parts.engine, parts.text).write(_founders(parts, rows), examples, parts.max_new_tokens, seeds=drawn)
+
+
+def _founders(parts: Parts, rows: _Rows) -> Tensor:
+    return parts.founder.expand(rows.individuals, -1).contiguous()
 
 
 def _duration(seconds: float) -> str:

@@ -14,5 +14,5 @@ def refuses(model: "PreTrainedModel", _layout: "GenomeLayout") -> str | None:
     if model.device.type != "cpu":
         return f"the model is on {model.device}"
     if find_spec("numba") is None:
-        return "numba is not installed"
+        return "without numba, which pip install 'evolora[fast]' brings"
     return None
