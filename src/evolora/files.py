@@ -4,6 +4,7 @@ import hashlib
 import json
 import os
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,17 @@ def verify(folder: Path) -> None:
             raise CheckpointError(f"{path}: missing")
         if _sha256(path) != expected:
             raise CheckpointError(f"{path}: truncated or altered, its checksum differs")
+
+
+def user_cache() -> Path:
+    """The user's own folder for what can be made again; `EVOLORA_CACHE` names another. RuntimeError without a home."""
+    if own := os.environ.get("EVOLORA_CACHE"):
+        return Path(own).expanduser()
+    if sys.platform == "darwin":
+        return Path("~/Library/Caches/evolora").expanduser()
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "evolora" / "Cache"
+    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "evolora"
 
 
 def checkpoint_folder(run: Path, generation: int) -> Path:

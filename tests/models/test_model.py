@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 import torch
+from architectures import random_model
+from peft import LoraConfig
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
@@ -19,7 +21,7 @@ from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, T
 from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.errors import InputError
 from evolora.models.base import load_base
-from evolora.models.lora import as_peft_model, check_lora, lora_config, lora_layout
+from evolora.models.lora import as_peft_model, check_lora, default_targets, for_causal_lm, lora_config, lora_layout
 
 Folder = Callable[[str], Path]
 
@@ -193,7 +195,7 @@ def test_other_architectures_get_pefts_own_targets(other: str, model_folder: Fol
     expected = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING[other]
     assert {module.name.rsplit(".", 1)[1] for module in layout.modules} == set(expected)
     assert len(layout.modules) == 2 * len(expected)
-    assert config.target_modules is None  # PEFT filled in a copy
+    assert config.target_modules == set(expected)
 
 
 def test_the_founder_is_the_base_and_depends_on_its_seed_alone(architecture: str, model_folder: Folder) -> None:
@@ -221,3 +223,26 @@ def test_wrapping_leaves_torchs_random_state_alone(model_folder: Folder) -> None
     before = torch.get_rng_state()
     as_peft_model(model, lora_config(model), seed=5)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_an_architecture_that_peft_does_not_know_gets_its_attentions_projections() -> None:
+    assert default_targets(random_model("smollm3")) == ["q_proj", "v_proj"]
+    assert default_targets(random_model("phi3")) == ["qkv_proj"]
+    assert default_targets(random_model("mamba")) == ["in_proj", "x_proj"]
+
+
+@pytest.mark.parametrize("excluded", [None, ["v_proj"], r".*\.v_proj"])
+def test_a_vision_tower_is_never_adapted(excluded: list[str] | str | None) -> None:
+    model = random_model("gemma3_vision")
+    given = LoraConfig(target_modules=["q_proj", "v_proj"], exclude_modules=excluded)
+    for config in (lora_config(model, exclude_modules=excluded), for_causal_lm(model, given)):
+        layout, _ = lora_layout(model, config, seed=0)
+        names = {module.name.rpartition(".")[2] for module in layout.modules}
+        assert names == ({"q_proj", "v_proj"} if excluded is None else {"q_proj"})
+        assert len(layout.modules) == 2 * len(names) and not any("vision" in module.name for module in layout.modules)
+
+
+def test_fused_experts_are_refused_by_name() -> None:
+    model = random_model("mixtral")
+    with pytest.raises(InputError, match=r"--target-modules all-linear: the experts of MixtralForCausalLM"):
+        lora_layout(model, lora_config(model, target_modules="all-linear"), seed=0)

@@ -74,7 +74,7 @@ def bytes_a_row(model: PreTrainedModel, length: int) -> int:
     config = model.config.get_text_config(decoder=True)
     size = model.dtype.itemsize
     hidden, layers = config.hidden_size, config.num_hidden_layers
-    heads = config.num_attention_heads
+    heads = getattr(config, "num_attention_heads", None) or 1  # a recurrent model has none
     key_heads = getattr(config, "num_key_value_heads", None) or heads
     head_size = getattr(config, "head_dim", None) or hidden // heads
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden

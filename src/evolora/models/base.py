@@ -122,6 +122,11 @@ def accepts(model: PreTrainedModel, argument: str) -> bool:
     return argument in _arguments(type(model).forward)
 
 
+def cache_argument(model: PreTrainedModel) -> str | None:
+    """What the model's forward calls the cache that it takes and fills; None where it has none, as GPT-1."""
+    return next((name for name in ("past_key_values", "cache_params") if accepts(model, name)), None)
+
+
 @functools.cache  # asked for every token
 def _arguments(function: Callable[..., Any]) -> frozenset[str]:
     return frozenset(inspect.signature(function).parameters)

@@ -1,6 +1,7 @@
 """The LoRA layout that PEFT gives a base model."""
 
 import copy
+import re
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -8,6 +9,7 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.tuners.lora import Linear as PeftLinear
 from peft.tuners.lora import LoraLayer
+from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.pytorch_utils import Conv1D
@@ -41,6 +43,18 @@ _CARRIED_LORA_FIELDS = {
     "runtime_config",
 }
 _CARRIED_INITS = (True, "gaussian")
+# What attention calls its projections, where PEFT does not know the architecture.
+_ATTENTION = (
+    ("q_proj", "v_proj"),
+    ("query_key_value",),
+    ("qkv_proj",),
+    ("Wqkv",),
+    ("c_attn",),
+    ("query", "value"),
+    ("q_b_proj", "kv_b_proj"),  # of DeepSeek's latent attention
+    ("in_proj", "x_proj"),  # Mamba's, which has no attention
+    ("in_proj",),
+)
 
 
 def lora_config(
@@ -53,14 +67,15 @@ def lora_config(
     exclude_modules: list[str] | str | None = None,
     use_rslora: bool = False,
 ) -> LoraConfig:
-    """PEFT's configuration for `model`: `c_attn` and `c_proj` for GPT-2, PEFT's own target modules for the others.
-    Text is `all-linear` or a regular expression, as PEFT has it.
+    """PEFT's configuration for `model`. Text is `all-linear` or a regular expression, as PEFT has it; without target
+    modules they are `default_targets`. Only the text decoder is adapted, no vision tower beside it.
 
     GPT-2's layers are Conv1D, which keep their weight transposed: hence `fan_in_fan_out` there.
     """
     conv1d = any(isinstance(module, Conv1D) for module in model.modules())
-    if target_modules is None and model.config.model_type == "gpt2":
-        target_modules = ["c_attn", "c_proj"]
+    if target_modules is None:
+        target_modules = default_targets(model)
+    exclude_modules = _without_towers(model, exclude_modules)
     return LoraConfig(
         task_type="CAUSAL_LM",
         r=r,
@@ -79,9 +94,44 @@ def for_causal_lm(model: PreTrainedModel, config: LoraConfig) -> LoraConfig:
     config = copy.deepcopy(config)
     config.task_type = config.task_type or "CAUSAL_LM"
     config.fan_in_fan_out = any(isinstance(module, Conv1D) for module in model.modules())
-    if config.target_modules is None and model.config.model_type == "gpt2":
-        config.target_modules = ["c_attn", "c_proj"]
+    if config.target_modules is None:
+        config.target_modules = default_targets(model)
+    excluded = config.exclude_modules
+    config.exclude_modules = _without_towers(model, list(excluded) if isinstance(excluded, set) else excluded)
     return config
+
+
+def default_targets(model: PreTrainedModel) -> list[str] | None:
+    """Which layers are adapted by default: `c_attn` and `c_proj` for GPT-2, what PEFT names for the architectures that
+    it knows, and the projections to queries and values, or what a model has instead, for the others. None where nothing
+    of the kind is found."""
+    kind = model.config.get_text_config(decoder=True).model_type
+    if kind == "gpt2":
+        return ["c_attn", "c_proj"]
+    leaves = {
+        name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)
+    }
+    known = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(kind, ())
+    return next((list(names) for names in (known, *_ATTENTION) if names and leaves.issuperset(names)), None)
+
+
+def _without_towers(model: PreTrainedModel, excluded: list[str] | str | None) -> list[str] | str | None:
+    """What is excluded, and all that is neither in the model's text decoder nor its head, where there is more."""
+    decoder = model.get_decoder()
+    name = next((name for name, module in model.named_modules() if module is decoder), "")
+    head = next((own for own, module in model.named_modules() if module is model.get_output_embeddings()), "lm_head")
+    outside = [
+        own
+        for own, module in model.named_modules()
+        if isinstance(module, nn.Linear | Conv1D) and not own.startswith(f"{name}.") and own != head
+    ]
+    if not name or not outside:
+        return excluded
+    towers = rf"(?!{re.escape(name)}\.|{re.escape(head)}$).*"
+    if not excluded:
+        return towers
+    own = excluded if isinstance(excluded, str) else rf"(.*\.)?({'|'.join(map(re.escape, excluded))})"
+    return f"{towers}|{own}"
 
 
 def check_lora(config: LoraConfig) -> None:
@@ -90,7 +140,8 @@ def check_lora(config: LoraConfig) -> None:
     for field in fields(LoraConfig):
         if field.name in _CARRIED_LORA_FIELDS or not field.init:
             continue
-        if (value := getattr(config, field.name)) != getattr(plain, field.name):
+        value = getattr(config, field.name)
+        if value != getattr(plain, field.name) and value != []:  # PEFT writes an empty list for nothing, too
             raise InputError(f"LoraConfig {field.name}={value!r} cannot be carried by the adapted layers")
     if config.init_lora_weights not in _CARRIED_INITS:
         raise InputError(
@@ -109,7 +160,15 @@ def lora_layout(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> tup
     Raises InputError for what the adapted layers cannot carry.
     """
     check_lora(config)
-    peft_model = as_peft_model(model, config, seed=seed)
+    try:
+        peft_model = as_peft_model(model, config, seed=seed)
+    except ValueError as error:
+        if "ParamWrapper" in str(error):
+            raise InputError(
+                f"--target-modules {config.target_modules}: the experts of {type(model).__name__} are tensors and no "
+                "layers, which cannot be adapted, expected layers by name, such as q_proj v_proj"
+            ) from None
+        raise
     layout = GenomeLayout(tuple(_adapted_modules(peft_model)))
     state = get_peft_model_state_dict(peft_model)
     genome = layout.from_state_dict({key: value.float().cpu() for key, value in state.items()})

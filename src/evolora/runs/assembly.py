@@ -14,6 +14,7 @@ from evolora.engine.base import Engine
 from evolora.engine.calibration import available_cores, choose_rows, choose_threads, parameters_of, threads_an_operation
 from evolora.engine.choose import choose_engine, resolved
 from evolora.engine.options import NO_TARGETS
+from evolora.engine.self_check import check_engine, checked
 from evolora.engine.text import Text
 from evolora.errors import InputError
 from evolora.human.exchange import run_votes
@@ -142,6 +143,10 @@ def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None 
     if not task.held_out:
         view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
     chosen.prepare(view, learns=adapter is None and config.refiner.type != "none", dropout=lora.lora_dropout)
+    known = given.model is None  # of a loaded one nobody knows what was done to it
+    check = checked if known else check_engine
+    if (found := check(chosen.one, base.model, lora, founder, text, name=config.model.name)) is not None:
+        view.say(f"self-check: log-probabilities within {found.largest:.1g} of a plain pass and of PEFT's adapter")
     return Parts(
         config, base, lora, layout, founder, task, scorer, chosen.engine, text, evaluator, max_new_tokens, view
     )
@@ -246,11 +251,17 @@ def check_prompts(base: BaseModel, prompts: Sequence[str], max_new_tokens: int) 
 
     Raises InputError for a prompt that has no tokens, or more than the model has room for.
     """
-    room = getattr(base.model.config, "max_position_embeddings", None)
+    room = getattr(base.model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+    known = base.model.get_input_embeddings().weight.shape[0]
     longest = 0
     for prompt, ids in zip(prompts, base.tokenizer(list(prompts))["input_ids"], strict=True):
         if not ids:
             raise InputError(f"prompt {prompt!r}: has no tokens, expected at least one")
+        if (last := max(ids)) >= known:
+            raise InputError(
+                f"prompt {prompt[:60]!r}: its token {base.tokenizer.convert_ids_to_tokens(last)!r} has the id {last}, "
+                f"expected ids below {known}, those that --model has an embedding for"
+            )
         if room is not None and len(ids) + max_new_tokens > room:
             raise InputError(
                 f"prompt {prompt[:60]!r}: {len(ids)} tokens and {max_new_tokens} new ones "

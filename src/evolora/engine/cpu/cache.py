@@ -28,6 +28,8 @@ from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
 from numba.core.serialize import dumps
 
+from evolora.files import user_cache
+
 _UNUSED_SECONDS = 30 * 24 * 3600
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
@@ -40,17 +42,7 @@ bytecode.FunctionIdentity._unique_ids = itertools.count(secrets.randbelow(2**40)
 def folder() -> Path:
     """Where this installation's kernels are kept; it may not be there yet."""
     given = numba.config.CACHE_DIR  # NUMBA_CACHE_DIR
-    return (Path(given) / "evolora" if given else _user_cache() / "kernels") / key()
-
-
-def _user_cache() -> Path:
-    if own := os.environ.get("EVOLORA_CACHE"):
-        return Path(own).expanduser()
-    if sys.platform == "darwin":
-        return Path("~/Library/Caches/evolora").expanduser()
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "evolora" / "Cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "evolora"
+    return (Path(given) / "evolora" if given else user_cache() / "kernels") / key()
 
 
 @functools.cache

@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evolora.engine.eager.kernels import Choice, DecodingTrace, Kernels, Step, Steps
-from evolora.engine.eager.kv_cache import RoomyCache, keeps_all
+from evolora.engine.eager.kv_cache import RoomyCache, keep_rows, keeps_all
 from evolora.engine.eager.log_probs import in_float32_at_least
 from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.engine.eager.packed_forward import PackedPass, can_pack
-from evolora.models.base import accepts
+from evolora.models.base import accepts, cache_argument
 
 _UNKNOWN = object()
 
@@ -51,7 +51,9 @@ class DecodingBatch:
         self._mask = torch.cat([mask, mask.new_zeros(rows, room)], 1)
         self._length = width
         self._positions = mask.sum(1)
-        self._cache = kernels.make_cache(self.model, width + room) if use_cache else None
+        self._cache_argument = cache_argument(self.model)
+        has_cache = use_cache and self._cache_argument is not None
+        self._cache = kernels.make_cache(self.model, width + room) if has_cache else None
         self._layers, self._kernels = layers, kernels
         groups = layers.individuals or 1
         self._owners = torch.arange(groups, device=ids.device).repeat_interleave(rows // groups)
@@ -144,14 +146,18 @@ class DecodingBatch:
         self._ids, self._mask, self._positions = self._ids[rows], self._mask[rows], self._positions[rows]
         self._owners, self._rows = self._owners[rows], self._rows[rows]
         if self._cache is not None:
-            self._cache.batch_select_indices(rows)
+            keep_rows(self._cache, rows)
         if self._layers.individuals:
             self._layers.route(self._owners)
 
     def _forward(self, ids: Tensor, mask: Tensor, kept: int, positions: Tensor | None = None) -> Tensor:
-        arguments: dict[str, object] = {"input_ids": ids, "attention_mask": mask, "use_cache": self._cache is not None}
-        if self._cache is not None:
-            arguments["past_key_values"] = self._cache
+        arguments: dict[str, object] = {"input_ids": ids, "attention_mask": mask}
+        if accepts(self.model, "use_cache"):
+            arguments["use_cache"] = self._cache is not None
+        if self._cache is not None and self._cache_argument is not None:
+            arguments[self._cache_argument] = self._cache
+            if self._cache_argument == "cache_params" and positions is not None:
+                del arguments["attention_mask"]  # Mamba's state has it, and would apply the whole to one token
         if accepts(self.model, "position_ids"):
             # Without explicit positions a left-padded row would count its padding.
             whole = positions is None or self._cache is None
@@ -197,7 +203,7 @@ class DecodingBatch:
 def takes_drafts(model: PreTrainedModel, kernels: Kernels) -> bool:
     """Whether drafts can be checked on `model`: what is rejected stays in the cache, masked, so every layer must attend
     to all positions."""
-    return keeps_all(kernels.make_cache(model, 1))
+    return accepts(model, "past_key_values") and keeps_all(kernels.make_cache(model, 1))
 
 
 def positions_of(mask: Tensor) -> Tensor:

@@ -101,3 +101,12 @@ def make_cache(
 def keeps_all(cache: Cache) -> bool:
     """Whether every layer keeps every position where it was put, so that positions may be masked anywhere."""
     return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
+
+
+def keep_rows(cache: Cache, rows: Tensor) -> None:
+    """Let all rows but these leave, whatever the layers keep: keys and values, or the state of recurrent layers."""
+    for layer in cache.layers:
+        if isinstance(layer, RoomyLayer):
+            layer.batch_select_indices(rows)
+        else:
+            layer.reorder_cache(rows)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evolora.engine.eager.dropout import dropped
+from evolora.errors import InputError
 from evolora.models.base import module_tree
 from evolora.models.genome import AdaptedModule, GenomeLayout
 
@@ -54,10 +55,12 @@ class LoraLayers:
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
         self.routing: Routing | None = None
         self.generator: torch.Generator | None = None
+        self.batch: torch.Size | None = None  # [rows, length] of the pass that is under way
         self._hooks = [
             model.get_submodule(module.name).register_forward_hook((layer or LoraLayer)(self, module))
             for module in layout.modules
         ]
+        self._batches = model.register_forward_pre_hook(_Batch(self), with_kwargs=True)
 
     @contextmanager
     def adapted(
@@ -98,7 +101,7 @@ class LoraLayers:
 
     def detach(self) -> None:
         """Take the hooks off the tree for good."""
-        for hook in self._hooks:
+        for hook in [*self._hooks, self._batches]:
             hook.remove()
         self._hooks = []
 
@@ -107,7 +110,21 @@ class LoraLayers:
         model = module_tree(self.model)
         for module, hook in zip(self.layout.modules, self._hooks, strict=True):
             del model.get_submodule(module.name)._forward_hooks[hook.id]  # a copied hook is still the original's
+        del model._forward_pre_hooks[self._batches.id], model._forward_pre_hooks_with_kwargs[self._batches.id]
         return model
+
+
+class _Batch:
+    """A hook before each pass, which looks at the shape of its tokens."""
+
+    def __init__(self, layers: LoraLayers) -> None:
+        self.layers = layers
+
+    def __deepcopy__(self, _: dict[int, Any]) -> "_Batch":
+        return self
+
+    def __call__(self, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:
+        self.layers.batch = (named["input_ids"] if "input_ids" in named else arguments[0]).shape
 
 
 class LoraLayer:
@@ -128,14 +145,28 @@ class LoraLayer:
     def __call__(self, _: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor | None:
         if not self.active:
             return None
+        x = inputs[0]
+        if x.ndim > 2:
+            return self._add(output, x)
+        # Some models flatten a batch: its tokens are in the rows' order, if they are all here.
+        batch = self.layers.batch
+        if batch is None or len(x) != batch.numel():
+            raise InputError(
+                f"--target-modules: {self.module.name} gets only some of a batch's tokens, expected layers that get all"
+            )
+        added = self._add(output.unflatten(0, batch), x.unflatten(0, batch))
+        return None if added is None else added.flatten(0, 1)
+
+    def _add(self, output: Tensor, x: Tensor) -> Tensor | None:
+        """The output [rows, ...] with what the rows' adapters add; None where the output itself has changed."""
         a, b = self.layers.factors[self.module.name]
-        x, routing = inputs[0], self.layers.routing
-        if x.ndim < 3 or (routing is None and x.shape[0] % a.shape[0]):
+        routing = self.layers.routing
+        if routing is not None:
+            return _add_routed(output, self._input(x, a), a, b, self.module.scaling, routing)
+        if x.shape[0] % a.shape[0]:
             raise ValueError(
                 f"{self.module.name}: a batch of shape {list(x.shape)} cannot be split into {a.shape[0]} individuals"
             )
-        if routing is not None:
-            return _add_routed(output, self._input(x, a), a, b, self.module.scaling, routing)
         return self._add_groups(output, x, a, b)
 
     def _input(self, x: Tensor, a: Tensor) -> Tensor:

@@ -26,6 +26,7 @@ def can_pack(model: PreTrainedModel, kernels: Kernels) -> bool:
     return (
         kernels.packs
         and accepts(model, "position_ids")
+        and accepts(model, "past_key_values")
         and model.config._attn_implementation in kernels.masked_attention
         and keeps_all(kernels.make_cache(model, 1))
     )

@@ -45,7 +45,9 @@ def _padded_logits(
     length = completions.ids.shape[1]
     ids = torch.cat([prompts.ids, completions.ids[:, :-1]], 1)
     mask = torch.cat([prompts.mask, completions.mask[:, :-1].to(prompts.mask.dtype)], 1)
-    arguments: dict[str, object] = {"input_ids": ids, "attention_mask": mask, "use_cache": False}
+    arguments: dict[str, object] = {"input_ids": ids, "attention_mask": mask}
+    if accepts(model, "use_cache"):
+        arguments["use_cache"] = False
     if accepts(model, "position_ids"):
         arguments["position_ids"] = positions_of(mask)
     if accepts(model, "logits_to_keep"):
