@@ -13,6 +13,8 @@ SMALL_MODEL = 20_000_000
 # More rows than these make no token cheaper (docs/performance.md).
 MOST_ROWS = 512
 _LEAST_ROWS = 8
+# Activations that an update keeps on a CPU.
+UPDATE_BYTES = 2**30
 
 
 def choose_threads(
@@ -81,6 +83,23 @@ def bytes_a_row(model: PreTrainedModel, length: int) -> int:
     cache = 2 * layers * key_heads * head_size * length * size
     activations = (8 * hidden + 3 * inner) * length * size + heads * length * length * 4
     return int(2 * cache + activations + 4 * config.vocab_size * 4)  # rows leave by a copy of the cache
+
+
+def choose_update_tokens(model: PreTrainedModel, length: int, threads: int) -> int:
+    """Tokens, in texts of up to `length`, whose activations one of `threads` keeps for a gradient: of a gibibyte in
+    all on a CPU, where more are no faster; of half the free memory elsewhere; of one text at least."""
+    room = free_memory(model.device) // 2
+    if model.device.type == "cpu":
+        room = min(room, UPDATE_BYTES) // threads
+    return max(length, room // bytes_a_token_kept(model, length))
+
+
+def bytes_a_token_kept(model: PreTrainedModel, length: int) -> int:
+    """What torch's graph keeps of a token in a text of `length`, in all layers: an estimate."""
+    config = model.config.get_text_config(decoder=True)
+    hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 1
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
+    return int(config.num_hidden_layers * (12 * hidden + 5 * inner + heads * length) * max(model.dtype.itemsize, 4))
 
 
 def free_memory(device: torch.device) -> int:

@@ -10,6 +10,7 @@ from evolora.engine import cpu
 from evolora.engine.base import Engine
 from evolora.engine.calibration import is_small
 from evolora.engine.eager.engine import EagerEngine
+from evolora.engine.micro_batches import MicroBatchEngine
 from evolora.engine.options import ENGINES, EngineName, ProductsName
 from evolora.engine.progress import Progress
 from evolora.engine.split import MOST_ROWS_DECODED, SplitEngine
@@ -39,18 +40,24 @@ def choose_engine(
     threads: int = 1,
     kind: EngineName = "auto",
     products: ProductsName = "auto",
+    update_tokens: int | None = None,
 ) -> Choice:
     """The fastest engine that can run `model`, or the one that is asked for, on up to `threads` parts of a batch at a
-    time.
+    time, each of which keeps what the gradient needs of at most about `update_tokens` tokens.
 
     Raises InputError for one that is asked for and cannot.
     """
     engine, words = _engine(model, layout, kind, products)
     side_by_side = threads if model.device.type == "cpu" else 1
-    if side_by_side == 1:
-        return Choice(engine, words, engine)
     most = None if is_small(model) else MOST_ROWS_DECODED
-    return Choice(SplitEngine(engine, engine.replica, threads=side_by_side, most_rows=most), words, engine)
+
+    def frugal(engine: Engine) -> Engine:
+        return engine if update_tokens is None else MicroBatchEngine(engine, update_tokens)
+
+    if side_by_side == 1:
+        return Choice(frugal(engine), words, engine)
+    several = SplitEngine(frugal(engine), lambda: frugal(engine.replica()), threads=side_by_side, most_rows=most)
+    return Choice(several, words, engine)
 
 
 def resolved(

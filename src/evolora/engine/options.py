@@ -36,6 +36,12 @@ class EngineOptions(Options):
     rows_per_slice: int | None = option(
         None, "rows that go through the model together; default: what fits into memory, at most 512", ge=1
     )
+    update_tokens: int | None = option(
+        None,
+        "tokens whose activations an update keeps at a time, on each thread; more go in micro-batches; default: those "
+        "of a gibibyte in all",
+        ge=1,
+    )
     draft_rows: int = option(
         8, "most rows whose completions are drafted by their parent's and checked in one pass; 0 never", ge=0
     )

@@ -170,9 +170,20 @@ def lora_layout(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> tup
             ) from None
         raise
     layout = GenomeLayout(tuple(_adapted_modules(peft_model)))
-    state = get_peft_model_state_dict(peft_model)
+    if adapts_head(model, layout) and model.get_output_embeddings().weight is model.get_input_embeddings().weight:
+        raise InputError(
+            f"--target-modules: the output embedding of {type(model).__name__} is its input embedding, too, and could "
+            "not be merged, expected other layers"
+        )
+    state = get_peft_model_state_dict(peft_model, save_embedding_layers=False)
     genome = layout.from_state_dict({key: value.float().cpu() for key, value in state.items()})
     return layout, genome
+
+
+def adapts_head(model: PreTrainedModel, layout: GenomeLayout) -> bool:
+    """Whether the output embedding is among the adapted layers."""
+    head = model.get_output_embeddings()
+    return any(model.get_submodule(module.name) is head for module in layout.modules)
 
 
 def _adapted_modules(peft_model: PeftModel) -> Iterator[AdaptedModule]:
@@ -223,6 +234,6 @@ def as_peft_model(
 def set_state(peft_model: PeftModel, state: dict[str, Tensor]) -> None:
     """Give the adapter its weights. Raises ValueError when `state` lacks a tensor or has one too many, which PEFT would
     pass over in silence."""
-    if unmatched := sorted(get_peft_model_state_dict(peft_model).keys() ^ state.keys()):
+    if unmatched := sorted(get_peft_model_state_dict(peft_model, save_embedding_layers=False).keys() ^ state.keys()):
         raise ValueError(f"the adapter does not fit the model: {unmatched[0]} is on one side only")
     set_peft_model_state_dict(peft_model, state)

@@ -11,7 +11,14 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from evolora.engine.base import Engine
-from evolora.engine.calibration import available_cores, choose_rows, choose_threads, parameters_of, threads_an_operation
+from evolora.engine.calibration import (
+    available_cores,
+    choose_rows,
+    choose_threads,
+    choose_update_tokens,
+    parameters_of,
+    threads_an_operation,
+)
 from evolora.engine.choose import choose_engine, resolved
 from evolora.engine.options import NO_TARGETS
 from evolora.engine.self_check import check_engine, checked
@@ -104,6 +111,9 @@ def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None 
         scorer = make_scorer(expression, task.columns, scoring, RewardContext(base), functions)
     longest_prompt = _check_lengths(base, task, max_new_tokens)
     rows_per_slice = config.engine.rows_per_slice or choose_rows(base.model, longest_prompt + max_new_tokens)
+    update_tokens = config.engine.update_tokens or choose_update_tokens(
+        base.model, longest_prompt + max_new_tokens, threads if base.model.device.type == "cpu" else 1
+    )
     # What was resolved is written down, so that a resumed run cannot resolve it otherwise.
     own = config.task.data is not None or config.task.prompt is not None
     config = config.replaced(
@@ -117,11 +127,14 @@ def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None 
                 "threads": threads,
                 "products": products,
                 "rows_per_slice": rows_per_slice,
+                "update_tokens": update_tokens,
             },
             "completion": {"max_new_tokens": max_new_tokens},
         }
     )
-    chosen = choose_engine(base.model, layout, threads=threads, kind=engine, products=products)
+    chosen = choose_engine(
+        base.model, layout, threads=threads, kind=engine, products=products, update_tokens=update_tokens
+    )
     text = Text.of(base.model, base.tokenizer)
     evaluator = LocalEvaluator(
         chosen.engine,

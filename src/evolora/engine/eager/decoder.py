@@ -212,12 +212,14 @@ def positions_of(mask: Tensor) -> Tensor:
 
 
 @contextmanager
-def last_hidden_states(model: PreTrainedModel) -> Iterator[list[Tensor]]:
-    """The inputs of the output embedding, one tensor [rows, kept, hidden] a forward pass."""
+def last_hidden_states(model: PreTrainedModel, *, logits: bool = True) -> Iterator[list[Tensor]]:
+    """The inputs of the output embedding, one tensor [rows, kept, hidden] a forward pass. Without `logits` it gets but
+    one of them."""
     seen: list[Tensor] = []
 
-    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    def keep(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         seen.append(inputs[0])
+        return inputs if logits else (inputs[0][:1, :1].detach(),)
 
     hook = model.get_output_embeddings().register_forward_pre_hook(keep)
     try:

@@ -1,5 +1,6 @@
 """An engine on transformers' own layers: any architecture, any device."""
 
+import functools
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
@@ -12,6 +13,7 @@ from transformers import PreTrainedModel
 from evolora.engine.base import Completions, Decoding, Prompts, Scored, Scoring
 from evolora.engine.eager.decoder import takes_drafts
 from evolora.engine.eager.generate import PromptBatch, generate
+from evolora.engine.eager.head import FrozenHead
 from evolora.engine.eager.kernels import Kernels
 from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.engine.eager.owners import EqualGroups, ScoredRows
@@ -20,6 +22,7 @@ from evolora.engine.progress import Progress
 from evolora.models.base import module_tree
 from evolora.models.cost import ModelSize
 from evolora.models.genome import GenomeLayout
+from evolora.models.lora import adapts_head
 
 
 class EagerEngine:
@@ -52,6 +55,8 @@ class EagerEngine:
     def _set_up(self, tree: PreTrainedModel, layout: GenomeLayout, kernels: Kernels) -> None:
         self.layout = layout
         self.kernels = kernels
+        if adapts_head(tree, layout):
+            kernels.packs = False  # its rows' owners are known of whole batches only
         self.hidden: int = tree.get_output_embeddings().weight.shape[1]
         self.device = tree.device
         self.dtype = torch.float64 if tree.dtype == torch.float64 else torch.float32
@@ -107,11 +112,18 @@ class EagerEngine:
         self, genomes: Tensor | None, prompts: Prompts, completions: Completions, how: Scoring, times: int
     ) -> Scored:
         differentiable = how.gradient and genomes is not None
+        head = self._head
         leaf = None if genomes is None else self._placed(genomes).detach().requires_grad_(differentiable)
         batch = PromptBatch.of(prompts, pad=0, times=times, device=self.device)
         with torch.set_grad_enabled(differentiable), self._dropping(leaf, how):
-            log_probs, entropy, features = completion_log_probs(self.layers, self.kernels, batch, completions, how)
+            log_probs, entropy, features = completion_log_probs(
+                self.layers, self.kernels, batch, completions, how, head
+            )
         return Graph(leaf, log_probs, entropy, None if features is None else features.detach())
+
+    @functools.cached_property
+    def _head(self) -> FrozenHead | None:
+        return FrozenHead.of(self.layers.model, self.layout)
 
     def _dropping(self, genomes: Tensor | None, how: Scoring) -> AbstractContextManager[None]:
         return self.layers.adapted(genomes, dropout=how.dropout, dropout_seed=how.dropout_seed)

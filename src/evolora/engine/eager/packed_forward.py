@@ -76,14 +76,24 @@ class PackedPass:
         """The logits at the `asked` places of the flattened packs, [*asked.shape, vocabulary], and the hidden states
         that they come from. Only there is the output embedding computed."""
         with _only(self.model, asked) as hidden:
-            logits: Tensor = self.model(
-                input_ids=self._ids,
-                position_ids=self._positions,
-                attention_mask=self._mask,
-                past_key_values=cache,
-                use_cache=cache is not None,
-            ).logits
+            logits = self._pass(cache)
         return logits, hidden[0].clone() if keep_features else None
+
+    def hidden(self, asked: Tensor) -> Tensor:
+        """The hidden states at the `asked` places of the flattened packs, [*asked.shape, hidden], and no logits."""
+        with _only(self.model, asked, logits=False) as hidden:
+            self._pass(None)
+        return hidden[0]
+
+    def _pass(self, cache: Cache | None) -> Tensor:
+        logits: Tensor = self.model(
+            input_ids=self._ids,
+            position_ids=self._positions,
+            attention_mask=self._mask,
+            past_key_values=cache,
+            use_cache=cache is not None,
+        ).logits
+        return logits
 
 
 def _even(width: int) -> int:
@@ -93,13 +103,14 @@ def _even(width: int) -> int:
 
 
 @contextmanager
-def _only(model: PreTrainedModel, asked: Tensor) -> Iterator[list[Tensor]]:
-    """Give the output embedding the `asked` ones of the flattened hidden states only; they are what it yields."""
+def _only(model: PreTrainedModel, asked: Tensor, *, logits: bool = True) -> Iterator[list[Tensor]]:
+    """Give the output embedding the `asked` ones of the flattened hidden states only; they are what it yields. Without
+    `logits` it gets but one of them."""
     given: list[Tensor] = []
 
     def choose(_: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         given.append(inputs[0].flatten(0, 1)[asked])
-        return (given[0],)
+        return (given[0] if logits else given[0][:1].detach(),)
 
     hook = model.get_output_embeddings().register_forward_pre_hook(choose)
     try:

@@ -1,11 +1,14 @@
 """Log-probabilities of given completions, by one forward pass."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from evolora.engine.base import Completions, Scoring
 from evolora.engine.eager.decoder import last_hidden_states, positions_of
 from evolora.engine.eager.generate import PromptBatch
+from evolora.engine.eager.head import FrozenHead
 from evolora.engine.eager.kernels import Kernels
 from evolora.engine.eager.log_probs import in_float32_at_least
 from evolora.engine.eager.lora_layers import LoraLayers
@@ -14,33 +17,43 @@ from evolora.models.base import accepts
 
 
 def completion_log_probs(
-    layers: LoraLayers, kernels: Kernels, prompts: PromptBatch, completions: Completions, how: Scoring
+    layers: LoraLayers,
+    kernels: Kernels,
+    prompts: PromptBatch,
+    completions: Completions,
+    how: Scoring,
+    head: FrozenHead | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Log-probability of each completion token and the entropy of the distribution that it came from, both
     [rows, length] and 0 beyond the completions' mask, by one forward pass; differentiable, the entropy only with
     `entropy_gradient`. And the features, [rows, length, hidden], where they are asked for.
 
     Where the model allows it the texts are packed: nothing is computed for padding, and what an individual's texts
-    begin with in common, such as the prompt of several completions, is computed once (dropout included).
+    begin with in common, such as the prompt of several completions, is computed once (dropout included). With a `head`
+    the logits of many tokens are computed in chunks.
     """
-    forward = _packed_logits if can_pack(layers.model, kernels) else _padded_logits
-    logits, hidden = forward(layers, prompts, completions, keep_features=how.features)
     ids, mask = completions.ids, completions.mask
-    chosen, entropy = kernels.token_log_probs(
-        in_float32_at_least(logits), ids[mask], temperature=how.temperature, entropy_gradient=how.entropy_gradient
-    )
+    many = head is not None and completions.tokens > head.tokens
+    forward = _packed if can_pack(layers.model, kernels) else _padded
+    hidden, logits = forward(layers, prompts, completions, logits=not many, keep=how.features or many)
+    options: dict[str, Any] = {"temperature": how.temperature, "entropy_gradient": how.entropy_gradient}
+    if logits is not None:
+        chosen, entropy = kernels.token_log_probs(in_float32_at_least(logits), ids[mask], **options)
+    else:
+        assert head is not None and hidden is not None
+        chosen, entropy = head.token_log_probs(kernels, hidden, ids[mask], **options)
     blank = chosen.new_zeros(ids.shape)
     features = None
-    if hidden is not None:
+    if how.features and hidden is not None:
         features = hidden.new_zeros(*ids.shape, hidden.shape[-1]).masked_scatter(mask[..., None], hidden)
     return blank.masked_scatter(mask, chosen), blank.masked_scatter(mask, entropy), features
 
 
-def _padded_logits(
-    layers: LoraLayers, prompts: PromptBatch, completions: Completions, *, keep_features: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The logits that each masked-in completion token was chosen from, [tokens, vocabulary], row by row, and the hidden
-    states that they come from, [tokens, hidden]; differentiable."""
+def _padded(
+    layers: LoraLayers, prompts: PromptBatch, completions: Completions, *, logits: bool, keep: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Of each masked-in completion token, row by row, the hidden states that it was chosen from, [tokens, hidden], and
+    their logits, [tokens, vocabulary], as far as they are asked for; differentiable."""
     model = layers.model
     length = completions.ids.shape[1]
     ids = torch.cat([prompts.ids, completions.ids[:, :-1]], 1)
@@ -52,20 +65,24 @@ def _padded_logits(
         arguments["position_ids"] = positions_of(mask)
     if accepts(model, "logits_to_keep"):
         arguments["logits_to_keep"] = length
-    with last_hidden_states(model) as hidden:
-        logits: Tensor = model(**arguments).logits[:, -length:]
-    features = hidden[0][:, -length:][completions.mask] if keep_features else None
-    return logits[completions.mask], features
+    with last_hidden_states(model, logits=logits) as hidden:
+        found: Tensor = model(**arguments).logits
+    own = hidden[0][:, -length:][completions.mask] if keep else None
+    return own, found[:, -length:][completions.mask] if logits else None
 
 
-def _packed_logits(
-    layers: LoraLayers, prompts: PromptBatch, completions: Completions, *, keep_features: bool
-) -> tuple[Tensor, Tensor | None]:
-    """The same as `_padded_logits`, of packed texts."""
+def _packed(
+    layers: LoraLayers, prompts: PromptBatch, completions: Completions, *, logits: bool, keep: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """The same as `_padded`, of packed texts."""
     # The last token of a completion is chosen, and never read. A row without a token is its prompt.
     texts = [prompt + row[:-1] for prompt, row in zip(prompts.rows(), completions.rows(), strict=True)]
     packed = PackedPass(layers.model, texts, groups=layers.individuals or 1, device=prompts.ids.device)
     # A token is chosen from what is computed for the one before it.
     row, place = completions.mask.nonzero(as_tuple=True)
     before = prompts.mask.sum(1)[row] + place - 1
-    return packed.run(packed.places[row, before], keep_features=keep_features)
+    asked = packed.places[row, before]
+    if not logits:
+        return packed.hidden(asked), None
+    found, hidden = packed.run(asked, keep_features=keep)
+    return hidden, found

@@ -1,0 +1,134 @@
+"""Gradients of large batches in the memory of small ones: micro-batches whose activations are made again when they are
+needed."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from evolora.engine.base import Completions, Decoding, Engine, Prompts, Scored, Scoring
+from evolora.models.cost import ModelSize
+from evolora.models.genome import GenomeLayout
+from evolora.rng import keyed_seed
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """Some rows of a batch: `rows` [rows] says where in it they are, `own` which of the prompts, for each of some
+    `genomes`."""
+
+    genomes: slice
+    own: list[int]
+    rows: Tensor
+
+
+class MicroBatchEngine:
+    """An engine that keeps what the gradient needs of at most about `most_tokens` tokens at a time.
+
+    A batch of more is scored in micro-batches without a gradient. When it goes backwards each of them is scored once
+    more, with one, and their gradients are summed in order: a third more operations, and the same result up to
+    rounding. How a batch is cut depends on it and on `most_tokens` alone. Each micro-batch draws its own dropout.
+    """
+
+    def __init__(self, engine: Engine, most_tokens: int) -> None:
+        self.engine, self.most_tokens = engine, most_tokens
+        self.layout: GenomeLayout = engine.layout
+        self.size: ModelSize = engine.size
+        self.hidden, self.device, self.dtype, self.trains = engine.hidden, engine.device, engine.dtype, engine.trains
+
+    def generate(
+        self, genomes: Tensor | None, prompts: Prompts, how: Decoding, *, owners: Sequence[int] | None = None
+    ) -> Completions:
+        """See `Engine.generate`."""
+        return self.engine.generate(genomes, prompts, how, owners=owners)
+
+    def score(
+        self,
+        genomes: Tensor | None,
+        prompts: Prompts,
+        completions: Completions,
+        how: Scoring,
+        *,
+        owners: Sequence[int] | None = None,
+    ) -> Scored:
+        """See `Engine.score`. What has a trace needs no activations made again."""
+        lengths = [len(prompt) for prompt in prompts]
+        if genomes is None or not how.gradient or completions.trace is not None:
+            return self.engine.score(genomes, prompts, completions, how, owners=owners)
+        longest = max(lengths) + completions.ids.shape[1]
+        parts = list(self._parts(len(genomes), len(prompts), longest, owners))
+        if len(parts) == 1:
+            return self.engine.score(genomes, prompts, completions, how, owners=owners)
+        return _Recomputed(self.engine, genomes, prompts, completions, how, owners, parts)
+
+    def _parts(self, genomes: int, prompts: int, longest: int, owners: Sequence[int] | None) -> Iterator[MicroBatch]:
+        most_rows = max(1, self.most_tokens // longest)
+        everybody = list(range(prompts))
+        if owners is not None:
+            for own in _batched(everybody, most_rows):
+                yield MicroBatch(slice(genomes), own, torch.tensor(own))
+            return
+        together = min(genomes, most_rows)
+        for first, own in itertools.product(
+            range(0, genomes, together), _batched(everybody, max(1, most_rows // together))
+        ):
+            some = range(first, min(first + together, genomes))
+            rows = torch.tensor([genome * prompts + row for genome in some for row in own])
+            yield MicroBatch(slice(some.start, some.stop), own, rows)
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        self.engine.close()
+
+
+def _batched(rows: list[int], size: int) -> list[list[int]]:
+    return [rows[first : first + size] for first in range(0, len(rows), size)]
+
+
+class _Recomputed:
+    """Micro-batches that have been scored without a gradient, and are again, with one, when it is asked for."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        genomes: Tensor,
+        prompts: Prompts,
+        completions: Completions,
+        how: Scoring,
+        owners: Sequence[int] | None,
+        parts: list[MicroBatch],
+    ) -> None:
+        self._engine, self._genomes, self._prompts = engine, genomes, prompts
+        self._completions, self._how, self._owners, self._parts = completions, how, owners, parts
+        found = [self._score(index, replace(how, gradient=False)) for index in range(len(parts))]
+        order = torch.cat([part.rows for part in parts]).argsort().to(completions.ids.device)
+        self.log_probs = torch.cat([one.log_probs for one in found])[order]
+        self.entropy = torch.cat([one.entropy for one in found])[order]
+        features = [one.features for one in found if one.features is not None]
+        self.features = torch.cat(features)[order] if features else None
+
+    def _score(self, index: int, how: Scoring) -> Scored:
+        part = self._parts[index]
+        if how.dropout_seed is not None:
+            how = replace(how, dropout_seed=keyed_seed(how.dropout_seed, "micro-batch", index))
+        return self._engine.score(
+            self._genomes[part.genomes],
+            [self._prompts[row] for row in part.own],
+            self._completions.select(part.rows.to(self._completions.ids.device)),
+            how,
+            owners=None if self._owners is None else [self._owners[row] for row in part.own],
+        )
+
+    def backward(self, of_log_probs: Tensor, of_entropy: Tensor | None = None) -> Tensor:
+        gradient = torch.zeros_like(self._genomes)
+        for index, part in enumerate(self._parts):
+            rows = part.rows.to(of_log_probs.device)
+            scored = self._score(index, replace(self._how, features=False))
+            own = scored.backward(of_log_probs[rows], None if of_entropy is None else of_entropy[rows])
+            gradient[part.genomes] += own.to(gradient)
+        return gradient
+
+    def release(self) -> None:
+        """Nothing is kept."""
