@@ -1,7 +1,9 @@
 """Tiny random models of several architectures, saved as folders that `load_base` loads."""
 
 import os
+import tempfile
 
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="evolora-state-")  # no test writes into the user's own
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no test may reach the hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 

@@ -85,8 +85,8 @@ def test_best_has_adapter_tokenizer_and_model_card(finished: Path, toy: Any) -> 
         assert f"{summary[side]['test']['reward']:.3f}" in card
     for name, was, now in Inspection.from_dict(summary["inspection"]).shares():
         assert f"{name} {was:.0%} -> {now:.0%}" in card
-    assert all(f"- Warning: {warning}" in card for warning in summary["inspection"]["warnings"])
-    assert "library_name: peft" in card and str(toy.model) in card and "distinct" in card
+    assert all(f"warning: {warning}" in card for warning in summary["inspection"]["warnings"])
+    assert "library_name: peft" in card and "`model`" in card and "distinct" in card
     text = "Translate 'chat' to English:"
     assert (
         AutoTokenizer.from_pretrained(best)(text)["input_ids"]

@@ -1,6 +1,7 @@
 """What leaves a run: an ordinary PEFT adapter, or the base model with the adapter merged in."""
 
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -10,18 +11,48 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evolora.errors import InputError
-from evolora.files import temporary_folder, write_folder
-from evolora.models.base import BaseModel
+from evolora.files import temporary_folder, write_folder, write_text
+from evolora.masking import mask, with_references
+from evolora.models.base import BUNDLED_MODEL, BaseModel
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import as_peft_model, set_state
 
 # In a run's folder: the LoRA configuration that it was given as an object.
 PEFT_CONFIG = "peft_config.json"
 
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
 
 def save_adapter(folder: Path, base: BaseModel, config: LoraConfig, layout: GenomeLayout, genome: Tensor) -> None:
-    """Write `genome` [genome_length] as PEFT's `save_pretrained` does, into an existing folder."""
-    as_peft_model(base.model, config, state=layout.to_state_dict(genome)).save_pretrained(folder)
+    """Write `genome` [genome_length] as PEFT's `save_pretrained` does, into an existing folder, without PEFT's card,
+    which says nothing but where the base model lies."""
+    peft_model = as_peft_model(base.model, config, state=layout.to_state_dict(genome))
+    written = peft_model.peft_config["default"]
+    if written.base_model_name_or_path is not None:
+        written.base_model_name_or_path = with_references(written.base_model_name_or_path)
+    peft_model.save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+
+
+def shown_model(name: str, base: BaseModel) -> str:
+    """A model's name as others may read it: of a folder the last part; of a loaded model, its own name for `<...>`."""
+    name = base.path if name.startswith("<") else name
+    return mask(Path(name).name if Path(name).is_dir() else name)
+
+
+def name_base(folder: Path, base: str) -> None:
+    """Let the adapter in `folder`, and its card, name `base` as its base model."""
+    config, card = folder / "adapter_config.json", folder / "README.md"
+    known = json.loads(config.read_text(encoding="utf-8"))
+    write_text(config, json.dumps({**known, "base_model_name_or_path": base}, indent=2, sort_keys=True))
+    if card.is_file() and is_hub_name(base):
+        text = re.sub("^base_model: .*\n", "", card.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE)
+        write_text(card, text.replace("---\n", f"---\nbase_model: {json.dumps(base)}\n", 1))
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether others may find a model of this name: no folder of this machine, nor the bundled one."""
+    return name != BUNDLED_MODEL and _HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def export_adapter(

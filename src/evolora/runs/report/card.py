@@ -1,8 +1,13 @@
-"""The adapter's model card."""
+"""The adapter's model card: Markdown in which nothing that a model, a user or a data file wrote is more than text."""
 
+import json
+import re
 from typing import Any
 
+from evolora.models.export import is_hub_name
 from evolora.runs.report.inspection import Inspection
+
+_LONGEST = 300
 
 
 def model_card(
@@ -14,16 +19,17 @@ def model_card(
     inspection = Inspection.from_dict(summary["inspection"])
     shares = ", ".join(f"{name} {was:.0%} -> {now:.0%}" for name, was, now in inspection.shares())
     model = summary["model"]
+    named = f"base_model: {json.dumps(model)}\n" if is_hub_name(model) else ""
     kind = "held out from the tuning" if summary["held_out"] else "that the tuning saw too"
     return f"""---
 library_name: peft
-base_model: {model}
-tags: [lora, evolora]
+{named}tags: [lora, evolora]
 ---
-# LoRA adapter for {model}, tuned on {summary["task"]}
+# LoRA adapter for {code_span(model)}, tuned on {code_span(summary["task"])}
 
 Found by [evolora](https://pypi.org/project/evolora/) {summary["version"]}, which evolves LoRA weights and refines the
-best by reinforcement learning: strategy `{summary["strategy"]}`, refiner `{summary["refiner"]}`. Reward: `{reward}`.
+best by reinforcement learning: strategy `{summary["strategy"]}`, refiner `{summary["refiner"]}`.
+Reward: {code_span(reward)}.
 Seed {summary["seed"]}, {summary["generations"]} generations, {summary["tokens"]["evaluation"]:,} tokens generated for
 evaluation and {summary["tokens"]["rollout"]:,} for rollouts.
 
@@ -54,9 +60,31 @@ print(tokenizer.decode(ids[0, batch["input_ids"].shape[1]:], skip_special_tokens
 """
 
 
-def _warned(inspection: Inspection) -> str:
-    return "".join(f"- Warning: {_cell(warning)}\n" for warning in inspection.warnings)
+def code_span(text: str) -> str:
+    """Any text as code on one line of Markdown, cut where it is long: no HTML, links or images come of it.
+
+    >>> print(code_span("a `b`" + chr(10) + "<script>"))
+    `` a `b`\\n<script> ``
+    """
+    # Backslashes and what cannot be seen are written as Python does.
+    shown = repr(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")[1:-1] or " "
+    fence = _fence(shown, 1)
+    space = " " if len(fence) > 1 or shown != shown.strip() else ""
+    return f"{fence}{space}{shown}{space}{fence}"
+
+
+def _fence(text: str, shortest: int) -> str:
+    """As many backticks as do not occur in the text."""
+    return "`" * max(shortest, 1 + max(map(len, re.findall("`+", text)), default=0))
 
 
 def _cell(text: str) -> str:
-    return text.replace("\n", " ").replace("|", "\\|")
+    return code_span(text).replace("|", "\\|")  # after an even number of backslashes
+
+
+def _warned(inspection: Inspection) -> str:
+    if not inspection.warnings:
+        return ""
+    lines = "\n".join(f"warning: {warning}" for warning in inspection.warnings)
+    fence = _fence(lines, 3)
+    return f"\n{fence}text\n{lines}\n{fence}\n"

@@ -1,0 +1,74 @@
+"""What looks like a key is shown as `***`, and what `env:NAME` stood for as that again."""
+
+import json
+import re
+import urllib.parse
+
+HIDDEN = "***"
+
+# What is shorter is no secret, and stands in too many words.
+_SHORTEST = 4
+_concealed: dict[str, str] = {}
+
+_KEY = r"(?:api|access|auth|client|private|secret)?(?:key|token|secret|password|passwd|passphrase|signature|sig)"
+_NAME = rf"(?<![A-Za-z0-9])(?:[A-Za-z0-9]+[_-])*{_KEY}"
+_SURE = r"(?<![A-Za-z0-9])(?:[A-Za-z0-9]+[_-])*(?:api|access|auth|client|private|secret)[_-]?(?:key|token|secret)"
+_VALUE = r"""(?!["'\\]*env:[A-Za-z_])(?:(?P<q>\\?["']).*?(?P=q)|[^\s"'&\\]+)"""
+_KEYS = tuple(
+    re.compile(pattern, re.IGNORECASE)
+    for pattern in (
+        rf"(?P<name>{_NAME}\s?=(?!=)\s?){_VALUE}",
+        rf"(?P<name>--(?:[A-Za-z0-9]+[_-])*{_KEY}\s+)(?!-){_VALUE}",
+        rf"(?P<name>{_SURE}[\"']?\s?:\s?){_VALUE}",
+        rf"(?P<name>\bauthorization[\"']?\s?[:=]\s?(?:[\"']?(?:bearer|basic|token)\s+)?|\bbearer\s+){_VALUE}",
+        r"(?P<name>://)(?!(?:env:[a-z_][a-z0-9_]*:?)+@)[^/\s@\"']+(?=@)",
+        r"(?P<name>\b)(?:sk-|hf_|gh[pousr]_|xox[abp]-|akia)[a-z0-9_-]{16,}",
+    )
+)
+
+
+def mask(text: str) -> str:
+    """The text without keys: for the screen, errors, and what is published.
+
+    >>> print(mask("http('https://h/x?api_key=S3cret&n=1')"), mask("command('score --key S3cret')"))
+    http('https://h/x?api_key=***&n=1') command('score --key ***')
+    >>> mask("https://me:S3cret@h/ --token=env:MY_TOKEN -H 'Authorization: Bearer S3cret'")
+    "https://***@h/ --token=env:MY_TOKEN -H 'Authorization: Bearer ***'"
+    """
+    return _without_keys(with_references(text))
+
+
+def holds_key(text: str) -> bool:
+    """Whether something in the text looks like a key."""
+    return _without_keys(text) != text
+
+
+def conceal(value: str, reference: str) -> None:
+    """From now on `mask` and `with_references` put `reference` in the place of `value`, however it is written."""
+    if len(value) >= _SHORTEST:
+        written = (value, repr(value)[1:-1], json.dumps(value)[1:-1])
+        for each in (
+            *written,
+            urllib.parse.quote(value, safe=""),
+            urllib.parse.quote(value),
+            urllib.parse.quote_plus(value),
+        ):
+            _concealed[each] = reference
+
+
+def with_references(text: str) -> str:
+    """The text with `env:NAME` for what that stood for in this process."""
+    for value in sorted(_concealed, key=len, reverse=True):
+        text = text.replace(value, _concealed[value])
+    return text
+
+
+def conceals() -> bool:
+    """Whether there is anything that must not be shown."""
+    return bool(_concealed)
+
+
+def _without_keys(text: str) -> str:
+    for pattern in _KEYS:
+        text = pattern.sub(lambda found: found["name"] + HIDDEN, text)
+    return text
