@@ -6,23 +6,23 @@ import urllib.parse
 
 HIDDEN = "***"
 
-# What is shorter is no secret, and stands in too many words.
-_SHORTEST = 4
+# What is shorter is no secret, and stands in too many words; what only looks like a key may be no secret either.
+_SHORTEST, _SHORTEST_KEY = 4, 8
 _concealed: dict[str, str] = {}
 
 _KEY = r"(?:api|access|auth|client|private|secret)?(?:key|token|secret|password|passwd|passphrase|signature|sig)"
 _NAME = rf"(?<![A-Za-z0-9])(?:[A-Za-z0-9]+[_-])*{_KEY}"
 _SURE = r"(?<![A-Za-z0-9])(?:[A-Za-z0-9]+[_-])*(?:api|access|auth|client|private|secret)[_-]?(?:key|token|secret)"
-_VALUE = r"""(?!["'\\]*env:[A-Za-z_])(?:(?P<q>\\?["']).*?(?P=q)|[^\s"'&\\]+)"""
+_VALUE = r"""(?!["'\\]*env:[A-Za-z_])(?:(?P<q>\\?["'])(?P<quoted>.*?)(?P=q)|(?P<bare>[^\s"'&\\]+))"""
 _KEYS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         rf"(?P<name>{_NAME}\s?=(?!=)\s?){_VALUE}",
         rf"(?P<name>--(?:[A-Za-z0-9]+[_-])*{_KEY}\s+)(?!-){_VALUE}",
         rf"(?P<name>{_SURE}[\"']?\s?:\s?){_VALUE}",
-        rf"(?P<name>\bauthorization[\"']?\s?[:=]\s?(?:[\"']?(?:bearer|basic|token)\s+)?|\bbearer\s+){_VALUE}",
-        r"(?P<name>://)(?!(?:env:[a-z_][a-z0-9_]*:?)+@)[^/\s@\"']+(?=@)",
-        r"(?P<name>\b)(?:sk-|hf_|gh[pousr]_|xox[abp]-|akia)[a-z0-9_-]{16,}",
+        rf"(?P<name>\bauthorization[\"']?\s?[:=]\s?(?:[\"']?(?:bearer|basic|token)\s+)?+|\bbearer\s+){_VALUE}",
+        r"(?P<name>://)(?!(?:env:[a-z_][a-z0-9_]*:?)+@)(?:[^/\s@\"':]*:)?(?P<quoted>)(?P<bare>[^/\s@\"']+)(?=@)",
+        r"(?P<name>\b)(?P<quoted>)(?P<bare>(?:sk-|hf_|gh[pousr]_|xox[abp]-|akia)[a-z0-9_-]{16,})",
     )
 )
 
@@ -38,14 +38,15 @@ def mask(text: str) -> str:
     return _without_keys(with_references(text))
 
 
-def holds_key(text: str) -> bool:
-    """Whether something in the text looks like a key."""
-    return _without_keys(text) != text
+def keys_in(text: str) -> list[str]:
+    """What looks like a key in the text."""
+    found = [match["quoted"] or match["bare"] or "" for pattern in _KEYS for match in pattern.finditer(text)]
+    return [key for key in found if key not in ("", HIDDEN)]
 
 
-def conceal(value: str, reference: str) -> None:
+def conceal(value: str, reference: str = HIDDEN) -> None:
     """From now on `mask` and `with_references` put `reference` in the place of `value`, however it is written."""
-    if len(value) >= _SHORTEST:
+    if len(value) >= (_SHORTEST_KEY if reference == HIDDEN else _SHORTEST):
         written = (value, repr(value)[1:-1], json.dumps(value)[1:-1])
         for each in (
             *written,

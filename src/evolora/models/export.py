@@ -1,5 +1,6 @@
 """What leaves a run: an ordinary PEFT adapter, or the base model with the adapter merged in."""
 
+import copy
 import json
 import re
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch import Tensor
 from evolora.errors import InputError
 from evolora.files import temporary_folder, write_folder, write_text
 from evolora.masking import mask, with_references
-from evolora.models.base import BUNDLED_MODEL, BaseModel
+from evolora.models.base import BUNDLED_MODEL, BaseModel, model_path
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import as_peft_model, set_state
 
@@ -26,12 +27,10 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 def save_adapter(folder: Path, base: BaseModel, config: LoraConfig, layout: GenomeLayout, genome: Tensor) -> None:
     """Write `genome` [genome_length] as PEFT's `save_pretrained` does, into an existing folder, without PEFT's card,
     which says nothing but where the base model lies."""
-    peft_model = as_peft_model(base.model, config, state=layout.to_state_dict(genome))
-    written = peft_model.peft_config["default"]
-    if written.base_model_name_or_path is not None:
-        written.base_model_name_or_path = with_references(written.base_model_name_or_path)
-    peft_model.save_pretrained(folder)
+    as_peft_model(base.model, config, state=layout.to_state_dict(genome)).save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
+    if base.path != model_path(BUNDLED_MODEL) and with_references(base.path) != base.path:
+        name_base(folder, with_references(base.path))
 
 
 def shown_model(name: str, base: BaseModel) -> str:
@@ -86,6 +85,8 @@ def export_merged(folder: Path, fresh: BaseModel, config: LoraConfig, state: dic
     """Write the base with the adapter merged in by `merge_and_unload`, and the tokenizer. The base is `fresh`, nobody
     else's: merging changes the weights that it merges into."""
     temporary = temporary_folder(folder)
+    config = copy.deepcopy(config)
+    config.base_model_name_or_path = None  # PEFT warns of another
     with torch.random.fork_rng(devices=[]):  # PEFT draws an A that `state` replaces
         peft_model = get_peft_model(fresh.model, config)
     set_state(peft_model, state)

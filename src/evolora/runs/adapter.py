@@ -151,11 +151,11 @@ def export(
 
 
 def folder_named(adapter: Path) -> str | None:
-    """The base model that an adapter names, where it is a folder of this machine."""
+    """The base model that an adapter names, where it is a folder or a variable of this machine."""
     if not (adapter / "adapter_config.json").is_file():
         return None
     name = str(load_adapter(adapter)[0].base_model_name_or_path)
-    return name if Path(name).is_dir() else None
+    return name if Path(name).is_dir() or references(name) else None
 
 
 def _named_base(folder: Path, lora: LoraConfig) -> str:
@@ -189,6 +189,10 @@ def _parts(
         gone += ("task.", "reward.name", "completion.max_new_tokens")
     known = replace(known, words=[word for word in known.words if not word[0].startswith(gone)])
     config = make_options(known, words).replaced({"run": {"out": str(path.absolute())}})
-    wanted = "--trust-reward, for somebody whom you trust" if scores else "one that reads none"
+    wanted = (
+        "--trust-reward, for somebody whom you trust"
+        if scores
+        else "options of your own in their place, such as --model"
+    )
     check_trust(path, known, config, trust, own=said, wanted=wanted)
     return assemble(config, Given(), Silence(), folder, scores=scores)

@@ -12,7 +12,7 @@ from evolora.environment import references, resolved, unset
 from evolora.errors import InputError
 from evolora.evolution.options import LoopConfig
 from evolora.human.options import HumanOptions
-from evolora.masking import holds_key
+from evolora.masking import conceal, keys_in
 from evolora.models.options import LoraOptions, ModelOptions
 from evolora.options import DRAFT, RUN, Options, can_do_without, extra, in_python, own_fields, told_fields
 from evolora.refiners.options import RefinerOptions
@@ -227,8 +227,9 @@ def _with_checked_texts(options: RunOptions, given: _Given) -> RunOptions:
                 raise InputError(
                     f"{source.said(word, value)}: the environment variable {missing} is not set, expected a value in it"
                 )
-            if holds_key(text) and KEY_NOTE not in options.notes:
-                options = replace(options, notes=(KEY_NOTE, *options.notes))
+            for key in keys_in(text):
+                conceal(key)
+                options = replace(options, notes=tuple(dict.fromkeys((KEY_NOTE, *options.notes))))
     return options
 
 

@@ -27,7 +27,7 @@ from evolora.evolution.voting import voted_rewards
 from evolora.evolution.winner import best_finalists
 from evolora.files import write_text
 from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
-from evolora.masking import holds_key, mask
+from evolora.masking import keys_in, mask
 from evolora.models.base import BUNDLED_MODEL, given_base, load_base
 from evolora.models.cost import Cost, Costs
 from evolora.models.export import PEFT_CONFIG, config_text, export_adapter, export_merged, load_adapter, shown_model
@@ -165,7 +165,7 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
     seconds_before = restore(folder, parts, evolution)
     # Not before: new options that come with changed data, say, must not stay behind in a run that was refused.
     text = config_toml(config)
-    write_text(folder / "config.toml", text, private=holds_key(text))
+    write_text(folder / "config.toml", text, private=bool(keys_in(text)))
     metrics.rewind(evolution.generation)
     lineage.rewind(evolution.generation if evolution.generation else -1)
     began = time.perf_counter()

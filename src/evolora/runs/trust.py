@@ -62,21 +62,22 @@ def said_places(words: Source, options: RunOptions) -> set[Place | None]:
 
 
 def _powers(options: RunOptions, places: set[Place | None]) -> Iterator[str]:
-    for place, value in options.texts():
-        for name in references(value) if place in places else ():
-            yield f"it reads the environment variable {name}"
-    reward = options.reward.name
-    if ("reward", "name") not in places or reward in (None, HUMAN):
-        return
-    with contextlib.suppress(InputError):  # it will not be made either
-        for term in parse_reward(str(reward)).terms:
-            said = dict(term.options)
-            if term.is_function or term.name == "python":
-                yield f"its reward is the code of {said.get('function', term.name)}"
-            elif term.name == "command":
-                yield f"its reward starts the program {said['command']!r}"
-            elif said.get("token_env") is not None:
-                yield f"it reads the environment variable {said['token_env']}"
+    """What the options in these places can do to whoever uses them."""
+    variables = [name for place, value in options.texts() if place in places for name in references(value)]
+    reward, code = options.reward.name, []
+    if ("reward", "name") in places and reward is not None and reward != HUMAN:
+        with contextlib.suppress(InputError):  # it will not be made either
+            for term in parse_reward(reward).terms:
+                said = dict(term.options)
+                if term.is_function or term.name == "python":
+                    code.append(f"its reward is the code of {said.get('function', term.name)}")
+                elif term.name == "command":
+                    code.append(f"its reward starts the program {said['command']!r}")
+                elif said.get("token_env") is not None:
+                    variables.append(str(said["token_env"]))
+    yield from code
+    if variables:
+        yield f"it reads the environment variable {', '.join(dict.fromkeys(variables))}"
 
 
 def _note(run: str) -> Path:
