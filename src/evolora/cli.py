@@ -427,7 +427,8 @@ def _export(options: dict[str, Any]) -> int:
     )
     print(written)
     if (named := folder_named(written)) is not None:
-        print(f"adapter_config.json names {named}, which is only here: --base NAME names a model that others can load")
+        hint = "which is only here: --base NAME names a model that others can load"
+        print(f"adapter_config.json names {named}, {hint}", file=sys.stderr)
     return 0
 
 

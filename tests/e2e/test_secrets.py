@@ -209,8 +209,9 @@ def test_nothing_that_is_published_says_where_it_was_made(
 ) -> None:
     assert str(toy.folder) not in (finished / "summary.json").read_text()
     local, named = tmp_path / "local", tmp_path / "named"
-    code, out, _ = evolora("export", finished, "--to", local)
-    assert code == 0 and f"adapter_config.json names {toy.model}, which is only here: --base NAME" in out
+    code, out, hint = evolora("export", finished, "--to", local)
+    assert (code, out) == (0, f"{local}\n")
+    assert f"adapter_config.json names {toy.model}, which is only here: --base NAME" in hint
     AutoPeftModelForCausalLM.from_pretrained(local)
     for more in ([], ["--checkpoint", "gen0002"]):
         target = named.with_name(f"named{len(more)}")
