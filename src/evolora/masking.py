@@ -3,6 +3,7 @@
 import json
 import re
 import urllib.parse
+from collections.abc import Mapping
 
 HIDDEN = "***"
 
@@ -35,7 +36,7 @@ def mask(text: str) -> str:
     >>> mask("https://me:S3cret@h/ --token=env:MY_TOKEN -H 'Authorization: Bearer S3cret'")
     "https://***@h/ --token=env:MY_TOKEN -H 'Authorization: Bearer ***'"
     """
-    return _without_keys(with_references(text))
+    return _without_keys(concealed(text))
 
 
 def keys_in(text: str) -> list[str]:
@@ -45,28 +46,36 @@ def keys_in(text: str) -> list[str]:
 
 
 def conceal(value: str, reference: str = HIDDEN) -> None:
-    """From now on `mask` and `with_references` put `reference` in the place of `value`, however it is written."""
+    """From now on `mask` puts `reference` in the place of `value`, however it is written."""
     if len(value) >= (_SHORTEST_KEY if reference == HIDDEN else _SHORTEST):
-        written = (value, repr(value)[1:-1], json.dumps(value)[1:-1])
-        for each in (
-            *written,
-            urllib.parse.quote(value, safe=""),
-            urllib.parse.quote(value),
-            urllib.parse.quote_plus(value),
-        ):
-            _concealed[each] = reference
+        quoted = [quote(value) for quote in (_quote_all, urllib.parse.quote, urllib.parse.quote_plus)]
+        for written in (value, repr(value)[1:-1], json.dumps(value)[1:-1], *quoted):
+            _concealed[written] = reference
+
+
+def concealed(text: str) -> str:
+    """The text without what `conceal` was told."""
+    return _replaced(text, _concealed)
 
 
 def with_references(text: str) -> str:
     """The text with `env:NAME` for what that stood for in this process."""
-    for value in sorted(_concealed, key=len, reverse=True):
-        text = text.replace(value, _concealed[value])
-    return text
+    return _replaced(text, {value: reference for value, reference in _concealed.items() if reference != HIDDEN})
 
 
 def conceals() -> bool:
     """Whether there is anything that must not be shown."""
     return bool(_concealed)
+
+
+def _quote_all(value: str) -> str:
+    return urllib.parse.quote(value, safe="")
+
+
+def _replaced(text: str, others: Mapping[str, str]) -> str:
+    for value in sorted(others, key=len, reverse=True):
+        text = text.replace(value, others[value])
+    return text
 
 
 def _without_keys(text: str) -> str:

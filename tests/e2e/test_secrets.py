@@ -15,9 +15,9 @@ from peft import AutoPeftModelForCausalLM
 from evolora.runs.config_file import read_run_config
 from evolora.runs.options import make_options
 
-KEY = "Zq7!x&9+K2/w=4%v"
+KEY = "Zq7! x&9+K2/w=4%v"
 PATTERN = "[aeiou]q9?"
-WRITTEN = (KEY, "Zq7%21x%269%2BK2%2Fw%3D4%25v", PATTERN)
+WRITTEN = (KEY, "Zq7%21%20x%269%2BK2%2Fw%3D4%25v", PATTERN)
 
 SCORE = """
 import json, sys

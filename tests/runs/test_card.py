@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from evolora.runs.report.card import code_span, model_card
+from evolora.markdown import code_span
+from evolora.runs.report.card import model_card
 from evolora.runs.report.inspection import inspect_completions
 
 HOSTILE = [

@@ -33,9 +33,8 @@ def save_adapter(folder: Path, base: BaseModel, config: LoraConfig, layout: Geno
         name_base(folder, with_references(base.path))
 
 
-def shown_model(name: str, base: BaseModel) -> str:
-    """A model's name as others may read it: of a folder the last part; of a loaded model, its own name for `<...>`."""
-    name = base.path if name.startswith("<") else name
+def shown_model(name: str) -> str:
+    """A model's name as others may read it: of a folder the last part."""
     return mask(Path(name).name if Path(name).is_dir() else name)
 
 

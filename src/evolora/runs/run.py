@@ -260,7 +260,7 @@ def _finish(
     summary = {
         "version": importlib.metadata.version("evolora"),
         "seed": config.run.seed,
-        "model": shown_model(config.model.name, parts.base),
+        "model": shown_model(parts.base.path if given.model is not None else config.model.name),
         "task": mask(parts.task.name),
         "reward": parts.scorer.name,
         "strategy": config.strategy.type,

@@ -1,13 +1,11 @@
 """The adapter's model card: Markdown in which nothing that a model, a user or a data file wrote is more than text."""
 
 import json
-import re
 from typing import Any
 
+from evolora.markdown import code_span, fenced
 from evolora.models.export import is_hub_name
 from evolora.runs.report.inspection import Inspection
-
-_LONGEST = 300
 
 
 def model_card(
@@ -60,24 +58,6 @@ print(tokenizer.decode(ids[0, batch["input_ids"].shape[1]:], skip_special_tokens
 """
 
 
-def code_span(text: str) -> str:
-    """Any text as code on one line of Markdown, cut where it is long: no HTML, links or images come of it.
-
-    >>> print(code_span("a `b`" + chr(10) + "<script>"))
-    `` a `b`\\n<script> ``
-    """
-    # Backslashes and what cannot be seen are written as Python does.
-    shown = repr(text if len(text) <= _LONGEST else f"{text[:_LONGEST]}…")[1:-1] or " "
-    fence = _fence(shown, 1)
-    space = " " if len(fence) > 1 or shown != shown.strip() else ""
-    return f"{fence}{space}{shown}{space}{fence}"
-
-
-def _fence(text: str, shortest: int) -> str:
-    """As many backticks as do not occur in the text."""
-    return "`" * max(shortest, 1 + max(map(len, re.findall("`+", text)), default=0))
-
-
 def _cell(text: str) -> str:
     return code_span(text).replace("|", "\\|")  # after an even number of backslashes
 
@@ -85,6 +65,5 @@ def _cell(text: str) -> str:
 def _warned(inspection: Inspection) -> str:
     if not inspection.warnings:
         return ""
-    lines = "\n".join(f"warning: {warning}" for warning in inspection.warnings)
-    fence = _fence(lines, 3)
-    return f"\n{fence}text\n{lines}\n{fence}\n"
+    lines = fenced("\n".join(f"warning: {warning}" for warning in inspection.warnings))
+    return f"\n{lines}\n"
