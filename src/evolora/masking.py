@@ -12,14 +12,14 @@ _SHORTEST, _SHORTEST_KEY = 4, 8
 _concealed: dict[str, str] = {}
 
 _KEY = r"(?:api|access|auth|client|private|secret)?(?:key|token|secret|password|passwd|passphrase|signature|sig)"
-_NAME = rf"(?<![A-Za-z0-9])(?:[A-Za-z0-9]+[_-])*{_KEY}"
-_SURE = r"(?<![A-Za-z0-9])(?:[A-Za-z0-9]+[_-])*(?:api|access|auth|client|private|secret)[_-]?(?:key|token|secret)"
+_NAME = rf"(?<![A-Za-z0-9]){_KEY}"
+_SURE = r"(?<![A-Za-z0-9])(?:api|access|auth|client|private|secret)[_-]?(?:key|token|secret)"
 _VALUE = r"""(?!["'\\]*env:[A-Za-z_])(?:(?P<q>\\?["'])(?P<quoted>.*?)(?P=q)|(?P<bare>[^\s"'&\\]+))"""
 _KEYS = tuple(
     re.compile(pattern, re.IGNORECASE)
     for pattern in (
         rf"(?P<name>{_NAME}\s?=(?!=)\s?){_VALUE}",
-        rf"(?P<name>--(?:[A-Za-z0-9]+[_-])*{_KEY}\s+)(?!-){_VALUE}",
+        rf"(?P<name>--(?:[A-Za-z0-9]+[_-]){{0,9}}{_KEY}\s+)(?!-){_VALUE}",
         rf"(?P<name>{_SURE}[\"']?\s?:\s?){_VALUE}",
         rf"(?P<name>\bauthorization[\"']?\s?[:=]\s?(?:[\"']?(?:bearer|basic|token)\s+)?+|\bbearer\s+){_VALUE}",
         r"(?P<name>://)(?!(?:env:[a-z_][a-z0-9_]*:?)+@)(?:[^/\s@\"':]*:)?(?P<quoted>)(?P<bare>[^/\s@\"']+)(?=@)",
@@ -56,6 +56,13 @@ def conceal(value: str, reference: str = HIDDEN) -> None:
 def concealed(text: str) -> str:
     """The text without what `conceal` was told."""
     return _replaced(text, _concealed)
+
+
+def concealed_bytes(data: bytes) -> bytes:
+    """The same for what a program writes."""
+    if not _concealed:
+        return data
+    return concealed(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
 
 
 def with_references(text: str) -> str:

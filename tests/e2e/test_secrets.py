@@ -22,7 +22,8 @@ WRITTEN = (KEY, "Zq7%21%20x%269%2BK2%2Fw%3D4%25v", PATTERN)
 SCORE = """
 import json, sys
 key = sys.argv[sys.argv.index("--key") + 1]
-print("called with", key, file=sys.stderr)
+for part in ("called with ", key[:5], key[5:], "; no line's end"):
+    print(part, end="", file=sys.stderr, flush=True)
 for line in sys.stdin:
     print(len(key))
 """
@@ -41,7 +42,7 @@ class Endpoint:
                 outer.paths.add(self.path)
                 request = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 scores = [len(set(text)) / 10 for text in request["completions"]]
-                answer = json.dumps(scores if not outer.fails else f"no: {self.path} {KEY}").encode()
+                answer = json.dumps(scores if not outer.fails else f"no: {self.path} {KEY} {'.' * 110} {KEY}").encode()
                 self.send_response(200 if not outer.fails else 403)
                 self.send_header("Content-Length", str(len(answer)))
                 self.end_headers()
@@ -125,7 +126,7 @@ def test_what_a_server_says_back_is_masked(toy: Any, evolora: Any, endpoint: End
     reward = f"http('{endpoint.url}?api_key=env:EVOLORA_KEY')"
     code, out, errors = evolora("train", *options(toy, tmp_path / "run", reward))
     assert code == 1 and "status 403" in errors and "no: /score?api_key=env:EVOLORA_KEY env:EVOLORA_KEY" in errors
-    assert not any(secret in out + errors for secret in WRITTEN)
+    assert not any(secret[:4] in out + errors for secret in WRITTEN)  # nor its beginning, where messages are cut
 
 
 @pytest.mark.parametrize("where", ["cli", "toml", "python"])

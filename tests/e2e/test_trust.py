@@ -1,5 +1,6 @@
 """A run of somebody else: what is done with it runs none of its code, unless somebody here says so."""
 
+import json
 import os
 import pty
 import shutil
@@ -127,6 +128,21 @@ def test_a_foreign_adapter_names_no_variable_of_ours(
         code, _, errors = evolora(*words)
         assert code == 2 and "its base model is env:EVOLORA_SECRET, expected --model" in errors
     assert evolora("generate", adapter, PROMPT, "--model", name, "--max-new-tokens", "3")[0] == 0
+
+
+def test_an_adapter_imports_no_module_that_it_names(
+    foreign: Path, evolora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "evil_module.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    adapter = Path(shutil.copytree(foreign / "best", tmp_path / "adapter"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    config |= {"megatron_config": {"a": 1}, "megatron_core": "evil_module"}
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    for words in (["generate", adapter, PROMPT], ["export", adapter, "--to", tmp_path / "merged", "--merge"]):
+        code, _, errors = evolora(*words)
+        assert code == 2 and "megatron" in errors
+    assert not (tmp_path / "ran").exists()
 
 
 def test_a_model_that_brings_code_of_its_own_is_refused(toy: Any, evolora: Any, tmp_path: Path) -> None:

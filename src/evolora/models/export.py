@@ -16,7 +16,7 @@ from evolora.files import temporary_folder, write_folder, write_text
 from evolora.masking import mask, with_references
 from evolora.models.base import BUNDLED_MODEL, BaseModel, model_path
 from evolora.models.genome import GenomeLayout
-from evolora.models.lora import as_peft_model, set_state
+from evolora.models.lora import as_peft_model, check_lora, set_state
 
 # In a run's folder: the LoRA configuration that it was given as an object.
 PEFT_CONFIG = "peft_config.json"
@@ -83,6 +83,7 @@ def config_text(config: LoraConfig) -> str:
 def export_merged(folder: Path, fresh: BaseModel, config: LoraConfig, state: dict[str, Tensor]) -> None:
     """Write the base with the adapter merged in by `merge_and_unload`, and the tokenizer. The base is `fresh`, nobody
     else's: merging changes the weights that it merges into."""
+    check_lora(config)  # before PEFT imports what some of its fields name
     temporary = temporary_folder(folder)
     config = copy.deepcopy(config)
     config.base_model_name_or_path = None  # PEFT warns of another

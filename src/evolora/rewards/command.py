@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from evolora.environment import resolved
 from evolora.errors import InputError
+from evolora.masking import concealed
 from evolora.rewards.base import FailedReward, Reward, Value, data_columns
 from evolora.rewards.output import BoundedLog
 from evolora.rewards.processes import Program, ProgramError
@@ -132,5 +133,5 @@ class CommandReward:
 
 
 def _show(line: bytes) -> str:
-    text = line.decode("utf-8", "replace")
+    text = concealed(line.decode("utf-8", "replace"))
     return repr(text if len(text) <= 200 else text[:197] + "...")

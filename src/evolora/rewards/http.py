@@ -16,7 +16,7 @@ from typing import IO
 
 from evolora.environment import resolved
 from evolora.errors import InputError
-from evolora.masking import conceal
+from evolora.masking import conceal, concealed
 from evolora.rewards.base import FailedReward, Reward, Value, data_columns
 
 MAX_WAIT = 60.0
@@ -191,17 +191,17 @@ def _scores(answer: bytes, count: int) -> list[Value]:
     try:
         found = json.loads(answer)
     except (ValueError, RecursionError):
-        text = answer[:200].decode("utf-8", "replace")
-        raise _RefusedError(f"was answered with {text!r}, expected JSON") from None
+        text = concealed(answer[:10_000].decode("utf-8", "replace"))
+        raise _RefusedError(f"was answered with {text[:200]!r}, expected JSON") from None
     scores = found.get("scores") if isinstance(found, dict) else found
     if not isinstance(scores, list):
-        raise _RefusedError(f'was answered with {str(found)[:200]}, expected {{"scores": [...]}} or a list')
+        raise _RefusedError(f'was answered with {concealed(str(found))[:200]}, expected {{"scores": [...]}} or a list')
     if len(scores) != count:
         raise _RefusedError(f"was answered with {len(scores)} scores for {count} completions, expected one for each")
     return [
         score
         if score is None or isinstance(score, int | float)
-        else FailedReward(f"was answered with the score {str(score)[:200]!r}, expected a number or null")
+        else FailedReward(f"was answered with the score {concealed(str(score))[:200]!r}, expected a number or null")
         for score in scores
     ]
 
@@ -209,7 +209,7 @@ def _scores(answer: bytes, count: int) -> list[Value]:
 def _reason(error: urllib.error.HTTPError) -> str:
     """What the server says of the error: the beginning of its answer."""
     try:
-        text = " ".join(error.read(1000).decode("utf-8", "replace").split())
+        text = concealed(" ".join(error.read(1000).decode("utf-8", "replace").split()))
     except (OSError, http.client.HTTPException):
         text = ""
     if 300 <= error.code < 400:

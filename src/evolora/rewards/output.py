@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
 
-from evolora.masking import concealed, conceals
+from evolora.masking import concealed_bytes
 
 FILE_LIMIT = 1_000_000
 SCREEN_LIMIT = 64_000
@@ -37,8 +37,7 @@ class BoundedLog:
 
     def write(self, text: str | bytes, through: TextIO | None = None) -> None:
         data = text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace")
-        if conceals():
-            data = concealed(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+        data = concealed_bytes(data)
         if not data:
             return
         if isinstance(through, _Routed):  # it would come back here

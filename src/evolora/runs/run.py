@@ -155,7 +155,10 @@ def go_on(
             if config.run.merge and not (folder / "merged").is_dir():
                 _merge(folder, config, given)
             return Result(folder, summary, history)
-    return _run(folder, assemble(config, given, view or Silence()), given)
+    view = view or Silence()
+    for note in config.notes:
+        view.say(note)
+    return _run(folder, assemble(config, given, view), given)
 
 
 def _run(folder: Path, parts: Parts, given: Given) -> Result:
