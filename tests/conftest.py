@@ -1,7 +1,11 @@
 """Tiny random models of several architectures, saved as folders that `load_base` loads."""
 
+import atexit
 import os
+import shutil
+import tempfile
 
+os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="evolora-state-")  # no test writes into the user's own
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no test may reach the hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
@@ -27,6 +31,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 torch.set_num_threads(1)
 # An example that compiles a function, or meets a busy machine, is slow and not wrong.
 settings.register_profile("no deadline", deadline=None)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from evolora.errors import CheckpointError, InputError, RewardError
+from evolora.masking import mask
 from evolora.options import can_do_without
 from evolora.rewards.options import HUMAN
 from evolora.runs.config_file import config_toml, read_config, read_run_config
@@ -25,6 +26,7 @@ from evolora.runs.typed import Typed, typed_words
 
 if TYPE_CHECKING:
     from evolora.runs.run import Result
+    from evolora.runs.trust import Trust
 
 _DEFAULTS = Vocabulary({})
 # Options of the run that also make sense for an adapter that is done.
@@ -118,10 +120,12 @@ def _parser() -> argparse.ArgumentParser:
 
     resumed = _command(commands, "resume", "continue a run that was stopped, or give it more generations", _resume)
     resumed.add_argument("run", metavar="RUN", help="the run's folder")
+    _add_trust(resumed)
     _add_options(resumed, _RESUME_OPTIONS)
 
     rated = _command(commands, "rate", "open the rating page of a run with --reward human again, and go on", _rate)
     rated.add_argument("run", metavar="RUN", help="the run's folder")
+    _add_trust(rated)
     _add_options(rated, _RESUME_OPTIONS)
 
     votes = _command(commands, "votes", "export or import the votes of a run with --reward human", None)
@@ -152,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
         action="store_true",
         help="do not evaluate the untouched base model beside it, which saves the time",
     )
+    _add_trust(evaluated)
     _add_options(evaluated, _APPLY_OPTIONS)
 
     generated = _command(commands, "generate", "let an adapter complete a prompt", _generate)
@@ -166,6 +171,9 @@ def _parser() -> argparse.ArgumentParser:
     _add_adapter(exported)
     exported.add_argument("--to", metavar="DIR", required=True, help="a new folder")
     exported.add_argument("--merge", action="store_true", help="merge the adapter into the base model")
+    exported.add_argument(
+        "--base", metavar="NAME", help="the base model's name or folder, in place of the one that the adapter names"
+    )
     return parser
 
 
@@ -180,6 +188,22 @@ def _command(commands: Any, name: str, help_text: str, function: Any) -> argpars
 def _add_adapter(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
     parser.add_argument("--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner")
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--trust-reward", action="store_true", help="let a run that was not made here run its reward's code"
+    )
+
+
+def _asked(question: str) -> bool:
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")
+
+
+def _trust(options: Mapping[str, Any]) -> "Trust":
+    """What the user says of a run that was not made here: in an option, or when asked on a terminal."""
+    return bool(options["trust_reward"]) or (_asked if sys.stdin is not None and sys.stdin.isatty() else False)
 
 
 def _add_options(parser: argparse.ArgumentParser, places: Sequence[Place]) -> None:
@@ -235,20 +259,21 @@ def _resumed_by_train(typed: Typed) -> int:
             raise InputError(
                 f"{typed.source.named(word)} with --resume: a resumed run keeps its options, expected only {allowed}"
             )
-    return _continue(Path(folder), Source(list(words.values()), typed.source.speech, typed.source.shown))
+    words_left = Source(list(words.values()), typed.source.speech, typed.source.shown)
+    return _continue(Path(folder), words_left, _trust({"trust_reward": typed.trust_reward}))
 
 
 def _dry_run(options: RunOptions) -> int:
     from evolora.runs.estimate import estimate
 
     found = estimate(options)
-    print(config_toml(found.options))
+    print(mask(config_toml(found.options)))
     print("\n".join(f"# {line}" for line in found.lines()))
     return 0
 
 
 def _resume(options: dict[str, Any]) -> int:
-    return _continue(Path(options["run"]), _source(options, _RESUME_OPTIONS))
+    return _continue(Path(options["run"]), _source(options, _RESUME_OPTIONS), _trust(options))
 
 
 def _rate(options: dict[str, Any]) -> int:
@@ -260,7 +285,7 @@ def _rate(options: dict[str, Any]) -> int:
         raise InputError(f"{folder}: its reward is {reward}, expected a run with --reward human")
     if (folder / "summary.json").exists() and not words.words:
         raise InputError(f"{folder}: the run is finished, expected more generations, such as --gens 40, to rate")
-    return _continue(folder, words)
+    return _continue(folder, words, _trust(options))
 
 
 def _export_votes(options: dict[str, Any]) -> int:
@@ -292,14 +317,14 @@ def _train_reward_model(options: dict[str, Any]) -> int:
     return 0
 
 
-def _continue(folder: Path, words: Source) -> int:
+def _continue(folder: Path, words: Source, trust: "Trust") -> int:
     if (folder / "config.toml").is_file():
         make_options(read_run_config(folder), words)  # refused at once
     _quieten()
     from evolora.runs.run import go_on
     from evolora.runs.tracking.terminal import choose_view
 
-    _report(go_on(folder, words, view=choose_view()))
+    _report(go_on(folder, words, view=choose_view(), trust=trust))
     return 0
 
 
@@ -359,6 +384,7 @@ def _evaluate(options: dict[str, Any]) -> int:
         checkpoint=options["checkpoint"],
         options=_source(options, _APPLY_OPTIONS),
         base=not options["no_base"],
+        trust_reward=_trust(options),
     )
     for prompt, completion, reward in score.rows[: options["show"]]:
         print(f"{reward:.3f}  {prompt!r} -> {completion!r}")
@@ -390,12 +416,19 @@ def _generate(options: dict[str, Any]) -> int:
 
 def _export(options: dict[str, Any]) -> int:
     _quieten()
-    from evolora.runs.adapter import export
+    from evolora.runs.adapter import export, folder_named
 
     written = export(
-        Path(options["path"]), Path(options["to"]), merge=options["merge"], checkpoint=options["checkpoint"]
+        Path(options["path"]),
+        Path(options["to"]),
+        merge=options["merge"],
+        checkpoint=options["checkpoint"],
+        base=options["base"],
     )
     print(written)
+    if (named := folder_named(written)) is not None:
+        hint = "which is only here: --base NAME names a model that others can load"
+        print(f"adapter_config.json names {named}, {hint}", file=sys.stderr)
     return 0
 
 

@@ -17,10 +17,12 @@ from evolora.errors import CheckpointError
 _MANIFEST = "manifest.json"
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all."""
+def write_text(path: Path, text: str, *, private: bool = False) -> None:
+    """Write a file whole or not at all; a `private` one for its owner's eyes only."""
     temporary = path.with_name(f".{path.name}.partial")
-    with temporary.open("w", encoding="utf-8") as file:
+    temporary.unlink(missing_ok=True)  # whose mode it would keep
+    mode = 0o600 if private else 0o666
+    with open(temporary, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)) as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())

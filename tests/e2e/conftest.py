@@ -21,6 +21,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from evolora.cli import main
+from evolora.runs.identity import write_identity
+from evolora.runs.trust import note_made_here
 
 ROOT = Path(__file__).parents[2]
 TRAINER = str(ROOT / "hybrid_ga_rl.py")
@@ -184,10 +186,21 @@ def translated(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def adopted() -> Callable[[Path], Path]:
+    """Make a copied run one that was made where it is: to most tests it does not matter that it is a copy."""
+
+    def adopt(run: Path) -> Path:
+        assert note_made_here(run, write_identity(run)) is None
+        return run
+
+    return adopt
+
+
 @pytest.fixture
-def copied(finished: Path, tmp_path: Path) -> Path:
-    """A copy of the finished run."""
-    return Path(shutil.copytree(finished, tmp_path / "copied"))
+def copied(finished: Path, adopted: Callable[[Path], Path], tmp_path: Path) -> Path:
+    """A copy of the finished run, as if it had been made there."""
+    return adopted(Path(shutil.copytree(finished, tmp_path / "copied")))
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,10 @@ def test_a_finished_run_is_left_as_it_is(finished: Path, evolora: Any, digest: A
     assert digest(finished) == before
 
 
-def test_a_finished_run_given_merge_is_merged(finished: Path, evolora: Any, tmp_path: Path, digest: Any) -> None:
-    run = Path(shutil.copytree(finished, tmp_path / "run"))
+def test_a_finished_run_given_merge_is_merged(
+    finished: Path, adopted: Any, evolora: Any, tmp_path: Path, digest: Any
+) -> None:
+    run = adopted(Path(shutil.copytree(finished, tmp_path / "run")))
     shutil.rmtree(run / "merged")
     code, out, _ = evolora("resume", run, "--merge")
     assert code == 0 and f"merged:  {run / 'merged'}" in out

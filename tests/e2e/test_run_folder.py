@@ -37,6 +37,7 @@ def strict(text: str) -> Any:
 def test_the_folder_holds_these_and_no_leftovers(finished: Path) -> None:
     assert {entry.name for entry in finished.iterdir()} == {
         "config.toml", "checkpoints", "best", "merged", "metrics.jsonl", "lineage.sqlite", "summary.json",
+        "identity.json",
     }  # fmt: skip
     assert [entry.name for entry in sorted((finished / "checkpoints").iterdir())] == ["gen0002", "gen0004", "gen0006"]
     leftovers = [path for path in finished.rglob("*") if path.name.startswith(".") or path.suffix == ".partial"]
@@ -85,8 +86,8 @@ def test_best_has_adapter_tokenizer_and_model_card(finished: Path, toy: Any) -> 
         assert f"{summary[side]['test']['reward']:.3f}" in card
     for name, was, now in Inspection.from_dict(summary["inspection"]).shares():
         assert f"{name} {was:.0%} -> {now:.0%}" in card
-    assert all(f"- Warning: {warning}" in card for warning in summary["inspection"]["warnings"])
-    assert "library_name: peft" in card and str(toy.model) in card and "distinct" in card
+    assert all(f"warning: {warning}" in card for warning in summary["inspection"]["warnings"])
+    assert "library_name: peft" in card and "`model`" in card and "distinct" in card
     text = "Translate 'chat' to English:"
     assert (
         AutoTokenizer.from_pretrained(best)(text)["input_ids"]
@@ -129,7 +130,7 @@ def test_metrics_are_one_strict_line_a_generation(finished: Path) -> None:
 
 def test_summary_has_the_figures_and_the_winners_checksum(finished: Path, toy: Any) -> None:
     summary = strict((finished / "summary.json").read_text())
-    assert (summary["seed"], summary["model"], summary["task"]) == (0, str(toy.model), "words")
+    assert (summary["seed"], summary["model"], summary["task"]) == (0, toy.model.name, "words")
     assert summary["generations"] == 6 and summary["seconds"] > 0 and summary["version"]
     last = strict((finished / "metrics.jsonl").read_text().splitlines()[-1])
     for kind in ("tokens", "flops", "time"):

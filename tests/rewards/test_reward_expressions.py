@@ -215,3 +215,19 @@ def test_the_examples_of_the_docs_can_be_read() -> None:
         parse_reward(spec)
     named = {term.name for spec in specs for term in parse_reward(spec).terms}
     assert set(BUILTIN_REWARDS) - {"similarity", "python", "verifiable"} <= named
+
+
+def test_labels_show_no_keys_and_no_folders_and_stay_apart(tmp_path: Path) -> None:
+    (tmp_path / "score.py").write_text("")
+    texts = [
+        "http('https://h/x?key=One')",
+        "http('https://h/x?key=Two')",
+        f"command('python {tmp_path}/score.py --key S')",
+    ]
+    labels = list(parse_reward(" + ".join([*texts, "regex('/no/such/file')"])).labels.values())
+    assert labels == [
+        "http(url='https://h/x?key=***')",
+        "http(url='https://h/x?key=***')'",
+        "command(command='python score.py --key ***')",
+        "regex(pattern=/no/such/file)",
+    ]

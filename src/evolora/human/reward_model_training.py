@@ -11,6 +11,8 @@ from evolora.files import temporary_folder, write_folder, write_text
 from evolora.human.exchange import run_votes
 from evolora.human.preferences import read_preferences
 from evolora.human.reward_model import FittedRewardModel, fit_reward_model
+from evolora.markdown import code_span
+from evolora.models.export import shown_model
 
 
 @dataclass(frozen=True)
@@ -100,9 +102,9 @@ def _card(model: str, file: Path, trained: TrainedRewardModel) -> str:
     facts = "\n".join(f"- {line}" for line in trained.lines()[:-1])
     return f"""# A reward model
 
-A Bradley-Terry reward model on top of `{model}`, trained by evolora from the preferences in `{file.name}`. It reads a
-prompt, its completion and the end-of-sequence token, and gives one score; the difference of two scores is the log-odds
-that the first completion is preferred.
+A Bradley-Terry reward model on top of {code_span(shown_model(model))}, trained by evolora from the preferences in
+{code_span(file.name)}. It reads a prompt, its completion and the end-of-sequence token, and gives one score; the
+difference of two scores is the log-odds that the first completion is preferred.
 
 {facts}
 

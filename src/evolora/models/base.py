@@ -48,16 +48,20 @@ def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.floa
             f"'evolora export {name} --to MODEL --merge', then --model MODEL"
         )
     try:
-        config = AutoConfig.from_pretrained(path)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(
+                f"--model {name}: runs code of its own, expected an architecture that transformers knows"
+            ) from None
         reason = str(error).strip().splitlines()[0]
         raise InputError(
             f"--model {name}: expected a model folder or a hub name that can be loaded: {reason}"
         ) from None
     _refuse_other_kinds(f"--model {name}", config)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left")
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype)
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
+        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--model {name}: cannot be loaded: {reason}") from None

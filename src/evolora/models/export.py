@@ -1,6 +1,8 @@
 """What leaves a run: an ordinary PEFT adapter, or the base model with the adapter merged in."""
 
+import copy
 import json
+import re
 from pathlib import Path
 
 import torch
@@ -10,18 +12,45 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evolora.errors import InputError
-from evolora.files import temporary_folder, write_folder
-from evolora.models.base import BaseModel
+from evolora.files import temporary_folder, write_folder, write_text
+from evolora.masking import mask, with_references
+from evolora.models.base import BUNDLED_MODEL, BaseModel, model_path
 from evolora.models.genome import GenomeLayout
-from evolora.models.lora import as_peft_model, set_state
+from evolora.models.lora import as_peft_model, check_lora, set_state
 
 # In a run's folder: the LoRA configuration that it was given as an object.
 PEFT_CONFIG = "peft_config.json"
 
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
 
 def save_adapter(folder: Path, base: BaseModel, config: LoraConfig, layout: GenomeLayout, genome: Tensor) -> None:
-    """Write `genome` [genome_length] as PEFT's `save_pretrained` does, into an existing folder."""
+    """Write `genome` [genome_length] as PEFT's `save_pretrained` does, into an existing folder, without PEFT's card,
+    which says nothing but where the base model lies."""
     as_peft_model(base.model, config, state=layout.to_state_dict(genome)).save_pretrained(folder)
+    (folder / "README.md").unlink(missing_ok=True)
+    if base.path != model_path(BUNDLED_MODEL) and with_references(base.path) != base.path:
+        name_base(folder, with_references(base.path))
+
+
+def shown_model(name: str) -> str:
+    """A model's name as others may read it: of a folder the last part."""
+    return mask(Path(name).name if Path(name).is_dir() else name)
+
+
+def name_base(folder: Path, base: str) -> None:
+    """Let the adapter in `folder`, and its card, name `base` as its base model."""
+    config, card = folder / "adapter_config.json", folder / "README.md"
+    known = json.loads(config.read_text(encoding="utf-8"))
+    write_text(config, json.dumps({**known, "base_model_name_or_path": base}, indent=2, sort_keys=True))
+    if card.is_file() and is_hub_name(base):
+        text = re.sub("^base_model: .*\n", "", card.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE)
+        write_text(card, text.replace("---\n", f"---\nbase_model: {json.dumps(base)}\n", 1))
+
+
+def is_hub_name(name: str) -> bool:
+    """Whether others may find a model of this name: no folder of this machine, nor the bundled one."""
+    return name != BUNDLED_MODEL and _HUB_NAME.fullmatch(name) is not None and not Path(name).exists()
 
 
 def export_adapter(
@@ -54,7 +83,10 @@ def config_text(config: LoraConfig) -> str:
 def export_merged(folder: Path, fresh: BaseModel, config: LoraConfig, state: dict[str, Tensor]) -> None:
     """Write the base with the adapter merged in by `merge_and_unload`, and the tokenizer. The base is `fresh`, nobody
     else's: merging changes the weights that it merges into."""
+    check_lora(config)  # before PEFT imports what some of its fields name
     temporary = temporary_folder(folder)
+    config = copy.deepcopy(config)
+    config.base_model_name_or_path = None  # PEFT warns of another
     with torch.random.fork_rng(devices=[]):  # PEFT draws an A that `state` replaces
         peft_model = get_peft_model(fresh.model, config)
     set_state(peft_model, state)

@@ -223,9 +223,11 @@ def as_peft_model(
     Raises PEFT's ValueError when it cannot wrap the model, and ValueError when `state` lacks a tensor or has one too
     many.
     """
+    config = copy.deepcopy(config)
+    config.base_model_name_or_path = None  # PEFT warns of another than the model's own
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        peft_model = get_peft_model(module_tree(model), copy.deepcopy(config))
+        peft_model = get_peft_model(module_tree(model), config)
     if state is not None:
         set_state(peft_model, state)
     return peft_model.eval()

@@ -28,8 +28,8 @@ def load_model(what: str, kind: Any, model: str, device: str, **options: Any) ->
     Raises InputError, which says `what` it is and names the model, when either cannot be loaded.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right")
-        loaded = kind.from_pretrained(model, **options)
+        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right", trust_remote_code=False)
+        loaded = kind.from_pretrained(model, trust_remote_code=False, **options)
         loaded = loaded.eval().requires_grad_(False).to(device)
     except (OSError, ValueError, RuntimeError, AssertionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]

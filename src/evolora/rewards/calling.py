@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Iterable, Mapping, Set, Sized
 from pathlib import Path
 
+from evolora.masking import concealed
 from evolora.rewards.base import FailedReward, Reward, Value
 from evolora.rewards.event_loop import EventLoop
 
@@ -127,7 +128,8 @@ def shown_at_length(text: str) -> str:
 
 
 def _cut(text: str, limit: int) -> str:
-    """The text, or its beginning and its end."""
+    """The text, or its beginning and its end. What must not be shown is taken out before it could be cut in two."""
+    text = concealed(text)
     if len(text) <= limit:
         return text
     return f"{text[: limit // 2]} ... [{len(text) - limit} characters are left out] ... {text[-(limit // 2) :]}"

@@ -6,7 +6,9 @@ import shlex
 import shutil
 from collections.abc import Sequence
 
+from evolora.environment import resolved
 from evolora.errors import InputError
+from evolora.masking import concealed
 from evolora.rewards.base import FailedReward, Reward, Value, data_columns
 from evolora.rewards.output import BoundedLog
 from evolora.rewards.processes import Program, ProgramError
@@ -16,13 +18,14 @@ def make_command(*, command: str, timeout: float = 10.0, restarts: int = 5) -> R
     """A program that reads one line of JSON for each completion, `{"prompt": ..., "completion": ...}` and the data's
     columns, and writes one line with its score before it reads the next: a number, `{"score": number}`, or `null` for
     "not scored". It is started with the first batch (no shell is involved) and kept until the end of the run.
+    `env:NAME` in the command stands for that variable, inside the word in which it is written.
 
     A program that takes longer than `timeout` seconds for a completion, ends, or writes something else is ended, with
     all that it started; the completion becomes a `FailedReward`, and the program is started again for the next one.
     After `restarts` in a row without a score in between, the rest of the batch is not tried. What it writes to stderr
     goes to the rewards' log.
 
-    The range is the program's own. Raises InputError for a missing program and options out of range.
+    The range is the program's own. Raises InputError for a missing program, an unset variable and options out of range.
 
     >>> reward = make_command(command="sh -c 'while read line; do echo ${#line}; done'")
     >>> reward(prompts=["p", "p"], completions=["four", ""])
@@ -30,15 +33,16 @@ def make_command(*, command: str, timeout: float = 10.0, restarts: int = 5) -> R
     >>> reward.close()
     """
     try:
-        argv = shlex.split(command)
+        words = shlex.split(command)
     except ValueError as error:
         raise InputError(
             f"reward command: command is {command!r} ({error}), expected a program and arguments."
         ) from None
+    argv = [resolved(word) for word in words]
     if not argv:
         raise InputError("reward command: command is empty, expected a program and arguments.")
     if shutil.which(argv[0]) is None:
-        raise InputError(f"reward command: {argv[0]!r} is not found, expected a program that can be run.")
+        raise InputError(f"reward command: {words[0]!r} is not found, expected a program that can be run.")
     if not (math.isfinite(timeout) and timeout > 0):
         raise InputError(f"reward command: timeout is {timeout}, expected a positive number of seconds.")
     if restarts < 0:
@@ -129,5 +133,5 @@ class CommandReward:
 
 
 def _show(line: bytes) -> str:
-    text = line.decode("utf-8", "replace")
+    text = concealed(line.decode("utf-8", "replace"))
     return repr(text if len(text) <= 200 else text[:197] + "...")

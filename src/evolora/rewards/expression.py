@@ -13,12 +13,14 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import NoReturn, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from evolora.errors import InputError
+from evolora.masking import mask
 
 Values = npt.NDArray[np.float64]
 Argument = str | int | float | bool | None
@@ -30,6 +32,7 @@ _NAME = re.compile(r"[A-Za-z_]\w*(-[A-Za-z_]\w*)*")
 _OPTION = re.compile(r"[A-Za-z_]\w*(?=\s*=[^=])")
 _COMPARISON = re.compile(r">=|<=|>|<")
 _TEXT = re.compile(r"""[^\s,()'"]+""")
+_ABSOLUTE = re.compile(r"""(?<![\w/:.])/[^\s'"=:]+""")
 _QUOTED = re.compile(r""""((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'""")
 
 _COMPARE: dict[str, Callable[[Values, Values], npt.NDArray[np.bool_]]] = {
@@ -63,13 +66,17 @@ class Term:
 
     @property
     def label(self) -> str:
-        """A short name for logs: a function's own name, or the term as it is written.
+        """A short name for logs and reports: a function's own name, or the term as it is written, without keys and
+        without the folders of files that are here.
 
         >>> Term("/home/me/rewards.py:polite").label, Term("brevity", options=(("limit", 8),)).label
         ('polite', 'brevity(limit=8)')
         """
         place = self.name if self.is_function else str(dict(self.options).get("function", ""))
-        return place.rpartition(":")[2] or str(self).removeprefix("<function ").removesuffix(">")
+        if name := place.rpartition(":")[2]:
+            return name
+        short = tuple((name, _file_names(value) if isinstance(value, str) else value) for name, value in self.options)
+        return mask(str(replace(self, options=short)).removeprefix("<function ").removesuffix(">"))
 
     def value(self, scores: Mapping[str, Values]) -> Values:
         return scores[str(self)]
@@ -178,9 +185,15 @@ class Expression:
 
     @property
     def labels(self) -> dict[str, str]:
-        """Each term's label by its text; where several have one label, their texts."""
+        """Each term's label by its text; where several have one label, their texts, without keys."""
         several = Counter(term.label for term in self.terms)
-        return {str(term): str(term) if several[term.label] > 1 else term.label for term in self.terms}
+        labels: dict[str, str] = {}
+        for term in self.terms:
+            label = mask(str(term)) if several[term.label] > 1 else term.label
+            while label in labels.values():  # only their keys differ
+                label += "'"
+            labels[str(term)] = label
+        return labels
 
     def combine(self, scores: Mapping[str, Values]) -> Values:
         """The rewards [completions], from each term's by its text; NaN means "not scored".
@@ -357,6 +370,13 @@ def written_argument(value: Argument) -> str:
         plain = _TEXT.fullmatch(value) and _value(value) == value and "=" not in value and "\\" not in value
         return value if plain else "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
     return {"True": "true", "False": "false", "None": "none"}.get(repr(value), repr(value))
+
+
+def _file_names(text: str) -> str:
+    """The text, of each file or folder that is here only its own name."""
+    if Path(text).is_absolute() and Path(text).exists():
+        return Path(text).name
+    return _ABSOLUTE.sub(lambda found: Path(found[0]).name if Path(found[0]).exists() else found[0], text)
 
 
 def _map_terms(node: Node, change: Callable[[Term], Term]) -> Node:

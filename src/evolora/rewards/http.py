@@ -14,7 +14,9 @@ import urllib.request
 from collections.abc import Sequence
 from typing import IO
 
+from evolora.environment import resolved
 from evolora.errors import InputError
+from evolora.masking import conceal, concealed
 from evolora.rewards.base import FailedReward, Reward, Value, data_columns
 
 MAX_WAIT = 60.0
@@ -37,7 +39,8 @@ def make_http(
     """Scores of an HTTP endpoint. It is sent `POST` requests with at most `batch_size` completions,
     `{"prompts": [...], "completions": [...]}` and the data's columns as further lists, and answers with
     `{"scores": [...]}` or the list alone: one number each, or null for "not scored". With `token_env`, requests carry
-    the token in that environment variable (`Authorization: Bearer`).
+    the token in that environment variable (`Authorization: Bearer`). `env:NAME` in the address stands for that
+    variable, percent-encoded behind the `?`.
 
     A request that finds no server, takes longer than `timeout` seconds, or is answered with status 408, 425, 429 or 5xx
     is sent again, up to `retries` times, after `backoff` seconds and then twice as long each time, or as long as the
@@ -47,11 +50,15 @@ def make_http(
 
     The range is the endpoint's own. Raises InputError for options out of range and an unset variable.
     """
-    parts = urllib.parse.urlsplit(url)
+    before, mark, query = url.partition("?")
+    address = resolved(before) + mark + resolved(query, lambda value: urllib.parse.quote(value, safe=""))
+    parts = urllib.parse.urlsplit(address)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(f"reward http: url is {url!r}, expected one that begins with http:// or https:// and a host.")
     if parts.username is not None or parts.password is not None:
         raise InputError("reward http: url holds a user or password, expected none (see token_env).")
+    if not (address.isascii() and address.isprintable()) or " " in address:
+        raise InputError(f"reward http: url is {url!r}, expected one without blanks, in ASCII.")
     for name, number in (("timeout", timeout), ("backoff", backoff)):
         if not (math.isfinite(number) and number > 0):
             raise InputError(f"reward http: {name} is {number}, expected a positive number of seconds.")
@@ -66,8 +73,9 @@ def make_http(
             raise InputError(f"reward http: the environment variable {token_env} is unset, expected the token in it.")
         if not (token.isascii() and token.isprintable()):
             raise InputError(f"reward http: {token_env} holds what no header may, expected a token in plain ASCII.")
+        conceal(token, f"env:{token_env}")
         headers["Authorization"] = f"Bearer {token}"
-    return HTTPReward(url, headers, timeout=timeout, retries=retries, backoff=backoff, batch_size=batch_size)
+    return HTTPReward(address, headers, timeout=timeout, retries=retries, backoff=backoff, batch_size=batch_size)
 
 
 class HTTPReward:
@@ -183,17 +191,17 @@ def _scores(answer: bytes, count: int) -> list[Value]:
     try:
         found = json.loads(answer)
     except (ValueError, RecursionError):
-        text = answer[:200].decode("utf-8", "replace")
-        raise _RefusedError(f"was answered with {text!r}, expected JSON") from None
+        text = concealed(answer[:10_000].decode("utf-8", "replace"))
+        raise _RefusedError(f"was answered with {text[:200]!r}, expected JSON") from None
     scores = found.get("scores") if isinstance(found, dict) else found
     if not isinstance(scores, list):
-        raise _RefusedError(f'was answered with {str(found)[:200]}, expected {{"scores": [...]}} or a list')
+        raise _RefusedError(f'was answered with {concealed(str(found))[:200]}, expected {{"scores": [...]}} or a list')
     if len(scores) != count:
         raise _RefusedError(f"was answered with {len(scores)} scores for {count} completions, expected one for each")
     return [
         score
         if score is None or isinstance(score, int | float)
-        else FailedReward(f"was answered with the score {str(score)[:200]!r}, expected a number or null")
+        else FailedReward(f"was answered with the score {concealed(str(score))[:200]!r}, expected a number or null")
         for score in scores
     ]
 
@@ -201,7 +209,7 @@ def _scores(answer: bytes, count: int) -> list[Value]:
 def _reason(error: urllib.error.HTTPError) -> str:
     """What the server says of the error: the beginning of its answer."""
     try:
-        text = " ".join(error.read(1000).decode("utf-8", "replace").split())
+        text = concealed(" ".join(error.read(1000).decode("utf-8", "replace").split()))
     except (OSError, http.client.HTTPException):
         text = ""
     if 300 <= error.code < 400:

@@ -14,12 +14,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints, overload
 
+from evolora.environment import references, resolved
 from evolora.errors import InputError
 from evolora.rewards.base import Reward
 from evolora.rewards.context import RewardContext
 from evolora.rewards.expression import Argument, Expression, Term, parse, written_argument
 from evolora.rewards.options import HUMAN
-from evolora.rewards.registry import BUILTIN_REWARDS, builtin_factory
+from evolora.rewards.registry import BUILTIN_REWARDS, READ_VARIABLES, builtin_factory
 
 _registered: dict[str, Reward] = {}
 
@@ -98,13 +99,21 @@ def load_reward(spec: str, context: RewardContext | None = None) -> Reward:
 
 
 def make_reward(term: Term, context: RewardContext) -> Reward:
-    """The reward function of a term. Raises InputError as `load_reward` does."""
+    """The reward function of a term, its texts with the values of the variables that they name. Raises InputError as
+    `load_reward` does."""
+    if references(term.name):
+        named = parse_reward(resolved(term.name)).single
+        if named is None:
+            raise InputError(f"--reward {term}: found more than one reward in it, expected one.")
+        term = named
     if term.name in _registered:
         return _registered[term.name]
     if term.is_function:
         return load_function(term.name)
     more = {"context": context} if needs_context(term) else {}
-    return builtin_factory(term.name)(**dict(term.options), **more)
+    late = term.name in READ_VARIABLES
+    options = {name: value if late or not isinstance(value, str) else resolved(value) for name, value in term.options}
+    return builtin_factory(term.name)(**options, **more)
 
 
 def needs_context(term: Term) -> bool:
@@ -137,7 +146,8 @@ def _checked(term: Term) -> Term:
     """The term with every argument named, of its option's type, and paths absolute. Raises InputError."""
     if term.is_function:
         path, _, function = term.name.rpartition(":")
-        return Term(f"{Path(path).absolute()}:{function}") if _is_file(path) else term
+        located = _is_file(path) and not references(term.name)
+        return Term(f"{Path(path).absolute()}:{function}") if located else term
     if term.name == HUMAN:
         raise InputError("--reward human stands alone: expected no options and no other rewards beside it.")
     if term.name not in known_rewards():
@@ -192,6 +202,8 @@ def _typed(term: Term, option: str, value: Argument, hint: Any) -> Argument:
 
 def _absolute(text: str) -> str:
     """The path of a file, a folder or a file's function made absolute; any other text, such as a hub name, as it is."""
+    if references(text):
+        return text
     path, colon, function = text.rpartition(":")
     if colon and path.endswith(".py"):
         return f"{Path(path).absolute()}:{function}"

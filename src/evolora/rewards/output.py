@@ -3,12 +3,15 @@
 import contextlib
 import io
 import logging
+import os
 import sys
 import threading
 import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO, TextIO, cast
+
+from evolora.masking import concealed_bytes
 
 FILE_LIMIT = 1_000_000
 SCREEN_LIMIT = 64_000
@@ -21,7 +24,8 @@ class BoundedLog:
     With a path it appends to that file, whose whole size counts, so that several logs and several processes may share
     one; `limit` is then 1 MB. Without one it passes everything through to the stream given to `write`, up to 64 kB from
     one `begin` to the next.
-    A file that cannot be written (a full disk) loses what was printed, not the reward.
+    A file that cannot be written (a full disk) loses what was printed, not the reward. It is for its owner's eyes: what
+    fails may print its keys. What `env:NAME` stands for is not written.
     """
 
     def __init__(self, path: Path | None = None, *, limit: int | None = None) -> None:
@@ -33,6 +37,7 @@ class BoundedLog:
 
     def write(self, text: str | bytes, through: TextIO | None = None) -> None:
         data = text if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace")
+        data = concealed_bytes(data)
         if not data:
             return
         if isinstance(through, _Routed):  # it would come back here
@@ -67,7 +72,8 @@ class BoundedLog:
             return self._passed
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self.path.open("ab", buffering=0)
+            handle = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600)
+            self._file = os.fdopen(handle, "ab", buffering=0)
         return self._file.seek(0, io.SEEK_END)
 
 

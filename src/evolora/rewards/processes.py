@@ -12,10 +12,12 @@ import time
 import weakref
 from collections.abc import Mapping, Sequence
 
+from evolora.masking import concealed_bytes, conceals
 from evolora.rewards.output import BoundedLog
 
 MAX_LINE = 64 * 2**20
 _TAIL = 2000
+_LONGEST = 2**16
 
 
 class ProgramError(Exception):
@@ -147,9 +149,16 @@ class Program:
     def _drain(self) -> None:
         assert self._process.stderr is not None
         with self._process.stderr as stderr:
+            rest = b""
             while found := os.read(stderr.fileno(), 65536):
-                self._tail = (self._tail + found)[-_TAIL:]
+                self._tail = concealed_bytes(self._tail + found)[-_TAIL:]
+                if conceals():  # in whole lines: what must not be shown could stand in two parts
+                    found, newline, rest = (rest + found).rpartition(b"\n")
+                    found += newline
+                    if len(rest) > _LONGEST:
+                        found, rest = found + rest, b""
                 self._log.write(found, sys.stderr)
+            self._log.write(rest, sys.stderr)
 
     def _last_words(self) -> str:
         text = self._tail.decode("utf-8", "replace").strip()

@@ -35,6 +35,9 @@ BUILTIN_REWARDS: dict[str, str] = {
 """Each name's factory, as module:function; a module is imported when its reward is first asked for, so that nobody
 waits for the libraries of a reward that is not used."""
 
+READ_VARIABLES = ("command", "http")
+"""Those that look `env:NAME` up themselves, in the word or the part of an address that it stands in."""
+
 
 def builtin_factory(name: str) -> RewardFactory:
     """The factory of a built-in reward."""

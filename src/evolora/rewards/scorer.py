@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from evolora.errors import InputError, RewardError
+from evolora.masking import mask
 from evolora.rewards.base import (
     FailedReward,
     Reward,
@@ -262,7 +263,7 @@ class RewardScorer:
             f"prompt: {shown(batch.prompts[0])}",
             f"completion: {shown(batch.completions[0])}",
         ]
-        return "\n".join(line for line in lines if line is not None)
+        return mask("\n".join(line for line in lines if line is not None))
 
     def _count(self, values: list[Value]) -> Scores:
         failed = np.array([isinstance(value, FailedReward) for value in values], dtype=np.bool_)

@@ -8,11 +8,13 @@ from typing import Any
 
 import numpy as np
 import torch
+from peft import LoraConfig
 
+from evolora.environment import references
 from evolora.errors import InputError
 from evolora.files import temporary_folder, write_folder
 from evolora.models.base import load_base
-from evolora.models.export import export_merged, load_adapter
+from evolora.models.export import export_merged, load_adapter, name_base
 from evolora.population.evaluation import Evaluation
 from evolora.population.writing import Writer
 from evolora.rng import keyed_seed
@@ -23,6 +25,7 @@ from evolora.runs.options import Source, make_options
 from evolora.runs.report.inspection import Inspection
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.tracking.terminal import Silence
+from evolora.runs.trust import Trust, check_trust, said_places
 from evolora.tasks.chat import chat_prompt
 from evolora.tasks.task import Example
 
@@ -60,10 +63,12 @@ def evaluate(
     checkpoint: str | None = None,
     options: Source | Mapping[str, Any] | None = None,
     base: bool = True,
+    trust_reward: Trust = False,
 ) -> Score:
     """Score an adapter on a split of its run's task, or of the task that `options` name; with `base`, also the
-    untouched base model on the same prompts."""
-    parts = _parts(path, checkpoint, options or {})
+    untouched base model on the same prompts. Raises InputError for a run that was not made here and whose reward would
+    run code, unless `trust_reward`."""
+    parts = _parts(path, checkpoint, options or {}, trust=trust_reward)
     examples = {"train": parts.task.train, "validation": parts.task.validation, "test": parts.task.test}[split]
     evaluation = parts.evaluator.evaluate(parts.founder[None], examples)
     prompts = [example.prompt for example in examples]
@@ -97,10 +102,10 @@ def complete(
     options: Source | Mapping[str, Any] | None = None,
 ) -> list[str]:
     """What the adapter writes after `prompt`, or in answer to it where it was tuned on chat messages: its greedy
-    completion, or `samples` sampled ones."""
+    completion, or `samples` sampled ones. The run's reward is not loaded."""
     if samples < 0:
         raise InputError(f"--samples {samples}: expected 0, for the greedy completion, or more")
-    parts = _parts(path, checkpoint, options or {})
+    parts = _parts(path, checkpoint, options or {}, scores=False)
     if parts.task.conversational:
         message = {"role": "user", "content": prompt}
         prompt = chat_prompt(parts.base.tokenizer, [message], source="PROMPT")
@@ -118,8 +123,11 @@ def complete(
     ).texts
 
 
-def export(path: Path, to: Path, *, merge: bool = False, checkpoint: str | None = None) -> Path:
-    """Copy an adapter out of a run, or write it merged into its base model."""
+def export(
+    path: Path, to: Path, *, merge: bool = False, checkpoint: str | None = None, base: str | None = None
+) -> Path:
+    """Copy an adapter out of a run, or write it merged into its base model. `base` is the model's name, for an adapter
+    that others are to use, in place of the folder that it was loaded from here."""
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError(f"--to {to}: exists already, expected a new or empty folder")
     folder = adapter_folder(path, checkpoint)
@@ -130,28 +138,63 @@ def export(path: Path, to: Path, *, merge: bool = False, checkpoint: str | None 
     except OSError as error:
         raise InputError(f"--to {to}: cannot be made ({error.strerror}), expected a new folder") from None
     if merge:
-        export_merged(to, load_base(str(lora.base_model_name_or_path)), lora, state)
+        export_merged(to, load_base(base or _named_base(folder, lora)), lora, state)
         return to
     temporary = temporary_folder(to)
     for file in folder.iterdir():
         if file.is_file() and not file.name.startswith(("state.", "manifest.")):
             shutil.copy2(file, temporary)
+    if base is not None:
+        name_base(temporary, base)
     write_folder(to, temporary)
     return to
 
 
-def _parts(path: Path, checkpoint: str | None, options: Source | Mapping[str, Any]) -> Parts:
+def folder_named(adapter: Path) -> str | None:
+    """The base model that an adapter names, where it is a folder or a variable of this machine."""
+    if not (adapter / "adapter_config.json").is_file():
+        return None
+    name = str(load_adapter(adapter)[0].base_model_name_or_path)
+    return name if Path(name).is_dir() or references(name) else None
+
+
+def _named_base(folder: Path, lora: LoraConfig) -> str:
+    """The base model that an adapter names. A variable in its place is refused: whoever wrote it would choose what is
+    read here, and where it is sent."""
+    name = str(lora.base_model_name_or_path)
+    if references(name):
+        raise InputError(f"{folder}: its base model is {name}, expected --model (for export: --base) beside it")
+    return name
+
+
+def _parts(
+    path: Path,
+    checkpoint: str | None,
+    options: Source | Mapping[str, Any],
+    *,
+    scores: bool = True,
+    trust: Trust = False,
+) -> Parts:
     folder = adapter_folder(path, checkpoint)
     words = options if isinstance(options, Source) else Source.of_python(options)
-    if (path / "config.toml").is_file():
-        known = read_run_config(path)
-        gone = ["engine.type", "engine.products"]  # they follow from this machine
-        said = {make_options().vocabulary.words.get(word.replace("-", "_")) for word, _ in words.words}
-        if said & {("task", "name"), ("task", "data"), ("task", "prompt")}:
-            # Another task brings its own reward and length.
-            gone += ["task.", "reward.name", "completion.max_new_tokens"]
-        known = replace(known, words=[word for word in known.words if not word[0].startswith(tuple(gone))])
-    else:
+    said = said_places(words, make_options())
+    if not (path / "config.toml").is_file():
         lora, _ = load_adapter(folder)
-        known = Source([("model", lora.base_model_name_or_path)])
-    return assemble(make_options(known, words), Given(), Silence(), folder)
+        known = Source([] if ("model", "name") in said else [("model", _named_base(folder, lora))])
+        return assemble(make_options(known, words), Given(), Silence(), folder, scores=scores)
+    known = read_run_config(path)
+    gone: tuple[str, ...] = ("engine.type", "engine.products")  # they follow from this machine
+    if not scores:
+        gone += ("reward.",)
+    if said & {("task", "name"), ("task", "data"), ("task", "prompt")}:
+        # Another task brings its own reward and length.
+        gone += ("task.", "reward.name", "completion.max_new_tokens")
+    known = replace(known, words=[word for word in known.words if not word[0].startswith(gone)])
+    config = make_options(known, words).replaced({"run": {"out": str(path.absolute())}})
+    wanted = (
+        "--trust-reward, for somebody whom you trust"
+        if scores
+        else "options of your own in their place, such as --model"
+    )
+    check_trust(path, known, config, trust, own=said, wanted=wanted)
+    return assemble(config, Given(), Silence(), folder, scores=scores)

@@ -104,6 +104,7 @@ def resume(
     reward_weights: Sequence[float] | None = None,
     callbacks: Sequence[Callback] = (),
     view: View | None = None,
+    trust_reward: bool = False,
     options: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Result:
@@ -111,13 +112,15 @@ def resume(
 
     `options`, or keywords, may give a new `gens`, `budget_tokens`, `budget_seconds`, `budget_flops`, `save_every` or
     `merge`; None takes a limit away. Budgets count all that the run has spent, before it was stopped and after. A run
-    that was given a loaded model or Python functions as its reward needs them again.
+    that was given a loaded model or Python functions as its reward needs them again. One that was not made in this
+    folder by this user, and whose options run code or read environment variables, is refused unless `trust_reward`.
     """
     with _in_python():
         given = Given(
             **_given_model(model, tokenizer), reward=given_reward(reward, reward_weights), callbacks=callbacks
         )
-        return go_on(Path(folder), Source.of_python({**(options or {}), **more}), given=given, view=view)
+        words = Source.of_python({**(options or {}), **more})
+        return go_on(Path(folder), words, given=given, view=view, trust=trust_reward)
 
 
 def _given_model(

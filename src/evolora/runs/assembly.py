@@ -23,9 +23,11 @@ from evolora.engine.choose import choose_engine, resolved
 from evolora.engine.options import NO_TARGETS
 from evolora.engine.self_check import check_engine, checked
 from evolora.engine.text import Text
+from evolora.environment import references
 from evolora.errors import InputError
 from evolora.human.exchange import run_votes
 from evolora.human.feedback import VotedScorer, check_page
+from evolora.masking import mask
 from evolora.models.base import BaseModel, given_base, load_base
 from evolora.models.export import load_adapter
 from evolora.models.genome import GenomeLayout
@@ -39,12 +41,15 @@ from evolora.rewards import (
     parse_reward,
 )
 from evolora.rewards.options import HUMAN
+from evolora.rewards.scoring import function_scorer
 from evolora.rng import keyed_seed
 from evolora.runs.given import Given, refuse_forgotten
 from evolora.runs.options import RunOptions
 from evolora.runs.tracking.terminal import View
 from evolora.tasks.chat import use_template, with_prompts
 from evolora.tasks.task import Task, load_task
+
+_UNSCORED = "none"
 
 
 @dataclass(frozen=True)
@@ -65,49 +70,54 @@ class Parts:
     view: View
 
 
-def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None = None) -> Parts:
+def assemble(
+    config: RunOptions, given: Given, view: View, adapter: Path | None = None, *, scores: bool = True
+) -> Parts:
     """Load and check everything, so that bad input is refused before any work. What was `given` is not loaded.
 
-    With an `adapter`, its configuration is used instead of the options, and its genome is the founder.
+    With an `adapter`, its configuration is used instead of the options, and its genome is the founder. Unless it
+    `scores`, the reward is not made, and no code of it is imported: nothing that is written has a score.
     """
+    used = config.used()
     task = load_task(
-        task=config.task.name,
-        data=config.task.data,
-        prompt=config.task.prompt,
-        target=config.task.target,
-        reward=config.reward.name,
-        seed=config.run.seed,
+        task=used.task.name,
+        data=used.task.data,
+        prompt=used.task.prompt,
+        target=used.task.target,
+        reward=used.reward.name if scores else _UNSCORED,
+        seed=used.run.seed,
     )
     refuse_forgotten(config.model.name, task.reward, given)
     expression, functions = given.reward or (None, {})
     human = expression is None and task.reward == HUMAN
-    if expression is None and not human:
+    if expression is None and not human and scores:
         expression = parse_reward(task.reward)
     if human and adapter is None:
-        check_page(config.human.host, config.human.port)
-    device = _device(config.engine.device) if given.model is None else str(given.model.device)
+        check_page(used.human.host, used.human.port)
+    device = _device(used.engine.device) if given.model is None else str(given.model.device)
     if adapter is None:
         config.strategy.need()
-    base = _base(config, given, device)
-    if config.model.chat_template is not None:
-        use_template(base.tokenizer, Path(config.model.chat_template))
+    base = _base(used, given, device)
+    if used.model.chat_template is not None:
+        use_template(base.tokenizer, Path(used.model.chat_template))
     task = with_prompts(task, base.tokenizer, source=f"--data {config.task.data}")
     asked = config.engine.threads
     threads = asked or choose_threads(base.model, available_cores())
     torch.set_num_threads(threads_an_operation(base.model, threads))
     if adapter is not None:
-        lora, layout, founder = _loaded(base, adapter, config)
+        lora, layout, founder = _loaded(base, adapter, used)
     else:
-        lora = _lora(base, config) if given.peft_config is None else for_causal_lm(base.model, given.peft_config)
-        layout, founder = _layout(base, lora, config)
+        lora = _lora(base, used) if given.peft_config is None else for_causal_lm(base.model, given.peft_config)
+        layout, founder = _layout(base, lora, used)
     engine, products = resolved(base.model, layout, config.engine.type, config.engine.products)
     max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task)
-    scoring = _scoring(config, conversational=task.conversational)
+    scoring = _scoring(used, conversational=task.conversational)
     scorer: Scorer
     if human:
-        scorer = _voted_scorer(config, base, device, finished=adapter is not None)
+        scorer = _voted_scorer(used, base, device, finished=adapter is not None)
+    elif expression is None:
+        scorer = function_scorer(_no_score, task.columns, ScoringOptions())
     else:
-        assert expression is not None
         scorer = make_scorer(expression, task.columns, scoring, RewardContext(base), functions)
     longest_prompt = _check_lengths(base, task, max_new_tokens)
     rows_per_slice = config.engine.rows_per_slice or choose_rows(base.model, longest_prompt + max_new_tokens)
@@ -123,7 +133,7 @@ def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None 
             "evolution": {"remember": config.evolution.remember and not scorer.varies},
             "engine": {
                 "type": engine,
-                "device": device,
+                "device": config.engine.device if references(config.engine.device) else device,
                 "threads": threads,
                 "products": products,
                 "rows_per_slice": rows_per_slice,
@@ -145,13 +155,13 @@ def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None 
         draft_rows=config.engine.draft_rows,
     )
     view.say(
-        f"{config.model.name.strip('<>')}: {parameters_of(base.model) / 1e6:.1f}M parameters on {device}, "
+        f"{mask(config.model.name.strip('<>'))}: {parameters_of(base.model) / 1e6:.1f}M parameters on {device}, "
         f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {chosen.words}; "
         f"LoRA r={config.lora.r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
     )
     view.say(
-        f"{task.name}: {len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test prompts; "
-        f"reward {scorer.name}; at most {max_new_tokens} new tokens"
+        f"{mask(task.name)}: {len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test "
+        f"prompts; reward {scorer.name}; at most {max_new_tokens} new tokens"
     )
     if not task.held_out:
         view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
@@ -163,6 +173,10 @@ def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None 
     return Parts(
         config, base, lora, layout, founder, task, scorer, chosen.engine, text, evaluator, max_new_tokens, view
     )
+
+
+def _no_score(completions: Sequence[str]) -> list[None]:
+    return [None] * len(completions)
 
 
 def _scoring(config: RunOptions, *, conversational: bool) -> ScoringOptions:

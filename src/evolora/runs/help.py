@@ -18,7 +18,7 @@ usage: evolora train [FILE.toml ...] [--OPTION VALUE ...]
 Start a run. Files of options and options may be mixed; later files win, options win over files."""
 _WAYS = """\
   --dry-run            the resolved options as TOML, and what the run will cost
-  --resume [RUN]       continue the run in RUN, or in --out
+  --resume [RUN]       continue the run in RUN, or in --out; --trust-reward: also a foreign one
   --config FILE        the same as FILE.toml alone; may be repeated
   --help-all           all options, by part; --PART.NAME is the long way to write any"""
 _WIDTH = 100

@@ -1,6 +1,6 @@
 """All options of a run: the parts joined, by words from the command line, from TOML or from Python."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -8,11 +8,13 @@ from typing import Any
 from pydantic import ValidationError
 
 from evolora.engine.options import CompletionOptions, EngineOptions
+from evolora.environment import references, resolved, unset
 from evolora.errors import InputError
 from evolora.evolution.options import LoopConfig
 from evolora.human.options import HumanOptions
+from evolora.masking import conceal, keys_in
 from evolora.models.options import LoraOptions, ModelOptions
-from evolora.options import DRAFT, RUN, Options, can_do_without, in_python, own_fields, told_fields
+from evolora.options import DRAFT, RUN, Options, can_do_without, extra, in_python, own_fields, told_fields
 from evolora.refiners.options import RefinerOptions
 from evolora.rewards.options import HUMAN, RewardOptions
 from evolora.runs.parts import (
@@ -29,6 +31,11 @@ from evolora.runs.parts import (
 from evolora.runs.speech import Speech
 from evolora.strategies.options import StrategyOptions
 from evolora.tasks.options import TaskOptions
+
+KEY_NOTE = (
+    "Found what looks like a key: it is shown as ***, and kept in config.toml, which only you can read; env:NAME, the "
+    "name of an environment variable in its place, keeps it out of all files."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +85,23 @@ class RunOptions:
             part: {name: getattr(getattr(self, part), name) for name in own_fields(model, part)}
             for part, model in self.vocabulary.models.items()
         }
+
+    def texts(self) -> Iterator[tuple[Place, str | list[str]]]:
+        """The options that are text, but for the texts that a model reads: in those `env:NAME` means nothing."""
+        for (part, name), described in self.vocabulary.fields.items():
+            value = getattr(getattr(self, part), name)
+            if isinstance(value, str | list) and not extra(described)["free_text"]:
+                yield (part, name), value
+
+    def used(self) -> "RunOptions":
+        """The same with the values of the variables that its texts name, but for the reward's, which are looked up
+        where the reward is made. What is written and shown is made of the options themselves."""
+        changes: dict[str, dict[str, Any]] = {}
+        for (part, name), value in self.texts():
+            if _references(value) and (part, name) != ("reward", "name"):
+                found = resolved(value) if isinstance(value, str) else [resolved(each) for each in value]
+                changes.setdefault(part, {})[name] = found
+        return self.replaced(changes)
 
     def replaced(self, changes: Mapping[str, Mapping[str, Any]]) -> "RunOptions":
         """The same with other values of some parts' options, which those know that are told them. Unchecked."""
@@ -191,7 +215,26 @@ def make_options(*sources: Source | Mapping[str, Any]) -> RunOptions:
             )
     except ValueError as error:
         raise spoken(str(error)) from None
+    return _with_checked_texts(options, given)
+
+
+def _with_checked_texts(options: RunOptions, given: _Given) -> RunOptions:
+    """Raise InputError for a variable that a text names and that is not set; note a key that is written out."""
+    for place, value in options.texts():
+        for text in [value] if isinstance(value, str) else value:
+            if (missing := unset(text)) is not None:
+                word, source = given.origin[place]
+                raise InputError(
+                    f"{source.said(word, value)}: the environment variable {missing} is not set, expected a value in it"
+                )
+            for key in keys_in(text):
+                conceal(key)
+                options = replace(options, notes=tuple(dict.fromkeys((KEY_NOTE, *options.notes))))
     return options
+
+
+def _references(value: str | list[str]) -> list[str]:
+    return [name for text in ([value] if isinstance(value, str) else value) for name in references(text)]
 
 
 def _types(source: Source) -> dict[str, str]:

@@ -20,15 +20,17 @@ import numpy.typing as npt
 import torch
 from peft import LoraConfig
 
+from evolora.environment import references
 from evolora.errors import InputError, RewardError
 from evolora.evolution.loop import Evolution
 from evolora.evolution.voting import voted_rewards
 from evolora.evolution.winner import best_finalists
 from evolora.files import write_text
 from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
+from evolora.masking import keys_in, mask
 from evolora.models.base import BUNDLED_MODEL, given_base, load_base
 from evolora.models.cost import Cost, Costs
-from evolora.models.export import PEFT_CONFIG, config_text, export_adapter, export_merged, load_adapter
+from evolora.models.export import PEFT_CONFIG, config_text, export_adapter, export_merged, load_adapter, shown_model
 from evolora.population.evaluation import Evaluation, mean_fitness, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import Population, genome_sha256
@@ -44,6 +46,7 @@ from evolora.runs.report.card import model_card
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.snapshot import Snapshot, restore
 from evolora.runs.tracking.terminal import MetricsLog, Silence, View
+from evolora.runs.trust import Trust, check_trust, note_made_here, said_places
 
 
 class Interrupted(KeyboardInterrupt):
@@ -81,7 +84,7 @@ def start(
 ) -> Result:
     """Start a run in a new folder, with what it was given as objects."""
     given = given or Given()
-    folder = Path(config.run.out or _default_folder(config)).absolute()
+    folder = Path(config.used().run.out or _default_folder(config)).absolute()
     if (folder / "config.toml").exists():
         raise InputError(f"--out {folder}: holds a run already, resume it with 'evolora resume {folder}'")
     if folder.exists() and not folder.is_dir():
@@ -96,7 +99,8 @@ def start(
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be made ({error.strerror}), expected a new folder") from None
-    write_identity(folder)
+    if (unnoted := note_made_here(folder, write_identity(folder))) is not None:
+        view.say(unnoted)
     if given.peft_config is not None:
         write_text(folder / PEFT_CONFIG, config_text(given.peft_config))
     return _run(folder, parts, given)
@@ -127,15 +131,22 @@ def _folder_for(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Pat
         raise
 
 
-def go_on(folder: Path, words: Source, *, given: Given | None = None, view: View | None = None) -> Result:
-    """`resume`, with the options that `words` say."""
+def go_on(
+    folder: Path, words: Source, *, given: Given | None = None, view: View | None = None, trust: Trust = False
+) -> Result:
+    """`resume`, with the options that `words` say. Raises InputError for a run that was not made here and would run
+    code, unless `trust` says that it may."""
     given = given or Given()
     folder = folder.absolute()
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
     if (folder / PEFT_CONFIG).is_file():
         given = replace(given, peft_config=LoraConfig(**json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))))
-    config = make_options(read_run_config(folder), words).replaced({"run": {"out": str(folder)}})
+    known = read_run_config(folder)
+    config = make_options(known, words)
+    own = said_places(words, config) | ({("reward", "name")} if given.reward is not None else set())
+    check_trust(folder, known, config, trust, own=own, wanted="--trust-reward, for somebody whom you trust")
+    config = config.replaced({"run": {"out": _out(config, folder)}})
     finished = folder / "summary.json"
     if finished.exists():
         summary = json.loads(finished.read_text(encoding="utf-8"))
@@ -144,7 +155,10 @@ def go_on(folder: Path, words: Source, *, given: Given | None = None, view: View
             if config.run.merge and not (folder / "merged").is_dir():
                 _merge(folder, config, given)
             return Result(folder, summary, history)
-    return _run(folder, assemble(config, given, view or Silence()), given)
+    view = view or Silence()
+    for note in config.notes:
+        view.say(note)
+    return _run(folder, assemble(config, given, view), given)
 
 
 def _run(folder: Path, parts: Parts, given: Given) -> Result:
@@ -153,7 +167,8 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
     evolution = build_evolution(parts, lineage)
     seconds_before = restore(folder, parts, evolution)
     # Not before: new options that come with changed data, say, must not stay behind in a run that was refused.
-    write_text(folder / "config.toml", config_toml(config))
+    text = config_toml(config)
+    write_text(folder / "config.toml", text, private=bool(keys_in(text)))
     metrics.rewind(evolution.generation)
     lineage.rewind(evolution.generation if evolution.generation else -1)
     began = time.perf_counter()
@@ -172,7 +187,7 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
                     folder,
                     parts.evaluator,
                     parts.scorer,
-                    config.human,
+                    config.used().human,
                     seed=config.run.seed,
                     temperature=config.completion.temperature,
                     generation=evolution.generation,
@@ -248,8 +263,8 @@ def _finish(
     summary = {
         "version": importlib.metadata.version("evolora"),
         "seed": config.run.seed,
-        "model": config.model.name,
-        "task": parts.task.name,
+        "model": shown_model(parts.base.path if given.model is not None else config.model.name),
+        "task": mask(parts.task.name),
         "reward": parts.scorer.name,
         "strategy": config.strategy.type,
         "refiner": config.refiner.type,
@@ -311,7 +326,7 @@ def _vote(parts: Parts, voters: Population, winner_test: Evaluation) -> tuple[di
 def _merge(folder: Path, config: RunOptions, given: Given) -> None:
     lora, state = load_adapter(folder / "best")
     if given.model is None or given.tokenizer is None:
-        base = load_base(config.model.name, dtype=getattr(torch, config.model.dtype))
+        base = load_base(config.used().model.name, dtype=getattr(torch, config.model.dtype))
     else:  # merging changes the weights that it merges into
         base = given_base(copy.deepcopy(given.model), given.tokenizer)
     export_merged(folder / "merged", base, lora, state)
@@ -359,11 +374,21 @@ def _located(config: RunOptions, folder: Path) -> RunOptions:
     model, data = config.model, config.task.data
     path: dict[str, Any] = {}
     if model.chat_template is not None:
-        path["chat_template"] = str(Path(model.chat_template).absolute())
+        path["chat_template"] = _absolute(model.chat_template)
     if model.name != BUNDLED_MODEL and Path(model.name).is_dir():
         path["name"] = str(Path(model.name).absolute())
-    task = {} if data is None else {"data": str(Path(data).absolute())}
-    return config.replaced({"run": {"out": str(folder)}, "task": task, "model": path})
+    task = {} if data is None else {"data": _absolute(data)}
+    return config.replaced({"run": {"out": _out(config, folder)}, "task": task, "model": path})
+
+
+def _out(config: RunOptions, folder: Path) -> str:
+    """The run's folder, as it was written where it still is that."""
+    said, used = config.run.out, config.used().run.out
+    return said if said and references(said) and used and Path(used).absolute() == folder else str(folder)
+
+
+def _absolute(path: str) -> str:
+    return path if references(path) else str(Path(path).absolute())
 
 
 @contextmanager

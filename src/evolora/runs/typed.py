@@ -21,6 +21,7 @@ class Typed:
     help: Literal["short", "all"] | None = None
     dry_run: bool = False
     resume: str | None = None
+    trust_reward: bool = False
 
 
 def typed_words(arguments: Sequence[str]) -> Typed:
@@ -44,6 +45,8 @@ def typed_words(arguments: Sequence[str]) -> Typed:
             typed.help = "all" if option == "--help-all" else "short"
         elif option == "--dry-run":
             typed.dry_run = True
+        elif option == "--trust-reward":
+            typed.trust_reward = True
         elif option == "--resume":
             typed.resume, rest = (values[0], values[1:]) if values else ("", [])
         elif option == "--config":
@@ -54,6 +57,8 @@ def typed_words(arguments: Sequence[str]) -> Typed:
             words.append((word, value))
             shown[word] = option
         typed.files += rest
+    if typed.trust_reward and typed.resume is None:
+        raise InputError("--trust-reward: expected --resume RUN beside it")
     typed.source = Source(words, Speech("cli"), shown)
     return typed
 

@@ -1,7 +1,10 @@
-"""The adapter's model card."""
+"""The adapter's model card: Markdown in which nothing that a model, a user or a data file wrote is more than text."""
 
+import json
 from typing import Any
 
+from evolora.markdown import code_span, fenced
+from evolora.models.export import is_hub_name
 from evolora.runs.report.inspection import Inspection
 
 
@@ -14,16 +17,17 @@ def model_card(
     inspection = Inspection.from_dict(summary["inspection"])
     shares = ", ".join(f"{name} {was:.0%} -> {now:.0%}" for name, was, now in inspection.shares())
     model = summary["model"]
+    named = f"base_model: {json.dumps(model)}\n" if is_hub_name(model) else ""
     kind = "held out from the tuning" if summary["held_out"] else "that the tuning saw too"
     return f"""---
 library_name: peft
-base_model: {model}
-tags: [lora, evolora]
+{named}tags: [lora, evolora]
 ---
-# LoRA adapter for {model}, tuned on {summary["task"]}
+# LoRA adapter for {code_span(model)}, tuned on {code_span(summary["task"])}
 
 Found by [evolora](https://pypi.org/project/evolora/) {summary["version"]}, which evolves LoRA weights and refines the
-best by reinforcement learning: strategy `{summary["strategy"]}`, refiner `{summary["refiner"]}`. Reward: `{reward}`.
+best by reinforcement learning: strategy `{summary["strategy"]}`, refiner `{summary["refiner"]}`.
+Reward: {code_span(reward)}.
 Seed {summary["seed"]}, {summary["generations"]} generations, {summary["tokens"]["evaluation"]:,} tokens generated for
 evaluation and {summary["tokens"]["rollout"]:,} for rollouts.
 
@@ -54,9 +58,12 @@ print(tokenizer.decode(ids[0, batch["input_ids"].shape[1]:], skip_special_tokens
 """
 
 
-def _warned(inspection: Inspection) -> str:
-    return "".join(f"- Warning: {_cell(warning)}\n" for warning in inspection.warnings)
-
-
 def _cell(text: str) -> str:
-    return text.replace("\n", " ").replace("|", "\\|")
+    return code_span(text).replace("|", "\\|")  # after an even number of backslashes
+
+
+def _warned(inspection: Inspection) -> str:
+    if not inspection.warnings:
+        return ""
+    lines = fenced("\n".join(f"warning: {warning}" for warning in inspection.warnings))
+    return f"\n{lines}\n"
