@@ -2,6 +2,7 @@
 
 import copy
 import importlib.metadata
+import itertools
 import json
 import math
 import re
@@ -9,7 +10,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -26,6 +27,7 @@ from evolora.evolution.voting import voted_rewards
 from evolora.evolution.winner import best_finalists
 from evolora.files import write_text
 from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
+from evolora.lock import owned
 from evolora.models.base import BUNDLED_MODEL, given_base, load_base
 from evolora.models.cost import Cost, Costs
 from evolora.models.export import PEFT_CONFIG, config_text, export_adapter, export_merged, load_adapter
@@ -80,30 +82,48 @@ def start(
     view: View | None = None,
 ) -> Result:
     """Start a run in a new folder, with what it was given as objects."""
-    given = given or Given()
+    given, view = given or Given(), view or Silence()
     folder = Path(config.run.out or _default_folder(config)).absolute()
-    if (folder / "config.toml").exists():
-        raise InputError(f"--out {folder}: holds a run already, resume it with 'evolora resume {folder}'")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
-    with _folder_for(folder, given.rows) as data:
-        config = config if data is None else config.replaced({"task": {"data": str(data)}})
-        view = view or Silence()
-        for note in config.notes:
-            view.say(note)
-        parts = assemble(_located(config, folder), given, view)
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot be made ({error.strerror}), expected a new folder") from None
-    write_identity(folder)
-    if given.peft_config is not None:
-        write_text(folder / PEFT_CONFIG, config_text(given.peft_config))
-    return _run(folder, parts, given)
+    with _made(folder), owned(folder, view.say):
+        if (folder / "config.toml").exists():
+            raise InputError(f"--out {folder}: holds a run already, resume it with 'evolora resume {folder}'")
+        if any((folder / "checkpoints").glob("gen*")):
+            raise InputError(f"--out {folder}: holds checkpoints without their config.toml, expected a new folder")
+        with _rows_in(folder, given.rows) as data:
+            config = config if data is None else config.replaced({"task": {"data": str(data)}})
+            for note in config.notes:
+                view.say(note)
+            parts = assemble(_located(config, folder), given, view)
+        write_identity(folder)
+        if given.peft_config is not None:
+            write_text(folder / PEFT_CONFIG, config_text(given.peft_config))
+        return _run(folder, parts, given)
 
 
 @contextmanager
-def _folder_for(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path | None]:
+def _made(folder: Path) -> Iterator[None]:
+    """With the folder there, and in it one for checkpoints; what is new is gone again if nothing was put into it.
+
+    Raises InputError when it cannot be made.
+    """
+    inner = folder / "checkpoints"
+    try:
+        new = [path for path in (inner, folder, *folder.parents) if not path.exists()]
+        inner.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be made ({error.strerror}), expected a new folder") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # one is not empty
+            for path in new:
+                path.rmdir()
+
+
+@contextmanager
+def _rows_in(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path | None]:
     """The file with the rows that were given from Python, which a resumed run will need; gone again if it is refused.
 
     Raises InputError for rows that JSON cannot hold.
@@ -115,22 +135,25 @@ def _folder_for(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Pat
         text = "".join(json.dumps(row) + "\n" for row in rows)
     except (TypeError, ValueError) as error:
         raise InputError(f"data: {error}, expected rows that JSON can hold") from None
-    existed, data = folder.exists(), folder / "data.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / "data.jsonl"
     write_text(data, text)
     try:
         yield data
     except InputError:
         data.unlink()
-        if not existed:
-            folder.rmdir()
         raise
 
 
 def go_on(folder: Path, words: Source, *, given: Given | None = None, view: View | None = None) -> Result:
     """`resume`, with the options that `words` say."""
-    given = given or Given()
-    folder = folder.absolute()
+    folder, view = folder.absolute(), view or Silence()
+    if not folder.is_dir():
+        raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
+    with owned(folder, view.say):
+        return _go_on(folder, words, given or Given(), view)
+
+
+def _go_on(folder: Path, words: Source, given: Given, view: View) -> Result:
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
     if (folder / PEFT_CONFIG).is_file():
@@ -144,7 +167,7 @@ def go_on(folder: Path, words: Source, *, given: Given | None = None, view: View
             if config.run.merge and not (folder / "merged").is_dir():
                 _merge(folder, config, given)
             return Result(folder, summary, history)
-    return _run(folder, assemble(config, given, view or Silence()), given)
+    return _run(folder, assemble(config, given, view), given)
 
 
 def _run(folder: Path, parts: Parts, given: Given) -> Result:
@@ -351,7 +374,9 @@ def _default_folder(config: RunOptions) -> Path:
     task = config.task
     name = task.name or (Path(task.data).stem if task.data else "prompt" if task.prompt else "translate")
     name = re.sub(r"[^\w.-]+", "-", name).strip("-")  # a gym: task's options are no part of a path
-    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], others) if not path.exists())
 
 
 def _located(config: RunOptions, folder: Path) -> RunOptions:
