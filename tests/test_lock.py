@@ -19,6 +19,11 @@ _OWNER = """
 import sys, time
 from pathlib import Path
 from evolora.lock import owned
+
+def lasting():
+    print("child", flush=True)
+    time.sleep(60)
+
 with owned(Path(sys.argv[1]), print):
     print("owns", flush=True)
     {more}
@@ -65,14 +70,14 @@ def test_the_same_process_is_no_second_owner_either(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        "import os\n    if os.fork() == 0: time.sleep(60)",
-        "import multiprocessing as mp\n    mp.get_context('fork').Process(target=time.sleep, args=[60]).start()",
-        "import subprocess\n    subprocess.Popen(['sleep', '60'], close_fds=False)",
+        "import os\n    if os.fork() == 0: lasting()",
+        "import multiprocessing as mp\n    mp.get_context('fork').Process(target=lasting).start()",
+        "import subprocess\n    subprocess.Popen(['sh', '-c', 'echo child; exec sleep 60'], close_fds=False)",
     ],
     ids=["fork", "multiprocessing", "program"],
 )
 def test_children_do_not_keep_a_dead_owners_lock(more: str, tmp_path: Path) -> None:
-    process = owner(tmp_path, f"{more}\n    print('child', flush=True)")
+    process = owner(tmp_path, more)
     assert process.stdout is not None and process.stdout.readline() == "child\n"
     process.send_signal(signal.SIGKILL)
     process.wait()

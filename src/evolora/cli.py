@@ -255,11 +255,14 @@ def _rate(options: dict[str, Any]) -> int:
     folder, words = Path(options["run"]), _source(options, _RESUME_OPTIONS)
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
-    reward = make_options(read_run_config(folder)).reward.name
-    if reward != HUMAN:
-        raise InputError(f"{folder}: its reward is {reward}, expected a run with --reward human")
+    config = make_options(read_run_config(folder))
+    if config.reward.name != HUMAN:
+        raise InputError(f"{folder}: its reward is {config.reward.name}, expected a run with --reward human")
     if (folder / "summary.json").exists() and not words.words:
-        raise InputError(f"{folder}: the run is finished, expected more generations, such as --gens 40, to rate")
+        from evolora.runs.run import finished
+
+        if finished(folder, config) is not None:
+            raise InputError(f"{folder}: the run is finished, expected more generations, such as --gens 40, to rate")
     return _continue(folder, words)
 
 

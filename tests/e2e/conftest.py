@@ -208,7 +208,8 @@ def facts() -> Callable[[Path], Facts]:
             {name: value for name, value in json.loads(line).items() if not name.startswith("time.")} for line in lines
         ]
         summary = json.loads((folder / "summary.json").read_text())
-        del summary["seconds"], summary["time"]
+        for own in ("seconds", "time", "sha256", "sealed"):
+            del summary[own]
         database = sqlite3.connect(folder / "lineage.sqlite")
         tables = ("individuals", "parents", "fitness", "samples")
         lineage = {table: sorted(map(repr, database.execute(f"SELECT * FROM {table}"))) for table in tables}

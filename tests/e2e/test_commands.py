@@ -20,6 +20,7 @@ from evolora.cli import main
 from evolora.runs.config_file import read_run_config
 from evolora.runs.options import make_options
 from evolora.runs.report.inspection import Inspection
+from evolora.runs.summary import read_summary
 
 
 def winner_reward(run: Path) -> float:
@@ -302,7 +303,7 @@ def test_evolve_with_rows_and_a_function(toy: Any, tmp_path: Path) -> None:
     result = evolve(model=str(toy.model), data=rows, reward=reward, gens=2, pop=4, mutation_scale=0.1, out=str(out))
     assert result.folder == out and result.adapter == out / "best" and result.merged is None
     assert [line["generation"] for line in result.history] == [1, 2]
-    assert result.summary == json.loads((out / "summary.json").read_text())
+    assert result.summary == read_summary(out)
     assert all(len(call["weight"]) == len(call["prompts"]) for call in seen)
     # The rows are kept for a resumed run, which needs the function again.
     again = resume(out, reward=reward, options={"gens": 3})

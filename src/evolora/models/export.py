@@ -10,10 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evolora.errors import InputError
-from evolora.files import temporary_folder, write_folder
+from evolora.files import seal, temporary_folder, write_folder
 from evolora.models.base import BaseModel
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import as_peft_model, set_state
+
+# Beside an adapter, its model card, which people edit.
+CARD = "README.md"
 
 # In a run's folder: the LoRA configuration that it was given as an object.
 PEFT_CONFIG = "peft_config.json"
@@ -27,11 +30,12 @@ def save_adapter(folder: Path, base: BaseModel, config: LoraConfig, layout: Geno
 def export_adapter(
     folder: Path, base: BaseModel, config: LoraConfig, layout: GenomeLayout, genome: Tensor, card: str
 ) -> None:
-    """Write the adapter, the tokenizer and the model card, whole or not at all."""
+    """Write the adapter, the tokenizer and the model card, whole or not at all, and sealed."""
     temporary = temporary_folder(folder)
     save_adapter(temporary, base, config, layout, genome)
     save_tokenizer(temporary, base)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
+    (temporary / CARD).write_text(card, encoding="utf-8")
+    seal(temporary)
     write_folder(folder, temporary)
 
 
@@ -51,15 +55,19 @@ def config_text(config: LoraConfig) -> str:
     return json.dumps({name: sorted(value) if isinstance(value, set) else value for name, value in said.items()})
 
 
-def export_merged(folder: Path, fresh: BaseModel, config: LoraConfig, state: dict[str, Tensor]) -> None:
-    """Write the base with the adapter merged in by `merge_and_unload`, and the tokenizer. The base is `fresh`, nobody
-    else's: merging changes the weights that it merges into."""
+def export_merged(
+    folder: Path, fresh: BaseModel, config: LoraConfig, state: dict[str, Tensor], *, sealed: bool = False
+) -> None:
+    """Write the base with the adapter merged in by `merge_and_unload`, and the tokenizer; `sealed`, with a manifest.
+    The base is `fresh`, nobody else's: merging changes the weights that it merges into."""
     temporary = temporary_folder(folder)
     with torch.random.fork_rng(devices=[]):  # PEFT draws an A that `state` replaces
         peft_model = get_peft_model(fresh.model, config)
     set_state(peft_model, state)
     peft_model.merge_and_unload().save_pretrained(temporary)
     save_tokenizer(temporary, fresh)
+    if sealed:
+        seal(temporary)
     write_folder(folder, temporary)
 
 

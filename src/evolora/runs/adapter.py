@@ -10,9 +10,9 @@ import numpy as np
 import torch
 
 from evolora.errors import InputError
-from evolora.files import temporary_folder, write_folder
+from evolora.files import MANIFEST, temporary_folder, verify, write_folder
 from evolora.models.base import load_base
-from evolora.models.export import export_merged, load_adapter
+from evolora.models.export import CARD, export_merged, load_adapter
 from evolora.population.evaluation import Evaluation
 from evolora.population.writing import Writer
 from evolora.rng import keyed_seed
@@ -22,6 +22,7 @@ from evolora.runs.given import Given
 from evolora.runs.options import Source, make_options
 from evolora.runs.report.inspection import Inspection
 from evolora.runs.report.statistics import bootstrap_interval, compare
+from evolora.runs.summary import check_belonging, read_summary
 from evolora.runs.tracking.terminal import Silence
 from evolora.tasks.chat import chat_prompt
 from evolora.tasks.task import Example
@@ -41,8 +42,11 @@ class Score:
 
 
 def adapter_folder(path: Path, checkpoint: str | None = None) -> Path:
-    """The adapter of a run (its winner, or the best at `checkpoint`), or the adapter folder itself."""
+    """The adapter of a run (its winner, or the best at `checkpoint`), or the adapter folder itself, which needs no
+    manifest. Raises CheckpointError when it is altered, or is not the one of the run's summary."""
     if (path / "adapter_config.json").is_file():
+        if (path / MANIFEST).is_file():
+            verify(path, besides=[CARD])
         return path
     if not (path / "config.toml").is_file():
         raise InputError(f"{path}: found neither config.toml nor adapter_config.json, expected a run or an adapter")
@@ -50,6 +54,10 @@ def adapter_folder(path: Path, checkpoint: str | None = None) -> Path:
     if not folder.is_dir():
         found = ", ".join(sorted(entry.name for entry in (path / "checkpoints").glob("gen*"))) or "none"
         raise InputError(f"{folder}: not there; the run's checkpoints are: {found}")
+    if checkpoint or (summary := read_summary(path)) is None:
+        verify(folder, besides=[CARD])
+    else:
+        check_belonging(path, folder.name, summary)
     return folder
 
 

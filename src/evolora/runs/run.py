@@ -21,16 +21,16 @@ import numpy.typing as npt
 import torch
 from peft import LoraConfig
 
-from evolora.errors import InputError, RewardError
+from evolora.errors import CheckpointError, InputError, RewardError
 from evolora.evolution.loop import Evolution
 from evolora.evolution.voting import voted_rewards
 from evolora.evolution.winner import best_finalists
-from evolora.files import write_text
+from evolora.files import newest_checkpoint, verify, write_text
 from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
 from evolora.lock import owned
 from evolora.models.base import BUNDLED_MODEL, given_base, load_base
 from evolora.models.cost import Cost, Costs
-from evolora.models.export import PEFT_CONFIG, config_text, export_adapter, export_merged, load_adapter
+from evolora.models.export import CARD, PEFT_CONFIG, config_text, export_adapter, export_merged, load_adapter
 from evolora.population.evaluation import Evaluation, mean_fitness, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import Population, genome_sha256
@@ -45,6 +45,7 @@ from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.report.card import model_card
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.snapshot import Snapshot, restore
+from evolora.runs.summary import check_belonging, read_summary, write_summary
 from evolora.runs.tracking.terminal import MetricsLog, Silence, View
 
 
@@ -72,7 +73,7 @@ class Result:
     @property
     def merged(self) -> Path | None:
         """The folder of the merged model, if one was asked for."""
-        return self.folder / "merged" if (self.folder / "merged").is_dir() else None
+        return self.folder / "merged" if "merged" in self.summary["sealed"] else None
 
 
 def start(
@@ -159,15 +160,37 @@ def _go_on(folder: Path, words: Source, given: Given, view: View) -> Result:
     if (folder / PEFT_CONFIG).is_file():
         given = replace(given, peft_config=LoraConfig(**json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))))
     config = make_options(read_run_config(folder), words).replaced({"run": {"out": str(folder)}})
-    finished = folder / "summary.json"
-    if finished.exists():
-        summary = json.loads(finished.read_text(encoding="utf-8"))
-        history = MetricsLog(folder / "metrics.jsonl").read()
-        if _progress(config, history[-1]) >= 1:
-            if config.run.merge and not (folder / "merged").is_dir():
-                _merge(folder, config, given)
-            return Result(folder, summary, history)
+    if (done := finished(folder, config, view)) is not None:
+        summary, history = done
+        if config.run.merge and "merged" not in summary["sealed"]:
+            _merge(folder, config, given)
+            summary = write_summary(folder, summary, ["best", "merged"])
+        return Result(folder, summary, history)
     return _run(folder, assemble(config, given, view), given)
+
+
+def finished(
+    folder: Path, config: RunOptions, view: View | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """Summary and history of a run with nothing left to do: its summary is of its last generation, and what that
+    announces is there and whole; else None, and the `view` is told what is not.
+
+    Raises CheckpointError where what is damaged cannot be made again.
+    """
+    try:
+        summary, history = read_summary(folder), MetricsLog(folder / "metrics.jsonl").read()
+        if summary is None or not history or summary["generations"] != history[-1]["generation"]:
+            return None
+        if _progress(config, history[-1]) < 1:
+            return None
+        for name in summary["sealed"]:
+            check_belonging(folder, name, summary)
+    except CheckpointError as fault:
+        if newest_checkpoint(folder)[0] is None:
+            raise CheckpointError(f"{fault}; there is no checkpoint to make it again from") from None
+        (view or Silence()).say(f"made again: {fault}")
+        return None
+    return summary, history
 
 
 def _run(folder: Path, parts: Parts, given: Given) -> Result:
@@ -313,9 +336,10 @@ def _finish(
     export_adapter(folder / "best", parts.base, parts.lora, parts.layout, genome, card)
     if config.run.merge:
         _merge(folder, config, given)
+    elif (folder / "merged").is_dir():
+        parts.view.say(f"{folder / 'merged'}: is of an earlier winner; --merge writes it anew")
     summary["seconds"] = seconds()
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    return summary
+    return write_summary(folder, summary, ["best", "merged"] if config.run.merge else ["best"])
 
 
 def _vote(parts: Parts, voters: Population, winner_test: Evaluation) -> tuple[dict[str, Any], Cost]:
@@ -332,12 +356,13 @@ def _vote(parts: Parts, voters: Population, winner_test: Evaluation) -> tuple[di
 
 
 def _merge(folder: Path, config: RunOptions, given: Given) -> None:
+    verify(folder / "best", besides=[CARD])
     lora, state = load_adapter(folder / "best")
     if given.model is None or given.tokenizer is None:
         base = load_base(config.model.name, dtype=getattr(torch, config.model.dtype))
     else:  # merging changes the weights that it merges into
         base = given_base(copy.deepcopy(given.model), given.tokenizer)
-    export_merged(folder / "merged", base, lora, state)
+    export_merged(folder / "merged", base, lora, state, sealed=True)
 
 
 def _test_figures(rewards: npt.NDArray[np.float64], seed: int) -> dict[str, Any]:
