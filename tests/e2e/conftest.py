@@ -208,7 +208,7 @@ def facts() -> Callable[[Path], Facts]:
             {name: value for name, value in json.loads(line).items() if not name.startswith("time.")} for line in lines
         ]
         summary = json.loads((folder / "summary.json").read_text())
-        for own in ("seconds", "time", "sha256", "sealed"):
+        for own in ("seconds", "time", "run", "sha256", "sealed"):
             del summary[own]
         database = sqlite3.connect(folder / "lineage.sqlite")
         tables = ("individuals", "parents", "fitness", "samples")

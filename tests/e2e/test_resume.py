@@ -227,7 +227,7 @@ def test_other_data_than_at_the_checkpoint_is_refused(toy: Any, evolora: Any, di
     data.write_text(toy.data.read_text().replace("cat", "cow"))
     before = digest(run)
     code, _, errors = evolora("resume", run, "--gens", "3")
-    assert code == 2 and "data has changed" in errors and len(errors.splitlines()) == 1
+    assert code == 2 and "has changed: data " in errors and len(errors.splitlines()) == 1
     assert digest(run) == before
 
 

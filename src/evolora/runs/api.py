@@ -104,6 +104,7 @@ def resume(
     reward_weights: Sequence[float] | None = None,
     callbacks: Sequence[Callback] = (),
     view: View | None = None,
+    accept_changes: bool = False,
     options: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Result:
@@ -112,12 +113,16 @@ def resume(
     `options`, or keywords, may give a new `gens`, `budget_tokens`, `budget_seconds`, `budget_flops`, `save_every` or
     `merge`; None takes a limit away. Budgets count all that the run has spent, before it was stopped and after. A run
     that was given a loaded model or Python functions as its reward needs them again.
+
+    Raises InputError where anything else has changed that the results depend on: data, model, tokenizer, reward,
+    options, versions. With `accept_changes` the run goes on, and its summary lists what was `changed`.
     """
     with _in_python():
         given = Given(
             **_given_model(model, tokenizer), reward=given_reward(reward, reward_weights), callbacks=callbacks
         )
-        return go_on(Path(folder), Source.of_python({**(options or {}), **more}), given=given, view=view)
+        words = Source.of_python({**(options or {}), **more})
+        return go_on(Path(folder), words, given=given, view=view, accept_changes=accept_changes)
 
 
 def _given_model(

@@ -9,7 +9,7 @@ import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,13 +39,14 @@ from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble
 from evolora.runs.building import build_evolution
 from evolora.runs.config_file import config_toml, read_run_config
+from evolora.runs.fingerprint import fingerprint
 from evolora.runs.given import Given
-from evolora.runs.identity import write_identity
+from evolora.runs.identity import Identity, check_run, differences, new_identity, read_identity
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.report.card import model_card
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.snapshot import Snapshot, restore
-from evolora.runs.summary import check_belonging, read_summary, write_summary
+from evolora.runs.summary import SUMMARY, check_belonging, read_summary, write_summary
 from evolora.runs.tracking.terminal import MetricsLog, Silence, View
 
 
@@ -97,10 +98,11 @@ def start(
             for note in config.notes:
                 view.say(note)
             parts = assemble(_located(config, folder), given, view)
-        write_identity(folder)
+        identity = new_identity(fingerprint(parts, given))
+        identity.write(folder)
         if given.peft_config is not None:
             write_text(folder / PEFT_CONFIG, config_text(given.peft_config))
-        return _run(folder, parts, given)
+        return _run(folder, parts, given, identity)
 
 
 @contextmanager
@@ -145,40 +147,61 @@ def _rows_in(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path |
         raise
 
 
-def go_on(folder: Path, words: Source, *, given: Given | None = None, view: View | None = None) -> Result:
-    """`resume`, with the options that `words` say."""
+def go_on(
+    folder: Path,
+    words: Source,
+    *,
+    given: Given | None = None,
+    view: View | None = None,
+    accept_changes: bool = False,
+) -> Result:
+    """`resume`, with the options that `words` say; with `accept_changes` also where what the run depends on has
+    changed."""
     folder, view = folder.absolute(), view or Silence()
     if not folder.is_dir():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
     with owned(folder, view.say):
-        return _go_on(folder, words, given or Given(), view)
+        return _go_on(folder, words, given or Given(), view, accept_changes)
 
 
-def _go_on(folder: Path, words: Source, given: Given, view: View) -> Result:
+def _go_on(folder: Path, words: Source, given: Given, view: View, accept_changes: bool) -> Result:
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
     if (folder / PEFT_CONFIG).is_file():
         given = replace(given, peft_config=LoraConfig(**json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))))
+    identity = read_identity(folder)
     config = make_options(read_run_config(folder), words).replaced({"run": {"out": str(folder)}})
-    if (done := finished(folder, config, view)) is not None:
+    if (done := finished(folder, config, identity.run, view)) is not None:
         summary, history = done
         if config.run.merge and "merged" not in summary["sealed"]:
             _merge(folder, config, given)
             summary = write_summary(folder, summary, ["best", "merged"])
         return Result(folder, summary, history)
-    return _run(folder, assemble(config, given, view), given)
+    parts = assemble(config, given, view)
+    now = fingerprint(parts, given)
+    changes = list(differences(identity.fingerprint, now))
+    if changes and not accept_changes:
+        raise InputError(
+            f"{folder}: what the run depends on has changed: {'; '.join(changes)}; expected the same, "
+            "or --accept-changes"
+        )
+    for change in changes:
+        view.say(f"changed, as accepted: {change}")
+    return _run(folder, parts, given, replace(identity, fingerprint=now), changes)
 
 
 def finished(
-    folder: Path, config: RunOptions, view: View | None = None
+    folder: Path, config: RunOptions, run: str, view: View | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
-    """Summary and history of a run with nothing left to do: its summary is of its last generation, and what that
-    announces is there and whole; else None, and the `view` is told what is not.
+    """Summary and history of the run whose id is `run`, if it has nothing left to do: its summary is of its last
+    generation, and what that announces is there and whole; else None, and the `view` is told what is not.
 
-    Raises CheckpointError where what is damaged cannot be made again.
+    Raises CheckpointError where what is damaged cannot be made again, InputError for the summary of another run.
     """
     try:
         summary, history = read_summary(folder), MetricsLog(folder / "metrics.jsonl").read()
+        if summary is not None:
+            check_run(folder / SUMMARY, summary["run"], run)
         if summary is None or not history or summary["generations"] != history[-1]["generation"]:
             return None
         if _progress(config, history[-1]) < 1:
@@ -193,12 +216,16 @@ def finished(
     return summary, history
 
 
-def _run(folder: Path, parts: Parts, given: Given) -> Result:
+def _run(folder: Path, parts: Parts, given: Given, identity: Identity, changes: Sequence[str] = ()) -> Result:
     config = parts.config
     metrics, lineage = MetricsLog(folder / "metrics.jsonl"), Lineage(folder / "lineage.sqlite")
     evolution = build_evolution(parts, lineage)
-    seconds_before = restore(folder, parts, evolution)
-    # Not before: new options that come with changed data, say, must not stay behind in a run that was refused.
+    seconds_before = restore(folder, parts, evolution, identity.run)
+    # Not before: nothing new must stay behind in a run that was refused.
+    if changes:
+        accepted = {"generation": evolution.generation, "what": changes}
+        identity = replace(identity, changed=[*identity.changed, accepted])
+        identity.write(folder)
     write_text(folder / "config.toml", config_toml(config))
     metrics.rewind(evolution.generation)
     lineage.rewind(evolution.generation if evolution.generation else -1)
@@ -238,17 +265,17 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
                     callback({**measured, **logged})
                 snapshot = Snapshot.of(evolution, seconds())
                 if done >= 1 or interrupted() or evolution.generation % config.run.save_every == 0:
-                    snapshot.write(folder, parts)
+                    snapshot.write(folder, parts, identity.run)
                     unsaved = None
                 else:
                     unsaved = copy.deepcopy(snapshot)  # the next generation may change what it is made of
                 if interrupted():
                     raise KeyboardInterrupt
-        summary = _finish(folder, parts, evolution, lineage, seconds, given)
+        summary = _finish(folder, parts, evolution, lineage, seconds, given, identity)
     except BaseException as end:
         # Whatever ends it in the middle of a generation: the whole ones before it must not be lost.
         if unsaved is not None:
-            unsaved.write(folder, parts)
+            unsaved.write(folder, parts, identity.run)
         if isinstance(end, KeyboardInterrupt):
             raise Interrupted(folder) from end
         raise
@@ -262,7 +289,13 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
 
 
 def _finish(
-    folder: Path, parts: Parts, evolution: Evolution, lineage: Lineage, seconds: Callable[[], float], given: Given
+    folder: Path,
+    parts: Parts,
+    evolution: Evolution,
+    lineage: Lineage,
+    seconds: Callable[[], float],
+    given: Given,
+    identity: Identity,
 ) -> dict[str, Any]:
     """Choose the winner on validation, score base and winner once on the test split, export, sum up."""
     config = parts.config
@@ -292,6 +325,7 @@ def _finish(
         "test": test_cost + vote_cost,
     }
     summary = {
+        "run": identity.run,
         "version": importlib.metadata.version("evolora"),
         "seed": config.run.seed,
         "model": config.model.name,
@@ -315,6 +349,7 @@ def _finish(
             "test": _test_figures(winner_test.rewards[0], config.run.seed) | _terms(winner_test),
         },
         **vote,
+        **({"changed": identity.changed} if identity.changed else {}),
         **({} if evolution.judge is None else {"votes": evolution.judge.summary()}),
         "inspection": compare([example.prompt for example in parts.task.test], base_test, winner_test).as_dict(),
     }

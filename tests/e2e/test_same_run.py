@@ -1,0 +1,153 @@
+"""A run goes on as the run that it was: what its results depend on has not changed, or the change was accepted."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file, save_file
+
+from evolora import InputError, evolve, resume
+from evolora.runs.identity import read_identity
+from evolora.runs.summary import read_summary
+
+REWARD = """
+from weighing import WEIGHT
+
+def score(completions, **kwargs):
+    return [WEIGHT * len(set(text)) / 10 for text in completions]
+"""
+
+
+@pytest.fixture(scope="module")
+def own(toy: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with everything that a run depends on, and the `run` of one generation. Read only."""
+    folder = tmp_path_factory.mktemp("own")
+    shutil.copytree(toy.model, folder / "model")
+    shutil.copy(toy.data, folder / "words.jsonl")
+    (folder / "reward.py").write_text(REWARD)
+    (folder / "weighing.py").write_text("WEIGHT = 1.0\n")
+    evolve(
+        model=folder / "model", data=folder / "words.jsonl", reward=f"{folder / 'reward.py'}:score", out=folder / "run",
+        gens=1, pop=2, elites=1, rl_steps=1, max_new_tokens=4,
+    )  # fmt: skip
+    return folder
+
+
+@pytest.fixture
+def mine(own: Path) -> Any:
+    """The same in its place, which is as it was afterwards."""
+    kept = own.with_name(f"{own.name}-kept")
+    shutil.copytree(own, kept)
+    yield own
+    shutil.rmtree(own)
+    kept.rename(own)
+
+
+def scale_embeddings(folder: Path) -> None:
+    path = folder / "model" / "model.safetensors"
+    tensors = load_file(path)
+    name = next(name for name in tensors if name.endswith("wte.weight"))
+    save_file(tensors | {name: tensors[name] * 1.5}, path, metadata={"format": "pt"})
+
+
+def edit(name: str, old: str, new: str) -> Callable[[Path], None]:
+    def change(folder: Path) -> None:
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new))
+
+    return change
+
+
+CHANGES = {
+    "data": (edit("words.jsonl", "cat", "cow"), ["data prompts and columns "]),
+    "weights": (scale_embeddings, ["model weights "]),
+    "config": (edit("model/config.json", "epsilon\": 1e-05", "epsilon\": 1e-03"), ["model config "]),
+    "tokenizer": (edit("model/tokenizer.json", '"content": "<|endoftext|>"', '"content": "<|end|>"'), ["tokenizer "]),
+    "reward": (edit("reward.py", "/ 10", "/ 20"), ["reward ", "reward.py "]),
+    "its module": (edit("weighing.py", "1.0", "-1.0"), ["reward ", "weighing.py "]),
+    "option": (edit("run/config.toml", "rl_steps = 1", "rl_steps = 2"), ["--rl-steps 1 -> 2"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("what", ["data", "weights", "config", "tokenizer", "reward", "its module", "option"])
+def test_whatever_has_changed_is_named_and_refused(what: str, mine: Path, evolora: Any, digest: Any) -> None:
+    change, named = CHANGES[what]
+    change(mine)
+    before = digest(mine)
+    code, _, errors = evolora("resume", mine / "run", "--gens", "2")
+    assert code == 2 and len(errors.splitlines()) == 1 and "--accept-changes" in errors
+    assert all(part in errors for part in named), errors
+    assert errors.count(" -> ") == 1, "nothing else has changed"
+    assert {name: sha for name, sha in digest(mine).items() if "__pycache__" not in name} == {
+        name: sha for name, sha in before.items() if "__pycache__" not in name
+    }
+
+
+def test_an_accepted_change_is_said_and_summed_up(mine: Path, evolora: Any, capsys: pytest.CaptureFixture[str]) -> None:
+    CHANGES["reward"][0](mine)
+    run = mine / "run"
+    code, out, _ = evolora("resume", run, "--gens", "2", "--accept-changes")
+    assert code == 0 and "changed, as accepted: reward " in out
+    (change,) = json.loads((run / "summary.json").read_text())["changed"]
+    assert change["generation"] == 1 and "reward.py" in change["what"][0]
+    code, out, _ = evolora("resume", run, "--gens", "3")
+    assert code == 0 and "accepted" not in out, "it is this run's own now"
+    assert json.loads((run / "summary.json").read_text())["changed"] == [change]
+
+
+def test_other_versions_are_a_change(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evolora.runs.fingerprint.platform.python_version", lambda: "3.99.1")
+    with pytest.raises(
+        InputError, match=r"version python 3\.\d+\.\d+ -> 3\.99\.1; expected the same, or accept_changes"
+    ):
+        resume(mine / "run", gens=2)
+    result = resume(mine / "run", gens=2, accept_changes=True)
+    assert result.summary["changed"][0]["what"][0].endswith("-> 3.99.1")
+
+
+def test_a_function_that_was_given_is_known_by_its_source(toy: Any, tmp_path: Path) -> None:
+    def score(completions: list[str], **_: object) -> list[float]:
+        return [len(text) / 10 for text in completions]
+
+    first = score
+
+    def score(completions: list[str], **_: object) -> list[float]:  # type: ignore[no-redef]
+        return [-len(text) / 10 for text in completions]
+
+    options: dict[str, Any] = {"gens": 1, "pop": 2, "elites": 1, "refiner": "none", "max_new_tokens": 2}
+    evolve(model=toy.model, data=toy.data, reward=first, out=tmp_path / "run", **options)
+    with pytest.raises(InputError, match="reward score "):
+        resume(tmp_path / "run", reward=score, gens=2)
+    assert resume(tmp_path / "run", reward=first, gens=2).summary["generations"] == 2
+
+
+def test_files_of_another_run_are_refused_by_name(mine: Path, toy: Any, evolora: Any, tmp_path: Path) -> None:
+    run, other = mine / "run", tmp_path / "other"
+    shutil.copytree(run, other)
+    identity = read_identity(other)
+    (other / "identity.json").unlink()
+    replace(identity, run="0" * 32).write(other)
+    for name in ("summary.json",):
+        code, _, errors = evolora("resume", other, "--gens", "2")
+        assert code == 2 and str(other / name) in errors and identity.run in errors
+        (other / name).unlink()
+
+
+def test_a_run_of_an_older_version_is_refused(mine: Path, evolora: Any) -> None:
+    identity = mine / "run" / "identity.json"
+    identity.write_text('{"run": "' + "0" * 32 + '"}')
+    code, _, errors = evolora("resume", mine / "run")
+    assert code == 2 and str(identity) in errors and len(errors.splitlines()) == 1
+    identity.unlink()
+    code, _, errors = evolora("resume", mine / "run")
+    assert code == 2 and "found no identity.json" in errors and "this version of evolora" in errors
+
+
+def test_the_fingerprint_holds_no_reward_as_written(mine: Path) -> None:
+    assert (mine / "run" / "identity.json").read_text().count("reward.py") == 1, "a file, no expression with its keys"
+    assert read_summary(mine / "run") is not None
