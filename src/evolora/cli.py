@@ -1,4 +1,4 @@
-"""The command line: evolora train | resume | rate | evaluate | generate | export | votes | reward-model.
+"""The command line: evolora train | resume | rate | verify | evaluate | generate | export | votes | reward-model.
 
 What takes long to import is imported by the command that needs it, once its options are valid.
 """
@@ -118,6 +118,9 @@ def _parser() -> argparse.ArgumentParser:
     rated = _command(commands, "rate", "open the rating page of a run with --reward human again, and go on", _rate)
     rated.add_argument("run", metavar="RUN", help="the run's folder")
     _add_resume_options(rated)
+
+    verified = _command(commands, "verify", "say of every file of a run whether it is whole", _verify)
+    verified.add_argument("run", metavar="RUN", help="the run's folder")
 
     votes = _command(commands, "votes", "export or import the votes of a run with --reward human", None)
     ways = votes.add_subparsers(required=True, metavar="export|import", parser_class=_Parser)
@@ -269,6 +272,15 @@ def _rate(options: dict[str, Any]) -> int:
         if finished(folder, config, read_identity(folder).run) is not None:
             raise InputError(f"{folder}: the run is finished, expected more generations, such as --gens 40, to rate")
     return _continue(folder, words, options["accept_changes"])
+
+
+def _verify(options: dict[str, Any]) -> int:
+    from evolora.runs.whole import verify_run
+
+    found = verify_run(Path(options["run"]))
+    for name, fault in found.items():
+        print(f"{name}: whole" if fault is None else fault)
+    return 1 if any(found.values()) else 0
 
 
 def _export_votes(options: dict[str, Any]) -> int:

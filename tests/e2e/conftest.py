@@ -205,7 +205,8 @@ def facts() -> Callable[[Path], Facts]:
     def read(folder: Path) -> Facts:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         metrics = [
-            {name: value for name, value in json.loads(line).items() if not name.startswith("time.")} for line in lines
+            {name: value for name, value in json.loads(line).items() if not name.startswith(("time.", "run", "check"))}
+            for line in lines
         ]
         summary = json.loads((folder / "summary.json").read_text())
         for own in ("seconds", "time", "run", "sha256", "sealed"):

@@ -3,7 +3,6 @@
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -126,16 +125,36 @@ def test_a_function_that_was_given_is_known_by_its_source(toy: Any, tmp_path: Pa
     assert resume(tmp_path / "run", reward=first, gens=2).summary["generations"] == 2
 
 
-def test_files_of_another_run_are_refused_by_name(mine: Path, toy: Any, evolora: Any, tmp_path: Path) -> None:
-    run, other = mine / "run", tmp_path / "other"
-    shutil.copytree(run, other)
-    identity = read_identity(other)
-    (other / "identity.json").unlink()
-    replace(identity, run="0" * 32).write(other)
-    for name in ("summary.json",):
-        code, _, errors = evolora("resume", other, "--gens", "2")
-        assert code == 2 and str(other / name) in errors and identity.run in errors
-        (other / name).unlink()
+@pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "lineage.sqlite", "checkpoints/gen0001"])
+def test_files_of_another_run_are_refused_by_name(
+    name: str, own: Path, evolora: Any, digest: Any, tmp_path: Path
+) -> None:
+    """Every other file is this run's own: it has the same options, and another id."""
+    run, other = tmp_path / "run", own / "run"
+    evolve(
+        model=own / "model", data=own / "words.jsonl", reward=f"{own / 'reward.py'}:score", out=run,
+        gens=1, pop=2, elites=1, rl_steps=1, max_new_tokens=4,
+    )  # fmt: skip
+    assert evolora("verify", run)[0] == 0
+    if (other / name).is_dir():
+        shutil.copytree(other / name, run / name, dirs_exist_ok=True)
+    else:
+        shutil.copy(other / name, run / name)
+    before, theirs = digest(run), read_identity(other).run
+    for arguments in (["resume", run, "--gens", "2"], ["verify", run]):
+        code, out, errors = evolora(*arguments)
+        assert code in (1, 2) and f"{run / name}: is of run {theirs}" in out + errors
+    assert digest(run) == before
+
+
+def test_free_options_are_given_and_not_edited(mine: Path, evolora: Any) -> None:
+    config = mine / "run" / "config.toml"
+    config.write_text(config.read_text().replace("gens = 1", "gens = 2"))
+    code, _, errors = evolora("resume", mine / "run")
+    assert code == 2 and f"{config}: edited" in errors
+    assert evolora("resume", mine / "run", "--accept-changes")[0] == 0
+    assert json.loads((mine / "run" / "summary.json").read_text())["generations"] == 2
+    assert evolora("verify", mine / "run")[0] == 0
 
 
 def test_a_run_of_an_older_version_is_refused(mine: Path, evolora: Any) -> None:

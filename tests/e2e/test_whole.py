@@ -3,7 +3,9 @@
 import json
 import re
 import shutil
+import sqlite3
 from collections.abc import Callable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +130,53 @@ def test_what_cannot_be_made_again_is_named(copied: Path, evolora: Any, digest: 
     code, _, errors = evolora("resume", copied)
     assert code == 1 and str(copied / "best") in errors and "no checkpoint to make it again from" in errors
     assert digest(copied) == before
+
+
+FILES = [
+    "identity.json", "config.toml", "checkpoints/gen0002", "checkpoints/gen0004", "checkpoints/gen0006", "summary.json",
+    "best", "merged", "metrics.jsonl", "lineage.sqlite",
+]  # fmt: skip
+
+
+def test_verify_finds_every_file_whole(finished: Path, evolora: Any, digest: Any) -> None:
+    before = digest(finished)
+    code, out, _ = evolora("verify", finished)
+    assert code == 0 and out.splitlines() == [f"{name}: whole" for name in FILES]
+    assert digest(finished) == before
+
+
+def test_verify_names_each_flipped_bit(copied: Path, evolora: Any) -> None:
+    for path in sorted(path for path in copied.rglob("*") if path.is_file()):
+        whole = path.read_bytes()
+        for at in range(0, len(whole), max(1, len(whole) // 3)):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ 2]) + whole[at + 1 :])
+            code, out, _ = evolora("verify", copied)
+            if path.suffix == ".sqlite" and code == 0:
+                continue  # an unused byte
+            assert code == 1 and str(path.parent if path.name == "manifest.json" else path) in out, (path, at)
+        path.write_bytes(whole)
+    assert evolora("verify", copied)[0] == 0
+
+
+def test_verify_finds_what_is_missing(copied: Path, evolora: Any, tmp_path: Path) -> None:
+    for name in FILES:
+        if name.startswith("checkpoints") or name == "summary.json":
+            continue  # they come and go
+        (copied / name).rename(tmp_path / "kept")
+        code, out, _ = evolora("verify", copied)
+        assert code == 1 and ("found no identity.json" if name == "identity.json" else str(copied / name)) in out
+        (tmp_path / "kept").rename(copied / name)
+    code, _, errors = evolora("verify", tmp_path)
+    assert code == 2 and "expected the folder of a run" in errors
+
+
+@pytest.mark.parametrize("name", ["metrics.jsonl", "lineage.sqlite"])
+def test_a_run_does_not_go_on_from_an_altered_history(name: str, copied: Path, evolora: Any) -> None:
+    path = copied / name
+    if name == "metrics.jsonl":
+        other_digit(path, "validation")
+    else:
+        with closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("UPDATE fitness SET fitness = fitness + 0.1 WHERE generation = 2")
+    code, _, errors = evolora("resume", copied, "--gens", "7")
+    assert code == 1 and str(path) in errors and len(errors.splitlines()) == 1

@@ -19,9 +19,11 @@ from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble, check_prompts
 from evolora.runs.config_file import read_run_config
 from evolora.runs.given import Given
+from evolora.runs.identity import read_identity
 from evolora.runs.options import Source, make_options
 from evolora.runs.report.inspection import Inspection
 from evolora.runs.report.statistics import bootstrap_interval, compare
+from evolora.runs.snapshot import check_checkpoint
 from evolora.runs.summary import check_belonging, read_summary
 from evolora.runs.tracking.terminal import Silence
 from evolora.tasks.chat import chat_prompt
@@ -54,7 +56,9 @@ def adapter_folder(path: Path, checkpoint: str | None = None) -> Path:
     if not folder.is_dir():
         found = ", ".join(sorted(entry.name for entry in (path / "checkpoints").glob("gen*"))) or "none"
         raise InputError(f"{folder}: not there; the run's checkpoints are: {found}")
-    if checkpoint or (summary := read_summary(path)) is None:
+    if checkpoint:
+        check_checkpoint(folder, read_identity(path).run)
+    elif (summary := read_summary(path)) is None:
         verify(folder, besides=[CARD])
     else:
         check_belonging(path, folder.name, summary)

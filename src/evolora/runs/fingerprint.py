@@ -4,17 +4,19 @@ import hashlib
 import json
 import platform
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from evolora.models.export import config_text
+from evolora.files import file_sha256
+from evolora.models.export import PEFT_CONFIG, config_text
 from evolora.rewards.loading import parse_reward
 from evolora.rewards.options import HUMAN
 from evolora.rewards.sources import reward_sources
 from evolora.runs.assembly import Parts
-from evolora.runs.given import Given
+from evolora.runs.given import ROWS, Given
 from evolora.runs.identity import Fingerprint, sha256_of
 from evolora.runs.options import RunOptions
 from evolora.runs.parts import RESUMABLE
@@ -33,8 +35,14 @@ def fingerprint(parts: Parts, given: Given) -> Fingerprint:
         "tokenizer": {"files": _tokenizer(parts.base.tokenizer)},
         "LoRA": {"config": sha256_of(json.loads(config_text(parts.lora)))},
         "reward": _reward(parts.config, given),
+        "file": given_files(Path(str(parts.config.run.out))),
         "version": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }
+
+
+def given_files(folder: Path) -> dict[str, str]:
+    """The checksums of the files that the run keeps of what it was given from Python."""
+    return {name: file_sha256(folder / name) for name in (ROWS, PEFT_CONFIG) if (folder / name).is_file()}
 
 
 def weights_sha256(model: PreTrainedModel) -> str:

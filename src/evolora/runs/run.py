@@ -38,9 +38,9 @@ from evolora.rewards.options import HUMAN
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble
 from evolora.runs.building import build_evolution
-from evolora.runs.config_file import config_toml, read_run_config
+from evolora.runs.config_file import check_config, config_toml, read_run_config, with_checksum
 from evolora.runs.fingerprint import fingerprint
-from evolora.runs.given import Given
+from evolora.runs.given import ROWS, Given
 from evolora.runs.identity import Identity, check_run, differences, new_identity, read_identity
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.report.card import model_card
@@ -98,10 +98,10 @@ def start(
             for note in config.notes:
                 view.say(note)
             parts = assemble(_located(config, folder), given, view)
-        identity = new_identity(fingerprint(parts, given))
-        identity.write(folder)
         if given.peft_config is not None:
             write_text(folder / PEFT_CONFIG, config_text(given.peft_config))
+        identity = new_identity(fingerprint(parts, given))
+        identity.write(folder)
         return _run(folder, parts, given, identity)
 
 
@@ -138,7 +138,7 @@ def _rows_in(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path |
         text = "".join(json.dumps(row) + "\n" for row in rows)
     except (TypeError, ValueError) as error:
         raise InputError(f"data: {error}, expected rows that JSON can hold") from None
-    data = folder / "data.jsonl"
+    data = folder / ROWS
     write_text(data, text)
     try:
         yield data
@@ -180,6 +180,10 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, accept_changes
     parts = assemble(config, given, view)
     now = fingerprint(parts, given)
     changes = list(differences(identity.fingerprint, now))
+    try:
+        check_config(folder)
+    except CheckpointError as edited:  # in what a resumed run may be given by options
+        changes = changes or [str(edited)]
     if changes and not accept_changes:
         raise InputError(
             f"{folder}: what the run depends on has changed: {'; '.join(changes)}; expected the same, "
@@ -199,12 +203,12 @@ def finished(
     Raises CheckpointError where what is damaged cannot be made again, InputError for the summary of another run.
     """
     try:
-        summary, history = read_summary(folder), MetricsLog(folder / "metrics.jsonl").read()
-        if summary is not None:
-            check_run(folder / SUMMARY, summary["run"], run)
-        if summary is None or not history or summary["generations"] != history[-1]["generation"]:
+        summary, metrics = read_summary(folder), MetricsLog(folder / "metrics.jsonl", run)
+        if summary is None:
             return None
-        if _progress(config, history[-1]) < 1:
+        check_run(folder / SUMMARY, summary["run"], run)
+        history = metrics.read()
+        if not history or summary["generations"] != history[-1]["generation"] or _progress(config, history[-1]) < 1:
             return None
         for name in summary["sealed"]:
             check_belonging(folder, name, summary)
@@ -213,20 +217,27 @@ def finished(
             raise CheckpointError(f"{fault}; there is no checkpoint to make it again from") from None
         (view or Silence()).say(f"made again: {fault}")
         return None
+    metrics.check(len(history))
     return summary, history
 
 
 def _run(folder: Path, parts: Parts, given: Given, identity: Identity, changes: Sequence[str] = ()) -> Result:
     config = parts.config
-    metrics, lineage = MetricsLog(folder / "metrics.jsonl"), Lineage(folder / "lineage.sqlite")
+    metrics = MetricsLog(folder / "metrics.jsonl", identity.run)
+    lineage = Lineage(folder / "lineage.sqlite", identity.run)
     evolution = build_evolution(parts, lineage)
     seconds_before = restore(folder, parts, evolution, identity.run)
+    if evolution.generation == 0 and (folder / SUMMARY).exists():
+        raise CheckpointError(f"{folder}: found a finished run without any checkpoint, expected one to go on from")
+    metrics.check(evolution.generation)
+    check_run(folder / "lineage.sqlite", lineage.run, identity.run)
+    lineage.check(evolution.generation)
     # Not before: nothing new must stay behind in a run that was refused.
     if changes:
         accepted = {"generation": evolution.generation, "what": changes}
         identity = replace(identity, changed=[*identity.changed, accepted])
         identity.write(folder)
-    write_text(folder / "config.toml", config_toml(config))
+    write_text(folder / "config.toml", with_checksum(config_toml(config)))
     metrics.rewind(evolution.generation)
     lineage.rewind(evolution.generation if evolution.generation else -1)
     began = time.perf_counter()

@@ -1,5 +1,6 @@
 """A run at the end of a generation: kept in memory, written as a checkpoint, taken up again."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from evolora.files import (
     read_state,
     seal,
     temporary_folder,
+    verify,
     write_folder,
     write_state,
 )
@@ -45,6 +47,12 @@ class Snapshot:
         write_state(temporary, {**self.state, "seconds": self.seconds, "run": run})
         seal(temporary)
         write_folder(target, temporary)
+
+
+def check_checkpoint(checkpoint: Path, run: str) -> None:
+    """Raise CheckpointError where a checkpoint is not whole, InputError where it is of another run."""
+    verify(checkpoint)
+    check_run(checkpoint, json.loads((checkpoint / "state.json").read_text(encoding="utf-8")).get("run"), run)
 
 
 def restore(folder: Path, parts: Parts, evolution: Evolution, run: str) -> float:
