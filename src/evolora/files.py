@@ -93,11 +93,7 @@ def seal(folder: Path) -> None:
 
 def verify(folder: Path, *, besides: Collection[str] = ()) -> None:
     """Raise CheckpointError, naming the file, when a sealed folder is incomplete or altered; `besides` may be."""
-    try:
-        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        sums = None
-    if not isinstance(sums, dict):
+    if (sums := _manifest(folder)) is None:
         raise CheckpointError(f"{folder / MANIFEST}: missing or unreadable")
     for name, expected in sums.items():
         path = folder / name
@@ -107,6 +103,20 @@ def verify(folder: Path, *, besides: Collection[str] = ()) -> None:
             raise CheckpointError(f"{path}: missing")
         if file_sha256(path) != expected:
             raise CheckpointError(f"{path}: truncated or altered, its checksum differs")
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a folder that may be anybody's has a manifest of ours."""
+    return _manifest(folder) is not None
+
+
+def _manifest(folder: Path) -> dict[str, str] | None:
+    try:
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(sums, dict) and all(isinstance(value, str) and len(value) == 64 for value in sums.values())
+    return sums if ours else None
 
 
 def checkpoint_folder(run: Path, generation: int) -> Path:

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 
 def flip(path: Path) -> None:
@@ -180,3 +182,25 @@ def test_a_run_does_not_go_on_from_an_altered_history(name: str, copied: Path, e
             connection.execute("UPDATE fitness SET fitness = fitness + 0.1 WHERE generation = 2")
     code, _, errors = evolora("resume", copied, "--gens", "7")
     assert code == 1 and str(path) in errors and len(errors.splitlines()) == 1
+
+
+def test_a_base_with_made_up_or_broken_weights_is_not_used(
+    toy: Any, finished: Path, evolora: Any, tmp_path: Path
+) -> None:
+    """`finished` stands on a model that is damaged meanwhile."""
+    path, name = toy.model / "model.safetensors", "transformer.h.1.mlp.c_proj.weight"
+    kept, tensors = path.read_bytes(), load_file(path)
+    try:
+        for bad in ({}, {name: tensors[name] * torch.nan}):
+            save_file({key: tensors[key] for key in tensors if key != name} | bad, path, metadata={"format": "pt"})
+            for arguments in (
+                ["train", *toy.options(tmp_path / "run")],
+                ["generate", finished, "hello"],
+                ["export", finished, "--merge", "--to", tmp_path / "to"],
+                ["evaluate", finished],
+            ):
+                code, _, errors = evolora(*arguments)
+                assert code == 2 and name in errors and len(errors.splitlines()) == 1
+    finally:
+        path.write_bytes(kept)
+    assert not (tmp_path / "run").exists() and not (tmp_path / "to").exists()
