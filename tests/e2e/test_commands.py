@@ -353,7 +353,7 @@ def test_several_rewards_at_once(toy: Any, evolora: Any, tmp_path: Path) -> None
     assert [f"reward.{name}" for name in terms] == names
     assert all(f"    {name}: {base[name]:.3f} -> {value:.3f}" in out for name, value in terms.items())
     database = sqlite3.connect(run / "rewards.sqlite")
-    (kept,) = database.execute("SELECT count(*) FROM rewards").fetchone()
+    (kept,) = database.execute("SELECT count(*) FROM scores").fetchone()
     assert kept > 20, "the function says that it may be kept, and the built-in ones are cheaper to ask"
     code, out, _ = evolora("evaluate", run, "--split", "validation", "--no-base")
     assert code == 0
