@@ -87,6 +87,13 @@ def test_whatever_has_changed_is_named_and_refused(what: str, mine: Path, evolor
     }
 
 
+def test_the_winner_is_merged_into_the_weights_that_it_was_made_for(mine: Path, evolora: Any) -> None:
+    scale_embeddings(mine)
+    code, _, errors = evolora("resume", mine / "run", "--merge")
+    assert code == 2 and f"--model {mine / 'model'}: its weights have changed" in errors
+    assert not (mine / "run" / "merged").exists()
+
+
 def test_an_accepted_change_is_said_and_summed_up(mine: Path, evolora: Any, capsys: pytest.CaptureFixture[str]) -> None:
     CHANGES["reward"][0](mine)
     run = mine / "run"
@@ -99,10 +106,20 @@ def test_an_accepted_change_is_said_and_summed_up(mine: Path, evolora: Any, caps
     assert json.loads((run / "summary.json").read_text())["changed"] == [change]
 
 
+def test_an_accepted_change_that_the_checkpoint_does_not_fit_is_a_sentence(
+    mine: Path, evolora: Any, digest: Any
+) -> None:
+    edit("run/config.toml", "[lora]\nr = 8", "[lora]\nr = 4")(mine)
+    before = digest(mine / "run")
+    code, _, errors = evolora("resume", mine / "run", "--gens", "2", "--accept-changes")
+    assert code == 2 and len(errors.splitlines()) == 1 and "gen0001" in errors
+    assert digest(mine / "run") == before
+
+
 def test_other_versions_are_a_change(mine: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("evolora.runs.fingerprint.platform.python_version", lambda: "3.99.1")
     with pytest.raises(
-        InputError, match=r"version python 3\.\d+\.\d+ -> 3\.99\.1; expected the same, or accept_changes"
+        InputError, match=r"version python 3\.\d+\.\d+ -> 3\.99\.1; expected the same, or resume's accept_changes"
     ):
         resume(mine / "run", gens=2)
     result = resume(mine / "run", gens=2, accept_changes=True)
@@ -165,6 +182,9 @@ def test_a_run_of_an_older_version_is_refused(mine: Path, evolora: Any) -> None:
     identity.unlink()
     code, _, errors = evolora("resume", mine / "run")
     assert code == 2 and "found no identity.json" in errors and "this version of evolora" in errors
+    code, out, _ = evolora("resume", mine / "run", "--gens", "2", "--accept-changes")
+    assert code == 0 and "found no identity.json" in out, "its checkpoints know whose they are"
+    assert evolora("verify", mine / "run")[0] == 0
 
 
 def test_the_fingerprint_holds_no_reward_as_written(mine: Path) -> None:

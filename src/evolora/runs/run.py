@@ -39,13 +39,13 @@ from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble
 from evolora.runs.building import build_evolution
 from evolora.runs.config_file import check_config, config_toml, read_run_config, with_checksum
-from evolora.runs.fingerprint import fingerprint
+from evolora.runs.fingerprint import fingerprint, weights_sha256
 from evolora.runs.given import ROWS, Given
 from evolora.runs.identity import Identity, check_run, differences, new_identity, read_identity
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.report.card import model_card
 from evolora.runs.report.statistics import bootstrap_interval, compare
-from evolora.runs.snapshot import Snapshot, restore
+from evolora.runs.snapshot import Snapshot, checkpoint_run, restore
 from evolora.runs.summary import SUMMARY, check_belonging, read_summary, write_summary
 from evolora.runs.tracking.terminal import MetricsLog, Silence, View
 
@@ -169,17 +169,17 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, accept_changes
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
     if (folder / PEFT_CONFIG).is_file():
         given = replace(given, peft_config=LoraConfig(**json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))))
-    identity = read_identity(folder)
+    identity, lost = _identity(folder, accept_changes)
     config = make_options(read_run_config(folder), words).replaced({"run": {"out": str(folder)}})
-    if (done := finished(folder, config, identity.run, view)) is not None:
+    if not lost and (done := finished(folder, config, identity.run, view)) is not None:
         summary, history = done
         if config.run.merge and "merged" not in summary["sealed"]:
-            _merge(folder, config, given)
+            _merge(folder, config, given, identity)
             summary = write_summary(folder, summary, ["best", "merged"])
         return Result(folder, summary, history)
     parts = assemble(config, given, view)
     now = fingerprint(parts, given)
-    changes = list(differences(identity.fingerprint, now))
+    changes = lost or list(differences(identity.fingerprint, now))
     try:
         check_config(folder)
     except CheckpointError as edited:  # in what a resumed run may be given by options
@@ -187,11 +187,24 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, accept_changes
     if changes and not accept_changes:
         raise InputError(
             f"{folder}: what the run depends on has changed: {'; '.join(changes)}; expected the same, "
-            "or --accept-changes"
+            "or resume's --accept-changes"
         )
     for change in changes:
         view.say(f"changed, as accepted: {change}")
     return _run(folder, parts, given, replace(identity, fingerprint=now), changes)
+
+
+def _identity(folder: Path, accept_changes: bool) -> tuple[Identity, list[str]]:
+    """The run's identity. Where that is lost, and changes are accepted, only its newest checkpoint knows whose it is,
+    and nobody what it depended on: then also what is lost."""
+    try:
+        return read_identity(folder), []
+    except InputError as lost:
+        newest = newest_checkpoint(folder)[0] if accept_changes else None
+        run = None if newest is None else checkpoint_run(newest)
+        if run is None:
+            raise
+        return Identity(run, {}), [str(lost)]
 
 
 def finished(
@@ -381,7 +394,7 @@ def _finish(
     )
     export_adapter(folder / "best", parts.base, parts.lora, parts.layout, genome, card)
     if config.run.merge:
-        _merge(folder, config, given)
+        _merge(folder, config, given, identity)
     elif (folder / "merged").is_dir():
         parts.view.say(f"{folder / 'merged'}: is of an earlier winner; --merge writes it anew")
     summary["seconds"] = seconds()
@@ -401,13 +414,15 @@ def _vote(parts: Parts, voters: Population, winner_test: Evaluation) -> tuple[di
     return {"vote": entry}, cost
 
 
-def _merge(folder: Path, config: RunOptions, given: Given) -> None:
+def _merge(folder: Path, config: RunOptions, given: Given, identity: Identity) -> None:
     verify(folder / "best", besides=[CARD])
     lora, state = load_adapter(folder / "best")
     if given.model is None or given.tokenizer is None:
         base = load_base(config.model.name, dtype=getattr(torch, config.model.dtype))
     else:  # merging changes the weights that it merges into
         base = given_base(copy.deepcopy(given.model), given.tokenizer)
+    if weights_sha256(base.model) != identity.fingerprint["model"]["weights"]:
+        raise InputError(f"--model {config.model.name}: its weights have changed since this run, expected the same")
     export_merged(folder / "merged", base, lora, state, sealed=True)
 
 

@@ -52,7 +52,13 @@ class Snapshot:
 def check_checkpoint(checkpoint: Path, run: str) -> None:
     """Raise CheckpointError where a checkpoint is not whole, InputError where it is of another run."""
     verify(checkpoint)
-    check_run(checkpoint, json.loads((checkpoint / "state.json").read_text(encoding="utf-8")).get("run"), run)
+    check_run(checkpoint, checkpoint_run(checkpoint), run)
+
+
+def checkpoint_run(checkpoint: Path) -> str | None:
+    """The id of the run that a whole checkpoint is of; None where another version wrote it."""
+    run = json.loads((checkpoint / "state.json").read_text(encoding="utf-8")).get("run")
+    return None if run is None else str(run)
 
 
 def restore(folder: Path, parts: Parts, evolution: Evolution, run: str) -> float:
@@ -66,7 +72,12 @@ def restore(folder: Path, parts: Parts, evolution: Evolution, run: str) -> float
     check_run(newest, state.get("run"), run)
     try:
         evolution.load_state_dict(state)
+        parts.layout.check(evolution.best().genomes)
     except KeyError as error:
-        raise InputError(f"{newest}: has no entry {error}, expected a checkpoint of this version of evolora") from None
+        raise InputError(
+            f"{newest}: has no entry {error}, expected a checkpoint of this version of evolora, and of these options"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{newest}: does not fit the run as it is now: {error}") from None
     parts.view.say(f"resumed after generation {evolution.generation} from {newest}")
     return float(state["seconds"])
