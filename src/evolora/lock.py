@@ -35,7 +35,8 @@ def owned(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
     finally:
         if handle in _held:  # not in a child
             _held.discard(handle)
-            path.unlink(missing_ok=True)  # before the lock goes: whoever waits for this file sees that it is gone
+            with contextlib.suppress(OSError):
+                path.unlink()  # before the lock goes: whoever has opened this file sees that it is gone
             os.close(handle)
 
 

@@ -1,15 +1,18 @@
 """A run goes on as the run that it was: what its results depend on has not changed, or the change was accepted."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from peft import LoraConfig
 from safetensors.torch import load_file, save_file
 
 from evolora import InputError, evolve, resume
+from evolora.models.base import load_base
 from evolora.runs.identity import read_identity
 from evolora.runs.summary import read_summary
 
@@ -140,6 +143,24 @@ def test_a_function_that_was_given_is_known_by_its_source(toy: Any, tmp_path: Pa
     with pytest.raises(InputError, match="reward score "):
         resume(tmp_path / "run", reward=score, gens=2)
     assert resume(tmp_path / "run", reward=first, gens=2).summary["generations"] == 2
+
+
+@pytest.mark.parametrize("name", ["data.jsonl", "peft_config.json"])
+def test_what_was_given_from_python_is_kept_and_checked(name: str, toy: Any, evolora: Any, tmp_path: Path) -> None:
+    base, run = load_base(str(toy.model)), tmp_path / "run"
+    evolve(
+        model=base.model, tokenizer=base.tokenizer, peft_config=LoraConfig(r=2, target_modules=["c_attn"]),
+        data=[{"prompt": f"{number} + 1 =", "target": "2"} for number in range(6)], out=run,
+        gens=1, pop=2, elites=1, refiner="none", max_new_tokens=2,
+    )  # fmt: skip
+    assert f"\n{name}: whole\n" in evolora("verify", run)[1]
+    whole = (run / name).read_bytes()
+    for at in range(0, len(whole), 7):
+        (run / name).write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        assert evolora("verify", run)[0] == 1
+    (run / name).write_bytes(whole[:-3])
+    with pytest.raises(InputError, match=re.escape(name)):
+        resume(run, model=base.model, tokenizer=base.tokenizer, gens=2)
 
 
 @pytest.mark.parametrize("name", ["summary.json", "metrics.jsonl", "lineage.sqlite", "checkpoints/gen0001"])

@@ -168,7 +168,7 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, accept_changes
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
     if (folder / PEFT_CONFIG).is_file():
-        given = replace(given, peft_config=LoraConfig(**json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))))
+        given = replace(given, peft_config=_peft_config(folder / PEFT_CONFIG))
     identity, lost = _identity(folder, accept_changes)
     config = make_options(read_run_config(folder), words).replaced({"run": {"out": str(folder)}})
     if not lost and (done := finished(folder, config, identity.run, view)) is not None:
@@ -192,6 +192,13 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, accept_changes
     for change in changes:
         view.say(f"changed, as accepted: {change}")
     return _run(folder, parts, given, replace(identity, fingerprint=now), changes)
+
+
+def _peft_config(path: Path) -> LoraConfig:
+    try:
+        return LoraConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: altered, no LoRA configuration that can be read ({error})") from None
 
 
 def _identity(folder: Path, accept_changes: bool) -> tuple[Identity, list[str]]:
