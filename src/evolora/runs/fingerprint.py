@@ -3,13 +3,16 @@
 import hashlib
 import json
 import platform
+from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+from evolora.engine.calibration import available_cores
 from evolora.files import file_sha256
 from evolora.models.export import PEFT_CONFIG, config_text
 from evolora.rewards.loading import parse_reward
@@ -47,11 +50,20 @@ def given_files(folder: Path) -> dict[str, str]:
 
 def weights_sha256(model: PreTrainedModel) -> str:
     """The checksum of a model's parameters and buffers, with their names, shapes and types."""
-    digest = hashlib.sha256()
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    with ThreadPoolExecutor(available_cores()) as pool:  # of billions of weights this takes a while
+        sums = list(pool.map(lambda named: _tensor_sha256(named[1]), tensors))
+    return sha256_of(
+        [
+            [name, list(tensor.shape), str(tensor.dtype), sha256]
+            for (name, tensor), sha256 in zip(tensors, sums, strict=True)
+        ]
+    )
+
+
+def _tensor_sha256(tensor: Tensor) -> str:
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return hashlib.sha256(data).hexdigest()
 
 
 def _options(config: RunOptions) -> dict[str, Any]:

@@ -142,7 +142,7 @@ def _rows_in(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path |
     write_text(data, text)
     try:
         yield data
-    except InputError:
+    except BaseException:
         data.unlink()
         raise
 
