@@ -95,6 +95,10 @@ def test_the_winner_is_merged_into_the_weights_that_it_was_made_for(mine: Path, 
     code, _, errors = evolora("resume", mine / "run", "--merge")
     assert code == 2 and f"--model {mine / 'model'}: its weights have changed" in errors
     assert not (mine / "run" / "merged").exists()
+    for arguments in (["evaluate", mine / "run"], ["generate", mine / "run", "hello"]):
+        code, _, errors = evolora(*arguments)
+        assert code == 2 and f"the weights of its model {mine / 'model'} have changed" in errors
+        assert evolora(*arguments, "--model", mine / "model")[0] == 0
 
 
 def test_an_accepted_change_is_said_and_summed_up(mine: Path, evolora: Any, capsys: pytest.CaptureFixture[str]) -> None:

@@ -18,6 +18,7 @@ from evolora.population.writing import Writer
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble, check_prompts
 from evolora.runs.config_file import read_run_config
+from evolora.runs.fingerprint import weights_sha256
 from evolora.runs.given import Given
 from evolora.runs.identity import read_identity
 from evolora.runs.options import Source, make_options
@@ -155,6 +156,7 @@ def export(path: Path, to: Path, *, merge: bool = False, checkpoint: str | None 
 def _parts(path: Path, checkpoint: str | None, options: Source | Mapping[str, Any]) -> Parts:
     folder = adapter_folder(path, checkpoint)
     words = options if isinstance(options, Source) else Source.of_python(options)
+    weights: str | None = None
     if (path / "config.toml").is_file():
         known = read_run_config(path)
         said = {make_options().vocabulary.words.get(word.replace("-", "_")) for word, _ in words.words}
@@ -162,7 +164,16 @@ def _parts(path: Path, checkpoint: str | None, options: Source | Mapping[str, An
             # Another task brings its own reward and length.
             gone = ("task.", "reward.name", "completion.max_new_tokens")
             known = replace(known, words=[word for word in known.words if not word[0].startswith(gone)])
+        if not said & {("model", "name"), ("model", "dtype")}:
+            weights = str(read_identity(path).fingerprint["model"]["weights"])
     else:
         lora, _ = load_adapter(folder)
         known = Source([("model", lora.base_model_name_or_path)])
-    return assemble(make_options(known, words), Given(), Silence(), folder)
+    parts = assemble(make_options(known, words), Given(), Silence(), folder)
+    if weights is not None and weights != weights_sha256(parts.base.model):
+        name = parts.config.model.name
+        raise InputError(
+            f"{path}: the weights of its model {name} have changed since the run, expected the same, or --model {name} "
+            "to take them as they are"
+        )
+    return parts
