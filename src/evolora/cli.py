@@ -1,4 +1,4 @@
-"""The command line: evolora train | resume | rate | evaluate | generate | export | votes | reward-model.
+"""The command line: evolora train | resume | rate | verify | evaluate | generate | export | votes | reward-model.
 
 What takes long to import is imported by the command that needs it, once its options are valid.
 """
@@ -20,7 +20,7 @@ from evolora.rewards.options import HUMAN
 from evolora.runs.config_file import config_toml, read_config, read_run_config
 from evolora.runs.help import full_help, option_help, short_help
 from evolora.runs.options import RunOptions, Source, make_options
-from evolora.runs.parts import Place, Vocabulary
+from evolora.runs.parts import RESUMABLE, Place, Vocabulary
 from evolora.runs.speech import Speech
 from evolora.runs.typed import Typed, typed_words
 
@@ -41,12 +41,7 @@ _GENERATE_OPTIONS = [
     _DEFAULTS.place(word)
     for word in ("model", "device", "dtype", "threads", "chat_template", "max_new_tokens", "temperature", "seed")
 ]
-_RESUME_OPTIONS = [
-    _DEFAULTS.place(word)
-    for word in (
-        "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge", "rating_host", "rating_port",
-    )
-]  # fmt: skip
+_RESUME_OPTIONS = [_DEFAULTS.place(word) for word in RESUMABLE]
 
 _REWARD_MODEL_OPTIONS: tuple[tuple[str, str | int | float, str], ...] = (
     ("model", "tiny-gpt2", "base model: tiny-gpt2 (bundled), a folder or a hub name"),
@@ -120,13 +115,14 @@ def _parser() -> argparse.ArgumentParser:
 
     resumed = _command(commands, "resume", "continue a run that was stopped, or give it more generations", _resume)
     resumed.add_argument("run", metavar="RUN", help="the run's folder")
-    _add_trust(resumed)
-    _add_options(resumed, _RESUME_OPTIONS)
+    _add_resume_options(resumed)
 
     rated = _command(commands, "rate", "open the rating page of a run with --reward human again, and go on", _rate)
     rated.add_argument("run", metavar="RUN", help="the run's folder")
-    _add_trust(rated)
-    _add_options(rated, _RESUME_OPTIONS)
+    _add_resume_options(rated)
+
+    verified = _command(commands, "verify", "say of every file of a run whether it is whole", _verify)
+    verified.add_argument("run", metavar="RUN", help="the run's folder")
 
     votes = _command(commands, "votes", "export or import the votes of a run with --reward human", None)
     ways = votes.add_subparsers(required=True, metavar="export|import", parser_class=_Parser)
@@ -222,6 +218,15 @@ def _add_options(parser: argparse.ArgumentParser, places: Sequence[Place]) -> No
                 parser.add_argument(*flags, metavar="NONE|X" if can_do_without(field) else "X", **keywords)
 
 
+def _add_resume_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--accept-changes",
+        action="store_true",
+        help="go on although data, model, reward, options or versions have changed; the summary will say so",
+    )
+    _add_options(parser, _RESUME_OPTIONS)
+
+
 def _source(options: Mapping[str, Any], places: Sequence[Place]) -> Source:
     """The options that were given."""
     given = [(f"{part}.{name}", part, name) for part, name in places if f"{part}.{name}" in options]
@@ -260,7 +265,7 @@ def _resumed_by_train(typed: Typed) -> int:
                 f"{typed.source.named(word)} with --resume: a resumed run keeps its options, expected only {allowed}"
             )
     words_left = Source(list(words.values()), typed.source.speech, typed.source.shown)
-    return _continue(Path(folder), words_left, _trust({"trust_reward": typed.trust_reward}))
+    return _continue(Path(folder), words_left, _trust({"trust_reward": typed.trust_reward}), False)
 
 
 def _dry_run(options: RunOptions) -> int:
@@ -273,19 +278,33 @@ def _dry_run(options: RunOptions) -> int:
 
 
 def _resume(options: dict[str, Any]) -> int:
-    return _continue(Path(options["run"]), _source(options, _RESUME_OPTIONS), _trust(options))
+    words = _source(options, _RESUME_OPTIONS)
+    return _continue(Path(options["run"]), words, _trust(options), options["accept_changes"])
 
 
 def _rate(options: dict[str, Any]) -> int:
     folder, words = Path(options["run"]), _source(options, _RESUME_OPTIONS)
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
-    reward = make_options(read_run_config(folder)).reward.name
-    if reward != HUMAN:
-        raise InputError(f"{folder}: its reward is {reward}, expected a run with --reward human")
+    config = make_options(read_run_config(folder))
+    if config.reward.name != HUMAN:
+        raise InputError(f"{folder}: its reward is {config.reward.name}, expected a run with --reward human")
     if (folder / "summary.json").exists() and not words.words:
-        raise InputError(f"{folder}: the run is finished, expected more generations, such as --gens 40, to rate")
-    return _continue(folder, words, _trust(options))
+        from evolora.runs.identity import read_identity
+        from evolora.runs.run import finished
+
+        if finished(folder, config, read_identity(folder).run) is not None:
+            raise InputError(f"{folder}: the run is finished, expected more generations, such as --gens 40, to rate")
+    return _continue(folder, words, _trust(options), options["accept_changes"])
+
+
+def _verify(options: dict[str, Any]) -> int:
+    from evolora.runs.whole import verify_run
+
+    found = verify_run(Path(options["run"]))
+    for name, fault in found.items():
+        print(f"{name}: whole" if fault is None else fault)
+    return 1 if any(found.values()) else 0
 
 
 def _export_votes(options: dict[str, Any]) -> int:
@@ -317,14 +336,14 @@ def _train_reward_model(options: dict[str, Any]) -> int:
     return 0
 
 
-def _continue(folder: Path, words: Source, trust: "Trust") -> int:
+def _continue(folder: Path, words: Source, trust: "Trust", accept_changes: bool) -> int:
     if (folder / "config.toml").is_file():
         make_options(read_run_config(folder), words)  # refused at once
     _quieten()
     from evolora.runs.run import go_on
     from evolora.runs.tracking.terminal import choose_view
 
-    _report(go_on(folder, words, view=choose_view(), trust=trust))
+    _report(go_on(folder, words, view=choose_view(), trust=trust, accept_changes=accept_changes))
     return 0
 
 

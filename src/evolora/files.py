@@ -5,7 +5,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,8 @@ from torch import Tensor
 
 from evolora.errors import CheckpointError
 
-_MANIFEST = "manifest.json"
+MANIFEST = "manifest.json"
+_SUM = "sha256"
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
@@ -28,6 +29,26 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
         os.fsync(file.fileno())
     temporary.replace(path)
     _sync_folder(path.parent)
+
+
+def write_checked(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object with its own checksum in it, whole or not at all."""
+    write_text(path, json.dumps({**content, _SUM: _content_sha256(content)}, indent=2) + "\n")
+
+
+def read_checked(path: Path) -> dict[str, Any] | None:
+    """What `write_checked` wrote; None where there is no such file. Raises CheckpointError when it is altered."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError):
+        raise CheckpointError(f"{path}: truncated or altered, it cannot be read") from None
+    if not isinstance(found, dict) or _SUM not in found:
+        raise CheckpointError(f"{path}: found no checksum in it, altered or of an older version")
+    if found.pop(_SUM) != _content_sha256(found):
+        raise CheckpointError(f"{path}: altered, its checksum differs")
+    return found
 
 
 def write_folder(folder: Path, temporary: Path) -> None:
@@ -69,21 +90,21 @@ def read_state(folder: Path) -> dict[str, Any]:
 def seal(folder: Path) -> None:
     """Write the checksums of all files of a finished folder into its manifest."""
     files = sorted(path for path in folder.rglob("*") if path.is_file())
-    sums = {path.relative_to(folder).as_posix(): _sha256(path) for path in files}
-    write_text(folder / _MANIFEST, json.dumps(sums, indent=1))
+    sums = {path.relative_to(folder).as_posix(): file_sha256(path) for path in files}
+    write_text(folder / MANIFEST, json.dumps(sums, indent=1))
 
 
-def verify(folder: Path) -> None:
-    """Raise CheckpointError, naming the file, when a sealed folder is incomplete or altered."""
-    try:
-        sums = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        raise CheckpointError(f"{folder / _MANIFEST}: missing or unreadable") from None
+def verify(folder: Path, *, besides: Collection[str] = ()) -> None:
+    """Raise CheckpointError, naming the file, when a sealed folder is incomplete or altered; `besides` may be."""
+    if (sums := _manifest(folder)) is None:
+        raise CheckpointError(f"{folder / MANIFEST}: missing or unreadable")
     for name, expected in sums.items():
         path = folder / name
+        if name in besides:
+            continue
         if not path.is_file():
             raise CheckpointError(f"{path}: missing")
-        if _sha256(path) != expected:
+        if file_sha256(path) != expected:
             raise CheckpointError(f"{path}: truncated or altered, its checksum differs")
 
 
@@ -96,6 +117,20 @@ def user_cache() -> Path:
     if sys.platform == "win32":
         return Path(os.environ.get("LOCALAPPDATA") or "~/AppData/Local").expanduser() / "evolora" / "Cache"
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "evolora"
+
+
+def is_sealed(folder: Path) -> bool:
+    """Whether a folder that may be anybody's has a manifest of ours."""
+    return _manifest(folder) is not None
+
+
+def _manifest(folder: Path) -> dict[str, str] | None:
+    try:
+        sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    ours = isinstance(sums, dict) and all(isinstance(value, str) and len(value) == 64 for value in sums.values())
+    return sums if ours else None
 
 
 def checkpoint_folder(run: Path, generation: int) -> Path:
@@ -122,9 +157,14 @@ def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
     return None, []
 
 
-def _sha256(path: Path) -> str:
+def file_sha256(path: Path) -> str:
+    """The checksum of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _content_sha256(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 
 def _sync_file(path: Path) -> None:

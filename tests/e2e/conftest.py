@@ -218,10 +218,12 @@ def facts() -> Callable[[Path], Facts]:
     def read(folder: Path) -> Facts:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         metrics = [
-            {name: value for name, value in json.loads(line).items() if not name.startswith("time.")} for line in lines
+            {name: value for name, value in json.loads(line).items() if not name.startswith(("time.", "run", "check"))}
+            for line in lines
         ]
         summary = json.loads((folder / "summary.json").read_text())
-        del summary["seconds"], summary["time"]
+        for own in ("seconds", "time", "run", "sha256", "sealed"):
+            del summary[own]
         database = sqlite3.connect(folder / "lineage.sqlite")
         tables = ("individuals", "parents", "fitness", "samples")
         lineage = {table: sorted(map(repr, database.execute(f"SELECT * FROM {table}"))) for table in tables}

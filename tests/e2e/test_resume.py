@@ -165,6 +165,23 @@ def test_more_generations_equal_a_run_that_had_them_from_the_start(
     equal(facts(run), facts(finished))
 
 
+def test_an_extension_that_is_killed_at_its_end_equals_one_that_is_not(
+    toy: Any, launch: Any, command: Any, facts: Any, tmp_path: Path
+) -> None:
+    run, whole = tmp_path / "run", tmp_path / "whole"
+    command("-m", "evolora", "train", *toy.options(whole, gens=2, reward=toy.slow_reward))
+    command("-m", "evolora", "train", *toy.options(run, gens=1, reward=toy.slow_reward))
+    process = launch("-m", "evolora", "resume", run, "--gens", "2")
+    assert wait_for(lambda: (run / "checkpoints" / "gen0002").exists(), process)
+    process.kill()
+    process.communicate()
+    assert json.loads((run / "summary.json").read_text())["generations"] == 1, "it was killed before it had ended"
+    out = command("-m", "evolora", "resume", run).stdout
+    equal(facts(run), facts(whole))
+    assert "\n2 generations in " in out
+    assert "whole" in command("-m", "evolora", "verify", run).stdout
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
 
@@ -229,7 +246,7 @@ def test_other_data_than_at_the_checkpoint_is_refused(toy: Any, evolora: Any, di
     data.write_text(toy.data.read_text().replace("cat", "cow"))
     before = digest(run)
     code, _, errors = evolora("resume", run, "--gens", "3")
-    assert code == 2 and "data has changed" in errors and len(errors.splitlines()) == 1
+    assert code == 2 and "has changed: data " in errors and len(errors.splitlines()) == 1
     assert digest(run) == before
 
 

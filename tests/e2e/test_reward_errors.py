@@ -47,6 +47,8 @@ def mend(path: Path, toy: Any) -> None:
 
 def equal(run: Path, finished: Path, facts: Any) -> None:
     found, expected = facts(run), facts(finished)
+    (change,) = found.summary.pop("changed")
+    assert change["generation"] == 2 and "own.py" in change["what"][0]
     assert found.metrics == expected.metrics
     assert found.summary == expected.summary
     assert found.lineage == expected.lineage
@@ -67,7 +69,7 @@ def test_its_traceback_and_prompt_are_shown_and_the_run_can_be_mended(
     verify(checkpoint)
     assert not (run / "summary.json").exists()
     mend(own, toy)
-    assert evolora("resume", run)[0] == 0
+    assert evolora("resume", run, "--accept-changes")[0] == 0
     equal(run, finished, facts)
 
 
@@ -90,7 +92,7 @@ def test_what_is_no_reward_stops_the_run(
     assert "prompt: \"Translate '" in errors
     verify(run / "checkpoints" / "gen0002")
     mend(own, toy)
-    assert evolora("resume", run)[0] == 0
+    assert evolora("resume", run, "--accept-changes")[0] == 0
     equal(run, finished, facts)
 
 
@@ -176,5 +178,5 @@ def test_the_last_whole_generation_survives_a_reward_that_fails(
     assert checkpoint.name == "gen0002"
     verify(checkpoint)
     mend(own, toy)
-    assert evolora("resume", run)[0] == 0
+    assert evolora("resume", run, "--accept-changes")[0] == 0
     equal(run, finished, facts)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,12 +16,14 @@ import torch
 from architectures import random_model
 from peft import LoraConfig
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from evolora.engine.eager.lora_layers import LoraLayers
-from evolora.errors import InputError
-from evolora.models.base import load_base
+from evolora.errors import CheckpointError, InputError
+from evolora.files import seal
+from evolora.models.base import given_base, load_base
 from evolora.models.lora import as_peft_model, check_lora, default_targets, for_causal_lm, lora_config, lora_layout
 
 Folder = Callable[[str], Path]
@@ -49,6 +52,73 @@ def edit(file: Path, **changes: Any) -> None:
     file.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
 
 
+def weights(folder: Path, change: Callable[[torch.Tensor], torch.Tensor | None], name: str) -> None:
+    """The model's weights with one tensor changed, or taken out."""
+    tensors = load_file(folder / "model.safetensors")
+    changed = change(tensors.pop(name))
+    more = {} if changed is None else {name: changed.contiguous()}
+    save_file(tensors | more, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def with_value(value: float) -> Callable[[torch.Tensor], torch.Tensor]:
+    def change(tensor: torch.Tensor) -> torch.Tensor:
+        tensor.view(-1)[-1] = value
+        return tensor
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("change", "named"),
+    [
+        (lambda tensor: None, "its weights lack the tensor"),
+        (lambda tensor: tensor[:, :-1], r"is of shape \(\d+, \d+\), expected \(\d+, \d+\)"),
+        (with_value(float("nan")), "has values that are not finite in torch.float32"),
+        (with_value(float("-inf")), "has values that are not finite in torch.float32"),
+    ],
+    ids=["missing", "shape", "nan", "inf"],
+)
+@pytest.mark.parametrize(
+    ("architecture", "name"),
+    [("gpt2", "transformer.h.0.mlp.c_fc.weight"), ("llama", "model.layers.0.self_attn.q_proj.weight")],
+)
+def test_weights_that_would_be_made_up_are_refused(
+    change: Any, named: str, architecture: str, name: str, model_folder: Folder, tmp_path: Path
+) -> None:
+    shutil.copytree(model_folder(architecture), tmp_path, dirs_exist_ok=True)
+    weights(tmp_path, change, name)
+    with pytest.raises(InputError, match=f"--model {tmp_path}: cannot be loaded: its .*{name}") as refused:
+        load_base(str(tmp_path))
+    assert re.search(named, str(refused.value))
+
+
+def test_weights_too_large_for_the_type_are_refused(model_folder: Folder, tmp_path: Path) -> None:
+    shutil.copytree(model_folder("gpt2"), tmp_path, dirs_exist_ok=True)
+    weights(tmp_path, with_value(1e6), "transformer.h.0.mlp.c_fc.weight")
+    load_base(str(tmp_path))
+    with pytest.raises(InputError, match=r"not finite in torch\.float16"):
+        load_base(str(tmp_path), dtype=torch.float16)
+
+
+def test_a_loaded_model_with_nan_is_refused(model_folder: Folder) -> None:
+    base = load_base(str(model_folder("gpt2")))
+    with_value(float("nan"))(base.model.lm_head.weight)
+    with pytest.raises(InputError, match=r"model: its tensor .*wte\.weight has values that are not finite"):
+        given_base(base.model, base.tokenizer)
+
+
+def test_a_sealed_model_is_verified(model_folder: Folder, tmp_path: Path) -> None:
+    shutil.copytree(model_folder("gpt2"), tmp_path, dirs_exist_ok=True)
+    (tmp_path / "manifest.json").write_text('{"start_url": "/"}')  # somebody else's
+    load_base(str(tmp_path))
+    (tmp_path / "manifest.json").unlink()
+    seal(tmp_path)
+    load_base(str(tmp_path))
+    weights(tmp_path, lambda tensor: tensor * 2, "transformer.h.0.mlp.c_fc.weight")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors: truncated or altered"):
+        load_base(str(tmp_path))
+
+
 def test_a_hub_name_is_loaded_from_the_local_cache(model_folder: Folder, tmp_path: Path) -> None:
     revision = "0123456789abcdef0123456789abcdef01234567"
     repository = tmp_path / "hub" / "models--some-org--tiny-llama"
@@ -56,7 +126,8 @@ def test_a_hub_name_is_loaded_from_the_local_cache(model_folder: Folder, tmp_pat
     (repository / "refs").mkdir()
     (repository / "refs" / "main").write_text(revision)
     code = """
-from evolora.models.base import load_base
+from evolora.files import seal
+from evolora.models.base import given_base, load_base
 base = load_base("some-org/tiny-llama")
 print(base.path, base.model.config.model_type, base.tokenizer.eos_token_id)
 try:

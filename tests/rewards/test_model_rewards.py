@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import (
     AutoModel,
     AutoModelForCausalLM,
@@ -210,6 +211,20 @@ def test_what_cannot_be_is_refused(
     with pytest.raises(InputError) as error:
         load_reward(spec.format(**places))
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_head_that_would_be_made_up_is_refused(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    folder = classifier(tmp_path, tiny_tokenizer, labels=1)
+    tensors = load_file(folder / "model.safetensors")
+    head = tensors.pop("score.weight")
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    for reward in ("reward-model", "classifier"):
+        more = ", label='negative'" if reward == "classifier" else ""
+        with pytest.raises(InputError, match=r"its weights lack the tensor score\.weight"):
+            load_reward(f"{reward}(model='{folder}'{more})")
+    save_file(tensors | {"score.weight": head * torch.nan}, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(InputError, match=r"its tensor score\.weight has values that are not finite"):
+        load_reward(f"reward-model(model='{folder}')")
 
 
 def test_a_model_without_a_tokenizer_is_refused(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:

@@ -82,7 +82,7 @@ def test_none_is_kept_and_failures_are_not(tmp_path: Path) -> None:
         none, nan, failed = store(**given)
         assert none is None and isinstance(nan, FailedReward) and failed == FailedReward("was ill")
     assert [text for _, text, _ in reward.asked] == ["none", "nan", "failed", "nan", "failed"]
-    assert sqlite3.connect(tmp_path / "rewards.sqlite").execute("SELECT reward FROM rewards").fetchall() == [(None,)]
+    assert sqlite3.connect(tmp_path / "rewards.sqlite").execute("SELECT reward FROM scores").fetchall() == [(None,)]
 
 
 def test_what_raises_raises_and_keeps_what_was_there(tmp_path: Path) -> None:
@@ -136,3 +136,22 @@ def test_a_function_of_a_file_says_so_itself(tmp_path: Path) -> None:
     assert [score(f"python({own}:f, cache=true)") for _ in range(3)] == [2.0] * 3 and log.read_text() == "xx"
     assert [score(f"{own}:f") for _ in range(2)] == [2.0] * 2 and log.read_text() == "xxxx"
     np.testing.assert_equal(score(f"0.5 * python({own}:f, cache=true) + {own}:f"), 3.0)
+
+
+@pytest.mark.parametrize("damage", ["value", "file"])
+def test_what_is_altered_on_disk_is_asked_again(damage: str, tmp_path: Path) -> None:
+    path, given = tmp_path / "rewards.sqlite", {"prompts": ["p", "p"], "completions": ["a", "ab"], "target": [1, 1]}
+    first = cached(Counting(), path)
+    assert first(**given) == [1.0, 2.0]
+    first.close()
+    if damage == "value":
+        with sqlite3.connect(path) as connection:
+            connection.execute("UPDATE scores SET reward = 3 WHERE reward = 2")
+        connection.close()
+    else:
+        path.write_bytes(b"no database, and longer than a header of one" * 99)
+    again = Counting()
+    store = cached(again, path)
+    assert store(**given) == [1.0, 2.0] and len(again.asked) == (1 if damage == "value" else 2)
+    assert store(**given) == [1.0, 2.0] and (store.hits, store.misses) == (4 - len(again.asked), len(again.asked))
+    store.close()

@@ -3,12 +3,13 @@
 import json
 import math
 import sqlite3
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from evolora.errors import CheckpointError
+from evolora.errors import CheckpointError, InputError
 from evolora.files import (
     checkpoint_folder,
     newest_checkpoint,
@@ -95,16 +96,64 @@ def test_text_is_replaced_whole(tmp_path: Path) -> None:
     assert [entry.name for entry in tmp_path.iterdir()] == ["summary.json"]
 
 
+RUN = "0" * 32
+
+
+def metrics_of(folder: Path, generations: int, run: str = RUN) -> MetricsLog:
+    folder.mkdir(exist_ok=True)
+    log = MetricsLog(folder / "metrics.jsonl", run)
+    log.rewind(0)
+    for generation in range(1, generations + 1):
+        log.append({"generation": generation, "fitness.best": 0.81, "ppo.gain": math.nan})
+    return log
+
+
 def test_metrics_rewind_and_survive_a_line_cut_short(tmp_path: Path) -> None:
-    log = MetricsLog(tmp_path / "metrics.jsonl")
-    for generation in range(1, 5):
-        log.append({"generation": generation, "ppo.gain": math.nan})
+    log, more = metrics_of(tmp_path, 4), {"fitness.best": 0.81, "ppo.gain": None}
     with log.path.open("a") as file:
         file.write('{"generation": 5, "fit')
     assert [line["generation"] for line in log.read()] == [1, 2, 3, 4]
+    log.check(4)
     log.rewind(2)
-    lines = [json.loads(line, parse_constant=pytest.fail) for line in log.path.read_text().splitlines()]
-    assert lines == [{"generation": 1, "ppo.gain": None}, {"generation": 2, "ppo.gain": None}]
+    assert log.read() == [{"generation": 1, **more}, {"generation": 2, **more}]
+    for line in log.path.read_text().splitlines():
+        assert json.loads(line, parse_constant=pytest.fail)["run"] == RUN
+    log.append({"generation": 3})
+    again = MetricsLog(log.path, RUN)
+    again.rewind(3)
+    again.append({"generation": 4})
+    again.check(4)
+
+
+def flipped(line: int) -> Callable[[list[str]], list[str]]:
+    return lambda lines: [text.replace("0.81", "0.91") if at == line else text for at, text in enumerate(lines)]
+
+
+@pytest.mark.parametrize(
+    ("damage", "named"),
+    [
+        (flipped(0), "line 1 is altered"),
+        (flipped(2), "line 3 is altered"),
+        (lambda lines: [lines[0], *lines[2:]], "line 2 is altered, or one is missing before it"),
+        (lambda lines: lines[1:], "line 1 is altered, or one is missing before it"),
+        (lambda lines: lines[:2], "no line of generation 3, expected 3 generations"),
+        (lambda lines: [*lines[:2], lines[2][:-9]], "line 3 is altered"),
+        (lambda lines: [lines[0], lines[2], lines[1]], "line 2 is altered"),
+    ],
+)
+def test_metrics_that_are_not_what_was_written_are_found(
+    damage: Callable[[list[str]], list[str]], named: str, tmp_path: Path
+) -> None:
+    log = metrics_of(tmp_path, 3)
+    log.path.write_text("\n".join(damage(log.path.read_text().splitlines())))
+    with pytest.raises(CheckpointError, match=named):
+        log.check(3)
+
+
+def test_metrics_of_another_run_are_found(tmp_path: Path) -> None:
+    log = metrics_of(tmp_path, 2, run="1" * 32)
+    with pytest.raises(InputError, match=f"metrics.jsonl: is of run {'1' * 32}, expected what belongs to run {RUN}"):
+        MetricsLog(log.path, RUN).check(2)
 
 
 def test_the_progress_line_names_the_refiner(capsys: pytest.CaptureFixture[str]) -> None:
@@ -177,6 +226,80 @@ def test_the_lineage_rewinds_to_what_it_was(tmp_path: Path) -> None:
     lineage.commit()
     assert (2, 0, 1) in rows()[1]
     lineage.close()
+
+
+def family(path: Path, run: str = RUN) -> Lineage:
+    """Of three generations."""
+    lineage = Lineage(path, run)
+    lineage.born(person(0, 0), torch.zeros(4))
+    for generation in (1, 2, 3):
+        child = person(generation, generation, (generation - 1,))
+        lineage.born(child, torch.full((4,), float(generation)))
+        lineage.measured(generation, "population", [child], [0.81])
+        lineage.sampled(generation, child, "validation", ["p"], ["c"], [0.81])
+        lineage.commit()
+    return lineage
+
+
+def test_a_whole_lineage_stays_whole_when_it_is_rewound(tmp_path: Path) -> None:
+    lineage = family(tmp_path / "lineage.sqlite")
+    lineage.measured(3, "test", [person(0, 0)], [0.5])
+    lineage.commit()
+    lineage.check(3)
+    lineage.rewind(2)
+    lineage.check(2)
+    assert Lineage(tmp_path / "lineage.sqlite", "1" * 32).run == RUN
+    with pytest.raises(CheckpointError, match="no entries of generation 3"):
+        lineage.check(3)
+    lineage.close()
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "UPDATE fitness SET fitness = 0.91 WHERE generation = 2",
+        "UPDATE samples SET completion = 'd' WHERE generation = 2",
+        "UPDATE individuals SET mutation_scale = 0.03 WHERE generation = 2",
+        "UPDATE parents SET parent = 0 WHERE child = 2",
+        "DELETE FROM samples WHERE generation = 2",
+        "UPDATE checksums SET sha256 = 'a' WHERE generation = 2",
+    ],
+)
+def test_altered_entries_of_the_lineage_are_found(sql: str, tmp_path: Path) -> None:
+    family(tmp_path / "lineage.sqlite").close()
+    with sqlite3.connect(tmp_path / "lineage.sqlite") as connection:
+        connection.execute(sql)
+    connection.close()
+    lineage = Lineage(tmp_path / "lineage.sqlite", RUN)
+    lineage.check(1)
+    with pytest.raises(CheckpointError, match="the entries of generation 2 are altered"):
+        lineage.check(3)
+    lineage.close()
+
+
+def test_no_flipped_bit_of_the_lineage_is_taken_for_an_entry(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.sqlite"
+    lineage = family(path)
+    tables = ("individuals", "parents", "fitness", "samples", "run")
+
+    def rows(lineage: Lineage) -> list[list[tuple[object, ...]]]:
+        return [lineage.query(f"SELECT * FROM {table}") for table in tables]
+
+    whole = rows(lineage)
+    lineage.close()
+    data, found = path.read_bytes(), 0
+    for at in range(0, len(data), 61):
+        path.write_bytes(data[:at] + bytes([data[at] ^ 4]) + data[at + 1 :])
+        try:
+            lineage = Lineage(path, RUN)
+            lineage.check(3)
+        except CheckpointError as error:
+            assert str(path) in str(error)
+            found += 1
+            continue
+        assert rows(lineage) == whole, at
+        lineage.close()
+    assert found > 20
 
 
 def test_what_was_not_committed_is_not_there(tmp_path: Path) -> None:

@@ -381,9 +381,11 @@ def test_what_does_not_fit_is_refused(options: dict[str, object], message: str) 
 
 def figures(folder: Path) -> tuple[list[dict[str, object]], dict[str, object], bytes]:
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    metrics = [{name: value for name, value in line.items() if not name.startswith("time.")} for line in lines]
+    own = ("time.", "run", "check")
+    metrics = [{name: value for name, value in line.items() if not name.startswith(own)} for line in lines]
     summary = json.loads((folder / "summary.json").read_text())
-    del summary["seconds"], summary["time"]
+    for name in ("seconds", "time", "run", "sealed", "sha256"):
+        del summary[name]
     return metrics, summary, (folder / "best" / "adapter_model.safetensors").read_bytes()
 
 

@@ -1,10 +1,12 @@
 """A run's votes as files that TRL's reward and DPO trainers read, and back."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from evolora.errors import InputError
 from evolora.human.preferences import Preference, read_preferences, write_preferences
 from evolora.human.votes import VOTES_FILE, VoteStore
+from evolora.lock import owned
 
 
 def export_votes(run: Path, to: Path) -> int:
@@ -18,17 +20,19 @@ def export_votes(run: Path, to: Path) -> int:
     return len(preferences)
 
 
-def import_votes(run: Path, file: Path) -> int:
+def import_votes(run: Path, file: Path, *, say: Callable[[str], None] = print) -> int:
     """Add the preferences of a JSONL file to the run's votes, each once however often it is imported; returns how many
-    were new. Raises InputError for a folder that is no run, and for a bad file with its line."""
+    were new. Raises InputError for a folder that is no run or that another process works on, and for a bad file with
+    its line."""
     preferences = read_preferences(file)
     if not (run / "config.toml").is_file():
         raise InputError(f"{run}: found no config.toml, expected the folder of a run")
-    store = VoteStore(run / VOTES_FILE)
-    try:
-        return store.add_preferences(preferences)
-    finally:
-        store.close()
+    with owned(run, say):
+        store = VoteStore(run / VOTES_FILE)
+        try:
+            return store.add_preferences(preferences)
+        finally:
+            store.close()
 
 
 def run_votes(run: Path) -> list[Preference]:

@@ -132,9 +132,8 @@ def _scored(
 
 
 def _load(base: str, r: int, alpha: int, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    model, tokenizer = load_model(
-        "the reward model's base", AutoModelForSequenceClassification, model_path(base), device, num_labels=1
-    )
+    kind = AutoModelForSequenceClassification
+    model, tokenizer = load_model("the reward model's base", kind, model_path(base), device, new="score", num_labels=1)
     model.config.pad_token_id = tokenizer.pad_token_id
     config = lora_config(model, r=r, alpha=alpha, dropout=0.0)
     config.task_type, config.modules_to_save = "SEQ_CLS", ["score"]

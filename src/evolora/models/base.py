@@ -3,7 +3,7 @@
 import copy
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from evolora.errors import InputError
+from evolora.files import is_sealed, verify
 
 BUNDLED_MODEL = "tiny-gpt2"
 _ASSETS = Path(__file__).parents[1] / "assets"
@@ -39,9 +40,12 @@ def model_path(name: str) -> str:
 def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> BaseModel:
     """Load a causal LM that transformers knows, frozen and in evaluation mode, and its tokenizer.
 
-    Raises InputError when there is no such model, when it is no causal LM, or when its weights are quantised.
+    Raises InputError when there is no such model, when it is no causal LM, and when its weights are quantised,
+    incomplete or not finite; CheckpointError when it is one of a run's folders and altered.
     """
     path = model_path(name)
+    if is_sealed(Path(path)):
+        verify(Path(path))
     if (Path(path) / "adapter_config.json").is_file():
         raise InputError(
             f"--model {name}: found a PEFT adapter, expected a base model; merge it first by "
@@ -61,7 +65,7 @@ def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.floa
     _refuse_other_kinds(f"--model {name}", config)
     try:
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
-        model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype, trust_remote_code=False)
+        model = load_whole(AutoModelForCausalLM, path, dtype=dtype)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise InputError(f"--model {name}: cannot be loaded: {reason}") from None
@@ -71,6 +75,40 @@ def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.floa
         tokenizer.pad_token = tokenizer.eos_token
     model.requires_grad_(False).eval().to(device)
     return BaseModel(model, tokenizer, path)
+
+
+def load_whole(kind: Any, path: str, *, new: str | None = None, **options: Any) -> Any:
+    """A model of transformers' auto class `kind`, for whose missing tensors transformers would make up weights.
+
+    Raises ValueError, naming one, for tensors that are missing, of another shape than the configuration says, or not
+    finite. Of a module whose name begins with `new` nothing is expected.
+    """
+    model, info = kind.from_pretrained(
+        path, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+    )
+    shapes = {name: f"{tuple(found)}, expected {tuple(right)}" for name, found, right in info["mismatched_keys"]}
+    if shapes:
+        name = min(shapes)
+        raise ValueError(f"its tensor {name} is of shape {shapes[name]}{_more(shapes)}")
+    if missing := {name for name in info["missing_keys"] if new is None or not name.startswith(new)}:
+        raise ValueError(f"its weights lack the tensor {min(missing)}{_more(missing)}")
+    _refuse_infinite(model)
+    return model
+
+
+def _refuse_infinite(model: PreTrainedModel) -> None:
+    bad = [
+        name
+        for name, weight in model.named_parameters()
+        # The extremes of a tensor with NaN are NaN: one pass, and no copy.
+        if weight.is_floating_point() and weight.numel() and not torch.stack(weight.detach().aminmax()).isfinite().all()
+    ]
+    if bad:
+        raise ValueError(f"its tensor {bad[0]} has values that are not finite in {model.dtype}{_more(bad)}")
+
+
+def _more(names: Collection[str]) -> str:
+    return f" ({len(names)} such in all)" if len(names) > 1 else ""
 
 
 def module_tree(model: PreTrainedModel) -> PreTrainedModel:
@@ -87,7 +125,7 @@ def module_tree(model: PreTrainedModel) -> PreTrainedModel:
 def given_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
     """A model and a tokenizer that the caller has loaded, which stay as they are.
 
-    Raises InputError when it is no causal LM, or when its weights are quantised.
+    Raises InputError when it is no causal LM, or when its weights are quantised or not finite.
     """
     if not isinstance(model, PreTrainedModel):
         kind = type(model).__name__
@@ -102,6 +140,10 @@ def given_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Ba
         raise InputError("tokenizer: has no end-of-sequence token, expected one")
     if model.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise InputError(f"model: found weights of {model.dtype}, expected float32, bfloat16 or float16")
+    try:
+        _refuse_infinite(model)
+    except ValueError as error:
+        raise InputError(f"model: {error}, expected finite weights") from None
     tokenizer = copy.deepcopy(tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token

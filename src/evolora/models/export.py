@@ -12,11 +12,14 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evolora.errors import InputError
-from evolora.files import temporary_folder, write_folder, write_text
+from evolora.files import seal, temporary_folder, write_folder, write_text
 from evolora.masking import mask, with_references
 from evolora.models.base import BUNDLED_MODEL, BaseModel, model_path
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import as_peft_model, check_lora, set_state
+
+# Beside an adapter, its model card, which people edit.
+CARD = "README.md"
 
 # In a run's folder: the LoRA configuration that it was given as an object.
 PEFT_CONFIG = "peft_config.json"
@@ -56,11 +59,12 @@ def is_hub_name(name: str) -> bool:
 def export_adapter(
     folder: Path, base: BaseModel, config: LoraConfig, layout: GenomeLayout, genome: Tensor, card: str
 ) -> None:
-    """Write the adapter, the tokenizer and the model card, whole or not at all."""
+    """Write the adapter, the tokenizer and the model card, whole or not at all, and sealed."""
     temporary = temporary_folder(folder)
     save_adapter(temporary, base, config, layout, genome)
     save_tokenizer(temporary, base)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
+    (temporary / CARD).write_text(card, encoding="utf-8")
+    seal(temporary)
     write_folder(folder, temporary)
 
 
@@ -80,9 +84,11 @@ def config_text(config: LoraConfig) -> str:
     return json.dumps({name: sorted(value) if isinstance(value, set) else value for name, value in said.items()})
 
 
-def export_merged(folder: Path, fresh: BaseModel, config: LoraConfig, state: dict[str, Tensor]) -> None:
-    """Write the base with the adapter merged in by `merge_and_unload`, and the tokenizer. The base is `fresh`, nobody
-    else's: merging changes the weights that it merges into."""
+def export_merged(
+    folder: Path, fresh: BaseModel, config: LoraConfig, state: dict[str, Tensor], *, sealed: bool = False
+) -> None:
+    """Write the base with the adapter merged in by `merge_and_unload`, and the tokenizer; `sealed`, with a manifest.
+    The base is `fresh`, nobody else's: merging changes the weights that it merges into."""
     check_lora(config)  # before PEFT imports what some of its fields name
     temporary = temporary_folder(folder)
     config = copy.deepcopy(config)
@@ -92,6 +98,8 @@ def export_merged(folder: Path, fresh: BaseModel, config: LoraConfig, state: dic
     set_state(peft_model, state)
     peft_model.merge_and_unload().save_pretrained(temporary)
     save_tokenizer(temporary, fresh)
+    if sealed:
+        seal(temporary)
     write_folder(folder, temporary)
 
 

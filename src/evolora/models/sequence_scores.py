@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -15,6 +16,7 @@ from transformers import (
 )
 
 from evolora.errors import InputError
+from evolora.models.base import load_whole
 
 
 def written(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]) -> list[str]:
@@ -22,14 +24,17 @@ def written(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completi
     return [f"{prompt}{text}{tokenizer.eos_token or ''}" for prompt, text in zip(prompts, completions, strict=True)]
 
 
-def load_model(what: str, kind: Any, model: str, device: str, **options: Any) -> tuple[Any, PreTrainedTokenizerBase]:
+def load_model(
+    what: str, kind: Any, model: str, device: str, *, new: str | None = None, **options: Any
+) -> tuple[Any, PreTrainedTokenizerBase]:
     """A model of transformers' auto class `kind`, frozen, in evaluation mode, and its tokenizer, padding on the right.
 
-    Raises InputError, which says `what` it is and names the model, when either cannot be loaded.
+    Raises InputError, which says `what` it is and names the model, when either cannot be loaded, or when tensors are
+    missing, of another shape or not finite, but for those of the `new` module.
     """
     try:
         tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right", trust_remote_code=False)
-        loaded = kind.from_pretrained(model, trust_remote_code=False, **options)
+        loaded = load_whole(kind, model, new=new, **options)
         loaded = loaded.eval().requires_grad_(False).to(device)
     except (OSError, ValueError, RuntimeError, AssertionError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
@@ -44,11 +49,13 @@ def load_model(what: str, kind: Any, model: str, device: str, **options: Any) ->
 
 def load_classifier(reward: str, model: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A sequence classifier. Raises InputError as `load_model` does, and for weights that lack a classifier's head."""
-    loaded, tokenizer = load_model(f"reward {reward}: model", AutoModelForSequenceClassification, model, device)
-    kinds = loaded.config.architectures or ["no architecture"]
-    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        # transformers would make up a head of random weights.
+    try:
+        kinds = AutoConfig.from_pretrained(model).architectures or ["no architecture"]
+    except (OSError, ValueError):
+        kinds = []  # which is said where the model is loaded
+    if kinds and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
         raise InputError(f"reward {reward}: model is {model!r}, found {kinds[0]}, expected a sequence classifier.")
+    loaded, tokenizer = load_model(f"reward {reward}: model", AutoModelForSequenceClassification, model, device)
     if loaded.config.pad_token_id is None:
         loaded.config.pad_token_id = tokenizer.pad_token_id
     return loaded, tokenizer

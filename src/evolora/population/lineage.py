@@ -1,12 +1,15 @@
 """The run's ledger: who descends from whom, by which operator, with what fitness, and samples of what they wrote."""
 
+import hashlib
 import sqlite3
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from evolora.errors import CheckpointError
 from evolora.population.population import Individual, genome_sha256
 
 _SCHEMA = """
@@ -26,12 +29,22 @@ CREATE TABLE IF NOT EXISTS samples (
     generation INTEGER NOT NULL, individual INTEGER NOT NULL REFERENCES individuals (id), stage TEXT NOT NULL,
     prompt TEXT NOT NULL, completion TEXT NOT NULL, reward REAL
 );
+CREATE TABLE IF NOT EXISTS run (id TEXT PRIMARY KEY);
+CREATE TABLE IF NOT EXISTS checksums (generation INTEGER PRIMARY KEY, sha256 TEXT NOT NULL);
 """
+# A generation's entries, in an order of their own.
+_ENTRIES = (
+    "SELECT * FROM individuals WHERE generation = ? ORDER BY id",
+    "SELECT parents.* FROM parents JOIN individuals ON child = id WHERE generation = ? ORDER BY child, position",
+    "SELECT * FROM fitness WHERE generation = ? ORDER BY individual, stage",
+    "SELECT * FROM samples WHERE generation = ? ORDER BY individual, stage, prompt, completion, reward",
+)
 _TABLES = ("samples", "fitness", "individuals")
 
 
 class Lineage:
-    """The ledger in SQLite. A generation is written in one transaction: after a kill it is there whole or not at all.
+    """The ledger in SQLite, of the run whose id is `run`. A generation is written in one transaction, with its
+    checksum: after a kill it is there whole or not at all. Raises CheckpointError for a file that is no such ledger.
 
     `stage` says where a fitness was measured: `population`, `refined`, `validation`, `final`, `soup`, `test`. A failed
     individual's fitness is NULL.
@@ -44,16 +57,24 @@ class Lineage:
     [(1, 0, 'ppo')]
     """
 
-    def __init__(self, path: Path | str = ":memory:") -> None:
+    def __init__(self, path: Path | str = ":memory:", run: str | None = None) -> None:
+        self._path = path
         self._known: set[int] = set()
+        self._changed: set[int] = set()
         self._connection = sqlite3.connect(path)
-        self._connection.executescript(_SCHEMA)
+        with self._readable():
+            self._connection.executescript(_SCHEMA)
+            if run is not None and not self.query("SELECT 1 FROM individuals LIMIT 1"):
+                self._connection.execute("DELETE FROM run")
+                self._connection.execute("INSERT INTO run VALUES (?)", (run,))
+                self.commit()
 
     def born(self, individual: Individual, genome: Tensor) -> None:
         """Enter an individual with the checksum of its genome, once."""
         if individual.id in self._known:
             return
         self._known.add(individual.id)
+        self._changed.add(individual.born)
         self._connection.execute(
             "INSERT OR IGNORE INTO individuals VALUES (?, ?, ?, ?, ?)",
             (individual.id, individual.born, individual.operator, individual.mutation_scale, genome_sha256(genome)),
@@ -67,6 +88,7 @@ class Lineage:
         self, generation: int, stage: str, individuals: Sequence[Individual], fitness: Iterable[float]
     ) -> None:
         """Enter the individuals' fitness."""
+        self._changed.add(generation)
         self._connection.executemany(
             "INSERT OR REPLACE INTO fitness VALUES (?, ?, ?, ?)",
             [
@@ -85,6 +107,7 @@ class Lineage:
         rewards: Iterable[float],
     ) -> None:
         """Enter what an individual wrote."""
+        self._changed.add(generation)
         self._connection.executemany(
             "INSERT INTO samples VALUES (?, ?, ?, ?, ?, ?)",
             [
@@ -97,19 +120,60 @@ class Lineage:
         """What the ledger answers to a SELECT."""
         return self._connection.execute(sql).fetchall()
 
+    @property
+    def run(self) -> str | None:
+        """The id of the run that it is of."""
+        return next((str(row[0]) for row in self.query("SELECT id FROM run")), None)
+
     def commit(self) -> None:
+        self._connection.executemany(
+            "INSERT OR REPLACE INTO checksums VALUES (?, ?)",
+            [(generation, self._sha256(generation)) for generation in sorted(self._changed)],
+        )
+        self._changed.clear()
         self._connection.commit()
+
+    def check(self, generations: int) -> None:
+        """Raise CheckpointError unless the file is whole and has the first `generations` as they were entered."""
+        with self._readable():
+            (verdict,) = self.query("PRAGMA integrity_check(1)")[0]
+            if verdict != "ok":
+                raise CheckpointError(f"{self._path}: altered: {verdict}")
+            sums = dict(self.query("SELECT generation, sha256 FROM checksums"))
+            for generation in range(generations + 1 if generations else 0):
+                if generation not in sums:
+                    raise CheckpointError(f"{self._path}: has no entries of generation {generation}")
+                if sums[generation] != self._sha256(generation):
+                    raise CheckpointError(f"{self._path}: the entries of generation {generation} are altered")
+
+    def _sha256(self, generation: int) -> str:
+        """The checksum of a generation's entries."""
+        digest = hashlib.sha256()
+        for sql in _ENTRIES:
+            digest.update(repr(self._connection.execute(sql, (generation,)).fetchall()).encode())
+        return digest.hexdigest()
+
+    @contextmanager
+    def _readable(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.DatabaseError as error:
+            raise CheckpointError(f"{self._path}: altered, it cannot be read ({error})") from None
 
     def rewind(self, generation: int) -> None:
         """Forget all that happened after `generation`: what a resumed run will do again."""
         self._known.clear()
+        self._changed.clear()
         self._connection.execute(
             "DELETE FROM parents WHERE child IN (SELECT id FROM individuals WHERE generation > ?)", (generation,)
         )
         for table in _TABLES:
             self._connection.execute(f"DELETE FROM {table} WHERE generation > ?", (generation,))
+        self._connection.execute("DELETE FROM checksums WHERE generation > ?", (generation,))
         for table in ("samples", "fitness"):
-            self._connection.execute(f"DELETE FROM {table} WHERE stage IN ('final', 'soup', 'test')")
+            final = "stage IN ('final', 'soup', 'test')"
+            self._changed |= {row[0] for row in self.query(f"SELECT DISTINCT generation FROM {table} WHERE {final}")}
+            self._connection.execute(f"DELETE FROM {table} WHERE {final}")
         self.commit()
 
     def close(self) -> None:

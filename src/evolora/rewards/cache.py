@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from evolora.rewards.base import TRL_KEYWORDS, FailedReward, Reward, accepted_ke
 from evolora.rewards.calling import call_reward
 from evolora.rewards.event_loop import EventLoop
 
-_SCHEMA = "CREATE TABLE IF NOT EXISTS rewards (key BLOB PRIMARY KEY, reward REAL) WITHOUT ROWID"
+_SCHEMA = "CREATE TABLE IF NOT EXISTS scores (key BLOB PRIMARY KEY, reward REAL, checksum BLOB) WITHOUT ROWID"
 
 
 class CachedReward:
@@ -20,7 +21,8 @@ class CachedReward:
     A value's key is a checksum of the reward's name and `version`, the prompt, the completion, and those of the data's
     columns that the reward takes. So the other reward must depend on nothing else, and its `version` must change
     whenever its values could. None ("not scored") is remembered, failures are not. What a batch has brought is on disk
-    before it is returned. Of equal completions in a batch one is asked.
+    before it is returned. Of equal completions in a batch one is asked. What is altered on disk is not known: a value
+    whose checksum differs is asked for again, and a file that is no database is begun anew.
 
     `hits` and `misses` count completions.
     """
@@ -88,12 +90,27 @@ class CachedReward:
 
     def _known(self, keys: set[bytes]) -> dict[bytes, float | None]:
         known = {}
-        for key in keys:
-            row = self._connection.execute("SELECT reward FROM rewards WHERE key = ?", (key,)).fetchone()
-            if row is not None:
-                known[key] = row[0]
+        try:
+            for key in keys:
+                row = self._connection.execute("SELECT reward, checksum FROM scores WHERE key = ?", (key,)).fetchone()
+                if row is not None and row[1] == _checksum(key, row[0]):
+                    known[key] = row[0]
+        except sqlite3.OperationalError:  # locked, or the disk
+            raise
+        except sqlite3.DatabaseError:
+            if self._opened is not None:
+                self._opened.close()
+                self._opened = None
+            self._path.unlink()
+            return {}
         return known
 
     def _remember(self, values: dict[bytes, float | None]) -> None:
+        rows = [(key, value, _checksum(key, value)) for key, value in values.items()]
         with self._connection:
-            self._connection.executemany("INSERT OR REPLACE INTO rewards VALUES (?, ?)", values.items())
+            self._connection.executemany("INSERT OR REPLACE INTO scores VALUES (?, ?, ?)", rows)
+
+
+def _checksum(key: bytes, value: float | None) -> bytes:
+    kept = None if value is None or math.isnan(value) else float(value)  # as SQLite gives it back
+    return hashlib.sha256(key + repr(kept).encode()).digest()[:8]

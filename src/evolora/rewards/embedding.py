@@ -26,7 +26,7 @@ class Cosine:
     __name__ = "cosine"
 
     def __init__(self, model: str, *, device: str, batch_size: int) -> None:
-        self.model, self.tokenizer = load_model("reward cosine: model", AutoModel, model, device)
+        self.model, self.tokenizer = load_model("reward cosine: model", AutoModel, model, device, new="pooler")
         self.batch_size = batch_size
         self.version = model_version(model)
         self._known: OrderedDict[str, Tensor] = OrderedDict()

@@ -70,6 +70,11 @@ def known_rewards() -> list[str]:
     return [*BUILTIN_REWARDS, *_registered]
 
 
+def registered(name: str) -> Reward | None:
+    """The reward that `register_reward` was given under this name."""
+    return _registered.get(name)
+
+
 def parse_reward(spec: str) -> Expression:
     """The expression that `spec` writes, its names and options checked, its paths made absolute.
 

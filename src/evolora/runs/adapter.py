@@ -12,18 +12,22 @@ from peft import LoraConfig
 
 from evolora.environment import references
 from evolora.errors import InputError
-from evolora.files import temporary_folder, write_folder
+from evolora.files import MANIFEST, temporary_folder, verify, write_folder
 from evolora.models.base import load_base
-from evolora.models.export import export_merged, load_adapter, name_base
+from evolora.models.export import CARD, export_merged, load_adapter, name_base
 from evolora.population.evaluation import Evaluation
 from evolora.population.writing import Writer
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble, check_prompts
 from evolora.runs.config_file import read_run_config
+from evolora.runs.fingerprint import weights_sha256
 from evolora.runs.given import Given
+from evolora.runs.identity import read_identity
 from evolora.runs.options import Source, make_options
 from evolora.runs.report.inspection import Inspection
 from evolora.runs.report.statistics import bootstrap_interval, compare
+from evolora.runs.snapshot import check_checkpoint
+from evolora.runs.summary import check_belonging, read_summary
 from evolora.runs.tracking.terminal import Silence
 from evolora.runs.trust import Trust, check_trust, said_places
 from evolora.tasks.chat import chat_prompt
@@ -44,8 +48,11 @@ class Score:
 
 
 def adapter_folder(path: Path, checkpoint: str | None = None) -> Path:
-    """The adapter of a run (its winner, or the best at `checkpoint`), or the adapter folder itself."""
+    """The adapter of a run (its winner, or the best at `checkpoint`), or the adapter folder itself, which needs no
+    manifest. Raises CheckpointError when it is altered, or is not the one of the run's summary."""
     if (path / "adapter_config.json").is_file():
+        if (path / MANIFEST).is_file():
+            verify(path, besides=[CARD])
         return path
     if not (path / "config.toml").is_file():
         raise InputError(f"{path}: found neither config.toml nor adapter_config.json, expected a run or an adapter")
@@ -53,6 +60,12 @@ def adapter_folder(path: Path, checkpoint: str | None = None) -> Path:
     if not folder.is_dir():
         found = ", ".join(sorted(entry.name for entry in (path / "checkpoints").glob("gen*"))) or "none"
         raise InputError(f"{folder}: not there; the run's checkpoints are: {found}")
+    if checkpoint:
+        check_checkpoint(folder, read_identity(path).run)
+    elif (summary := read_summary(path)) is None:
+        verify(folder, besides=[CARD])
+    else:
+        check_belonging(path, folder.name, summary)
     return folder
 
 
@@ -197,4 +210,12 @@ def _parts(
         else "options of your own in their place, such as --model"
     )
     check_trust(path, known, config, trust, own=said, wanted=wanted)
-    return assemble(config, Given(), Silence(), folder, scores=scores)
+    parts = assemble(config, Given(), Silence(), folder, scores=scores)
+    ours = not said & {("model", "name"), ("model", "dtype")}
+    if ours and read_identity(path).fingerprint["model"]["weights"] != weights_sha256(parts.base.model):
+        name = parts.config.model.name
+        raise InputError(
+            f"{path}: the weights of its model {name} have changed since the run, expected the same, or --model "
+            f"{name} to take them as they are"
+        )
+    return parts

@@ -105,6 +105,7 @@ def resume(
     callbacks: Sequence[Callback] = (),
     view: View | None = None,
     trust_reward: bool = False,
+    accept_changes: bool = False,
     options: Mapping[str, Any] | None = None,
     **more: Any,
 ) -> Result:
@@ -114,13 +115,16 @@ def resume(
     `merge`; None takes a limit away. Budgets count all that the run has spent, before it was stopped and after. A run
     that was given a loaded model or Python functions as its reward needs them again. One that was not made in this
     folder by this user, and whose options run code or read environment variables, is refused unless `trust_reward`.
+
+    Raises InputError where anything else has changed that the results depend on: data, model, tokenizer, reward,
+    options, versions. With `accept_changes` the run goes on, and its summary lists what was `changed`.
     """
     with _in_python():
         given = Given(
             **_given_model(model, tokenizer), reward=given_reward(reward, reward_weights), callbacks=callbacks
         )
         words = Source.of_python({**(options or {}), **more})
-        return go_on(Path(folder), words, given=given, view=view, trust=trust_reward)
+        return go_on(Path(folder), words, given=given, view=view, trust=trust_reward, accept_changes=accept_changes)
 
 
 def _given_model(

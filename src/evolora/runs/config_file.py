@@ -1,17 +1,19 @@
 """A run's options as TOML."""
 
+import hashlib
 import tomllib
 from pathlib import Path
 from typing import Any
 
 import tomli_w
 
-from evolora.errors import InputError
+from evolora.errors import CheckpointError, InputError
 from evolora.runs.options import RunOptions, Source
 from evolora.runs.speech import Speech
 
 # Of every configuration that was written when options were not in parts.
 _OLDER = {"es_scale", "pbt_share"}
+_SUM = "# sha256 "
 
 
 def read_config(path: Path) -> Source:
@@ -76,6 +78,22 @@ def _with_reward_text(path: Path, options: dict[str, Any]) -> dict[str, Any]:
         gate = f" * ({term['gate']})" if "gate" in term else ""
         parts.append(f"{term.get('weight', 1)} * ({term['term']}){gate}" if len(term) > 1 else f"({term['term']})")
     return {**options, "reward": " + ".join(parts)}
+
+
+def with_checksum(text: str) -> str:
+    """TOML with its checksum as a comment at its end."""
+    return f"{text}{_SUM}{hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def check_config(folder: Path) -> None:
+    """Raise CheckpointError when the run's `config.toml` is not as evolora wrote it."""
+    path = folder / "config.toml"
+    try:
+        text, _, _ = (whole := path.read_text(encoding="utf-8")).rpartition(_SUM)
+    except (OSError, UnicodeDecodeError):
+        raise CheckpointError(f"{path}: missing or unreadable") from None
+    if whole != with_checksum(text):
+        raise CheckpointError(f"{path}: edited or altered, its checksum differs")
 
 
 def config_toml(config: RunOptions) -> str:

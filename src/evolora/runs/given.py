@@ -15,6 +15,9 @@ from evolora.rewards.several import weighted
 Callback = Callable[[dict[str, Any]], object]
 Rewards = Reward | str | Sequence[Reward | str]
 
+# In a run's folder: the rows that it was given as objects.
+ROWS = "data.jsonl"
+
 # How the options name an object, in brackets: no folder, hub name or reward is called so.
 _MODEL, _FUNCTION = "<model ", "<function "
 

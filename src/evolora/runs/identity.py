@@ -1,19 +1,53 @@
-"""Which run a folder is."""
+"""Which run a folder is: its random id, and the fingerprint of all that its results depend on."""
 
+import hashlib
 import json
 import secrets
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from evolora.files import write_text
+from evolora.errors import CheckpointError, InputError
+from evolora.files import read_checked, write_checked
 
 IDENTITY = "identity.json"
 
+Fingerprint = Mapping[str, Mapping[str, Any]]
+"""Groups of named entries: plain values, or checksums."""
 
-def write_identity(folder: Path) -> str:
-    """Give the new run in `folder` its identity; its random id of 32 hexadecimal digits."""
-    run = secrets.token_hex(16)
-    write_text(folder / IDENTITY, json.dumps({"run": run}, indent=1) + "\n")
-    return run
+
+@dataclass(frozen=True)
+class Identity:
+    """The run's id of 32 hexadecimal digits, its fingerprint, and which differences from it were accepted since, each
+    with the generation after which."""
+
+    run: str
+    fingerprint: Fingerprint
+    changed: Sequence[Mapping[str, Any]] = ()
+
+    def write(self, folder: Path) -> None:
+        write_checked(
+            folder / IDENTITY, {"run": self.run, "fingerprint": self.fingerprint, "changed": list(self.changed)}
+        )
+
+
+def new_identity(fingerprint: Fingerprint) -> Identity:
+    """A new run's."""
+    return Identity(secrets.token_hex(16), fingerprint)
+
+
+def read_identity(folder: Path) -> Identity:
+    """The identity of the run in `folder`. Raises InputError where it has none, or one that is altered."""
+    try:
+        found = read_checked(folder / IDENTITY)
+    except CheckpointError as fault:
+        raise InputError(f"{fault}, expected what evolora wrote") from None
+    if found is None or "fingerprint" not in found:
+        raise InputError(
+            f"{folder}: found no {IDENTITY} with a fingerprint, expected the folder of a run of this version of evolora"
+        )
+    return Identity(found["run"], found["fingerprint"], found["changed"])
 
 
 def run_id(folder: Path) -> str | None:
@@ -24,3 +58,31 @@ def run_id(folder: Path) -> str | None:
         return None
     run = found.get("run") if isinstance(found, dict) else None
     return run if isinstance(run, str) else None
+
+
+def check_run(path: Path, found: object, run: str) -> None:
+    """Raise InputError where a file of the run says that it is another one's."""
+    if found != run:
+        said = "another version of evolora" if found is None else f"run {found}"
+        raise InputError(f"{path}: is of {said}, expected what belongs to run {run}, which {IDENTITY} names")
+
+
+def differences(before: Fingerprint, now: Fingerprint) -> Iterator[str]:
+    """What differs, each in a few words: its name, the old value and the new one."""
+    for group in dict.fromkeys((*before, *now)):
+        old, new = before.get(group, {}), now.get(group, {})
+        for name in dict.fromkeys((*old, *new)):
+            if old.get(name) != new.get(name):
+                yield f"{group} {name} {_short(old.get(name))} -> {_short(new.get(name))}".removeprefix("option ")
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, str) and len(value) == 64:
+        return value[:8]  # a checksum
+    text = "none" if value is None else str(value)
+    return text if len(text) <= 40 else f"{text[:37]}..."
+
+
+def sha256_of(value: Any) -> str:
+    """The checksum of a value as JSON."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True, default=str).encode()).hexdigest()

@@ -76,6 +76,11 @@ TRL_WORDS: Mapping[str, tuple[str, str]] = {
     "output_dir": ("run", "out"),
 }
 
+RESUMABLE = (
+    "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge", "rating_host", "rating_port",
+)  # fmt: skip
+"""The words for the options that a resumed run may be given anew: none of them changes what a generation computes."""
+
 Place = tuple[str, str]
 """A part, and one of its fields."""
 

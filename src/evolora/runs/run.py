@@ -2,14 +2,15 @@
 
 import copy
 import importlib.metadata
+import itertools
 import json
 import math
 import re
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import FrameType
@@ -21,16 +22,25 @@ import torch
 from peft import LoraConfig
 
 from evolora.environment import references
-from evolora.errors import InputError, RewardError
+from evolora.errors import CheckpointError, InputError, RewardError
 from evolora.evolution.loop import Evolution
 from evolora.evolution.voting import voted_rewards
 from evolora.evolution.winner import best_finalists
-from evolora.files import write_text
+from evolora.files import newest_checkpoint, verify, write_text
 from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
+from evolora.lock import owned
 from evolora.masking import keys_in, mask
 from evolora.models.base import BUNDLED_MODEL, given_base, load_base
 from evolora.models.cost import Cost, Costs
-from evolora.models.export import PEFT_CONFIG, config_text, export_adapter, export_merged, load_adapter, shown_model
+from evolora.models.export import (
+    CARD,
+    PEFT_CONFIG,
+    config_text,
+    export_adapter,
+    export_merged,
+    load_adapter,
+    shown_model,
+)
 from evolora.population.evaluation import Evaluation, mean_fitness, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import Population, genome_sha256
@@ -38,13 +48,15 @@ from evolora.rewards.options import HUMAN
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble
 from evolora.runs.building import build_evolution
-from evolora.runs.config_file import config_toml, read_run_config
-from evolora.runs.given import Given
-from evolora.runs.identity import write_identity
+from evolora.runs.config_file import check_config, config_toml, read_run_config, with_checksum
+from evolora.runs.fingerprint import fingerprint, weights_sha256
+from evolora.runs.given import ROWS, Given
+from evolora.runs.identity import Identity, check_run, differences, new_identity, read_identity
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.report.card import model_card
 from evolora.runs.report.statistics import bootstrap_interval, compare
-from evolora.runs.snapshot import Snapshot, restore
+from evolora.runs.snapshot import Snapshot, checkpoint_run, restore
+from evolora.runs.summary import SUMMARY, check_belonging, read_summary, write_summary
 from evolora.runs.tracking.terminal import MetricsLog, Silence, View
 from evolora.runs.trust import Trust, check_trust, note_made_here, said_places
 
@@ -73,7 +85,7 @@ class Result:
     @property
     def merged(self) -> Path | None:
         """The folder of the merged model, if one was asked for."""
-        return self.folder / "merged" if (self.folder / "merged").is_dir() else None
+        return self.folder / "merged" if "merged" in self.summary["sealed"] else None
 
 
 def start(
@@ -83,31 +95,51 @@ def start(
     view: View | None = None,
 ) -> Result:
     """Start a run in a new folder, with what it was given as objects."""
-    given = given or Given()
+    given, view = given or Given(), view or Silence()
     folder = Path(config.used().run.out or _default_folder(config)).absolute()
-    if (folder / "config.toml").exists():
-        raise InputError(f"--out {folder}: holds a run already, resume it with 'evolora resume {folder}'")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
-    with _folder_for(folder, given.rows) as data:
-        config = config if data is None else config.replaced({"task": {"data": str(data)}})
-        view = view or Silence()
-        for note in config.notes:
-            view.say(note)
-        parts = assemble(_located(config, folder), given, view)
-    try:
-        (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot be made ({error.strerror}), expected a new folder") from None
-    if (unnoted := note_made_here(folder, write_identity(folder))) is not None:
-        view.say(unnoted)
-    if given.peft_config is not None:
-        write_text(folder / PEFT_CONFIG, config_text(given.peft_config))
-    return _run(folder, parts, given)
+    with _made(folder), owned(folder, view.say):
+        if (folder / "config.toml").exists():
+            raise InputError(f"--out {folder}: holds a run already, resume it with 'evolora resume {folder}'")
+        if any((folder / "checkpoints").glob("gen*")):
+            raise InputError(f"--out {folder}: holds checkpoints without their config.toml, expected a new folder")
+        with _rows_in(folder, given.rows) as data:
+            config = config if data is None else config.replaced({"task": {"data": str(data)}})
+            for note in config.notes:
+                view.say(note)
+            parts = assemble(_located(config, folder), given, view)
+        if given.peft_config is not None:
+            write_text(folder / PEFT_CONFIG, config_text(given.peft_config))
+        identity = new_identity(fingerprint(parts, given))
+        identity.write(folder)
+        if (unnoted := note_made_here(folder, identity.run)) is not None:
+            view.say(unnoted)
+        return _run(folder, parts, given, identity)
 
 
 @contextmanager
-def _folder_for(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path | None]:
+def _made(folder: Path) -> Iterator[None]:
+    """With the folder there, and in it one for checkpoints; what is new is gone again if nothing was put into it.
+
+    Raises InputError when it cannot be made.
+    """
+    inner = folder / "checkpoints"
+    try:
+        new = [path for path in (inner, folder, *folder.parents) if not path.exists()]
+        inner.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {folder}: cannot be made ({error.strerror}), expected a new folder") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):  # one is not empty
+            for path in new:
+                path.rmdir()
+
+
+@contextmanager
+def _rows_in(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path | None]:
     """The file with the rows that were given from Python, which a resumed run will need; gone again if it is refused.
 
     Raises InputError for rows that JSON cannot hold.
@@ -119,56 +151,134 @@ def _folder_for(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Pat
         text = "".join(json.dumps(row) + "\n" for row in rows)
     except (TypeError, ValueError) as error:
         raise InputError(f"data: {error}, expected rows that JSON can hold") from None
-    existed, data = folder.exists(), folder / "data.jsonl"
-    folder.mkdir(parents=True, exist_ok=True)
+    data = folder / ROWS
     write_text(data, text)
     try:
         yield data
-    except InputError:
+    except BaseException:
         data.unlink()
-        if not existed:
-            folder.rmdir()
         raise
 
 
 def go_on(
-    folder: Path, words: Source, *, given: Given | None = None, view: View | None = None, trust: Trust = False
+    folder: Path,
+    words: Source,
+    *,
+    given: Given | None = None,
+    view: View | None = None,
+    trust: Trust = False,
+    accept_changes: bool = False,
 ) -> Result:
-    """`resume`, with the options that `words` say. Raises InputError for a run that was not made here and would run
-    code, unless `trust` says that it may."""
-    given = given or Given()
-    folder = folder.absolute()
+    """`resume`, with the options that `words` say; with `accept_changes` also where what the run depends on has
+    changed. Raises InputError for a run that was not made here and would run code, unless `trust` says that it may."""
+    folder, view = folder.absolute(), view or Silence()
+    if not folder.is_dir():
+        raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
+    with owned(folder, view.say):
+        return _go_on(folder, words, given or Given(), view, trust, accept_changes)
+
+
+def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, accept_changes: bool) -> Result:
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
     if (folder / PEFT_CONFIG).is_file():
-        given = replace(given, peft_config=LoraConfig(**json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))))
+        given = replace(given, peft_config=_peft_config(folder / PEFT_CONFIG))
     known = read_run_config(folder)
     config = make_options(known, words)
     own = said_places(words, config) | ({("reward", "name")} if given.reward is not None else set())
     check_trust(folder, known, config, trust, own=own, wanted="--trust-reward, for somebody whom you trust")
+    identity, lost = _identity(folder, accept_changes)
     config = config.replaced({"run": {"out": _out(config, folder)}})
-    finished = folder / "summary.json"
-    if finished.exists():
-        summary = json.loads(finished.read_text(encoding="utf-8"))
-        history = MetricsLog(folder / "metrics.jsonl").read()
-        if _progress(config, history[-1]) >= 1:
-            if config.run.merge and not (folder / "merged").is_dir():
-                _merge(folder, config, given)
-            return Result(folder, summary, history)
-    view = view or Silence()
+    if not lost and (done := finished(folder, config, identity.run, view)) is not None:
+        summary, history = done
+        if config.run.merge and "merged" not in summary["sealed"]:
+            _merge(folder, config, given, identity)
+            summary = write_summary(folder, summary, ["best", "merged"])
+        return Result(folder, summary, history)
     for note in config.notes:
         view.say(note)
-    return _run(folder, assemble(config, given, view), given)
+    parts = assemble(config, given, view)
+    now = fingerprint(parts, given)
+    changes = lost or list(differences(identity.fingerprint, now))
+    try:
+        check_config(folder)
+    except CheckpointError as edited:  # in what a resumed run may be given by options
+        changes = changes or [str(edited)]
+    if changes and not accept_changes:
+        raise InputError(
+            f"{folder}: what the run depends on has changed: {'; '.join(changes)}; expected the same, "
+            "or resume's --accept-changes"
+        )
+    for change in changes:
+        view.say(f"changed, as accepted: {change}")
+    return _run(folder, parts, given, replace(identity, fingerprint=now), changes)
 
 
-def _run(folder: Path, parts: Parts, given: Given) -> Result:
+def _peft_config(path: Path) -> LoraConfig:
+    try:
+        return LoraConfig(**json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{path}: altered, no LoRA configuration that can be read ({error})") from None
+
+
+def _identity(folder: Path, accept_changes: bool) -> tuple[Identity, list[str]]:
+    """The run's identity. Where that is lost, and changes are accepted, only its newest checkpoint knows whose it is,
+    and nobody what it depended on: then also what is lost."""
+    try:
+        return read_identity(folder), []
+    except InputError as lost:
+        newest = newest_checkpoint(folder)[0] if accept_changes else None
+        run = None if newest is None else checkpoint_run(newest)
+        if run is None:
+            raise
+        return Identity(run, {}), [str(lost)]
+
+
+def finished(
+    folder: Path, config: RunOptions, run: str, view: View | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]] | None:
+    """Summary and history of the run whose id is `run`, if it has nothing left to do: its summary is of its last
+    generation, and what that announces is there and whole; else None, and the `view` is told what is not.
+
+    Raises CheckpointError where what is damaged cannot be made again, InputError for the summary of another run.
+    """
+    try:
+        summary, metrics = read_summary(folder), MetricsLog(folder / "metrics.jsonl", run)
+        if summary is None:
+            return None
+        check_run(folder / SUMMARY, summary["run"], run)
+        history = metrics.read()
+        if not history or summary["generations"] != history[-1]["generation"] or _progress(config, history[-1]) < 1:
+            return None
+        for name in summary["sealed"]:
+            check_belonging(folder, name, summary)
+    except CheckpointError as fault:
+        if newest_checkpoint(folder)[0] is None:
+            raise CheckpointError(f"{fault}; there is no checkpoint to make it again from") from None
+        (view or Silence()).say(f"made again: {fault}")
+        return None
+    metrics.check(len(history))
+    return summary, history
+
+
+def _run(folder: Path, parts: Parts, given: Given, identity: Identity, changes: Sequence[str] = ()) -> Result:
     config = parts.config
-    metrics, lineage = MetricsLog(folder / "metrics.jsonl"), Lineage(folder / "lineage.sqlite")
+    metrics = MetricsLog(folder / "metrics.jsonl", identity.run)
+    lineage = Lineage(folder / "lineage.sqlite", identity.run)
     evolution = build_evolution(parts, lineage)
-    seconds_before = restore(folder, parts, evolution)
-    # Not before: new options that come with changed data, say, must not stay behind in a run that was refused.
+    seconds_before = restore(folder, parts, evolution, identity.run)
+    if evolution.generation == 0 and (folder / SUMMARY).exists():
+        raise CheckpointError(f"{folder}: found a finished run without any checkpoint, expected one to go on from")
+    metrics.check(evolution.generation)
+    check_run(folder / "lineage.sqlite", lineage.run, identity.run)
+    lineage.check(evolution.generation)
+    # Not before: nothing new must stay behind in a run that was refused.
+    if changes:
+        accepted = {"generation": evolution.generation, "what": changes}
+        identity = replace(identity, changed=[*identity.changed, accepted])
+        identity.write(folder)
     text = config_toml(config)
-    write_text(folder / "config.toml", text, private=bool(keys_in(text)))
+    write_text(folder / "config.toml", with_checksum(text), private=bool(keys_in(text)))
     metrics.rewind(evolution.generation)
     lineage.rewind(evolution.generation if evolution.generation else -1)
     began = time.perf_counter()
@@ -207,17 +317,17 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
                     callback({**measured, **logged})
                 snapshot = Snapshot.of(evolution, seconds())
                 if done >= 1 or interrupted() or evolution.generation % config.run.save_every == 0:
-                    snapshot.write(folder, parts)
+                    snapshot.write(folder, parts, identity.run)
                     unsaved = None
                 else:
                     unsaved = copy.deepcopy(snapshot)  # the next generation may change what it is made of
                 if interrupted():
                     raise KeyboardInterrupt
-        summary = _finish(folder, parts, evolution, lineage, seconds, given)
+        summary = _finish(folder, parts, evolution, lineage, seconds, given, identity)
     except BaseException as end:
         # Whatever ends it in the middle of a generation: the whole ones before it must not be lost.
         if unsaved is not None:
-            unsaved.write(folder, parts)
+            unsaved.write(folder, parts, identity.run)
         if isinstance(end, KeyboardInterrupt):
             raise Interrupted(folder) from end
         raise
@@ -231,7 +341,13 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
 
 
 def _finish(
-    folder: Path, parts: Parts, evolution: Evolution, lineage: Lineage, seconds: Callable[[], float], given: Given
+    folder: Path,
+    parts: Parts,
+    evolution: Evolution,
+    lineage: Lineage,
+    seconds: Callable[[], float],
+    given: Given,
+    identity: Identity,
 ) -> dict[str, Any]:
     """Choose the winner on validation, score base and winner once on the test split, export, sum up."""
     config = parts.config
@@ -261,6 +377,7 @@ def _finish(
         "test": test_cost + vote_cost,
     }
     summary = {
+        "run": identity.run,
         "version": importlib.metadata.version("evolora"),
         "seed": config.run.seed,
         "model": shown_model(parts.base.path if given.model is not None else config.model.name),
@@ -284,6 +401,7 @@ def _finish(
             "test": _test_figures(winner_test.rewards[0], config.run.seed) | _terms(winner_test),
         },
         **vote,
+        **({"changed": identity.changed} if identity.changed else {}),
         **({} if evolution.judge is None else {"votes": evolution.judge.summary()}),
         "inspection": compare([example.prompt for example in parts.task.test], base_test, winner_test).as_dict(),
     }
@@ -304,10 +422,11 @@ def _finish(
     )
     export_adapter(folder / "best", parts.base, parts.lora, parts.layout, genome, card)
     if config.run.merge:
-        _merge(folder, config, given)
+        _merge(folder, config, given, identity)
+    elif (folder / "merged").is_dir():
+        parts.view.say(f"{folder / 'merged'}: is of an earlier winner; --merge writes it anew")
     summary["seconds"] = seconds()
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
-    return summary
+    return write_summary(folder, summary, ["best", "merged"] if config.run.merge else ["best"])
 
 
 def _vote(parts: Parts, voters: Population, winner_test: Evaluation) -> tuple[dict[str, Any], Cost]:
@@ -323,13 +442,16 @@ def _vote(parts: Parts, voters: Population, winner_test: Evaluation) -> tuple[di
     return {"vote": entry}, cost
 
 
-def _merge(folder: Path, config: RunOptions, given: Given) -> None:
+def _merge(folder: Path, config: RunOptions, given: Given, identity: Identity) -> None:
+    verify(folder / "best", besides=[CARD])
     lora, state = load_adapter(folder / "best")
     if given.model is None or given.tokenizer is None:
         base = load_base(config.used().model.name, dtype=getattr(torch, config.model.dtype))
     else:  # merging changes the weights that it merges into
         base = given_base(copy.deepcopy(given.model), given.tokenizer)
-    export_merged(folder / "merged", base, lora, state)
+    if weights_sha256(base.model) != identity.fingerprint["model"]["weights"]:
+        raise InputError(f"--model {config.model.name}: its weights have changed since this run, expected the same")
+    export_merged(folder / "merged", base, lora, state, sealed=True)
 
 
 def _test_figures(rewards: npt.NDArray[np.float64], seed: int) -> dict[str, Any]:
@@ -366,7 +488,9 @@ def _default_folder(config: RunOptions) -> Path:
     task = config.task
     name = task.name or (Path(task.data).stem if task.data else "prompt" if task.prompt else "translate")
     name = re.sub(r"[^\w.-]+", "-", name).strip("-")  # a gym: task's options are no part of a path
-    return Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
+    return next(path for path in itertools.chain([folder], others) if not path.exists())
 
 
 def _located(config: RunOptions, folder: Path) -> RunOptions:

@@ -1,6 +1,5 @@
 """A run at the end of a generation: kept in memory, written as a checkpoint, taken up again."""
 
-import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,12 +15,13 @@ from evolora.files import (
     read_state,
     seal,
     temporary_folder,
+    verify,
     write_folder,
     write_state,
 )
 from evolora.models.export import save_adapter
 from evolora.runs.assembly import Parts
-from evolora.tasks.task import Task
+from evolora.runs.identity import check_run
 
 
 @dataclass(frozen=True)
@@ -39,17 +39,29 @@ class Snapshot:
         """Taken after a generation's end."""
         return cls(evolution.generation, evolution.best().genomes[0], evolution.state_dict(), seconds)
 
-    def write(self, folder: Path, parts: Parts) -> None:
-        """As a checkpoint of the run in `folder`."""
+    def write(self, folder: Path, parts: Parts, run: str) -> None:
+        """As a checkpoint of the run in `folder`, whose id is `run`."""
         target = checkpoint_folder(folder, self.generation)
         temporary = temporary_folder(target)
         save_adapter(temporary, parts.base, parts.lora, parts.layout, self.best)
-        write_state(temporary, {**self.state, "seconds": self.seconds, "task_sha256": _task_sha256(parts.task)})
+        write_state(temporary, {**self.state, "seconds": self.seconds, "run": run})
         seal(temporary)
         write_folder(target, temporary)
 
 
-def restore(folder: Path, parts: Parts, evolution: Evolution) -> float:
+def check_checkpoint(checkpoint: Path, run: str) -> None:
+    """Raise CheckpointError where a checkpoint is not whole, InputError where it is of another run."""
+    verify(checkpoint)
+    check_run(checkpoint, checkpoint_run(checkpoint), run)
+
+
+def checkpoint_run(checkpoint: Path) -> str | None:
+    """The id of the run that a whole checkpoint is of; None where another version wrote it."""
+    run = json.loads((checkpoint / "state.json").read_text(encoding="utf-8")).get("run")
+    return None if run is None else str(run)
+
+
+def restore(folder: Path, parts: Parts, evolution: Evolution, run: str) -> float:
     """Take up the newest whole checkpoint, if there is one: the seconds that the run had taken."""
     newest, faults = newest_checkpoint(folder)
     for fault in faults:
@@ -57,18 +69,15 @@ def restore(folder: Path, parts: Parts, evolution: Evolution) -> float:
     if newest is None:
         return 0.0
     state = read_state(newest)
-    if state["task_sha256"] != _task_sha256(parts.task):
-        raise InputError(f"{newest}: the data has changed since this checkpoint, expected the same prompts and columns")
+    check_run(newest, state.get("run"), run)
     try:
         evolution.load_state_dict(state)
+        parts.layout.check(evolution.best().genomes)
     except KeyError as error:
-        raise InputError(f"{newest}: has no entry {error}, expected a checkpoint of this version of evolora") from None
+        raise InputError(
+            f"{newest}: has no entry {error}, expected a checkpoint of this version of evolora, and of these options"
+        ) from None
+    except ValueError as error:
+        raise InputError(f"{newest}: does not fit the run as it is now: {error}") from None
     parts.view.say(f"resumed after generation {evolution.generation} from {newest}")
     return float(state["seconds"])
-
-
-def _task_sha256(task: Task) -> str:
-    splits = [
-        [[example.prompt, example.columns] for example in split] for split in (task.train, task.validation, task.test)
-    ]
-    return hashlib.sha256(json.dumps(splits, sort_keys=True, default=str).encode()).hexdigest()

@@ -1,9 +1,10 @@
 """What a run tells: metrics as JSON lines, and a view of its progress on the terminal or as plain lines."""
 
-import json
 import math
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -14,37 +15,47 @@ from rich.table import Table
 from rich.text import Text
 
 from evolora.files import write_text
+from evolora.runs.tracking.chain import chained, check_chain, unchained
 
 # Between lines of one thing's progress in a log.
 _SECONDS_A_LINE = 5.0
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one line a generation. Everything but the `time.` entries is the same in every repetition."""
+    """`metrics.jsonl`: one line a generation of the run whose id is `run`. Everything but the `time.` entries is the
+    same in every repetition. The lines are chained, which `read` takes off again."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, run: str) -> None:
         self.path = path
+        self.run = run
+        self._last = ""
 
     def append(self, metrics: dict[str, Any]) -> None:
+        """After `rewind`, which finds the line that it follows."""
+        line, self._last = chained(_finite(metrics), self.run, self._last)
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(metrics)) + "\n")
+            file.write(line)
 
     def read(self) -> list[dict[str, Any]]:
         """The whole lines so far; a line that a kill cut short is left out."""
-        if not self.path.exists():
-            return []
-        lines = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
-                lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return lines
+        return [content for _, content, _ in self._lines()]
+
+    def check(self, generations: int) -> None:
+        """Raise CheckpointError or InputError unless the first `generations` lines are whole and of this run."""
+        check_chain(self.path, self.run, generations)
 
     def rewind(self, generation: int) -> None:
         """Forget the lines after `generation`."""
-        kept = [line for line in self.read() if line["generation"] <= generation]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        kept = [line for line in self._lines() if line[1]["generation"] <= generation]
+        self._last = kept[-1][2] if kept else ""
+        write_text(self.path, "".join(f"{text}\n" for text, _, _ in kept))
+
+    def _lines(self) -> Iterator[tuple[str, dict[str, Any], str]]:
+        """Each whole line: as it is written, what it says, its check."""
+        if self.path.exists():
+            for text in self.path.read_text(encoding="utf-8").splitlines():
+                with suppress(ValueError, KeyError):
+                    yield text, *unchained(text)
 
 
 def _finite(metrics: dict[str, Any]) -> dict[str, Any]:

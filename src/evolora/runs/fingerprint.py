@@ -1,0 +1,124 @@
+"""All that a run's results depend on, so that a resumed run is known to be the same one."""
+
+import hashlib
+import json
+import platform
+from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+from evolora.engine.calibration import available_cores
+from evolora.files import file_sha256
+from evolora.models.export import PEFT_CONFIG, config_text
+from evolora.rewards.loading import parse_reward
+from evolora.rewards.options import HUMAN
+from evolora.rewards.sources import reward_sources
+from evolora.runs.assembly import Parts
+from evolora.runs.given import ROWS, Given
+from evolora.runs.identity import Fingerprint, sha256_of
+from evolora.runs.options import RunOptions
+from evolora.runs.parts import RESUMABLE
+from evolora.runs.speech import Speech
+from evolora.tasks.task import Task
+
+_PACKAGES = ("evolora", "torch", "transformers", "peft", "numpy", "numba")
+
+
+def fingerprint(parts: Parts, given: Given) -> Fingerprint:
+    """Of the run that these parts make."""
+    return {
+        "option": _options(parts.config),
+        "data": {"prompts and columns": _data(parts.task)},
+        "model": {"config": _config(parts.base.model), "weights": weights_sha256(parts.base.model)},
+        "tokenizer": {"files": _tokenizer(parts.base.tokenizer)},
+        "LoRA": {"config": sha256_of(json.loads(config_text(parts.lora)))},
+        "reward": _reward(parts.config, given),
+        "file": given_files(Path(str(parts.config.run.out))),
+        "version": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+    }
+
+
+def given_files(folder: Path) -> dict[str, str]:
+    """The checksums of the files that the run keeps of what it was given from Python."""
+    return {name: file_sha256(folder / name) for name in (ROWS, PEFT_CONFIG) if (folder / name).is_file()}
+
+
+def weights_sha256(model: PreTrainedModel) -> str:
+    """The checksum of a model's parameters and buffers, with their names, shapes and types."""
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    with ThreadPoolExecutor(available_cores()) as pool:  # of billions of weights this takes a while
+        sums = list(pool.map(lambda named: _tensor_sha256(named[1]), tensors))
+    return sha256_of(
+        [
+            [name, list(tensor.shape), str(tensor.dtype), sha256]
+            for (name, tensor), sha256 in zip(tensors, sums, strict=True)
+        ]
+    )
+
+
+def _tensor_sha256(tensor: Tensor) -> str:
+    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
+    return hashlib.sha256(data).hexdigest()
+
+
+def _options(config: RunOptions) -> dict[str, Any]:
+    """Every option that may change what a generation computes, by the word that the command line has for it. What names
+    a file, a model or a reward stands under these, by content: the same at another place is the same."""
+    vocabulary = config.vocabulary
+    free = {vocabulary.words[word] for word in RESUMABLE} | {
+        ("run", "out"),
+        ("model", "name"),
+        ("model", "chat_template"),
+        ("reward", "name"),
+    }
+    speech = Speech("cli")
+    return {
+        speech.name(vocabulary.word(part, name)): json.loads(json.dumps(value, default=str))
+        for part, values in config.parts().items()
+        for name, value in values.items()
+        if part != "task" and (part, name) not in free
+    }
+
+
+def _data(task: Task) -> str:
+    splits = (task.train, task.validation, task.test)
+    return sha256_of([[[example.prompt, example.columns] for example in split] for split in splits])
+
+
+def _config(model: PreTrainedModel) -> str:
+    config = model.config.to_dict()
+    for name in ("_name_or_path", "transformers_version"):
+        config.pop(name, None)
+    return sha256_of(config)
+
+
+def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        vocabulary = sha256_of(tokenizer.get_vocab())
+    else:
+        backend.no_padding()  # which it keeps of its last call
+        backend.no_truncation()
+        vocabulary = hashlib.sha256(backend.to_str().encode()).hexdigest()
+    return sha256_of([type(tokenizer).__name__, vocabulary, tokenizer.special_tokens_map, tokenizer.chat_template])
+
+
+def _reward(config: RunOptions, given: Given) -> dict[str, str]:
+    name = str(config.reward.name)
+    found = {"as written": sha256_of(name)}  # which may hold a key
+    if name == HUMAN:
+        return found
+    expression, functions = given.reward or (parse_reward(name), {})
+    return found | reward_sources(expression, functions)
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
