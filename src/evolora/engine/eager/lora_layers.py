@@ -60,7 +60,7 @@ class LoraLayers:
             model.get_submodule(module.name).register_forward_hook((layer or LoraLayer)(self, module))
             for module in layout.modules
         ]
-        self._batches = model.register_forward_pre_hook(_Batch(self), with_kwargs=True)
+        self._batches = model.register_forward_pre_hook(BatchShape(self), with_kwargs=True)
 
     @contextmanager
     def adapted(
@@ -114,13 +114,13 @@ class LoraLayers:
         return model
 
 
-class _Batch:
+class BatchShape:
     """A hook before each pass, which looks at the shape of its tokens."""
 
     def __init__(self, layers: LoraLayers) -> None:
         self.layers = layers
 
-    def __deepcopy__(self, _: dict[int, Any]) -> "_Batch":
+    def __deepcopy__(self, _: dict[int, Any]) -> "BatchShape":
         return self
 
     def __call__(self, _: nn.Module, arguments: tuple[Any, ...], named: dict[str, Any]) -> None:

@@ -25,6 +25,7 @@ from evolora.engine.cpu.levers import Levers
 from evolora.engine.cpu.lora import NO_ADAPTER, Adapter, active_adapter, add_low_rank
 from evolora.engine.cpu.matmul.frozen_linear import FrozenProduct
 from evolora.engine.eager.kernels import Choice, Steps
+from evolora.engine.eager.lora_layers import BatchShape
 
 Product = Callable[[Tensor], Tensor]
 
@@ -313,10 +314,11 @@ def layers_of(model: Any, rows: int) -> list[Layer] | None:
 
 
 def hooked(model: GPT2LMHeadModel) -> bool:
-    """Whether anything has a part in what is before a GPT-2's layers or after them."""
+    """Whether anything has a part in what is before a GPT-2's layers or after them; to look at a batch is none."""
     body = model.transformer
     ends = model, body, body.drop, body.wte, body.wpe, model.lm_head
-    return any(module._forward_hooks or module._forward_pre_hooks for module in ends)
+    hooks = [hook for own in ends for hook in (*own._forward_hooks.values(), *own._forward_pre_hooks.values())]
+    return not all(isinstance(hook, BatchShape) for hook in hooks)
 
 
 def plain_norms(model: Any) -> list[nn.LayerNorm] | None:
