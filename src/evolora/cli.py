@@ -6,6 +6,7 @@ What takes long to import is imported by the command that needs it, once its opt
 import argparse
 import difflib
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from evolora.errors import CheckpointError, InputError, RewardError
+from evolora.errors import CheckpointError, InputError, RewardError, ran_out
 from evolora.options import can_do_without
 from evolora.rewards.options import HUMAN
 from evolora.runs.config_file import config_toml, read_config, read_run_config
@@ -22,6 +23,7 @@ from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.parts import Place, Vocabulary
 from evolora.runs.speech import Speech
 from evolora.runs.typed import Typed, typed_words
+from evolora.signals import BEFORE_THE_RUN
 
 if TYPE_CHECKING:
     from evolora.runs.run import Result
@@ -73,7 +75,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code: 0, 1 when the run failed, 2 for bad input, 130 after Ctrl-C."""
+    """Run a command; its exit code: 0, 1 when the run failed, 2 for bad input, 130 after Ctrl-C, 128 and the signal's
+    number after another."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given[:1] == ["train"]:
@@ -93,9 +96,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as interrupted:
         folder = getattr(interrupted, "folder", None)
-        resume = f"Interrupted. Resume with: evolora resume {folder}"
-        print(resume if folder is not None else "Interrupted before the run began.", file=sys.stderr)
-        return 130
+        said = BEFORE_THE_RUN if folder is None else f"Interrupted. Resume with: evolora resume {folder}"
+        print(said, file=sys.stderr)
+        return 128 + int(getattr(interrupted, "number", signal.SIGINT))
+    except Exception as error:
+        if (lacked := ran_out(error)) is None:
+            raise
+        print("; ".join([f"evolora: {lacked}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        return 1
 
 
 def _quieten() -> None:

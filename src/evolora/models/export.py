@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evolora.errors import InputError
-from evolora.files import temporary_folder, write_folder
+from evolora.files import whole_folder
 from evolora.models.base import BaseModel
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import as_peft_model, set_state
@@ -28,11 +28,10 @@ def export_adapter(
     folder: Path, base: BaseModel, config: LoraConfig, layout: GenomeLayout, genome: Tensor, card: str
 ) -> None:
     """Write the adapter, the tokenizer and the model card, whole or not at all."""
-    temporary = temporary_folder(folder)
-    save_adapter(temporary, base, config, layout, genome)
-    save_tokenizer(temporary, base)
-    (temporary / "README.md").write_text(card, encoding="utf-8")
-    write_folder(folder, temporary)
+    with whole_folder(folder) as temporary:
+        save_adapter(temporary, base, config, layout, genome)
+        save_tokenizer(temporary, base)
+        (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
 def save_tokenizer(folder: Path, base: BaseModel) -> None:
@@ -54,13 +53,12 @@ def config_text(config: LoraConfig) -> str:
 def export_merged(folder: Path, fresh: BaseModel, config: LoraConfig, state: dict[str, Tensor]) -> None:
     """Write the base with the adapter merged in by `merge_and_unload`, and the tokenizer. The base is `fresh`, nobody
     else's: merging changes the weights that it merges into."""
-    temporary = temporary_folder(folder)
     with torch.random.fork_rng(devices=[]):  # PEFT draws an A that `state` replaces
         peft_model = get_peft_model(fresh.model, config)
     set_state(peft_model, state)
-    peft_model.merge_and_unload().save_pretrained(temporary)
-    save_tokenizer(temporary, fresh)
-    write_folder(folder, temporary)
+    with whole_folder(folder) as temporary:
+        peft_model.merge_and_unload().save_pretrained(temporary)
+        save_tokenizer(temporary, fresh)
 
 
 def load_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:

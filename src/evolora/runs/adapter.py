@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from evolora.errors import InputError
-from evolora.files import temporary_folder, write_folder
+from evolora.files import whole_folder
 from evolora.models.base import load_base
 from evolora.models.export import export_merged, load_adapter
 from evolora.population.evaluation import Evaluation
@@ -132,11 +132,10 @@ def export(path: Path, to: Path, *, merge: bool = False, checkpoint: str | None 
     if merge:
         export_merged(to, load_base(str(lora.base_model_name_or_path)), lora, state)
         return to
-    temporary = temporary_folder(to)
-    for file in folder.iterdir():
-        if file.is_file() and not file.name.startswith(("state.", "manifest.")):
-            shutil.copy2(file, temporary)
-    write_folder(to, temporary)
+    with whole_folder(to) as temporary:
+        for file in folder.iterdir():
+            if file.is_file() and not file.name.startswith(("state.", "manifest.")):
+                shutil.copy2(file, temporary)
     return to
 
 

@@ -6,13 +6,11 @@ import json
 import math
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,7 +18,7 @@ import numpy.typing as npt
 import torch
 from peft import LoraConfig
 
-from evolora.errors import InputError, RewardError
+from evolora.errors import InputError, RewardError, ran_out
 from evolora.evolution.loop import Evolution
 from evolora.evolution.voting import voted_rewards
 from evolora.evolution.winner import best_finalists
@@ -43,15 +41,8 @@ from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.report.card import model_card
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.snapshot import Snapshot, restore
+from evolora.runs.stopping import Interrupted, Stop
 from evolora.runs.tracking.terminal import MetricsLog, Silence, View
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C ended a run after its checkpoint was written; `folder` is the run to resume."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder))
-        self.folder = folder
 
 
 @dataclass(frozen=True)
@@ -164,8 +155,9 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
     parts.view.say(f"run folder: {folder}")
     unsaved: Snapshot | None = None
     feedback: HumanFeedback | None = None
+    stop = Stop(parts.view.say)
     try:
-        with _interruptible(parts.view) as interrupted:
+        with stop.listening():
             if config.reward.name == HUMAN:
                 assert isinstance(parts.scorer, VotedScorer)
                 feedback = evolution.judge = open_page(
@@ -176,7 +168,7 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
                     seed=config.run.seed,
                     temperature=config.completion.temperature,
                     generation=evolution.generation,
-                    stop=interrupted,
+                    stop=stop,
                     say=parts.view.say,
                 )
             done = _progress(config, {"generation": evolution.generation, **evolution.spent()})
@@ -190,21 +182,25 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
                 parts.view.generation(measured, config.most_gens, done)
                 for callback in given.callbacks:
                     callback({**measured, **logged})
-                snapshot = Snapshot.of(evolution, seconds())
-                if done >= 1 or interrupted() or evolution.generation % config.run.save_every == 0:
-                    snapshot.write(folder, parts)
+                unsaved = Snapshot.of(evolution, seconds())
+                if done >= 1 or stop() or evolution.generation % config.run.save_every == 0:
+                    unsaved.write(folder, parts)
                     unsaved = None
                 else:
-                    unsaved = copy.deepcopy(snapshot)  # the next generation may change what it is made of
-                if interrupted():
+                    unsaved = copy.deepcopy(unsaved)  # the next generation may change what it is made of
+                if stop():
                     raise KeyboardInterrupt
         summary = _finish(folder, parts, evolution, lineage, seconds, given)
     except BaseException as end:
         # Whatever ends it in the middle of a generation: the whole ones before it must not be lost.
         if unsaved is not None:
-            unsaved.write(folder, parts)
-        if isinstance(end, KeyboardInterrupt):
-            raise Interrupted(folder) from end
+            with stop.saving():
+                _save_after(end, unsaved, folder, parts)
+        # A signal that reached all processes has ended those of the reward too.
+        if isinstance(end, KeyboardInterrupt) or (isinstance(end, RewardError) and stop()):
+            raise Interrupted(folder, getattr(end, "number", None) or stop.number or signal.SIGINT) from end
+        if not isinstance(end, (InputError, RewardError)):
+            end.add_note(f"resume with: evolora resume {folder}")
         raise
     finally:
         parts.view.close()
@@ -213,6 +209,14 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
         lineage.close()
         parts.scorer.close()  # last: a reward of one's own may fail even here
     return Result(folder, summary, metrics.read())
+
+
+def _save_after(end: BaseException, unsaved: Snapshot, folder: Path, parts: Parts) -> None:
+    """Write what was whole before the run came to this end. Where that fails too, the end says so."""
+    try:
+        unsaved.write(folder, parts)
+    except Exception as error:
+        end.add_note(f"generation {unsaved.generation} could not be saved ({ran_out(error) or error})")
 
 
 def _finish(
@@ -364,25 +368,3 @@ def _located(config: RunOptions, folder: Path) -> RunOptions:
         path["name"] = str(Path(model.name).absolute())
     task = {} if data is None else {"data": str(Path(data).absolute())}
     return config.replaced({"run": {"out": str(folder)}, "task": task, "model": path})
-
-
-@contextmanager
-def _interruptible(view: View) -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C only asks the run to end after its generation; a second one ends it at once."""
-    asked = False
-
-    def ask(_: int, __: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        view.say("Interrupted: finishing this generation and its checkpoint; Ctrl-C again stops at once.")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)

@@ -15,8 +15,7 @@ from evolora.files import (
     newest_checkpoint,
     read_state,
     seal,
-    temporary_folder,
-    write_folder,
+    whole_folder,
     write_state,
 )
 from evolora.models.export import save_adapter
@@ -42,11 +41,10 @@ class Snapshot:
     def write(self, folder: Path, parts: Parts) -> None:
         """As a checkpoint of the run in `folder`."""
         target = checkpoint_folder(folder, self.generation)
-        temporary = temporary_folder(target)
-        save_adapter(temporary, parts.base, parts.lora, parts.layout, self.best)
-        write_state(temporary, {**self.state, "seconds": self.seconds, "task_sha256": _task_sha256(parts.task)})
-        seal(temporary)
-        write_folder(target, temporary)
+        with whole_folder(target) as temporary:
+            save_adapter(temporary, parts.base, parts.lora, parts.layout, self.best)
+            write_state(temporary, {**self.state, "seconds": self.seconds, "task_sha256": _task_sha256(parts.task)})
+            seal(temporary)
 
 
 def restore(folder: Path, parts: Parts, evolution: Evolution) -> float:

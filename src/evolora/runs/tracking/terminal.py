@@ -5,7 +5,7 @@ import math
 import sys
 import time
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from evolora.files import write_text
+from evolora.screen import Screen
 
 # Between lines of one thing's progress in a log.
 _SECONDS_A_LINE = 5.0
@@ -90,7 +91,7 @@ class PlainView:
     def __init__(self) -> None:
         self._clock = _Clock()
         # Kept: while a reward is called, what is printed goes elsewhere, and Ctrl-C is answered even then.
-        self._stream = sys.stdout
+        self._stream = cast(TextIO, Screen(sys.stdout))
         self._told = -math.inf
 
     def say(self, text: str) -> None:
@@ -118,7 +119,7 @@ class LiveView:
     ROWS = 12
 
     def __init__(self) -> None:
-        self._console = Console(file=sys.stdout)
+        self._console = Console(file=cast(TextIO, Screen(sys.stdout)))
         self._clock = _Clock()
         self._rows: list[dict[str, str]] = []
         self._live: Live | None = None
@@ -161,7 +162,7 @@ class LiveView:
 
 def choose_view() -> View:
     """The live table on a terminal, plain lines elsewhere."""
-    return LiveView() if sys.stdout.isatty() else PlainView()
+    return LiveView() if Screen(sys.stdout).isatty() else PlainView()
 
 
 class _Clock:

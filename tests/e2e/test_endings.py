@@ -1,0 +1,164 @@
+"""Whatever ends a run is a sentence, and the whole generations before it are kept."""
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from evolora.files import verify
+
+
+def start(toy: Any, *arguments: str | Path, **how: Any) -> "subprocess.Popen[str]":
+    """The program, in a process of its own."""
+    environment = {**os.environ, "HF_HUB_OFFLINE": "1", **how.pop("env", {})}
+    how = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, **how}
+    return subprocess.Popen([sys.executable, *map(str, arguments)], env=environment, **how)
+
+
+def until(stream: Any, word: str) -> None:
+    """Read lines until one has `word` in it."""
+    seen = []
+    for line in stream:
+        seen.append(line)
+        if word in line:
+            return
+    raise AssertionError(f"{word!r} never came:\n{''.join(seen)}")
+
+
+def children(process: "subprocess.Popen[str]") -> list[int]:
+    return [
+        int(pid)
+        for thread in Path(f"/proc/{process.pid}/task").iterdir()
+        for pid in (thread / "children").read_text().split()
+    ]
+
+
+def alive(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_other_signals_are_as_ctrl_c(
+    number: signal.Signals, toy: Any, finished: Path, evolora: Any, facts: Any, tmp_path: Path
+) -> None:
+    """Even where they reach the processes of the reward too, as a batch system's do."""
+    run = tmp_path / "run"
+    options = toy.options(run, "--save-every", "100", "--reward-workers", "2", reward=toy.slow_reward)
+    process = start(toy, "-m", "evolora", "train", *options)
+    until(process.stdout, "gen 2/6")
+    workers = children(process)
+    assert len(workers) == 2
+    for pid in (*workers, process.pid):
+        os.kill(pid, number)
+    out, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert errors == f"Interrupted. Resume with: evolora resume {run}\n"
+    assert f"{number.name} again stops at once" in out
+    assert not any(map(alive, workers))
+    (checkpoint,) = (run / "checkpoints").iterdir()
+    verify(checkpoint)
+    assert checkpoint.name in ("gen0003", "gen0004"), "the generation that was under way is finished"
+    assert evolora("resume", run)[0] == 0
+    assert facts(run).metrics == facts(finished).metrics and facts(run).adapter == facts(finished).adapter
+
+
+@pytest.mark.parametrize(
+    ("module", "number"),
+    [
+        ("pydantic", signal.SIGINT),
+        ("numpy", signal.SIGTERM),
+        ("torch", signal.SIGINT),
+        ("evolora.runs.run", signal.SIGINT),
+    ],
+)
+def test_a_signal_in_the_first_seconds_is_a_sentence(
+    module: str, number: signal.Signals, toy: Any, tmp_path: Path
+) -> None:
+    """The moments are those at which a module has been imported."""
+    run = tmp_path / "run"
+    process = start(toy, "-X", "importtime", "-m", "evolora", "train", *toy.options(run))
+    until(process.stderr, f" {module}\n")
+    process.send_signal(number)
+    _, errors = process.communicate(timeout=60)
+    said = [line for line in errors.splitlines() if not line.startswith("import time:")]
+    assert (process.returncode, said) == (128 + number, ["Interrupted before the run began."])
+    assert not run.exists()
+
+
+def test_a_signal_while_the_model_is_loaded_is_a_sentence(toy: Any, tmp_path: Path) -> None:
+    run, reward = tmp_path / "run", tmp_path / "slow.py"
+    reward.write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    process = start(toy, "-m", "evolora", "train", *toy.options(run, reward=f"{reward}:slow"))
+    until(process.stdout, "loading")
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "Interrupted before the run began.\n")
+
+
+def closed() -> None:
+    os.close(1)
+    os.close(2)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"stdout": "/dev/full"},
+        {"preexec_fn": closed},
+        {"env": {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"}},
+        {"stdout": "/dev/full", "stderr": "/dev/full"},
+    ],
+    ids=["full", "closed", "ascii", "both full"],
+)
+def test_output_that_cannot_be_written_ends_no_run(how: dict[str, Any], toy: Any, tmp_path: Path) -> None:
+    run = tmp_path / "rün"
+    with Path("/dev/full").open("w") as full:
+        files = {name: full for name in ("stdout", "stderr") if name in how}
+        process = start(toy, "-m", "evolora", "train", *toy.options(run, gens=1), **{**how, **files})
+        out, errors = process.communicate(timeout=120)
+    assert (process.returncode, errors or "") == (0, "")
+    assert json.loads((run / "summary.json").read_text())["generations"] == 1
+    if "env" in how:
+        assert f"adapter: {tmp_path}/r?n/best" in out
+
+
+def test_a_reader_that_leaves_ends_no_run(toy: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = start(toy, "-m", "evolora", "train", *toy.options(run, gens=1))
+    assert process.stdout is not None and process.stdout.readline()
+    process.stdout.close()
+    assert process.stderr is not None and process.stderr.read() == ""
+    assert process.wait(timeout=120) == 0 and (run / "summary.json").exists()
+
+
+def limited(size: int) -> Callable[[], None]:
+    """No file may grow beyond `size` bytes, as on a disk that is full."""
+    return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+
+def test_a_full_disk_is_a_sentence_and_what_was_whole_is_kept(
+    toy: Any, finished: Path, copied: Path, evolora: Any, facts: Any, digest: Any, tmp_path: Path
+) -> None:
+    """The checkpoint after generation 4 is there, and no other can be written."""
+    (copied / "summary.json").unlink()
+    shutil.rmtree(copied / "checkpoints" / "gen0006")
+    before = digest(copied / "checkpoints")
+    room = (copied / "lineage.sqlite").stat().st_size * 2
+    process = start(toy, "-m", "evolora", "resume", copied, preexec_fn=limited(room))
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1 and len(errors.splitlines()) == 1, errors
+    assert "File too large" in errors and f"resume with: evolora resume {copied}" in errors
+    assert digest(copied / "checkpoints") == before
+    assert evolora("resume", copied)[0] == 0
+    assert facts(copied).metrics == facts(finished).metrics and facts(copied).adapter == facts(finished).adapter
