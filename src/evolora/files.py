@@ -3,9 +3,10 @@
 import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,8 @@ from torch import Tensor
 from evolora.errors import CheckpointError
 
 _MANIFEST = "manifest.json"
+# In a state, how a float is written that JSON has no number for.
+_FLOAT = "<float>"
 
 
 def write_text(path: Path, text: str) -> None:
@@ -72,13 +75,33 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
     rest = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     save_file(tensors, folder / "state.safetensors")
-    write_text(folder / "state.json", json.dumps(rest, indent=1))
+    write_text(folder / "state.json", json.dumps(without_nan(rest, _spelled), indent=1, allow_nan=False))
 
 
 def read_state(folder: Path) -> dict[str, Any]:
     """The state that `write_state` wrote. The floats come back bit for bit."""
-    rest: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    text = (folder / "state.json").read_text(encoding="utf-8")
+    rest: dict[str, Any] = json.loads(text, object_hook=lambda read: float(read[_FLOAT]) if _FLOAT in read else read)
     return {**load_file(folder / "state.safetensors"), **rest}
+
+
+def without_nan(value: Any, instead: Callable[[float], Any] = lambda _: None) -> Any:
+    """A JSON value with null, or something else, in the place of NaN and infinity, which are no JSON.
+
+    >>> without_nan({"a": [1.5, float("nan")]})
+    {'a': [1.5, None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else instead(value)
+    if isinstance(value, Mapping):
+        return {key: without_nan(each, instead) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(each, instead) for each in value]
+    return value
+
+
+def _spelled(value: float) -> dict[str, str]:
+    return {_FLOAT: repr(float(value))}
 
 
 def seal(folder: Path) -> None:

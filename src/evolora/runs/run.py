@@ -22,7 +22,7 @@ from evolora.errors import InputError, RewardError, ran_out
 from evolora.evolution.loop import Evolution
 from evolora.evolution.voting import voted_rewards
 from evolora.evolution.winner import best_finalists
-from evolora.files import write_text
+from evolora.files import without_nan, write_text
 from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
 from evolora.models.base import BUNDLED_MODEL, given_base, load_base
 from evolora.models.cost import Cost, Costs
@@ -103,7 +103,7 @@ def _folder_for(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Pat
         yield None
         return
     try:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+        text = "".join(json.dumps(without_nan(row), allow_nan=False) + "\n" for row in rows)
     except (TypeError, ValueError) as error:
         raise InputError(f"data: {error}, expected rows that JSON can hold") from None
     existed, data = folder.exists(), folder / "data.jsonl"
@@ -111,7 +111,7 @@ def _folder_for(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Pat
     write_text(data, text)
     try:
         yield data
-    except InputError:
+    except BaseException:
         data.unlink()
         if not existed:
             folder.rmdir()
@@ -176,6 +176,11 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
                 parts.scorer.at(evolution.generation)
                 measured = evolution.step(done)
                 lineage.commit()
+                if math.isnan(measured["fitness.best"]):
+                    parts.view.say(
+                        f"generation {evolution.generation}: the reward scored nothing, so nobody is selected; "
+                        "--eval-prompts says on how many prompts it is asked"
+                    )
                 logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}
                 metrics.append({**measured, **logged, "time.total": seconds()})
                 done = _progress(config, measured)
@@ -232,6 +237,10 @@ def _finish(
     base_test = parts.evaluator.evaluate(parts.founder[None], parts.task.test)
     winner_test = parts.evaluator.evaluate(winner.genomes, parts.task.test)
     test_cost = base_test.cost + winner_test.cost + Cost(seconds=time.perf_counter() - start)
+    if math.isnan(validation):
+        parts.view.say("The reward scored no validation prompt: the winner is who was fittest when last measured.")
+    if np.isnan(base_test.rewards).all() and np.isnan(winner_test.rewards).all():
+        parts.view.say("The reward scored no test prompt: the winner is exported without a test.")
     # By id: where nothing beats the base, the base is the winner, and is entered once.
     for row, evaluation in {base.id: (base, base_test), individual.id: (individual, winner_test)}.values():
         lineage.measured(evolution.generation, "test", [row], evaluation.fitness)
@@ -276,6 +285,7 @@ def _finish(
         **({} if evolution.judge is None else {"votes": evolution.judge.summary()}),
         "inspection": compare([example.prompt for example in parts.task.test], base_test, winner_test).as_dict(),
     }
+    summary = dict(without_nan(summary))
     examples = list(
         zip(
             (example.prompt for example in parts.task.test[:5]),
@@ -295,7 +305,7 @@ def _finish(
     if config.run.merge:
         _merge(folder, config, given)
     summary["seconds"] = seconds()
-    write_text(folder / "summary.json", json.dumps(summary, indent=2) + "\n")
+    write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 
 
@@ -322,12 +332,9 @@ def _merge(folder: Path, config: RunOptions, given: Given) -> None:
 
 
 def _test_figures(rewards: npt.NDArray[np.float64], seed: int) -> dict[str, Any]:
-    """The mean of the rewards [prompts] and its interval."""
-    reward = float(mean_fitness(rewards[None])[0])
-    if math.isnan(reward):
-        raise RewardError("the reward scored no completion of the test split")
+    """The mean of the rewards [prompts] and its interval; NaN where there is none."""
     low, high = bootstrap_interval(rewards, seed=keyed_seed(seed, "bootstrap"))
-    return {"reward": reward, "ci95": [low, high]}
+    return {"reward": float(mean_fitness(rewards[None])[0]), "ci95": [low, high]}
 
 
 def _terms(evaluation: Evaluation) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from evolora.files import write_text
+from evolora.files import without_nan, write_text
 from evolora.screen import Screen
 
 # Between lines of one thing's progress in a log.
@@ -28,7 +28,7 @@ class MetricsLog:
 
     def append(self, metrics: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_finite(metrics)) + "\n")
+            file.write(json.dumps(without_nan(metrics), allow_nan=False) + "\n")
 
     def read(self) -> list[dict[str, Any]]:
         """The whole lines so far; a line that a kill cut short is left out."""
@@ -46,14 +46,6 @@ class MetricsLog:
         """Forget the lines after `generation`."""
         kept = [line for line in self.read() if line["generation"] <= generation]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
-
-
-def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
-    """NaN is no JSON: a figure that does not exist is null."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in metrics.items()
-    }
 
 
 class View(Protocol):
@@ -186,9 +178,9 @@ def _cells(metrics: dict[str, Any], gens: int | None, done: float) -> dict[str, 
     generation = metrics["generation"]
     cells = {
         "gen": f"{generation} ({done:.0%})" if gens is None else f"{generation:>{len(str(gens))}}/{gens}",
-        "best": f"{metrics['fitness.best']:.3f}",
-        "mean": f"{metrics['fitness.mean']:.3f}",
-        "validation": f"{metrics['validation']:.3f}",
+        "best": _fitness(metrics["fitness.best"]),
+        "mean": _fitness(metrics["fitness.mean"]),
+        "validation": _fitness(metrics["validation"]),
     }
     refiner = next((name.removesuffix(".gain") for name in metrics if name.endswith(".gain")), None)
     if refiner is not None:
@@ -197,9 +189,13 @@ def _cells(metrics: dict[str, Any], gens: int | None, done: float) -> dict[str, 
         kl = metrics.get(f"{refiner}.kl")
         if kl is not None:  # it is measured where it is penalised
             cells["kl"] = f"{kl:.2f}"
-    cells["by"] = metrics["best.operator"]
+    cells["by"] = metrics["best.operator"] or "-"
     cells["tok/s"] = f"{metrics['time.tokens_per_second']:,.0f}"
     return cells
+
+
+def _fitness(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _duration(seconds: float) -> str:
