@@ -45,7 +45,8 @@ _GENERATE_OPTIONS = [
 _RESUME_OPTIONS = [
     _DEFAULTS.place(word)
     for word in (
-        "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge", "rating_host", "rating_port",
+        "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "keep", "merge", "rating_host",
+        "rating_port",
     )
 ]  # fmt: skip
 

@@ -114,8 +114,10 @@ def seal(folder: Path) -> None:
 def verify(folder: Path) -> None:
     """Raise CheckpointError, naming the file, when a sealed folder is incomplete or altered."""
     try:
-        sums = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        sums = dict(json.loads((folder / _MANIFEST).read_text(encoding="utf-8")))
+        if not sums:
+            raise ValueError
+    except (OSError, ValueError, TypeError):
         raise CheckpointError(f"{folder / _MANIFEST}: missing or unreadable") from None
     for name, expected in sums.items():
         path = folder / name
@@ -130,14 +132,18 @@ def checkpoint_folder(run: Path, generation: int) -> Path:
     return run / "checkpoints" / f"gen{generation:04d}"
 
 
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, whole or not, the newest last: gen10000 comes after gen9999."""
+    return sorted((run / "checkpoints").glob("gen*"), key=lambda path: (len(path.name), path.name))
+
+
 def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
     """The newest checkpoint of a run that is whole, and what is wrong with each newer one.
 
     Raises CheckpointError when there are checkpoints and none is whole: starting over in silence would lose the run.
     """
     faults: list[str] = []
-    by_generation = sorted((run / "checkpoints").glob("gen*"), key=lambda path: (len(path.name), path.name))
-    for folder in reversed(by_generation):  # gen10000 comes after gen9999
+    for folder in reversed(checkpoints(run)):
         try:
             verify(folder)
         except CheckpointError as error:

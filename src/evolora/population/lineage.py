@@ -1,5 +1,6 @@
 """The run's ledger: who descends from whom, by which operator, with what fitness, and samples of what they wrote."""
 
+import contextlib
 import sqlite3
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -111,6 +112,11 @@ class Lineage:
         for table in ("samples", "fitness"):
             self._connection.execute(f"DELETE FROM {table} WHERE stage IN ('final', 'soup', 'test')")
         self.commit()
+
+    def copy(self, path: Path) -> None:
+        """Write the ledger as it is now to another file."""
+        with contextlib.closing(sqlite3.connect(path)) as copy:
+            self._connection.backup(copy)
 
     def close(self) -> None:
         self._connection.close()

@@ -109,9 +109,9 @@ def resume(
 ) -> Result:
     """Continue a run from its newest whole checkpoint, to the same bits as if it had never stopped.
 
-    `options`, or keywords, may give a new `gens`, `budget_tokens`, `budget_seconds`, `budget_flops`, `save_every` or
-    `merge`; None takes a limit away. Budgets count all that the run has spent, before it was stopped and after. A run
-    that was given a loaded model or Python functions as its reward needs them again.
+    `options`, or keywords, may give a new `gens`, `budget_tokens`, `budget_seconds`, `budget_flops`, `save_every`,
+    `keep` or `merge`; None takes a limit away. Budgets count all that the run has spent, before it was stopped and
+    after. A run that was given a loaded model or Python functions as its reward needs them again.
     """
     with _in_python():
         given = Given(

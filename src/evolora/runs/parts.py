@@ -46,6 +46,12 @@ class FolderOptions(Seeded):
 
     out: str | None = option(None, "run folder; default runs/<task>-<time>", common=True)
     save_every: int = option(5, "generations between checkpoints", common=True, ge=1)
+    keep: int = option(
+        2,
+        "newest checkpoints that are kept, beside the first one with the best individual; 0: all are",
+        common=True,
+        ge=0,
+    )
     merge: bool = option(False, "also write the winner merged into the base model", common=True)
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 import torch
 from peft import LoraConfig
 
-from evolora.errors import InputError, RewardError, ran_out
+from evolora.errors import CheckpointError, InputError, RewardError, ran_out
 from evolora.evolution.loop import Evolution
 from evolora.evolution.voting import voted_rewards
 from evolora.evolution.winner import best_finalists
@@ -35,9 +35,11 @@ from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble
 from evolora.runs.building import build_evolution
 from evolora.runs.config_file import config_toml, read_run_config
+from evolora.runs.disk import need_room_for_run
 from evolora.runs.given import Given
 from evolora.runs.identity import write_identity
 from evolora.runs.options import RunOptions, Source, make_options
+from evolora.runs.recovery import LINEAGE, METRICS, SUMMARY, read_summary, recover
 from evolora.runs.report.card import model_card
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.snapshot import Snapshot, restore
@@ -83,6 +85,7 @@ def start(
         for note in config.notes:
             view.say(note)
         parts = assemble(_located(config, folder), given, view)
+        need_room_for_run(folder, parts)
     try:
         (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -125,26 +128,34 @@ def go_on(folder: Path, words: Source, *, given: Given | None = None, view: View
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
     if (folder / PEFT_CONFIG).is_file():
-        given = replace(given, peft_config=LoraConfig(**json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8"))))
+        try:
+            kept = LoraConfig(**json.loads((folder / PEFT_CONFIG).read_text(encoding="utf-8")))
+        except (ValueError, TypeError) as error:
+            raise CheckpointError(f"{folder / PEFT_CONFIG}: damaged ({error}), expected the run's LoraConfig") from None
+        given = replace(given, peft_config=kept)
     config = make_options(read_run_config(folder), words).replaced({"run": {"out": str(folder)}})
-    finished = folder / "summary.json"
-    if finished.exists():
-        summary = json.loads(finished.read_text(encoding="utf-8"))
-        history = MetricsLog(folder / "metrics.jsonl").read()
-        if _progress(config, history[-1]) >= 1:
+    view = view or Silence()
+    summary = read_summary(folder, view.say)
+    if summary is not None:
+        history = MetricsLog(folder / METRICS).read()
+        if history and _progress(config, history[-1]) >= 1:
             if config.run.merge and not (folder / "merged").is_dir():
                 _merge(folder, config, given)
             return Result(folder, summary, history)
-    return _run(folder, assemble(config, given, view or Silence()), given)
+    parts = assemble(config, given, view)
+    need_room_for_run(folder, parts)
+    return _run(folder, parts, given)
 
 
 def _run(folder: Path, parts: Parts, given: Given) -> Result:
     config = parts.config
-    metrics, lineage = MetricsLog(folder / "metrics.jsonl"), Lineage(folder / "lineage.sqlite")
-    evolution = build_evolution(parts, lineage)
+    evolution = build_evolution(parts, Lineage())
     seconds_before = restore(folder, parts, evolution)
     # Not before: new options that come with changed data, say, must not stay behind in a run that was refused.
     write_text(folder / "config.toml", config_toml(config))
+    recover(folder, evolution.generation, parts.view.say)
+    metrics, lineage = MetricsLog(folder / METRICS), Lineage(folder / LINEAGE)
+    evolution.lineage = lineage
     metrics.rewind(evolution.generation)
     lineage.rewind(evolution.generation if evolution.generation else -1)
     began = time.perf_counter()
@@ -189,7 +200,7 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
                     callback({**measured, **logged})
                 unsaved = Snapshot.of(evolution, seconds())
                 if done >= 1 or stop() or evolution.generation % config.run.save_every == 0:
-                    unsaved.write(folder, parts)
+                    unsaved.write(folder, parts, lineage)
                     unsaved = None
                 else:
                     unsaved = copy.deepcopy(unsaved)  # the next generation may change what it is made of
@@ -200,7 +211,7 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
         # Whatever ends it in the middle of a generation: the whole ones before it must not be lost.
         if unsaved is not None:
             with stop.saving():
-                _save_after(end, unsaved, folder, parts)
+                _save_after(end, unsaved, folder, parts, lineage)
         # A signal that reached all processes has ended those of the reward too.
         if isinstance(end, KeyboardInterrupt) or (isinstance(end, RewardError) and stop()):
             raise Interrupted(folder, getattr(end, "number", None) or stop.number or signal.SIGINT) from end
@@ -216,10 +227,10 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
     return Result(folder, summary, metrics.read())
 
 
-def _save_after(end: BaseException, unsaved: Snapshot, folder: Path, parts: Parts) -> None:
+def _save_after(end: BaseException, unsaved: Snapshot, folder: Path, parts: Parts, lineage: Lineage) -> None:
     """Write what was whole before the run came to this end. Where that fails too, the end says so."""
     try:
-        unsaved.write(folder, parts)
+        unsaved.write(folder, parts, lineage)
     except Exception as error:
         end.add_note(f"generation {unsaved.generation} could not be saved ({ran_out(error) or error})")
 
@@ -305,7 +316,7 @@ def _finish(
     if config.run.merge:
         _merge(folder, config, given)
     summary["seconds"] = seconds()
-    write_text(folder / "summary.json", json.dumps(summary, indent=2, allow_nan=False) + "\n")
+    write_text(folder / SUMMARY, json.dumps(summary, indent=2, allow_nan=False) + "\n")
     return summary
 
 

@@ -19,7 +19,10 @@ from evolora.files import (
     write_state,
 )
 from evolora.models.export import save_adapter
+from evolora.population.lineage import Lineage
 from evolora.runs.assembly import Parts
+from evolora.runs.disk import keep_checkpoints, need_room
+from evolora.runs.recovery import copy_beside
 from evolora.tasks.task import Task
 
 
@@ -38,13 +41,22 @@ class Snapshot:
         """Taken after a generation's end."""
         return cls(evolution.generation, evolution.best().genomes[0], evolution.state_dict(), seconds)
 
-    def write(self, folder: Path, parts: Parts) -> None:
-        """As a checkpoint of the run in `folder`."""
+    def write(self, folder: Path, parts: Parts, lineage: Lineage) -> None:
+        """As a checkpoint of the run in `folder`, in the place of those that need not be kept longer. Raises OSError
+        where there is no room; then the others are as they were."""
         target = checkpoint_folder(folder, self.generation)
+        need_room(folder, self._bytes())
         with whole_folder(target) as temporary:
             save_adapter(temporary, parts.base, parts.lora, parts.layout, self.best)
             write_state(temporary, {**self.state, "seconds": self.seconds, "task_sha256": _task_sha256(parts.task)})
+            copy_beside(folder, temporary, lineage)
             seal(temporary)
+        keep_checkpoints(folder, parts.config.run.keep)
+
+    def _bytes(self) -> int:
+        """What its weights take."""
+        tensors = [self.best, *(value for value in self.state.values() if isinstance(value, Tensor))]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def restore(folder: Path, parts: Parts, evolution: Evolution) -> float:

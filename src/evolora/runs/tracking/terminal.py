@@ -1,7 +1,9 @@
 """What a run tells: metrics as JSON lines, and a view of its progress on the terminal or as plain lines."""
 
+import contextlib
 import json
 import math
+import os
 import sys
 import time
 from pathlib import Path
@@ -21,7 +23,8 @@ _SECONDS_A_LINE = 5.0
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one line a generation. Everything but the `time.` entries is the same in every repetition."""
+    """`metrics.jsonl`: one line a generation, on disk before the next begins. Everything but the `time.` entries is the
+    same in every repetition."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -29,18 +32,18 @@ class MetricsLog:
     def append(self, metrics: dict[str, Any]) -> None:
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(without_nan(metrics), allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
         """The whole lines so far; a line that a kill cut short is left out."""
         if not self.path.exists():
             return []
         lines = []
-        for line in self.path.read_text(encoding="utf-8").splitlines():
-            try:
+        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+            with contextlib.suppress(json.JSONDecodeError):
                 lines.append(json.loads(line))
-            except json.JSONDecodeError:
-                continue
-        return lines
+        return [line for line in lines if isinstance(line, dict) and isinstance(line.get("generation"), int)]
 
     def rewind(self, generation: int) -> None:
         """Forget the lines after `generation`."""
