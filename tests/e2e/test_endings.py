@@ -1,10 +1,12 @@
 """Whatever ends a run is a sentence, and the whole generations before it are kept."""
 
+import errno
 import json
 import os
 import resource
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import Callable
@@ -13,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from evolora.evolution.loop import Evolution
 from evolora.files import verify
+from evolora.signals import ENDING, answered_by, interrupt
 
 
 def start(toy: Any, *arguments: str | Path, **how: Any) -> "subprocess.Popen[str]":
@@ -162,3 +166,67 @@ def test_a_full_disk_is_a_sentence_and_what_was_whole_is_kept(
     assert digest(copied / "checkpoints") == before
     assert evolora("resume", copied)[0] == 0
     assert facts(copied).metrics == facts(finished).metrics and facts(copied).adapter == facts(finished).adapter
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (MemoryError(), "out of memory"),
+        (RuntimeError("CUDA out of memory. Tried to allocate 2.00 GiB.\nmore"), "out of memory: CUDA out of memory."),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 8 bytes"), "out of memory: [enforce"),
+        (sqlite3.OperationalError("database or disk is full"), "a database of the run: database or disk is full"),
+        (OSError(errno.ENOSPC, "No space left on device", "some/file"), "No space left on device: some/file"),
+        (BrokenPipeError(errno.EPIPE, "Broken pipe"), "Broken pipe"),
+        (UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte"), "'utf-8' codec can't decode"),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",
+)
+def test_what_the_machine_lacks_is_a_sentence(
+    error: Exception, said: str, toy: Any, evolora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In the middle of the third generation, although no checkpoint was due."""
+    whole = Evolution.measure
+
+    def lacking(self: Evolution, *given: Any) -> Any:
+        if self.generation == 2 and given[-1] == "population":
+            raise error
+        return whole(self, *given)
+
+    monkeypatch.setattr(Evolution, "measure", lacking)
+    run = tmp_path / "run"
+    options = toy.options(run, "--save-every", "100", "--refiner", "none")
+    del options[options.index("--refine") : options.index("--refine") + 2]
+    code, _, errors = evolora("train", *options)
+    assert code == 1 and errors.startswith(f"evolora: {said}") and len(errors.splitlines()) == 1
+    assert errors.endswith(f"; resume with: evolora resume {run}\n")
+    verify(run / "checkpoints" / "gen0001")
+
+
+def test_an_error_of_our_own_keeps_its_traceback_and_says_how_to_resume(
+    toy: Any, evolora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(*_: Any) -> Any:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(Evolution, "measure", wrong)
+    with pytest.raises(ZeroDivisionError) as found:
+        evolora("train", *toy.options(tmp_path / "run"))
+    assert found.value.__notes__ == [f"resume with: evolora resume {tmp_path / 'run'}"]
+
+
+def test_signals_that_are_ignored_or_handled_stay_so() -> None:
+    """As under nohup, or in a program that has handlers of its own."""
+
+    def own(*_: object) -> None: ...
+
+    before = {number: signal.getsignal(number) for number in ENDING}
+    try:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+        signal.signal(signal.SIGTERM, own)
+        with answered_by(interrupt):
+            handlers = [signal.getsignal(number) for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)]
+        assert handlers == [signal.SIG_IGN, own, interrupt]
+        assert signal.getsignal(signal.SIGINT) == before[signal.SIGINT]
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

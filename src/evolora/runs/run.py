@@ -206,7 +206,8 @@ def _run(folder: Path, parts: Parts, given: Given) -> Result:
                     unsaved = copy.deepcopy(unsaved)  # the next generation may change what it is made of
                 if stop():
                     raise KeyboardInterrupt
-        summary = _finish(folder, parts, evolution, lineage, seconds, given)
+            stop.patient = False
+            summary = _finish(folder, parts, evolution, lineage, seconds, given)
     except BaseException as end:
         # Whatever ends it in the middle of a generation: the whole ones before it must not be lost.
         if unsaved is not None:

@@ -20,11 +20,12 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Stop:
-    """Whether a run has been asked to end after its generation, and by which signal. Another one ends it at once, but
-    not while it is being `saved`."""
+    """Whether a run has been asked to end after its generation, and by which signal. Another one ends it at once, as
+    does the first when no generation is under way and it is not `patient`; none does while it is `saving`."""
 
     def __init__(self, say: Callable[[str], None]) -> None:
         self.number: int | None = None
+        self.patient = True
         self._say = say
         self._saving = False
 
@@ -51,7 +52,7 @@ class Stop:
     def _ask(self, number: int, _: FrameType | None) -> None:
         if self._saving:
             return
-        if self.number is not None:
+        if self.number is not None or not self.patient:
             raise Signalled(number)
         self.number = number
         again = "Ctrl-C" if number == signal.SIGINT else signal.Signals(number).name
