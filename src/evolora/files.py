@@ -117,7 +117,7 @@ def verify(folder: Path) -> None:
         sums = dict(json.loads((folder / _MANIFEST).read_text(encoding="utf-8")))
         if not sums:
             raise ValueError
-    except (OSError, ValueError, TypeError):
+    except (OSError, ValueError, TypeError, RecursionError):
         raise CheckpointError(f"{folder / _MANIFEST}: missing or unreadable") from None
     for name, expected in sums.items():
         path = folder / name

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
@@ -202,11 +203,21 @@ def _middle(path: Path) -> None:
     path.write_text("".join([lines[0], lines[1][:50] + "\n", *lines[3:]]))
 
 
+def _sql(path: Path, statement: str) -> None:
+    database = sqlite3.connect(path)
+    database.execute(statement)
+    database.commit()
+    database.close()
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "said"),
     [
         ("metrics.jsonl", _middle, "generation 2 to 3 missing or damaged"),
         ("metrics.jsonl", Path.unlink, "generation 1 to 4 missing or damaged"),
+        ("metrics.jsonl", lambda path: path.write_text(path.read_text().replace("best", "bust", 1)), "generation 1 "),
+        ("lineage.sqlite", lambda path: _sql(path, "UPDATE fitness SET fitness = 9"), "not what it was in gen0004"),
+        ("lineage.sqlite", lambda path: _sql(path, "DROP TABLE samples"), "not what it was in gen0004"),
         ("lineage.sqlite", _cut, "damaged ("),
         ("lineage.sqlite", Path.unlink, "missing"),
         ("lineage.sqlite", lambda path: path.write_bytes(b""), "generation 1 to 4 missing"),

@@ -5,6 +5,7 @@ import shutil
 import sqlite3
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from evolora.errors import CheckpointError
 from evolora.files import checkpoint_folder, write_text
 from evolora.human.votes import VOTES_FILE
 from evolora.population.lineage import Lineage
+from evolora.runs.tracking.terminal import metrics_line
 
 METRICS, LINEAGE, SUMMARY, REWARDS = "metrics.jsonl", "lineage.sqlite", "summary.json", "rewards.sqlite"
 # A checkpoint's own copies of the first two, which are no part of its adapter.
@@ -32,7 +34,7 @@ def read_summary(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | N
         generations = int(summary["generations"])
         if not {"base", "winner", "tokens", "flops", "inspection"} <= summary.keys():
             raise KeyError
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         say(f"{path}: damaged, set aside as {_set_aside(path).name}; it is made again from the last checkpoint")
         return None
     whole = not any(damage.mended for damage in _damages(folder, generations))
@@ -102,44 +104,56 @@ def _damages(folder: Path, generation: int) -> Iterator[_Damage]:
 
 def _metrics_damage(path: Path, copy: Path, generation: int) -> _Damage | None:
     (lines, rubbish), (known, _) = _lines(path), _lines(copy)
-    lost, gone = _missing(lines, generation), _missing({**lines, **known}, generation)
+    best = {**lines, **known}
+    lost = [number for number in range(1, generation + 1) if number not in lines or lines[number] != best[number]]
+    gone = _missing(best, generation)
     if not lost and not rubbish:
         return None
-    numbers = [number for number in range(1, generation + 1) if number not in gone]
-    text = "".join({**lines, **known}[number] + "\n" for number in numbers)
+    text = "".join(best[number] + "\n" for number in range(1, generation + 1) if number in best)
     fault = f"generation {_spans(lost)} missing or damaged" if lost else "has lines that are none"
     return _Damage(path, fault, copy, gone, rubbish or lost != gone, lambda: write_text(path, text))
 
 
 def _lineage_damage(path: Path, copy: Path, generation: int) -> _Damage | None:
-    fault = _database_fault(path)
-    lost = gone = list(range(1, generation + 1)) if fault else _unrecorded(path, generation)
-    if not fault and not lost:
+    broken, usable = _database_fault(path), copy.exists() and not _database_fault(copy)
+    lost = list(range(1, generation + 1)) if broken else _unrecorded(path, generation)
+    gone = [number for number in lost if not usable or number in _unrecorded(copy, generation)]
+    altered = usable and not broken and not (path.exists() and _holds(path, copy, generation))
+    if not broken and not lost and not altered:
         return None
-    usable = copy.exists() and not _database_fault(copy)
-    if usable:
-        gone = [number for number in lost if number in _unrecorded(copy, generation)]
-    return _Damage(
-        path,
-        fault or f"generation {_spans(lost)} missing",
-        copy,
-        gone,
-        bool(fault) or lost != gone,
-        (lambda: shutil.copyfile(copy, path)) if usable else lambda: None,
-    )
+    fault = broken or (f"generation {_spans(lost)} missing" if lost else f"not what it was in {copy.parent.name}")
+    write = partial(shutil.copyfile, copy, path) if usable else lambda: None
+    return _Damage(path, fault, copy, gone, altered or bool(broken), write)
+
+
+def _holds(path: Path, copy: Path, generation: int) -> bool:
+    """Whether a lineage has all that its copy has of the generations up to this one, the final tests aside."""
+    then = f"generation <= {generation}"
+    ours = f"{then} AND stage NOT IN ('final', 'soup', 'test')"
+    born = f"child IN (SELECT id FROM copy.individuals WHERE {then})"
+    connection = sqlite3.connect(path)
+    try:
+        connection.execute("ATTACH ? AS copy", (str(copy),))
+        return not any(
+            connection.execute(
+                f"SELECT EXISTS (SELECT * FROM copy.{table} WHERE {where} EXCEPT SELECT * FROM main.{table})"
+            ).fetchone()[0]
+            for table, where in (("individuals", then), ("parents", born), ("fitness", ours), ("samples", ours))
+        )
+    except sqlite3.DatabaseError as error:
+        _raise_if_elsewhere(error)
+        return False
+    finally:
+        connection.close()
 
 
 def _lines(path: Path) -> tuple[dict[int, str], bool]:
     """The whole lines of a metrics file, as they are, by generation; and whether there are others, but for the last,
     which a kill may have cut short."""
-    found, places = {}, []
     lines = path.read_bytes().splitlines() if path.exists() else []
-    for place, line in enumerate(lines):
-        try:
-            found[int(json.loads(line)["generation"])] = line.decode()
-        except (ValueError, TypeError, KeyError):
-            places.append(place)
-    return found, any(place < len(lines) - 1 for place in places)
+    read = [metrics_line(line) for line in lines]
+    found = {one["generation"]: line.decode() for one, line in zip(read, lines, strict=True) if one is not None}
+    return found, None in read[:-1]
 
 
 def _missing(found: Iterable[int], generation: int) -> list[int]:
@@ -153,7 +167,7 @@ def _unrecorded(path: Path, generation: int) -> list[int]:
     connection = sqlite3.connect(path)
     try:
         rows = connection.execute("SELECT DISTINCT generation FROM fitness WHERE stage = 'population'").fetchall()
-    except sqlite3.OperationalError as error:
+    except sqlite3.DatabaseError as error:
         _raise_if_elsewhere(error)
         rows = []
     finally:

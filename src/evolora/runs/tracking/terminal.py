@@ -1,6 +1,5 @@
 """What a run tells: metrics as JSON lines, and a view of its progress on the terminal or as plain lines."""
 
-import contextlib
 import json
 import math
 import os
@@ -39,16 +38,22 @@ class MetricsLog:
         """The whole lines so far; a line that a kill cut short is left out."""
         if not self.path.exists():
             return []
-        lines = []
-        for line in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                lines.append(json.loads(line))
-        return [line for line in lines if isinstance(line, dict) and isinstance(line.get("generation"), int)]
+        lines = map(metrics_line, self.path.read_bytes().splitlines())
+        return [line for line in lines if line is not None]
 
     def rewind(self, generation: int) -> None:
         """Forget the lines after `generation`."""
         kept = [line for line in self.read() if line["generation"] <= generation]
         write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+
+
+def metrics_line(line: bytes) -> dict[str, Any] | None:
+    """A generation's metrics as the log has them; None for a line that is none."""
+    try:
+        found = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) and type(found.get("generation")) is int else None
 
 
 class View(Protocol):
