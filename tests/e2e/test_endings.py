@@ -9,6 +9,7 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -108,6 +109,29 @@ def test_a_signal_while_the_model_is_loaded_is_a_sentence(toy: Any, tmp_path: Pa
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "Interrupted before the run began.\n")
+
+
+def test_a_signal_while_the_winner_is_tested_ends_at_once(toy: Any, evolora: Any, tmp_path: Path) -> None:
+    run, reward = tmp_path / "run", tmp_path / "stuck.py"
+    paths = run / "checkpoints" / "gen0001", tmp_path / "on", tmp_path / "in"
+    reward.write_text(
+        "import os, time\n"
+        f"checkpoint, mended, here = {[str(path) for path in paths]}\n"
+        "def stuck(completions, **kwargs):\n"
+        "    if os.path.exists(checkpoint) and not os.path.exists(mended):\n"
+        "        open(here, 'w').close()\n"
+        "        time.sleep(600)\n"
+        "    return [len(set(text)) / 10 for text in completions]\n"
+    )
+    process = start(toy, "-m", "evolora", "train", *toy.options(run, reward=f"{reward}:stuck", gens=1))
+    while not (tmp_path / "in").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (143, f"Interrupted. Resume with: evolora resume {run}\n")
+    (tmp_path / "on").touch()
+    assert evolora("resume", run)[0] == 0
 
 
 def closed() -> None:

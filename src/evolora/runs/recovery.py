@@ -18,6 +18,8 @@ from evolora.runs.tracking.terminal import metrics_line
 METRICS, LINEAGE, SUMMARY, REWARDS = "metrics.jsonl", "lineage.sqlite", "summary.json", "rewards.sqlite"
 # A checkpoint's own copies of the first two, which are no part of its adapter.
 COPIES = {METRICS: "state.metrics.jsonl", LINEAGE: "state.lineage.sqlite"}
+# sqlite's own words about what is damaged may be damaged too.
+_UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
 _ELSEWHERE = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM,
@@ -32,7 +34,7 @@ def read_summary(folder: Path, say: Callable[[str], None]) -> dict[str, Any] | N
     try:
         summary = json.loads(path.read_text(encoding="utf-8"))
         generations = int(summary["generations"])
-        if not {"base", "winner", "tokens", "flops", "inspection"} <= summary.keys():
+        if not {"base", "winner", "tokens", "flops"} <= summary.keys():
             raise KeyError
     except (ValueError, TypeError, KeyError, AttributeError, RecursionError, OverflowError):
         say(f"{path}: damaged, set aside as {_set_aside(path).name}; it is made again from the last checkpoint")
@@ -140,7 +142,7 @@ def _holds(path: Path, copy: Path, generation: int) -> bool:
             ).fetchone()[0]
             for table, where in (("individuals", then), ("parents", born), ("fitness", ours), ("samples", ours))
         )
-    except sqlite3.DatabaseError as error:
+    except _UNREADABLE as error:
         _raise_if_elsewhere(error)
         return False
     finally:
@@ -167,7 +169,7 @@ def _unrecorded(path: Path, generation: int) -> list[int]:
     connection = sqlite3.connect(path)
     try:
         rows = connection.execute("SELECT DISTINCT generation FROM fitness WHERE stage = 'population'").fetchall()
-    except sqlite3.DatabaseError as error:
+    except _UNREADABLE as error:
         _raise_if_elsewhere(error)
         rows = []
     finally:
@@ -182,7 +184,7 @@ def _database_fault(path: Path) -> str | None:
     connection = sqlite3.connect(path)
     try:
         (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
-    except sqlite3.DatabaseError as error:
+    except _UNREADABLE as error:
         _raise_if_elsewhere(error)
         said = str(error)
     finally:
@@ -190,9 +192,9 @@ def _database_fault(path: Path) -> str | None:
     return None if said == "ok" else f"damaged ({' '.join(str(said).split())})"
 
 
-def _raise_if_elsewhere(error: sqlite3.DatabaseError) -> None:
+def _raise_if_elsewhere(error: sqlite3.DatabaseError | UnicodeDecodeError) -> None:
     """Where it is not the file that is at fault, but who else holds it, the disk, or the memory."""
-    if error.sqlite_errorcode & 0xFF in _ELSEWHERE:
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _ELSEWHERE:
         raise error
 
 
