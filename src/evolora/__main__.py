@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TextIO, cast
 
 from evolora.screen import Screen
-from evolora.signals import BEFORE_THE_RUN, ENDING, Signalled, answered_by, interrupt
+from evolora.signals import ENDING, NOTHING_YET, Signalled, answered_by, interrupt
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -27,7 +27,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
             return command(arguments)
     except Signalled as signalled:
-        print(BEFORE_THE_RUN, file=sys.stderr)
+        print(NOTHING_YET, file=sys.stderr)
         return 128 + signalled.number
     finally:
         sys.stdout.flush()

@@ -24,7 +24,7 @@ from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.parts import Place, Vocabulary
 from evolora.runs.speech import Speech
 from evolora.runs.typed import Typed, typed_words
-from evolora.signals import BEFORE_THE_RUN
+from evolora.signals import NOTHING_YET
 
 if TYPE_CHECKING:
     from evolora.runs.run import Result
@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as interrupted:
         folder = getattr(interrupted, "folder", None)
-        said = BEFORE_THE_RUN if folder is None else f"Interrupted. Resume with: evolora resume {folder}"
+        said = NOTHING_YET if folder is None else f"Interrupted. Resume with: evolora resume {folder}"
         print(said, file=sys.stderr)
         return 128 + int(getattr(interrupted, "number", signal.SIGINT))
     except Exception as error:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 ENDING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
-BEFORE_THE_RUN = "Interrupted before the run began."
+NOTHING_YET = "Interrupted before there was anything to keep."
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -26,7 +26,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             with contextlib.suppress(OSError):
-                os.write(2, f"{BEFORE_THE_RUN}\n".encode())
+                os.write(2, f"{NOTHING_YET}\n".encode())
             os._exit(128 + number)
         frame = frame.f_back
     raise Signalled(number)
