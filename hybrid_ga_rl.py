@@ -5,7 +5,7 @@ The same as `evolora train`; `--help` lists its options.
 
 import sys
 
-from evolora.cli import main
+from evolora.__main__ import main
 
 if __name__ == "__main__":
     sys.exit(main(["train", *sys.argv[1:]]))

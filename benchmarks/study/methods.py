@@ -163,7 +163,7 @@ QUICK_METHODS = ("hybrid", *SINGLE_METHODS, "best-of-n", "sketch")
 # Where a run is, how long it is and what it is made of, rather than how it works.
 _NO_PART_OF_A_METHOD = frozenset(
     "model device dtype threads products task data prompt target reward on_reward_error failed_reward max_new_tokens "
-    "gens seed out save_every budget_tokens budget_seconds budget_flops rows_per_slice draft_rows merge "
+    "gens seed out save_every keep budget_tokens budget_seconds budget_flops rows_per_slice draft_rows merge "
     "chat_template reward_workers reward_timeout reward_cache votes rating_host rating_port".split()
 )
 _OF_THE_GA = frozenset(

@@ -3,8 +3,7 @@
 The names here are the door; all others are in their rooms, which docs/architecture.md describes.
 """
 
-from importlib.metadata import version
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from evolora.lazy import lazily
 
@@ -13,22 +12,33 @@ if TYPE_CHECKING:
     from evolora.refiners.options import GRPOConfig, PPOConfig, RLOOConfig
     from evolora.rewards import Reward, register_reward
     from evolora.runs.api import evolve, resume
-    from evolora.runs.run import Interrupted, Result
+    from evolora.runs.run import Result
+    from evolora.runs.stopping import Interrupted
     from evolora.strategies.options import ESConfig, GAConfig
 
-__version__ = version("evolora")
+    __version__: str
 
-__getattr__ = lazily(
+_named = lazily(
     __name__,
     {
         "evolora.errors": "CheckpointError InputError RewardError",
         "evolora.refiners.options": "GRPOConfig PPOConfig RLOOConfig",
         "evolora.rewards": "register_reward Reward",
         "evolora.runs.api": "evolve resume",
-        "evolora.runs.run": "Interrupted Result",
+        "evolora.runs.run": "Result",
+        "evolora.runs.stopping": "Interrupted",
         "evolora.strategies.options": "ESConfig GAConfig",
     },
 )
+
+
+def __getattr__(name: str) -> Any:
+    if name != "__version__":
+        return _named(name)
+    from importlib.metadata import version  # which takes longer than all the rest here
+
+    return version("evolora")
+
 
 __all__ = [
     "CheckpointError",

@@ -1,8 +1,40 @@
-"""`python -m evolora` is `evolora`."""
+"""The program `evolora`, also `python -m evolora`.
 
+It imports next to nothing before it answers signals: the rest takes seconds, in which Ctrl-C is a sentence too.
+"""
+
+import os
+import signal
 import sys
+from collections.abc import Sequence
+from typing import TextIO, cast
 
-from evolora.cli import main
+from evolora.screen import Screen
+from evolora.signals import ENDING, NOTHING_YET, Signalled, answered_by, interrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command, as `evolora.cli.main`, in a process that is its own."""
+    for number in range(3):  # one that is closed: the next file that is opened must not take its place
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
+    sys.stdout, sys.stderr = cast(TextIO, Screen(sys.stdout)), cast(TextIO, Screen(sys.stderr))
+    try:
+        with answered_by(interrupt):
+            from evolora.cli import main as command
+
+            return command(arguments)
+    except Signalled as signalled:
+        print(NOTHING_YET, file=sys.stderr)
+        return 128 + signalled.number
+    finally:
+        sys.stdout.flush()
+        for number in ENDING:  # Python's own end takes a moment too
+            if signal.getsignal(number) is signal.default_int_handler:
+                signal.signal(number, signal.SIG_DFL)
+
 
 if __name__ == "__main__":
     sys.exit(main())

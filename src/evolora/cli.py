@@ -5,7 +5,9 @@ What takes long to import is imported by the command that needs it, once its opt
 
 import argparse
 import difflib
+import math
 import re
+import signal
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,7 +15,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from evolora.errors import CheckpointError, InputError, RewardError
+from evolora.errors import CheckpointError, InputError, RewardError, ran_out
 from evolora.masking import mask
 from evolora.options import can_do_without
 from evolora.rewards.options import HUMAN
@@ -23,6 +25,7 @@ from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.parts import RESUMABLE, Place, Vocabulary
 from evolora.runs.speech import Speech
 from evolora.runs.typed import Typed, typed_words
+from evolora.signals import NOTHING_YET
 
 if TYPE_CHECKING:
     from evolora.runs.run import Result
@@ -70,7 +73,8 @@ class _Parser(argparse.ArgumentParser):
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; its exit code: 0, 1 when the run failed, 2 for bad input, 130 after Ctrl-C."""
+    """Run a command; its exit code: 0, 1 when the run failed, 2 for bad input, 130 after Ctrl-C, 128 and the signal's
+    number after another."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
         if given[:1] == ["train"]:
@@ -90,9 +94,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as interrupted:
         folder = getattr(interrupted, "folder", None)
-        resume = f"Interrupted. Resume with: evolora resume {folder}"
-        print(resume if folder is not None else "Interrupted before the run began.", file=sys.stderr)
-        return 130
+        said = NOTHING_YET if folder is None else f"Interrupted. Resume with: evolora resume {folder}"
+        print(said, file=sys.stderr)
+        return 128 + int(getattr(interrupted, "number", signal.SIGINT))
+    except Exception as error:
+        if (lacked := ran_out(error)) is None:
+            raise
+        print("; ".join([f"evolora: {lacked}", *getattr(error, "__notes__", [])]), file=sys.stderr)
+        return 1
 
 
 def _quieten() -> None:
@@ -354,9 +363,8 @@ def _report(result: "Result") -> None:
     operations = sum(flops.values()) - flops["test"]
     print(
         f"\n{summary['task']}, {'held-out ' if summary['held_out'] else ''}test prompts: {summary['test_prompts']}\n"
-        f"  base model  {base['reward']:.3f}  (95% {base['ci95'][0]:.3f} to {base['ci95'][1]:.3f})\n"
-        f"  winner      {winner['reward']:.3f}  (95% {winner['ci95'][0]:.3f} to {winner['ci95'][1]:.3f})  "
-        f"individual {summary['winner']['id']}, by {summary['winner']['operator']}\n"
+        f"  base model  {_figures(base)}\n"
+        f"  winner      {_figures(winner)}  individual {summary['winner']['id']}, by {summary['winner']['operator']}\n"
         f"{_vote_line(summary)}"
         f"{_term_lines(base, winner)}"
         f"{_inspection_lines(summary)}"
@@ -369,20 +377,29 @@ def _report(result: "Result") -> None:
         print(f"merged:  {result.merged}")
 
 
+def _figures(test: dict[str, Any], *, digits: int = 3) -> str:
+    """A mean reward and its interval."""
+    reward, (low, high) = test["reward"], test["ci95"]
+    if reward is None or math.isnan(reward):
+        return "- (nothing was scored)"
+    return f"{reward:.{digits}f} (95% {low:.{digits}f} to {high:.{digits}f})"
+
+
 def _vote_line(summary: dict[str, Any]) -> str:
     if "vote" not in summary:
         return ""
-    figures = summary["vote"]["test"]
-    return (
-        f"  vote        {figures['reward']:.3f}  (95% {figures['ci95'][0]:.3f} to {figures['ci95'][1]:.3f})  "
-        f"of {len(summary['vote']['voters'])} finalists\n"
-    )
+    vote = summary["vote"]
+    return f"  vote        {_figures(vote['test'])}  of {len(vote['voters'])} finalists\n"
 
 
 def _term_lines(base: dict[str, Any], winner: dict[str, Any]) -> str:
     """A combined reward's terms, base model and winner."""
     terms = winner.get("terms", {})
-    return "".join(f"    {name}: {base['terms'][name]:.3f} -> {value:.3f}\n" for name, value in terms.items())
+
+    def shown(value: float | None) -> str:
+        return "-" if value is None else f"{value:.3f}"
+
+    return "".join(f"    {name}: {shown(base['terms'][name])} -> {shown(value)}\n" for name, value in terms.items())
 
 
 def _inspection_lines(summary: dict[str, Any]) -> str:
@@ -406,15 +423,13 @@ def _evaluate(options: dict[str, Any]) -> int:
         trust_reward=_trust(options),
     )
     for prompt, completion, reward in score.rows[: options["show"]]:
-        print(f"{reward:.3f}  {prompt!r} -> {completion!r}")
+        print(f"{'  -  ' if math.isnan(reward) else f'{reward:.3f}'}  {prompt!r} -> {completion!r}")
     if score.inspection is not None and score.base_ci95 is not None:
         print("\n".join(score.inspection.lines()))
-        low, high = score.base_ci95
-        print(f"{options['split']} reward of the base model {score.base_reward:.4f} (95% {low:.4f} to {high:.4f})")
-    print(
-        f"{options['split']} reward {score.reward:.4f} (95% {score.ci95[0]:.4f} to {score.ci95[1]:.4f}), "
-        f"{len(score.rows)} prompts"
-    )
+        base = _figures({"reward": score.base_reward, "ci95": score.base_ci95}, digits=4)
+        print(f"{options['split']} reward of the base model {base}")
+    own = _figures({"reward": score.reward, "ci95": score.ci95}, digits=4)
+    print(f"{options['split']} reward {own}, {len(score.rows)} prompts")
     return 0
 
 

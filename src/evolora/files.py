@@ -1,11 +1,13 @@
 """Checkpoints and other files that survive a kill: written to a temporary name, synced, renamed, checksummed."""
 
+import contextlib
 import hashlib
 import json
+import math
 import os
 import shutil
 import sys
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from evolora.errors import CheckpointError
 
 MANIFEST = "manifest.json"
 _SUM = "sha256"
+# In a state, how a float is written that JSON has no number for.
+_FLOAT = "<float>"
 
 
 def write_text(path: Path, text: str, *, private: bool = False) -> None:
@@ -23,11 +27,16 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
     temporary = path.with_name(f".{path.name}.partial")
     temporary.unlink(missing_ok=True)  # whose mode it would keep
     mode = 0o600 if private else 0o666
-    with open(temporary, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)) as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with open(temporary, "w", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, mode)) as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:  # a full disk
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
     _sync_folder(path.parent)
 
 
@@ -73,18 +82,50 @@ def temporary_folder(folder: Path) -> Path:
     return temporary
 
 
+@contextlib.contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder to be filled; then it gets its name, or is gone where it could not be filled: a full disk."""
+    temporary = temporary_folder(folder)
+    try:
+        yield temporary
+        write_folder(folder, temporary)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a state of tensors and JSON values, by name, as `state.safetensors` and `state.json`."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
     rest = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     save_file(tensors, folder / "state.safetensors")
-    write_text(folder / "state.json", json.dumps(rest, indent=1))
+    write_text(folder / "state.json", json.dumps(without_nan(rest, _spelled), indent=1, allow_nan=False))
 
 
 def read_state(folder: Path) -> dict[str, Any]:
     """The state that `write_state` wrote. The floats come back bit for bit."""
-    rest: dict[str, Any] = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+    text = (folder / "state.json").read_text(encoding="utf-8")
+    rest: dict[str, Any] = json.loads(text, object_hook=lambda read: float(read[_FLOAT]) if _FLOAT in read else read)
     return {**load_file(folder / "state.safetensors"), **rest}
+
+
+def without_nan(value: Any, instead: Callable[[float], Any] = lambda _: None) -> Any:
+    """A JSON value with null, or something else, in the place of NaN and infinity, which are no JSON.
+
+    >>> without_nan({"a": [1.5, float("nan")]})
+    {'a': [1.5, None]}
+    """
+    if isinstance(value, float):
+        return value if math.isfinite(value) else instead(value)
+    if isinstance(value, Mapping):
+        return {key: without_nan(each, instead) for key, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [without_nan(each, instead) for each in value]
+    return value
+
+
+def _spelled(value: float) -> dict[str, str]:
+    return {_FLOAT: repr(float(value))}
 
 
 def seal(folder: Path) -> None:
@@ -127,15 +168,20 @@ def is_sealed(folder: Path) -> bool:
 def _manifest(folder: Path) -> dict[str, str] | None:
     try:
         sums = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     ours = isinstance(sums, dict) and all(isinstance(value, str) and len(value) == 64 for value in sums.values())
-    return sums if ours else None
+    return sums if ours and sums else None
 
 
 def checkpoint_folder(run: Path, generation: int) -> Path:
     """Where the checkpoint after `generation` generations lies."""
     return run / "checkpoints" / f"gen{generation:04d}"
+
+
+def checkpoints(run: Path) -> list[Path]:
+    """The checkpoints of a run, whole or not, the newest last: gen10000 comes after gen9999."""
+    return sorted((run / "checkpoints").glob("gen*"), key=lambda path: (len(path.name), path.name))
 
 
 def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
@@ -144,8 +190,7 @@ def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:
     Raises CheckpointError when there are checkpoints and none is whole: starting over in silence would lose the run.
     """
     faults: list[str] = []
-    by_generation = sorted((run / "checkpoints").glob("gen*"), key=lambda path: (len(path.name), path.name))
-    for folder in reversed(by_generation):  # gen10000 comes after gen9999
+    for folder in reversed(checkpoints(run)):
         try:
             verify(folder)
         except CheckpointError as error:

@@ -59,7 +59,7 @@ class Toy:
     def options(self, out: Path, *more: str, gens: int = 6, reward: str | None = None) -> list[str]:
         return [
             "--model", str(self.model), "--data", str(self.data), "--reward", reward or self.reward,
-            "--gens", str(gens), "--pop", "4", "--save-every", "2", "--merge", "--refine", "2",
+            "--gens", str(gens), "--pop", "4", "--save-every", "2", "--keep", "0", "--merge", "--refine", "2",
             *(() if "--strategy" in more else ("--mutation-scale", "0.1")),
             *(() if ("--refiner", "none") in itertools.pairwise(more) else ("--rl-steps", "1")),
             "--out", str(out), *more,

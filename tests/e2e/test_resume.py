@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import sqlite3
 import subprocess
 import time
 from collections.abc import Callable
@@ -213,6 +214,151 @@ def test_a_damaged_checkpoint_is_named_and_passed_over(
     assert code == 0
     assert f"passed over: {damaged}" in out and "resumed after generation 4" in out
     equal(facts(copied), facts(finished))
+
+
+def _middle(path: Path) -> None:
+    """A hole, and rubbish."""
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([lines[0], lines[1][:50] + "\n", *lines[3:]]))
+
+
+def _sql(path: Path, statement: str) -> None:
+    database = sqlite3.connect(path)
+    database.execute(statement)
+    database.commit()
+    database.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "said"),
+    [
+        ("metrics.jsonl", _middle, "generation 2 to 3 missing or damaged"),
+        ("metrics.jsonl", Path.unlink, "generation 1 to 4 missing or damaged"),
+        ("metrics.jsonl", lambda path: path.write_text(path.read_text().replace("best", "bust", 1)), "generation 1 "),
+        ("lineage.sqlite", lambda path: _sql(path, "UPDATE fitness SET fitness = 9"), "not what it was in gen0004"),
+        ("lineage.sqlite", lambda path: _sql(path, "DROP TABLE samples"), "not what it was in gen0004"),
+        ("lineage.sqlite", _cut, "damaged ("),
+        ("lineage.sqlite", Path.unlink, "missing"),
+        ("lineage.sqlite", lambda path: path.write_bytes(b""), "generation 1 to 4 missing"),
+        ("lineage.sqlite", lambda path: path.write_text("no database, but long enough to be one " * 99), "damaged ("),
+    ],
+)
+def test_what_lies_beside_a_checkpoint_is_made_again_from_it(
+    name: str, damage: Callable[[Path], Any], said: str, copied: Path, finished: Path, evolora: Any, facts: Any
+) -> None:
+    (copied / "summary.json").unlink()
+    shutil.rmtree(copied / "checkpoints" / "gen0006")
+    for leftover in (copied / "checkpoints" / ".gen0006.partial", copied / ".best.partial"):
+        leftover.mkdir()
+    damage(copied / name)
+    gone = not (copied / name).exists()
+    code, out, _ = evolora("resume", copied)
+    assert code == 0
+    (line,) = [line for line in out.splitlines() if line.startswith(f"{copied / name}: ")]
+    assert said in line and line.endswith("made again from gen0004")
+    assert gone or f"set aside as {name}.damaged-1" in line
+    assert (copied / f"{name}.damaged-1").exists() != gone
+    assert not list(copied.rglob("*.partial"))
+    equal(facts(copied), facts(finished))
+
+
+def test_what_no_checkpoint_holds_is_said_to_be_missing(copied: Path, finished: Path, evolora: Any, facts: Any) -> None:
+    """As one holds nothing that was saved before evolora kept it there."""
+    from evolora.files import seal
+
+    (copied / "summary.json").unlink()
+    for checkpoint in (copied / "checkpoints").iterdir():
+        for side in ("state.metrics.jsonl", "state.lineage.sqlite"):
+            (checkpoint / side).unlink()
+        (checkpoint / "manifest.json").unlink()
+        seal(checkpoint)
+    _middle(copied / "metrics.jsonl")
+    _cut(copied / "lineage.sqlite")
+    code, out, _ = evolora("resume", copied, "--gens", "7")
+    assert code == 0
+    assert "metrics.jsonl.damaged-1, begun again with what is left, nobody knows generation 2 to 3\n" in out
+    assert "lineage.sqlite.damaged-1, begun again with what is left, nobody knows generation 1 to 6\n" in out
+    assert [line["generation"] for line in facts(copied).metrics] == [1, 4, 5, 6, 7]
+    # It is said once more of a run that goes on, but nothing is set aside again.
+    assert evolora("resume", copied)[0] == 0
+    code, out, _ = evolora("resume", copied, "--gens", "8")
+    assert code == 0 and f"{copied / 'metrics.jsonl'}: generation 2 to 3 missing or damaged, nobody knows" in out
+    assert not list(copied.glob("*.damaged-2"))
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"winner": 1}', '{"generations": 6}'])
+def test_half_a_summary_is_made_again(text: str, copied: Path, finished: Path, evolora: Any, facts: Any) -> None:
+    (copied / "summary.json").write_text(text)
+    code, out, _ = evolora("resume", copied)
+    assert code == 0 and "summary.json: damaged, set aside as summary.json.damaged-1" in out
+    equal(facts(copied), facts(finished))
+
+
+def test_a_finished_run_whose_history_has_a_hole_is_mended(
+    copied: Path, finished: Path, evolora: Any, facts: Any
+) -> None:
+    _middle(copied / "metrics.jsonl")
+    code, out, _ = evolora("resume", copied)
+    assert code == 0 and "metrics.jsonl.damaged-1, made again from gen0006" in out
+    equal(facts(copied), facts(finished))
+
+
+@pytest.mark.parametrize("manifest", ["[]", "{}", "3", "null", '{"state.json": 1}'])
+def test_a_manifest_of_another_kind_is_passed_over(manifest: str, copied: Path, evolora: Any) -> None:
+    from evolora.files import newest_checkpoint
+
+    (copied / "checkpoints" / "gen0006" / "manifest.json").write_text(manifest)
+    newest, (fault,) = newest_checkpoint(copied)
+    assert newest == copied / "checkpoints" / "gen0004" and "gen0006" in fault
+
+
+def test_the_newest_checkpoints_and_the_best_stay(
+    toy: Any, finished: Path, evolora: Any, facts: Any, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    options = toy.options(run, "--save-every", "1", "--keep", "2")
+    assert evolora("train", *options)[0] == 0
+    assert facts(run).metrics == facts(finished).metrics and facts(run).adapter == facts(finished).adapter
+    values = [line["validation.best"] for line in facts(run).metrics]
+    best = 1 + values.index(max(values))
+    kept = [folder.name for folder in sorted((run / "checkpoints").iterdir())]
+    assert kept == sorted({f"gen{best:04d}", "gen0005", "gen0006"})
+    assert evolora("resume", run, "--gens", "7", "--keep", "1")[0] == 0
+    assert len(list((run / "checkpoints").iterdir())) <= 2
+
+
+def test_too_little_room_is_said_before_any_work(
+    toy: Any, copied: Path, evolora: Any, digest: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("shutil.disk_usage", lambda path: shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000))
+    code, _, errors = evolora("train", *toy.options(tmp_path / "run"))
+    assert code == 2 and len(errors.splitlines()) == 1 and not (tmp_path / "run").exists()
+    assert "0.0 MB free on its disk, expected at least" in errors and "3 checkpoints and the winner" in errors
+    (copied / "summary.json").unlink()
+    before = digest(copied)
+    assert evolora("resume", copied)[0] == 2
+    assert digest(copied) == before
+
+
+def test_a_disk_that_fills_up_ends_the_run_in_a_sentence(
+    toy: Any, finished: Path, evolora: Any, facts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, calls = tmp_path / "run", [0]
+    usage = shutil.disk_usage
+
+    def filling(path: Path) -> Any:
+        calls[0] += 1
+        return usage(path) if calls[0] < 3 else shutil._ntuple_diskusage(10**9, 10**9, 0)
+
+    monkeypatch.setattr("shutil.disk_usage", filling)
+    code, _, errors = evolora("train", *toy.options(run))
+    assert code == 1 and len(errors.splitlines()) == 1
+    assert "no room for a checkpoint" in errors and errors.endswith(f"resume with: evolora resume {run}\n")
+    assert [folder.name for folder in (run / "checkpoints").iterdir()] == ["gen0002"]
+    monkeypatch.undo()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert evolora("resume", run)[0] == 0
+    equal(facts(run), facts(finished))
 
 
 def test_when_no_checkpoint_is_whole_nothing_is_lost(copied: Path, evolora: Any, digest: Any) -> None:

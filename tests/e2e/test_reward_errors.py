@@ -111,11 +111,44 @@ def test_skipping_goes_on_and_counts(fault: str, toy: Any, evolora: Any, tmp_pat
     assert all(line["failed"] == 0 for line in lines), "an individual with a failed completion still has a fitness"
 
 
-def test_a_reward_that_scores_nothing_stops_the_run(toy: Any, evolora: Any, tmp_path: Path) -> None:
+def test_a_reward_that_scores_nothing_says_so_in_every_generation_and_at_the_end(
+    toy: Any, evolora: Any, tmp_path: Path
+) -> None:
     own, run = tmp_path / "own.py", tmp_path / "run"
     own.write_text("def none(completions, **kwargs):\n    return [None] * len(completions)\n")
-    code, _, errors = evolora("train", *toy.options(run, reward=f"{own}:none"))
-    assert code == 1 and "no individual has a fitness" in errors and len(errors.splitlines()) == 1
+    code, out, errors = evolora("train", *toy.options(run, reward=f"{own}:none", gens=2))
+    assert code == 1 and "nobody has a fitness" in errors and len(errors.splitlines()) == 1
+    assert [f"generation {number}: the reward scored nothing" in out for number in (1, 2, 3)] == [True, True, False]
+
+
+def test_a_test_split_without_a_score_leaves_a_winner(toy: Any, evolora: Any, tmp_path: Path) -> None:
+    """Nor has the first generation one."""
+    from evolora.tasks.task import load_task
+
+    data, own, run = tmp_path / "words.jsonl", tmp_path / "own.py", tmp_path / "run"
+    data.write_text("".join(toy.data.read_text().replace("Translate", verb) for verb in ("Translate", "Turn", "Put")))
+    task = load_task(data=data, reward="exact")
+    assert task.held_out
+    own.write_text(
+        f"calls, tests = 0, {[example.prompt for example in task.test]!r}\n"
+        "def some(completions, prompts, **kwargs):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    silent = calls <= 2 or prompts[0] in tests\n"
+        "    return [None if silent else len(set(text)) / 10 for text in completions]\n"
+    )
+    code, out, errors = evolora("train", *toy.options(run, "--data", str(data), reward=f"{own}:some", gens=2))
+    assert (code, errors) == (0, "")
+    assert "generation 1: the reward scored nothing" in out and "The reward scored no test prompt" in out
+    written = "".join(path.read_text() for path in run.rglob("*.json*"))
+    assert "NaN" not in written and "Infinity" not in written
+    summary = json.loads((run / "summary.json").read_text())
+    assert summary["winner"]["test"]["reward"] is None and summary["winner"]["test"]["ci95"] == [None, None]
+    assert summary["winner"]["validation"] > 0 and (run / "best" / "adapter_model.safetensors").exists()
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert [line["fitness.best"] is None for line in lines] == [True, False]
+    code, out, _ = evolora("evaluate", run)
+    assert code == 0 and "test reward - (nothing was scored)" in out
 
 
 HANGS = """

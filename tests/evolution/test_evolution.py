@@ -268,8 +268,11 @@ def test_a_loop_taken_up_again_goes_on_as_if_it_had_never_stopped(step: float | 
     assert torch.equal(choose_winner(whole)[0].genomes, choose_winner(resumed)[0].genomes)
 
 
-def test_nobody_scored_is_an_error_not_a_population_of_nan() -> None:
+@pytest.mark.parametrize("strategy", ["ga", "es"])
+def test_a_generation_without_a_score_selects_nobody(strategy: str) -> None:
     evolution = make_evolution()
+    if strategy == "es":
+        evolution.strategy = EvolutionStrategy(torch.zeros(14), ESConfig(pop=5), seed=0)
 
     class Silent(Hill):
         def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
@@ -277,9 +280,19 @@ def test_nobody_scored_is_an_error_not_a_population_of_nan() -> None:
             rewards = np.full((len(genomes), len(examples)), math.nan)
             return Evaluation(fitness, rewards, [["text"] * len(examples) for _ in fitness], Cost(), 0, [])
 
-    evolution.evaluator = Silent()
-    with pytest.raises(RewardError, match="no individual has a fitness"):
-        evolution.step()
+    scored, evolution.evaluator = evolution.evaluator, Silent()
+    before = evolution.strategy.ask()
+    measured = evolution.step()
+    assert measured["failed"] == len(before) and measured["best.id"] is None and math.isnan(measured["fitness.best"])
+    assert evolution.strategy.ask() is before
+    with pytest.raises(RewardError, match="scored nothing in 1 generations"):
+        choose_winner(evolution)
+    evolution.evaluator = scored
+    assert evolution.step()["generation"] == 2 and evolution.strategy.ask() is not before
+    evolution.evaluator = Silent()  # also on the validation split
+    winner, fitness = choose_winner(evolution)
+    latest = {one.id: one.history[-1][1] for one in finalists(evolution).individuals if one.history}
+    assert math.isnan(fitness) and latest[winner.individuals[0].id] == max(latest.values())
 
 
 @pytest.mark.parametrize(("elites", "refine"), [(2, 1), (1, 3), (3, 3)])

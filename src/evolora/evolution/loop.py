@@ -11,7 +11,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evolora.errors import RewardError
 from evolora.evolution.acceptance import mutation_scales, refined_metrics, survival
 from evolora.evolution.hall_of_fame import HallOfFame
 from evolora.evolution.options import LoopConfig
@@ -96,11 +95,33 @@ class Evolution:
         population = self.strategy.ask()
         prompts = self._draw("evaluation", self.task.train, self.config.eval_prompts)
         population, evaluation = self.measure(population, prompts, "population")
-        proposed = population
         metrics: dict[str, Any] = {"generation": self.generation, "failed": int(np.isnan(evaluation.fitness).sum())}
+        if metrics["failed"] < len(population):
+            metrics |= self._learn(population, evaluation, prompts, progress)
+        else:
+            metrics |= self._wait()
+        seconds = time.perf_counter() - start
+        self.seconds += seconds
+        scales = [individual.mutation_scale for individual in population.individuals]
+        return metrics | {
+            **self._race_metrics(),
+            **{f"strategy.{name}": value for name, value in self.strategy.metrics().items()},
+            "failed_completions": self.failed_completions,
+            "validation.best": self.hall_of_fame.highest,
+            **{f"reward.{name}": value for name, value in self.terms.items()},
+            "mutation_scale": float(np.mean(scales)),
+            **self.spent(),
+            "time.generation": seconds,
+            "time.tokens_per_second": (self.costs.generated_tokens - tokens_before) / seconds,
+        }
+
+    def _learn(
+        self, population: Population, evaluation: Evaluation, prompts: Sequence[Example], progress: float
+    ) -> dict[str, Any]:
+        """The rest of a generation that was measured: refine, validate, tell the strategy. Returns its metrics."""
+        metrics: dict[str, Any] = {}
         if self.refiner is not None:
-            population, evaluation, refined = self._refine(population, evaluation, prompts, progress)
-            metrics.update(refined)
+            population, evaluation, metrics = self._refine(population, evaluation, prompts, progress)
         fitness = evaluation.fitness
         best = int(elites(torch.from_numpy(fitness), 1)[0])
         average = newest(population, AVERAGE)
@@ -108,32 +129,34 @@ class Evolution:
         candidate = best if average is None or self.clearly_loses(average, best, evaluation, "validation") else average
         validation = self._validate(population.select([candidate]))
         self.strategy.tell(population, fitness)
+        proposal = self._keep()
+        if self.refiner is not None:
+            metrics |= survival(self.refiner.name, population, proposal, self.generation)
+        return metrics | {
+            "fitness.best": float(fitness[best]),
+            "fitness.mean": float(np.nanmean(fitness)),
+            "fitness.worst": float(np.nanmin(fitness)),
+            "validation": validation,
+            "best.id": population.individuals[best].id,
+            "best.operator": population.individuals[best].operator,
+        }
+
+    def _wait(self) -> dict[str, Any]:
+        """The rest of a generation of which nothing was scored: nobody is selected, so the same population meets the
+        next one's prompts."""
+        self._keep()
+        unknown = dict.fromkeys(("fitness.best", "fitness.mean", "fitness.worst", "validation"), math.nan)
+        return {**unknown, "best.id": None, "best.operator": None}
+
+    def _keep(self) -> Population:
+        """Let evaluator and refiner forget all but who lives: the population that is proposed next, which is returned,
+        and the hall of fame."""
         proposal = self.strategy.ask()
         living = proposal.join(self.hall_of_fame.members)
         self.evaluator.keep(living.genomes)
         if self.refiner is not None:
             self.refiner.keep(living.individuals)
-            metrics.update(survival(self.refiner.name, population, proposal, self.generation))
-        seconds = time.perf_counter() - start
-        self.seconds += seconds
-        scales = [individual.mutation_scale for individual in proposed.individuals]
-        return metrics | {
-            **self._race_metrics(),
-            **{f"strategy.{name}": value for name, value in self.strategy.metrics().items()},
-            "failed_completions": self.failed_completions,
-            "fitness.best": float(fitness[best]),
-            "fitness.mean": float(np.nanmean(fitness)),
-            "fitness.worst": float(np.nanmin(fitness)),
-            "validation": validation,
-            "validation.best": self.hall_of_fame.highest,
-            **{f"reward.{name}": value for name, value in self.terms.items()},
-            "best.id": population.individuals[best].id,
-            "best.operator": population.individuals[best].operator,
-            "mutation_scale": float(np.mean(scales)),
-            **self.spent(),
-            "time.generation": seconds,
-            "time.tokens_per_second": (self.costs.generated_tokens - tokens_before) / seconds,
-        }
+        return proposal
 
     def spent(self) -> dict[str, float]:
         """What the generations so far have cost, as docs/metrics.md defines it."""
@@ -221,10 +244,7 @@ class Evolution:
     def measure(
         self, population: Population, examples: Sequence[Example], stage: str, drafts: Drafts | None = None
     ) -> tuple[Population, Evaluation]:
-        """Evaluate and record: the population with its history, and what was measured.
-
-        Raises RewardError when nobody in a population could be scored.
-        """
+        """Evaluate and record: the population with its history, and what was measured."""
         with self.costs.timed("evaluation"):
             if stage == "population" and self.config.racing is not None:
                 self.race = race(
@@ -244,8 +264,6 @@ class Evolution:
         self.costs.add("evaluation", evaluation.cost)
         self.failed_completions += evaluation.failed
         fitness = evaluation.fitness
-        if np.isnan(fitness).all() and stage in ("population", "final"):
-            raise RewardError(f"generation {self.generation}: no individual has a fitness, the reward scored nothing")
         if stage in ("population", "refined"):
             population = Population(
                 population.genomes,

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from evolora.errors import InputError
-from evolora.files import temporary_folder, write_folder, write_text
+from evolora.files import whole_folder, write_text
 from evolora.human.exchange import run_votes
 from evolora.human.preferences import read_preferences
 from evolora.human.reward_model import FittedRewardModel, fit_reward_model
@@ -80,10 +80,9 @@ def train_reward_model(
     trained = TrainedRewardModel(fitted, out, time.perf_counter() - start)
     out = out.absolute()
     out.parent.mkdir(parents=True, exist_ok=True)
-    temporary = temporary_folder(out)
-    fitted.save(temporary)
-    write_text(temporary / "README.md", _card(model, file, trained))
-    write_folder(out, temporary)
+    with whole_folder(out) as temporary:
+        fitted.save(temporary)
+        write_text(temporary / "README.md", _card(model, file, trained))
     return trained
 
 

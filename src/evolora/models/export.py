@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from evolora.errors import InputError
-from evolora.files import seal, temporary_folder, write_folder, write_text
+from evolora.files import seal, whole_folder, write_text
 from evolora.masking import mask, with_references
 from evolora.models.base import BUNDLED_MODEL, BaseModel, model_path
 from evolora.models.genome import GenomeLayout
@@ -60,12 +60,11 @@ def export_adapter(
     folder: Path, base: BaseModel, config: LoraConfig, layout: GenomeLayout, genome: Tensor, card: str
 ) -> None:
     """Write the adapter, the tokenizer and the model card, whole or not at all, and sealed."""
-    temporary = temporary_folder(folder)
-    save_adapter(temporary, base, config, layout, genome)
-    save_tokenizer(temporary, base)
-    (temporary / CARD).write_text(card, encoding="utf-8")
-    seal(temporary)
-    write_folder(folder, temporary)
+    with whole_folder(folder) as temporary:
+        save_adapter(temporary, base, config, layout, genome)
+        save_tokenizer(temporary, base)
+        (temporary / CARD).write_text(card, encoding="utf-8")
+        seal(temporary)
 
 
 def save_tokenizer(folder: Path, base: BaseModel) -> None:
@@ -90,17 +89,16 @@ def export_merged(
     """Write the base with the adapter merged in by `merge_and_unload`, and the tokenizer; `sealed`, with a manifest.
     The base is `fresh`, nobody else's: merging changes the weights that it merges into."""
     check_lora(config)  # before PEFT imports what some of its fields name
-    temporary = temporary_folder(folder)
     config = copy.deepcopy(config)
     config.base_model_name_or_path = None  # PEFT warns of another
     with torch.random.fork_rng(devices=[]):  # PEFT draws an A that `state` replaces
         peft_model = get_peft_model(fresh.model, config)
     set_state(peft_model, state)
-    peft_model.merge_and_unload().save_pretrained(temporary)
-    save_tokenizer(temporary, fresh)
-    if sealed:
-        seal(temporary)
-    write_folder(folder, temporary)
+    with whole_folder(folder) as temporary:
+        peft_model.merge_and_unload().save_pretrained(temporary)
+        save_tokenizer(temporary, fresh)
+        if sealed:
+            seal(temporary)
 
 
 def load_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:

@@ -1,9 +1,9 @@
 """The run's ledger: who descends from whom, by which operator, with what fitness, and samples of what they wrote."""
 
+import contextlib
 import hashlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,7 @@ class Lineage:
             digest.update(repr(self._connection.execute(sql, (generation,)).fetchall()).encode())
         return digest.hexdigest()
 
-    @contextmanager
+    @contextlib.contextmanager
     def _readable(self) -> Iterator[None]:
         try:
             yield
@@ -175,6 +175,11 @@ class Lineage:
             self._changed |= {row[0] for row in self.query(f"SELECT DISTINCT generation FROM {table} WHERE {final}")}
             self._connection.execute(f"DELETE FROM {table} WHERE {final}")
         self.commit()
+
+    def copy(self, path: Path) -> None:
+        """Write the ledger as it is now to another file."""
+        with contextlib.closing(sqlite3.connect(path)) as copy:
+            self._connection.backup(copy)
 
     def close(self) -> None:
         self._connection.close()

@@ -33,6 +33,7 @@ def main() -> None:
     os.close(nothing)
     os.dup2(2, 1)
     faulthandler.enable()
+    _outlive_signals()
     lines: queue.SimpleQueue[bytes] = queue.SimpleQueue()
     threading.Thread(target=_read, args=(asked, lines), daemon=True).start()
 
@@ -80,6 +81,21 @@ def main() -> None:
                 "extra": logged.extra,
             }
         )
+
+
+def _outlive_signals() -> None:
+    """What ends all processes of a job at once must not end this one before its parent, which may have work for it yet;
+    it ends with its parent. What the reward forks has the usual handlers."""
+    own = os.getpid()
+
+    def ignore(number: int, _: object) -> None:
+        if os.getpid() != own:
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+
+    for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+        if hasattr(signal, name):
+            signal.signal(getattr(signal, name), ignore)
 
 
 def _read(asked: BinaryIO, lines: "queue.SimpleQueue[bytes]") -> None:

@@ -12,7 +12,7 @@ from peft import LoraConfig
 
 from evolora.environment import references
 from evolora.errors import InputError
-from evolora.files import MANIFEST, temporary_folder, verify, write_folder
+from evolora.files import MANIFEST, verify, whole_folder
 from evolora.models.base import load_base
 from evolora.models.export import CARD, export_merged, load_adapter, name_base
 from evolora.population.evaluation import Evaluation
@@ -153,13 +153,12 @@ def export(
     if merge:
         export_merged(to, load_base(base or _named_base(folder, lora)), lora, state)
         return to
-    temporary = temporary_folder(to)
-    for file in folder.iterdir():
-        if file.is_file() and not file.name.startswith(("state.", "manifest.")):
-            shutil.copy2(file, temporary)
-    if base is not None:
-        name_base(temporary, base)
-    write_folder(to, temporary)
+    with whole_folder(to) as temporary:
+        for file in folder.iterdir():
+            if file.is_file() and not file.name.startswith(("state.", "manifest.")):
+                shutil.copy2(file, temporary)
+        if base is not None:
+            name_base(temporary, base)
     return to
 
 

@@ -46,6 +46,12 @@ class FolderOptions(Seeded):
 
     out: str | None = option(None, "run folder; default runs/<task>-<time>", common=True)
     save_every: int = option(5, "generations between checkpoints", common=True, ge=1)
+    keep: int = option(
+        2,
+        "newest checkpoints that are kept, beside the first one with the best individual; 0: all are",
+        common=True,
+        ge=0,
+    )
     merge: bool = option(False, "also write the winner merged into the base model", common=True)
 
 
@@ -77,7 +83,8 @@ TRL_WORDS: Mapping[str, tuple[str, str]] = {
 }
 
 RESUMABLE = (
-    "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "merge", "rating_host", "rating_port",
+    "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "keep", "merge", "rating_host",
+    "rating_port",
 )  # fmt: skip
 """The words for the options that a resumed run may be given anew: none of them changes what a generation computes."""
 

@@ -7,13 +7,11 @@ import json
 import math
 import re
 import signal
-import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -22,11 +20,11 @@ import torch
 from peft import LoraConfig
 
 from evolora.environment import references
-from evolora.errors import CheckpointError, InputError, RewardError
+from evolora.errors import CheckpointError, InputError, RewardError, ran_out
 from evolora.evolution.loop import Evolution
 from evolora.evolution.voting import voted_rewards
 from evolora.evolution.winner import best_finalists
-from evolora.files import newest_checkpoint, verify, write_text
+from evolora.files import newest_checkpoint, verify, without_nan, write_text
 from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
 from evolora.lock import owned
 from evolora.masking import keys_in, mask
@@ -49,24 +47,19 @@ from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble
 from evolora.runs.building import build_evolution
 from evolora.runs.config_file import check_config, config_toml, read_run_config, with_checksum
+from evolora.runs.disk import need_room_for_run
 from evolora.runs.fingerprint import fingerprint, weights_sha256
 from evolora.runs.given import ROWS, Given
 from evolora.runs.identity import Identity, check_run, differences, new_identity, read_identity
 from evolora.runs.options import RunOptions, Source, make_options
+from evolora.runs.recovery import LINEAGE, METRICS, check_ledgers, recover, set_aside
 from evolora.runs.report.card import model_card
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.snapshot import Snapshot, checkpoint_run, restore
+from evolora.runs.stopping import Interrupted, Stop
 from evolora.runs.summary import SUMMARY, check_belonging, read_summary, write_summary
 from evolora.runs.tracking.terminal import MetricsLog, Silence, View
 from evolora.runs.trust import Trust, check_trust, note_made_here, said_places
-
-
-class Interrupted(KeyboardInterrupt):
-    """Ctrl-C ended a run after its checkpoint was written; `folder` is the run to resume."""
-
-    def __init__(self, folder: Path) -> None:
-        super().__init__(str(folder))
-        self.folder = folder
 
 
 @dataclass(frozen=True)
@@ -109,6 +102,7 @@ def start(
             for note in config.notes:
                 view.say(note)
             parts = assemble(_located(config, folder), given, view)
+            need_room_for_run(folder, parts)
         if given.peft_config is not None:
             write_text(folder / PEFT_CONFIG, config_text(given.peft_config))
         identity = new_identity(fingerprint(parts, given))
@@ -148,7 +142,7 @@ def _rows_in(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path |
         yield None
         return
     try:
-        text = "".join(json.dumps(row) + "\n" for row in rows)
+        text = "".join(json.dumps(without_nan(row), allow_nan=False) + "\n" for row in rows)
     except (TypeError, ValueError) as error:
         raise InputError(f"data: {error}, expected rows that JSON can hold") from None
     data = folder / ROWS
@@ -198,6 +192,7 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, 
     for note in config.notes:
         view.say(note)
     parts = assemble(config, given, view)
+    need_room_for_run(folder, parts)
     now = fingerprint(parts, given)
     changes = lost or list(differences(identity.fingerprint, now))
     try:
@@ -242,12 +237,20 @@ def finished(
 
     Raises CheckpointError where what is damaged cannot be made again, InputError for the summary of another run.
     """
+    say = (view or Silence()).say
     try:
-        summary, metrics = read_summary(folder), MetricsLog(folder / "metrics.jsonl", run)
-        if summary is None:
-            return None
-        check_run(folder / SUMMARY, summary["run"], run)
-        history = metrics.read()
+        summary = read_summary(folder)
+    except CheckpointError as fault:
+        if newest_checkpoint(folder)[0] is None:
+            raise CheckpointError(f"{fault}; there is no checkpoint to make it again from") from None
+        say(f"{fault}, set aside as {set_aside(folder / SUMMARY).name}; it is made again from the last checkpoint")
+        return None
+    if summary is None:
+        return None
+    check_run(folder / SUMMARY, summary["run"], run)
+    history = MetricsLog(folder / METRICS, run).read()
+    try:
+        check_ledgers(folder, summary["generations"], run)
         if not history or summary["generations"] != history[-1]["generation"] or _progress(config, history[-1]) < 1:
             return None
         for name in summary["sealed"]:
@@ -255,23 +258,20 @@ def finished(
     except CheckpointError as fault:
         if newest_checkpoint(folder)[0] is None:
             raise CheckpointError(f"{fault}; there is no checkpoint to make it again from") from None
-        (view or Silence()).say(f"made again: {fault}")
+        say(f"made again: {fault}")
         return None
-    metrics.check(len(history))
     return summary, history
 
 
 def _run(folder: Path, parts: Parts, given: Given, identity: Identity, changes: Sequence[str] = ()) -> Result:
     config = parts.config
-    metrics = MetricsLog(folder / "metrics.jsonl", identity.run)
-    lineage = Lineage(folder / "lineage.sqlite", identity.run)
-    evolution = build_evolution(parts, lineage)
+    evolution = build_evolution(parts, Lineage())
     seconds_before = restore(folder, parts, evolution, identity.run)
     if evolution.generation == 0 and (folder / SUMMARY).exists():
         raise CheckpointError(f"{folder}: found a finished run without any checkpoint, expected one to go on from")
-    metrics.check(evolution.generation)
-    check_run(folder / "lineage.sqlite", lineage.run, identity.run)
-    lineage.check(evolution.generation)
+    recover(folder, evolution.generation, identity.run, parts.view.say)
+    metrics, lineage = MetricsLog(folder / METRICS, identity.run), Lineage(folder / LINEAGE, identity.run)
+    evolution.lineage = lineage
     # Not before: nothing new must stay behind in a run that was refused.
     if changes:
         accepted = {"generation": evolution.generation, "what": changes}
@@ -289,8 +289,9 @@ def _run(folder: Path, parts: Parts, given: Given, identity: Identity, changes: 
     parts.view.say(f"run folder: {folder}")
     unsaved: Snapshot | None = None
     feedback: HumanFeedback | None = None
+    stop = Stop(parts.view.say)
     try:
-        with _interruptible(parts.view) as interrupted:
+        with stop.listening():
             if config.reward.name == HUMAN:
                 assert isinstance(parts.scorer, VotedScorer)
                 feedback = evolution.judge = open_page(
@@ -301,7 +302,7 @@ def _run(folder: Path, parts: Parts, given: Given, identity: Identity, changes: 
                     seed=config.run.seed,
                     temperature=config.completion.temperature,
                     generation=evolution.generation,
-                    stop=interrupted,
+                    stop=stop,
                     say=parts.view.say,
                 )
             done = _progress(config, {"generation": evolution.generation, **evolution.spent()})
@@ -309,27 +310,37 @@ def _run(folder: Path, parts: Parts, given: Given, identity: Identity, changes: 
                 parts.scorer.at(evolution.generation)
                 measured = evolution.step(done)
                 lineage.commit()
+                if math.isnan(measured["fitness.best"]):
+                    parts.view.say(
+                        f"generation {evolution.generation}: the reward scored nothing, so nobody is selected; "
+                        "--eval-prompts says on how many prompts it is asked"
+                    )
                 logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}
                 metrics.append({**measured, **logged, "time.total": seconds()})
                 done = _progress(config, measured)
                 parts.view.generation(measured, config.most_gens, done)
                 for callback in given.callbacks:
                     callback({**measured, **logged})
-                snapshot = Snapshot.of(evolution, seconds())
-                if done >= 1 or interrupted() or evolution.generation % config.run.save_every == 0:
-                    snapshot.write(folder, parts, identity.run)
+                unsaved = Snapshot.of(evolution, seconds())
+                if done >= 1 or stop() or evolution.generation % config.run.save_every == 0:
+                    unsaved.write(folder, parts, lineage, identity.run)
                     unsaved = None
                 else:
-                    unsaved = copy.deepcopy(snapshot)  # the next generation may change what it is made of
-                if interrupted():
+                    unsaved = copy.deepcopy(unsaved)  # the next generation may change what it is made of
+                if stop():
                     raise KeyboardInterrupt
-        summary = _finish(folder, parts, evolution, lineage, seconds, given, identity)
+            stop.patient = False
+            summary = _finish(folder, parts, evolution, lineage, seconds, given, identity)
     except BaseException as end:
         # Whatever ends it in the middle of a generation: the whole ones before it must not be lost.
         if unsaved is not None:
-            unsaved.write(folder, parts, identity.run)
-        if isinstance(end, KeyboardInterrupt):
-            raise Interrupted(folder) from end
+            with stop.saving():
+                _save_after(end, unsaved, folder, parts, lineage, identity.run)
+        # A signal that reached all processes has ended those of the reward too.
+        if isinstance(end, KeyboardInterrupt) or (isinstance(end, RewardError) and stop()):
+            raise Interrupted(folder, getattr(end, "number", None) or stop.number or signal.SIGINT) from end
+        if not isinstance(end, (InputError, RewardError)):
+            end.add_note(f"resume with: evolora resume {folder}")
         raise
     finally:
         parts.view.close()
@@ -338,6 +349,14 @@ def _run(folder: Path, parts: Parts, given: Given, identity: Identity, changes: 
         lineage.close()
         parts.scorer.close()  # last: a reward of one's own may fail even here
     return Result(folder, summary, metrics.read())
+
+
+def _save_after(end: BaseException, unsaved: Snapshot, folder: Path, parts: Parts, lineage: Lineage, run: str) -> None:
+    """Write what was whole before the run came to this end. Where that fails too, the end says so."""
+    try:
+        unsaved.write(folder, parts, lineage, run)
+    except Exception as error:
+        end.add_note(f"generation {unsaved.generation} could not be saved ({ran_out(error) or error})")
 
 
 def _finish(
@@ -359,6 +378,10 @@ def _finish(
     base_test = parts.evaluator.evaluate(parts.founder[None], parts.task.test)
     winner_test = parts.evaluator.evaluate(winner.genomes, parts.task.test)
     test_cost = base_test.cost + winner_test.cost + Cost(seconds=time.perf_counter() - start)
+    if math.isnan(validation):
+        parts.view.say("The reward scored no validation prompt: the winner is who was fittest when last measured.")
+    if np.isnan(base_test.rewards).all() and np.isnan(winner_test.rewards).all():
+        parts.view.say("The reward scored no test prompt: the winner is exported without a test.")
     # By id: where nothing beats the base, the base is the winner, and is entered once.
     for row, evaluation in {base.id: (base, base_test), individual.id: (individual, winner_test)}.values():
         lineage.measured(evolution.generation, "test", [row], evaluation.fitness)
@@ -405,6 +428,7 @@ def _finish(
         **({} if evolution.judge is None else {"votes": evolution.judge.summary()}),
         "inspection": compare([example.prompt for example in parts.task.test], base_test, winner_test).as_dict(),
     }
+    summary = dict(without_nan(summary))
     examples = list(
         zip(
             (example.prompt for example in parts.task.test[:5]),
@@ -455,12 +479,9 @@ def _merge(folder: Path, config: RunOptions, given: Given, identity: Identity) -
 
 
 def _test_figures(rewards: npt.NDArray[np.float64], seed: int) -> dict[str, Any]:
-    """The mean of the rewards [prompts] and its interval."""
-    reward = float(mean_fitness(rewards[None])[0])
-    if math.isnan(reward):
-        raise RewardError("the reward scored no completion of the test split")
+    """The mean of the rewards [prompts] and its interval; NaN where there is none."""
     low, high = bootstrap_interval(rewards, seed=keyed_seed(seed, "bootstrap"))
-    return {"reward": reward, "ci95": [low, high]}
+    return {"reward": float(mean_fitness(rewards[None])[0]), "ci95": [low, high]}
 
 
 def _terms(evaluation: Evaluation) -> dict[str, Any]:
@@ -513,25 +534,3 @@ def _out(config: RunOptions, folder: Path) -> str:
 
 def _absolute(path: str) -> str:
     return path if references(path) else str(Path(path).absolute())
-
-
-@contextmanager
-def _interruptible(view: View) -> Iterator[Callable[[], bool]]:
-    """Inside, the first Ctrl-C only asks the run to end after its generation; a second one ends it at once."""
-    asked = False
-
-    def ask(_: int, __: FrameType | None) -> None:
-        nonlocal asked
-        if asked:
-            raise KeyboardInterrupt
-        asked = True
-        view.say("Interrupted: finishing this generation and its checkpoint; Ctrl-C again stops at once.")
-
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    before = signal.signal(signal.SIGINT, ask)
-    try:
-        yield lambda: asked
-    finally:
-        signal.signal(signal.SIGINT, before)

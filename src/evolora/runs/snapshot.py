@@ -14,14 +14,16 @@ from evolora.files import (
     newest_checkpoint,
     read_state,
     seal,
-    temporary_folder,
     verify,
-    write_folder,
+    whole_folder,
     write_state,
 )
 from evolora.models.export import save_adapter
+from evolora.population.lineage import Lineage
 from evolora.runs.assembly import Parts
+from evolora.runs.disk import keep_checkpoints, need_room
 from evolora.runs.identity import check_run
+from evolora.runs.recovery import copy_beside
 
 
 @dataclass(frozen=True)
@@ -39,14 +41,22 @@ class Snapshot:
         """Taken after a generation's end."""
         return cls(evolution.generation, evolution.best().genomes[0], evolution.state_dict(), seconds)
 
-    def write(self, folder: Path, parts: Parts, run: str) -> None:
-        """As a checkpoint of the run in `folder`, whose id is `run`."""
+    def write(self, folder: Path, parts: Parts, lineage: Lineage, run: str) -> None:
+        """As a checkpoint of the run in `folder`, whose id is `run`, in the place of those that need not be kept
+        longer. Raises OSError where there is no room; then the others are as they were."""
         target = checkpoint_folder(folder, self.generation)
-        temporary = temporary_folder(target)
-        save_adapter(temporary, parts.base, parts.lora, parts.layout, self.best)
-        write_state(temporary, {**self.state, "seconds": self.seconds, "run": run})
-        seal(temporary)
-        write_folder(target, temporary)
+        need_room(folder, self._bytes())
+        with whole_folder(target) as temporary:
+            save_adapter(temporary, parts.base, parts.lora, parts.layout, self.best)
+            write_state(temporary, {**self.state, "seconds": self.seconds, "run": run})
+            copy_beside(folder, temporary, lineage)
+            seal(temporary)
+        keep_checkpoints(folder, parts.config.run.keep, run)
+
+    def _bytes(self) -> int:
+        """What its weights take."""
+        tensors = [self.best, *(value for value in self.state.values() if isinstance(value, Tensor))]
+        return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def check_checkpoint(checkpoint: Path, run: str) -> None:

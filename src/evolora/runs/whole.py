@@ -10,10 +10,10 @@ from typing import Any
 from evolora.errors import CheckpointError, InputError
 from evolora.files import verify
 from evolora.human.votes import VOTES_FILE
-from evolora.population.lineage import Lineage
 from evolora.runs.config_file import check_config
 from evolora.runs.fingerprint import given_files
 from evolora.runs.identity import IDENTITY, Identity, check_run, read_identity
+from evolora.runs.recovery import LINEAGE, METRICS, check_lineage
 from evolora.runs.snapshot import check_checkpoint
 from evolora.runs.summary import SUMMARY, check_belonging, read_summary
 from evolora.runs.tracking.chain import check_chain
@@ -52,8 +52,8 @@ def _checks(folder: Path, identity: Identity) -> Iterator[tuple[str, Callable[[]
     for name in ("best", "merged"):
         if (folder / name).exists() or (summary is not None and name in summary["sealed"]):
             yield name, partial(_check_sealed, folder, name, summary)
-    yield "metrics.jsonl", partial(check_chain, folder / "metrics.jsonl", run, generations)
-    yield "lineage.sqlite", partial(_check_lineage, folder / "lineage.sqlite", run, generations)
+    yield METRICS, partial(check_chain, folder / METRICS, run, generations)
+    yield LINEAGE, partial(check_lineage, folder / LINEAGE, run, generations)
     if (folder / VOTES_FILE).exists():
         yield VOTES_FILE, partial(_check_votes, folder / VOTES_FILE)
 
@@ -81,14 +81,6 @@ def _check_sealed(folder: Path, name: str, summary: dict[str, Any] | None) -> No
     verify(folder / name)  # the card too
     if summary is not None:
         check_belonging(folder, name, summary)
-
-
-def _check_lineage(path: Path, run: str, generations: int) -> None:
-    if not path.is_file():
-        raise CheckpointError(f"{path}: missing")
-    with closing(Lineage(path)) as lineage:
-        check_run(path, lineage.run, run)
-        lineage.check(generations)
 
 
 def _check_votes(path: Path) -> None:

@@ -98,7 +98,7 @@ class EvolutionStrategy(Strategy):
         """Each row's fitness of the genome that was proposed. The history of a refined individual begins with it."""
         return np.array(
             [
-                next((then for when, then in each.history if when == self.generation), fitness[row])
+                next((then for when, then in each.history if when == each.history[-1][0]), fitness[row])
                 if self._is_refined(population, row)
                 else fitness[row]
                 for row, each in enumerate(population.individuals)

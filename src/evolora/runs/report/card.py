@@ -1,6 +1,7 @@
 """The adapter's model card: Markdown in which nothing that a model, a user or a data file wrote is more than text."""
 
 import json
+import math
 from typing import Any
 
 from evolora.markdown import code_span, fenced
@@ -13,7 +14,7 @@ def model_card(
 ) -> str:
     """The adapter's README: what it is, its results, and how to load it without evolora."""
     base, winner = summary["base"]["test"], summary["winner"]["test"]
-    rows = "\n".join(f"| {_cell(prompt)} | {_cell(text)} | {score:.3f} |" for prompt, text, score in examples)
+    rows = "\n".join(f"| {_cell(prompt)} | {_cell(text)} | {_figure(score)} |" for prompt, text, score in examples)
     inspection = Inspection.from_dict(summary["inspection"])
     shares = ", ".join(f"{name} {was:.0%} -> {now:.0%}" for name, was, now in inspection.shares())
     model = summary["model"]
@@ -33,8 +34,8 @@ evaluation and {summary["tokens"]["rollout"]:,} for rollouts.
 
 | | test reward | 95% interval |
 |---|---|---|
-| base model | {base["reward"]:.3f} | {base["ci95"][0]:.3f} to {base["ci95"][1]:.3f} |
-| this adapter | {winner["reward"]:.3f} | {winner["ci95"][0]:.3f} to {winner["ci95"][1]:.3f} |
+| base model | {_figure(base["reward"])} | {" to ".join(map(_figure, base["ci95"]))} |
+| this adapter | {_figure(winner["reward"])} | {" to ".join(map(_figure, winner["ci95"]))} |
 
 The mean over {summary["test_prompts"]} prompts {kind}, greedy decoding, at most {max_new_tokens} new tokens.
 
@@ -56,6 +57,11 @@ ids = model.generate(**batch, do_sample=False, repetition_penalty=1.0, max_new_t
 print(tokenizer.decode(ids[0, batch["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 """
+
+
+def _figure(value: float | None) -> str:
+    """A reward; a dash where nothing was scored."""
+    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
 
 
 def _cell(text: str) -> str:

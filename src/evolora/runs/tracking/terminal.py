@@ -1,12 +1,13 @@
 """What a run tells: metrics as JSON lines, and a view of its progress on the terminal or as plain lines."""
 
 import math
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO, cast
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -14,16 +15,17 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from evolora.files import write_text
+from evolora.files import without_nan, write_text
 from evolora.runs.tracking.chain import chained, check_chain, unchained
+from evolora.screen import Screen
 
 # Between lines of one thing's progress in a log.
 _SECONDS_A_LINE = 5.0
 
 
 class MetricsLog:
-    """`metrics.jsonl`: one line a generation of the run whose id is `run`. Everything but the `time.` entries is the
-    same in every repetition. The lines are chained, which `read` takes off again."""
+    """`metrics.jsonl`: one line a generation of the run whose id is `run`, on disk before the next begins. Everything
+    but the `time.` entries is the same in every repetition. The lines are chained, which `read` takes off again."""
 
     def __init__(self, path: Path, run: str) -> None:
         self.path = path
@@ -32,9 +34,11 @@ class MetricsLog:
 
     def append(self, metrics: dict[str, Any]) -> None:
         """After `rewind`, which finds the line that it follows."""
-        line, self._last = chained(_finite(metrics), self.run, self._last)
+        line, self._last = chained(without_nan(metrics), self.run, self._last)
         with self.path.open("a", encoding="utf-8") as file:
             file.write(line)
+            file.flush()
+            os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
         """The whole lines so far; a line that a kill cut short is left out."""
@@ -53,17 +57,9 @@ class MetricsLog:
     def _lines(self) -> Iterator[tuple[str, dict[str, Any], str]]:
         """Each whole line: as it is written, what it says, its check."""
         if self.path.exists():
-            for text in self.path.read_text(encoding="utf-8").splitlines():
-                with suppress(ValueError, KeyError):
+            for text in self.path.read_text(encoding="utf-8", errors="replace").splitlines():
+                with suppress(ValueError, KeyError, TypeError, RecursionError):
                     yield text, *unchained(text)
-
-
-def _finite(metrics: dict[str, Any]) -> dict[str, Any]:
-    """NaN is no JSON: a figure that does not exist is null."""
-    return {
-        name: None if isinstance(value, float) and not math.isfinite(value) else value
-        for name, value in metrics.items()
-    }
 
 
 class View(Protocol):
@@ -101,7 +97,7 @@ class PlainView:
     def __init__(self) -> None:
         self._clock = _Clock()
         # Kept: while a reward is called, what is printed goes elsewhere, and Ctrl-C is answered even then.
-        self._stream = sys.stdout
+        self._stream = cast(TextIO, Screen(sys.stdout))
         self._told = -math.inf
 
     def say(self, text: str) -> None:
@@ -129,7 +125,7 @@ class LiveView:
     ROWS = 12
 
     def __init__(self) -> None:
-        self._console = Console(file=sys.stdout)
+        self._console = Console(file=cast(TextIO, Screen(sys.stdout)))
         self._clock = _Clock()
         self._rows: list[dict[str, str]] = []
         self._live: Live | None = None
@@ -172,7 +168,7 @@ class LiveView:
 
 def choose_view() -> View:
     """The live table on a terminal, plain lines elsewhere."""
-    return LiveView() if sys.stdout.isatty() else PlainView()
+    return LiveView() if Screen(sys.stdout).isatty() else PlainView()
 
 
 class _Clock:
@@ -196,9 +192,9 @@ def _cells(metrics: dict[str, Any], gens: int | None, done: float) -> dict[str, 
     generation = metrics["generation"]
     cells = {
         "gen": f"{generation} ({done:.0%})" if gens is None else f"{generation:>{len(str(gens))}}/{gens}",
-        "best": f"{metrics['fitness.best']:.3f}",
-        "mean": f"{metrics['fitness.mean']:.3f}",
-        "validation": f"{metrics['validation']:.3f}",
+        "best": _fitness(metrics["fitness.best"]),
+        "mean": _fitness(metrics["fitness.mean"]),
+        "validation": _fitness(metrics["validation"]),
     }
     refiner = next((name.removesuffix(".gain") for name in metrics if name.endswith(".gain")), None)
     if refiner is not None:
@@ -207,9 +203,13 @@ def _cells(metrics: dict[str, Any], gens: int | None, done: float) -> dict[str, 
         kl = metrics.get(f"{refiner}.kl")
         if kl is not None:  # it is measured where it is penalised
             cells["kl"] = f"{kl:.2f}"
-    cells["by"] = metrics["best.operator"]
+    cells["by"] = metrics["best.operator"] or "-"
     cells["tok/s"] = f"{metrics['time.tokens_per_second']:,.0f}"
     return cells
+
+
+def _fitness(value: float) -> str:
+    return "-" if math.isnan(value) else f"{value:.3f}"
 
 
 def _duration(seconds: float) -> str:

@@ -1,0 +1,47 @@
+"""The signals that ask a program to end: Ctrl-C, SIGTERM, and SIGHUP, when its terminal goes."""
+
+import contextlib
+import os
+import signal
+from collections.abc import Callable, Iterator
+from types import FrameType
+
+ENDING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
+NOTHING_YET = "Interrupted before there was anything to keep."
+
+Handler = Callable[[int, FrameType | None], object]
+
+
+class Signalled(KeyboardInterrupt):
+    """One of these signals came: `number`."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
+
+
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """The command's handler, but for what a run answers itself: raise Signalled. An import might swallow that, or turn
+    it into an error of its own, so there the process ends at once."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            with contextlib.suppress(OSError):
+                os.write(2, f"{NOTHING_YET}\n".encode())
+            os._exit(128 + number)
+        frame = frame.f_back
+    raise Signalled(number)
+
+
+@contextlib.contextmanager
+def answered_by(handler: Handler) -> Iterator[None]:
+    """Let `handler` answer them, but for those that are ignored, as under nohup, or that the caller's own program
+    handles."""
+    usual = (signal.SIG_DFL, signal.default_int_handler, interrupt)
+    before = {number: found for number in ENDING if (found := signal.getsignal(number)) in usual}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, found in before.items():
+            signal.signal(number, found)

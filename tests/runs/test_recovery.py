@@ -1,0 +1,67 @@
+"""What is damaged beside a run's checkpoints."""
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from evolora.errors import CheckpointError
+from evolora.population.lineage import Lineage
+from evolora.rewards.cache import CachedReward
+from evolora.runs.recovery import REWARDS, recover
+
+
+def lengths(completions: list[str], **columns: object) -> list[float]:
+    return [float(len(text)) for text in completions]
+
+
+def cached(path: Path) -> CachedReward:
+    return CachedReward(lengths, path, name="lengths", version="1")
+
+
+def test_a_damaged_cache_of_rewards_is_set_aside_and_begun_again(tmp_path: Path) -> None:
+    path, said = tmp_path / REWARDS, list[str]()
+    for number in (1, 2):
+        path.write_text("no database, but long enough to be one " * 99)
+        recover(tmp_path, 0, said.append)
+        assert (
+            said[-1].startswith(f"{path}: damaged (") and f"{REWARDS}.damaged-{number}; rewards are asked" in said[-1]
+        )
+        reward = cached(path)
+        assert reward(prompts=["p"], completions=["four"]) == [4.0]
+        reward.close()
+    recover(tmp_path, 0, said.append)
+    assert len(said) == 2 and (tmp_path / f"{REWARDS}.damaged-2").exists()
+
+
+def test_damaged_votes_are_refused_and_left_alone(tmp_path: Path) -> None:
+    path = tmp_path / "votes.sqlite"
+    path.write_text("no database, but long enough to be one " * 99)
+    with pytest.raises(CheckpointError, match=r"votes\.sqlite: damaged"):
+        recover(tmp_path, 0, print)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["votes.sqlite"]
+
+
+def test_a_lineage_that_another_process_holds_is_not_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "lineage.sqlite"
+    Lineage(path).close()
+    other = sqlite3.connect(path, timeout=0)
+    other.execute("BEGIN EXCLUSIVE")
+    try:
+        with pytest.raises(sqlite3.OperationalError, match="locked"):
+            recover(tmp_path, 1, print)
+    finally:
+        other.close()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["lineage.sqlite"]
+
+
+def test_a_line_that_is_none_is_set_aside_with_its_file(tmp_path: Path) -> None:
+    path, said = tmp_path / "metrics.jsonl", list[str]()
+    path.write_text('{"generation": 1}\nrubbish\n[]\n{"generation": 2}\n{"generation": 3, "fit')
+    (tmp_path / "lineage.sqlite").touch()
+    recover(tmp_path, 2, said.append)
+    assert (
+        said[0]
+        == f"{path}: has lines that are none, set aside as metrics.jsonl.damaged-1, begun again with what is left"
+    )
+    assert path.read_text() == '{"generation": 1}\n{"generation": 2}\n'
