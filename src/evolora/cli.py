@@ -228,6 +228,7 @@ def _add_options(parser: argparse.ArgumentParser, places: Sequence[Place]) -> No
 
 
 def _add_resume_options(parser: argparse.ArgumentParser) -> None:
+    _add_trust(parser)
     parser.add_argument(
         "--accept-changes",
         action="store_true",

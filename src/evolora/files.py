@@ -42,7 +42,7 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
 
 def write_checked(path: Path, content: Mapping[str, Any]) -> None:
     """Write a JSON object with its own checksum in it, whole or not at all."""
-    write_text(path, json.dumps({**content, _SUM: _content_sha256(content)}, indent=2) + "\n")
+    write_text(path, json.dumps({**content, _SUM: _content_sha256(content)}, indent=2, allow_nan=False) + "\n")
 
 
 def read_checked(path: Path) -> dict[str, Any] | None:

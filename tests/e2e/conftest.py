@@ -21,7 +21,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from evolora.cli import main
-from evolora.runs.identity import write_identity
+from evolora.runs.identity import read_identity
 from evolora.runs.trust import note_made_here
 
 ROOT = Path(__file__).parents[2]
@@ -191,7 +191,7 @@ def adopted() -> Callable[[Path], Path]:
     """Make a copied run one that was made where it is: to most tests it does not matter that it is a copy."""
 
     def adopt(run: Path) -> Path:
-        assert note_made_here(run, write_identity(run)) is None
+        assert note_made_here(run, read_identity(run).run) is None
         return run
 
     return adopt

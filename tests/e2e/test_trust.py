@@ -121,6 +121,7 @@ def test_a_foreign_adapter_names_no_variable_of_ours(
 ) -> None:
     monkeypatch.setenv("EVOLORA_SECRET", "secret-model-name")
     adapter = Path(shutil.copytree(foreign / "best", tmp_path / "adapter"))
+    (adapter / "manifest.json").unlink()
     config = adapter / "adapter_config.json"
     name = (foreign / "config.toml").read_text().split('name = "')[1].split('"')[0]
     config.write_text(config.read_text().replace(name, "env:EVOLORA_SECRET"))
@@ -136,6 +137,7 @@ def test_an_adapter_imports_no_module_that_it_names(
     (tmp_path / "evil_module.py").write_text(f"from pathlib import Path\nPath({str(tmp_path / 'ran')!r}).touch()\n")
     monkeypatch.syspath_prepend(tmp_path)
     adapter = Path(shutil.copytree(foreign / "best", tmp_path / "adapter"))
+    (adapter / "manifest.json").unlink()
     config = json.loads((adapter / "adapter_config.json").read_text())
     config |= {"megatron_config": {"a": 1}, "megatron_core": "evil_module"}
     (adapter / "adapter_config.json").write_text(json.dumps(config))

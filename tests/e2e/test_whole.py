@@ -77,7 +77,7 @@ def test_what_a_finished_run_lacks_is_named_and_made_again(
 ) -> None:
     damage(copied / name)
     code, out, _ = evolora("resume", copied)
-    assert code == 0 and f"made again: {copied / name}" in out
+    assert code == 0 and str(copied / name) in out and "made again" in out
     assert facts(copied) == facts(finished)
     weights = ("best/adapter_model.safetensors", "merged/model.safetensors")
     assert [digest(copied)[each] for each in weights] == [digest(finished)[each] for each in weights]
@@ -170,18 +170,6 @@ def test_verify_finds_what_is_missing(copied: Path, evolora: Any, tmp_path: Path
         (tmp_path / "kept").rename(copied / name)
     code, _, errors = evolora("verify", tmp_path)
     assert code == 2 and "expected the folder of a run" in errors
-
-
-@pytest.mark.parametrize("name", ["metrics.jsonl", "lineage.sqlite"])
-def test_a_run_does_not_go_on_from_an_altered_history(name: str, copied: Path, evolora: Any) -> None:
-    path = copied / name
-    if name == "metrics.jsonl":
-        other_digit(path, "validation")
-    else:
-        with closing(sqlite3.connect(path)) as connection, connection:
-            connection.execute("UPDATE fitness SET fitness = fitness + 0.1 WHERE generation = 2")
-    code, _, errors = evolora("resume", copied, "--gens", "7")
-    assert code == 1 and str(path) in errors and len(errors.splitlines()) == 1
 
 
 def test_a_base_with_made_up_or_broken_weights_is_not_used(

@@ -9,6 +9,7 @@ from evolora.errors import CheckpointError
 from evolora.population.lineage import Lineage
 from evolora.rewards.cache import CachedReward
 from evolora.runs.recovery import REWARDS, recover
+from evolora.runs.tracking.terminal import MetricsLog
 
 
 def lengths(completions: list[str], **columns: object) -> list[float]:
@@ -23,14 +24,14 @@ def test_a_damaged_cache_of_rewards_is_set_aside_and_begun_again(tmp_path: Path)
     path, said = tmp_path / REWARDS, list[str]()
     for number in (1, 2):
         path.write_text("no database, but long enough to be one " * 99)
-        recover(tmp_path, 0, said.append)
+        recover(tmp_path, 0, "0" * 32, said.append)
         assert (
             said[-1].startswith(f"{path}: damaged (") and f"{REWARDS}.damaged-{number}; rewards are asked" in said[-1]
         )
         reward = cached(path)
         assert reward(prompts=["p"], completions=["four"]) == [4.0]
         reward.close()
-    recover(tmp_path, 0, said.append)
+    recover(tmp_path, 0, "0" * 32, said.append)
     assert len(said) == 2 and (tmp_path / f"{REWARDS}.damaged-2").exists()
 
 
@@ -38,7 +39,7 @@ def test_damaged_votes_are_refused_and_left_alone(tmp_path: Path) -> None:
     path = tmp_path / "votes.sqlite"
     path.write_text("no database, but long enough to be one " * 99)
     with pytest.raises(CheckpointError, match=r"votes\.sqlite: damaged"):
-        recover(tmp_path, 0, print)
+        recover(tmp_path, 0, "0" * 32, print)
     assert [entry.name for entry in tmp_path.iterdir()] == ["votes.sqlite"]
 
 
@@ -49,19 +50,23 @@ def test_a_lineage_that_another_process_holds_is_not_damaged(tmp_path: Path) -> 
     other.execute("BEGIN EXCLUSIVE")
     try:
         with pytest.raises(sqlite3.OperationalError, match="locked"):
-            recover(tmp_path, 1, print)
+            recover(tmp_path, 1, "0" * 32, print)
     finally:
         other.close()
     assert [entry.name for entry in tmp_path.iterdir()] == ["lineage.sqlite"]
 
 
-def test_a_line_that_is_none_is_set_aside_with_its_file(tmp_path: Path) -> None:
-    path, said = tmp_path / "metrics.jsonl", list[str]()
-    path.write_text('{"generation": 1}\nrubbish\n[]\n{"generation": 2}\n{"generation": 3, "fit')
-    (tmp_path / "lineage.sqlite").touch()
-    recover(tmp_path, 2, said.append)
-    assert (
-        said[0]
-        == f"{path}: has lines that are none, set aside as metrics.jsonl.damaged-1, begun again with what is left"
+def test_what_is_whole_of_damaged_metrics_is_kept(tmp_path: Path) -> None:
+    """Where no checkpoint has a copy."""
+    run, path, said = "0" * 32, tmp_path / "metrics.jsonl", list[str]()
+    log = MetricsLog(path, run)
+    for generation in (1, 2, 3):
+        log.append({"generation": generation, "fitness.best": 0.5})
+    whole = path.read_text()
+    path.write_text(whole.replace('3, "fitness.best": 0.5', '3, "fitness.best": 0.9'))
+    recover(tmp_path, 3, run, said.append)
+    assert said[0] == (
+        f"{path}: line 3 is altered, or one is missing before it, set aside as metrics.jsonl.damaged-1, begun again with "
+        "what is left"
     )
-    assert path.read_text() == '{"generation": 1}\n{"generation": 2}\n'
+    assert path.read_text() == "".join(whole.splitlines(keepends=True)[:2])

@@ -9,7 +9,7 @@ import pytest
 
 from evolora.errors import InputError
 from evolora.runs.config_file import config_toml, read_run_config
-from evolora.runs.identity import IDENTITY, write_identity
+from evolora.runs.identity import IDENTITY, new_identity
 from evolora.runs.options import make_options
 from evolora.runs.trust import Trust, check_trust, made_here, note_made_here
 
@@ -18,7 +18,9 @@ from evolora.runs.trust import Trust, check_trust, made_here, note_made_here
 def run(tmp_path: Path) -> Path:
     folder = tmp_path / "run"
     folder.mkdir()
-    assert note_made_here(folder, write_identity(folder)) is None
+    identity = new_identity({})
+    identity.write(folder)
+    assert note_made_here(folder, identity.run) is None
     return folder
 
 

@@ -27,9 +27,9 @@ from evolora.files import user_cache
 from evolora.models.lora import as_peft_model
 
 _NEW_TOKENS = 6
-# What log-probabilities may differ by: in float32, and in half precision, where logits themselves are rounded, so many
-# times the rounding of the largest.
-_TOLERANCE, _ROUNDINGS = 1e-4, 4.0
+# What log-probabilities may differ by: in float32, and so many times the rounding of the largest logit: in half
+# precision the logits themselves are rounded, in float32 each layer's sums.
+_TOLERANCE, _ROUNDINGS_OF_HALF, _ROUNDINGS = 1e-4, 4.0, 100.0
 # The noise's size in the genome, doubled until it changes log-probabilities by so much, and so many tolerances.
 _LEAST_NOISE, _MOST_NOISE, _SHOWS, _TIMES_TOLERANCE = 0.02, 2.0, 0.1, 5.0
 _SHORT, _LONG = "The", "One two three four five six seven eight nine ten eleven twelve"
@@ -87,8 +87,8 @@ def _mark(engine: Engine, model: PreTrainedModel, lora: LoraConfig) -> Path | No
 def check_engine(
     engine: Engine, model: PreTrainedModel, lora: LoraConfig, founder: Tensor, text: Text, *, name: str
 ) -> Difference:
-    """Compare `engine` with `model`, whose untouched base is the genome `founder` [genome_length]; `name` is the
-    model's in messages. What was found.
+    """Compare `engine` with `model` and with PEFT's adapter of the genome `founder` [genome_length] and noise; `name` is
+    the model's in messages. What was found.
 
     Raises InputError where they differ, or where the engine cannot run the model.
     """
@@ -120,7 +120,7 @@ def _difference(engine: Engine, model: PreTrainedModel, lora: LoraConfig, founde
     prompts = _prompts(text, model)
     size = _LEAST_NOISE
     while True:
-        genomes = torch.stack([founder, founder + size * _noise(founder)])
+        genomes = torch.stack([torch.zeros_like(founder), founder + size * _noise(founder)])
         noisy = as_peft_model(model, lora, state=engine.layout.to_state_dict(genomes[1]))
         base, adapted = (torch.cat([_log_probs(net, prompt) for prompt in prompts]) for net in (model, noisy))
         tolerance = _tolerance(model, prompts)
@@ -165,10 +165,10 @@ def _log_probs(net: nn.Module, ids: Sequence[int]) -> Tensor:
 
 @torch.no_grad()
 def _tolerance(model: PreTrainedModel, prompts: list[list[int]]) -> float:
-    if model.dtype in (torch.float32, torch.float64):
-        return _TOLERANCE
     logits = [model(input_ids=torch.tensor([prompt], device=model.device)).logits for prompt in prompts]
-    return _ROUNDINGS * torch.finfo(model.dtype).eps * max(float(own.float().abs().max()) for own in logits)
+    rounding = torch.finfo(model.dtype).eps * max(float(own.float().abs().max()) for own in logits)
+    half = model.dtype not in (torch.float32, torch.float64)
+    return _ROUNDINGS_OF_HALF * rounding if half else max(_TOLERANCE, _ROUNDINGS * rounding)
 
 
 def _noise(founder: Tensor) -> Tensor:

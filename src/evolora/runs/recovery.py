@@ -37,6 +37,8 @@ def check_lineage(path: Path, run: str, generation: int) -> None:
     if not path.is_file():
         raise CheckpointError(f"{path}: missing")
     with contextlib.closing(Lineage(path)) as lineage:
+        if lineage.run is None:
+            raise CheckpointError(f"{path}: empty, it does not say of which run it is")
         check_run(path, lineage.run, run)
         lineage.check(generation)
 

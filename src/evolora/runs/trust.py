@@ -25,7 +25,8 @@ def note_made_here(folder: Path, run: str) -> str | None:
     try:
         note = _note(run)
         note.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        write_text(note, f"{folder.resolve()}\n")
+        known = note.read_text(encoding="utf-8") if note.exists() else ""
+        write_text(note, f"{known}{folder.resolve()}\n")
     except (OSError, RuntimeError) as error:  # RuntimeError: there is no home
         return f"The run cannot be noted as made here ({error}): later commands may ask for --trust-reward."
     return None
@@ -37,7 +38,7 @@ def made_here(folder: Path) -> bool:
     if run is None or not re.fullmatch("[0-9a-f]{32}", run):
         return False
     try:
-        return _note(run).read_text(encoding="utf-8") == f"{folder.resolve()}\n"
+        return str(folder.resolve()) in _note(run).read_text(encoding="utf-8").splitlines()
     except (OSError, RuntimeError, ValueError):
         return False
 
