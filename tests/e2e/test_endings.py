@@ -208,11 +208,11 @@ def test_a_full_disk_is_a_sentence_and_what_was_whole_is_kept(
 def test_what_the_machine_lacks_is_a_sentence(
     error: Exception, said: str, toy: Any, evolora: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In the middle of the third generation, although no checkpoint was due."""
+    """In the middle of the second generation, although no checkpoint was due."""
     whole = Evolution.measure
 
     def lacking(self: Evolution, *given: Any) -> Any:
-        if self.generation == 2 and given[-1] == "population":
+        if self.generation == 2 and given[-1] == "validation":
             raise error
         return whole(self, *given)
 

@@ -240,7 +240,11 @@ def _sql(path: Path, statement: str) -> None:
         ("lineage.sqlite", _cut, "altered"),
         ("lineage.sqlite", Path.unlink, "missing"),
         ("lineage.sqlite", lambda path: path.write_bytes(b""), "empty"),
-        ("lineage.sqlite", lambda path: path.write_text("no database, but long enough to be one " * 99), "cannot be read"),
+        (
+            "lineage.sqlite",
+            lambda path: path.write_text("no database, but long enough to be one " * 99),
+            "cannot be read",
+        ),
     ],
 )
 def test_what_lies_beside_a_checkpoint_is_made_again_from_it(

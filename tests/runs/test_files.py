@@ -309,3 +309,15 @@ def test_what_was_not_committed_is_not_there(tmp_path: Path) -> None:
     assert reader.execute("SELECT COUNT(*) FROM individuals").fetchone() == (0,)
     lineage.commit()
     assert reader.execute("SELECT COUNT(*) FROM individuals").fetchone() == (1,)
+
+
+def test_a_copy_of_the_lineage_lacks_the_generation_under_way(tmp_path: Path) -> None:
+    lineage = Lineage(tmp_path / "lineage.sqlite")
+    lineage.born(person(0, 0), torch.zeros(4))
+    lineage.commit()
+    lineage.born(person(1, 1, (0,)), torch.zeros(4))
+    lineage.copy(tmp_path / "copy.sqlite")
+    lineage.close()
+    copy = Lineage(tmp_path / "copy.sqlite")
+    assert copy.query("SELECT id FROM individuals") == [(0,)]
+    copy.close()

@@ -177,9 +177,9 @@ class Lineage:
         self.commit()
 
     def copy(self, path: Path) -> None:
-        """Write the ledger as it is now to another file."""
-        with contextlib.closing(sqlite3.connect(path)) as copy:
-            self._connection.backup(copy)
+        """Write the ledger to a new file, without the generation that is under way, which is forgotten."""
+        self._connection.rollback()
+        self._connection.execute("VACUUM INTO ?", (str(path),))
 
     def close(self) -> None:
         self._connection.close()
