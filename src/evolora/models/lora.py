@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import fields
 
 import torch
@@ -153,12 +154,22 @@ def as_peft_model(
     Raises PEFT's ValueError when it cannot wrap the model, and ValueError when `state` lacks a tensor or has one too
     many.
     """
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=[]), _float32():  # PEFT draws A in the default dtype
         torch.manual_seed(seed)
         peft_model = get_peft_model(module_tree(model), copy.deepcopy(config))
     if state is not None:
         set_state(peft_model, state)
     return peft_model.eval()
+
+
+@contextmanager
+def _float32() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def set_state(peft_model: PeftModel, state: dict[str, Tensor]) -> None:
