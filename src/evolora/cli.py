@@ -13,7 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from evolora.errors import CheckpointError, InputError, RewardError
+from evolora.errors import CheckpointError, InputError, RewardError, check_text, names_refused
 from evolora.options import can_do_without
 from evolora.rewards.options import HUMAN
 from evolora.runs.config_file import config_toml, read_config, read_run_config
@@ -76,17 +76,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; its exit code: 0, 1 when the run failed, 2 for bad input, 130 after Ctrl-C."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if given[:1] == ["train"]:
-            return _train(typed_words(given[1:]))
-        parser = _parser()
-        if not given:
-            parser.print_help()
-            return 0
-        options = vars(parser.parse_args(given))
-        command = options.pop("command")
-        return int(command(options))
+        with names_refused():
+            return _command_of(given)
     except InputError as error:
-        print(f"evolora: {error}", file=sys.stderr)
+        print("evolora:", *str(error).split("\n"), file=sys.stderr)
         return 2
     except (RewardError, CheckpointError) as error:
         print(f"evolora: {error}", file=sys.stderr)
@@ -96,6 +89,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
         resume = f"Interrupted. Resume with: evolora resume {folder}"
         print(resume if folder is not None else "Interrupted before the run began.", file=sys.stderr)
         return 130
+
+
+def _command_of(given: list[str]) -> int:
+    for number, argument in enumerate(given, 1):
+        check_text(f"argument {number}", argument)
+    if given[:1] == ["train"]:
+        return _train(typed_words(given[1:]))
+    parser = _parser()
+    if not given:
+        parser.print_help()
+        return 0
+    options = vars(parser.parse_args(given))
+    command = options.pop("command")
+    return int(command(options))
 
 
 def _quieten() -> None:

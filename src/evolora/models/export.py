@@ -3,17 +3,16 @@
 import json
 from pathlib import Path
 
-import torch
-from peft import LoraConfig, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
 from evolora.errors import InputError
 from evolora.files import temporary_folder, write_folder
 from evolora.models.base import BaseModel
+from evolora.models.foreign import check_adapter_config, loading
 from evolora.models.genome import GenomeLayout
-from evolora.models.lora import as_peft_model, set_state
+from evolora.models.lora import as_peft_model, set_state, wrapped
 
 # In a run's folder: the LoRA configuration that it was given as an object.
 PEFT_CONFIG = "peft_config.json"
@@ -55,8 +54,7 @@ def export_merged(folder: Path, fresh: BaseModel, config: LoraConfig, state: dic
     """Write the base with the adapter merged in by `merge_and_unload`, and the tokenizer. The base is `fresh`, nobody
     else's: merging changes the weights that it merges into."""
     temporary = temporary_folder(folder)
-    with torch.random.fork_rng(devices=[]):  # PEFT draws an A that `state` replaces
-        peft_model = get_peft_model(fresh.model, config)
+    peft_model = wrapped(fresh.model, config)
     set_state(peft_model, state)
     peft_model.merge_and_unload().save_pretrained(temporary)
     save_tokenizer(temporary, fresh)
@@ -70,7 +68,6 @@ def load_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         raise InputError(
             f"{folder}: found no adapter_config.json with adapter_model.safetensors, expected a PEFT adapter"
         )
-    try:
+    check_adapter_config(folder)
+    with loading(str(folder)):
         return LoraConfig.from_pretrained(folder), load_file(weights)
-    except (SafetensorError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}: not a readable LoRA adapter: {error}") from None

@@ -1,8 +1,8 @@
 """The LoRA layout that PEFT gives a base model."""
 
 import copy
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 
 import torch
@@ -154,20 +154,24 @@ def as_peft_model(
     Raises PEFT's ValueError when it cannot wrap the model, and ValueError when `state` lacks a tensor or has one too
     many.
     """
-    with torch.random.fork_rng(devices=[]), _float32():  # PEFT draws A in the default dtype
-        torch.manual_seed(seed)
-        peft_model = get_peft_model(module_tree(model), copy.deepcopy(config))
+    peft_model = wrapped(module_tree(model), config, seed=seed)
     if state is not None:
         set_state(peft_model, state)
     return peft_model.eval()
 
 
-@contextmanager
-def _float32() -> Iterator[None]:
+def wrapped(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -> PeftModel:
+    """PEFT's model around `model` itself, A drawn from `seed` in float32. It warns of nothing: what it corrects in a
+    configuration, the base's name or how its layers keep their weights, is as it should be."""
+    config = copy.deepcopy(config)
+    config.base_model_name_or_path = None  # PEFT says the model's own
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.float32)
     try:
-        yield
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            return get_peft_model(model, config)
     finally:
         torch.set_default_dtype(before)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import (
+    AutoConfig,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedModel,
@@ -15,6 +16,7 @@ from transformers import (
 )
 
 from evolora.errors import InputError
+from evolora.models.foreign import check_model_folder, check_sizes, loading
 
 
 def written(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]) -> list[str]:
@@ -27,13 +29,13 @@ def load_model(what: str, kind: Any, model: str, device: str, **options: Any) ->
 
     Raises InputError, which says `what` it is and names the model, when either cannot be loaded.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right")
-        loaded = kind.from_pretrained(model, **options)
+    subject = f"{what} is {model!r} on {device}"
+    check_model_folder(subject, Path(model))
+    with loading(subject):
+        check_sizes(subject, AutoConfig.from_pretrained(model, trust_remote_code=False), Path(model))
+        tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right", trust_remote_code=False)
+        loaded = kind.from_pretrained(model, trust_remote_code=False, use_safetensors=True, **options)
         loaded = loaded.eval().requires_grad_(False).to(device)
-    except (OSError, ValueError, RuntimeError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{what} is {model!r} on {device}, and cannot be loaded: {reason}") from None
     # transformers makes an empty tokenizer where there is none.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(f"{what} is {model!r}, found no tokenizer with it, expected one.")

@@ -32,6 +32,8 @@ _COMPARISON = re.compile(r">=|<=|>|<")
 _TEXT = re.compile(r"""[^\s,()'"]+""")
 _QUOTED = re.compile(r""""((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'""")
 
+_DEEPEST = 50
+
 _COMPARE: dict[str, Callable[[Values, Values], npt.NDArray[np.bool_]]] = {
     ">": np.greater,
     ">=": np.greater_equal,
@@ -223,6 +225,7 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
+        self.depth = 0
 
     def whole(self) -> Node:
         root = self.expression()
@@ -252,6 +255,17 @@ class _Parser:
         return parts[0] if len(parts) == 1 else Product(tuple(parts))
 
     def factor(self) -> Node:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise InputError(
+                f"--reward {self.text[:60]!r}...: found brackets or signs within more than {_DEEPEST} others, "
+                "expected fewer."
+            )
+        found = self._factor()
+        self.depth -= 1
+        return found
+
+    def _factor(self) -> Node:
         sign = self.peek()
         if sign == "-":
             self.at += 1

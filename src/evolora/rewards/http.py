@@ -50,7 +50,10 @@ def make_http(
 
     The range is the endpoint's own. Raises InputError for options out of range and an unset variable.
     """
-    parts = urllib.parse.urlsplit(url)
+    try:
+        parts = urllib.parse.urlsplit(url)
+    except ValueError as error:
+        raise InputError(f"reward http: url is {url!r} ({error}), expected an address.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(f"reward http: url is {url!r}, expected one that begins with http:// or https:// and a host.")
     if parts.username is not None or parts.password is not None:

@@ -11,14 +11,15 @@ import torch
 
 from evolora.errors import InputError
 from evolora.files import temporary_folder, write_folder
-from evolora.models.base import load_base
+from evolora.models.base import BaseModel, load_base
 from evolora.models.export import export_merged, load_adapter
 from evolora.population.evaluation import Evaluation
 from evolora.population.writing import Writer
 from evolora.rng import keyed_seed
-from evolora.runs.assembly import Parts, assemble, check_prompts
+from evolora.runs.assembly import Parts, assemble, check_prompts, load_founder
 from evolora.runs.config_file import read_run_config
 from evolora.runs.given import Given
+from evolora.runs.memory import check_samples
 from evolora.runs.options import Source, make_options
 from evolora.runs.report.inspection import Inspection
 from evolora.runs.report.statistics import bootstrap_interval, compare
@@ -101,6 +102,7 @@ def complete(
     if samples < 0:
         raise InputError(f"--samples {samples}: expected 0, for the greedy completion, or more")
     parts = _parts(path, checkpoint, options or {})
+    check_samples(samples, parts.max_new_tokens)
     if parts.task.conversational:
         message = {"role": "user", "content": prompt}
         prompt = chat_prompt(parts.base.tokenizer, [message], source="PROMPT")
@@ -124,13 +126,20 @@ def export(path: Path, to: Path, *, merge: bool = False, checkpoint: str | None 
         raise InputError(f"--to {to}: exists already, expected a new or empty folder")
     folder = adapter_folder(path, checkpoint)
     lora, state = load_adapter(folder)
+    base: BaseModel | None = None
+    if merge:
+        name = lora.base_model_name_or_path
+        if not name:
+            raise InputError(f"{folder}: names no base model, expected one to merge it into")
+        base = load_base(name)
+        load_founder(base, folder, name)
     to = to.absolute()
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--to {to}: cannot be made ({error.strerror}), expected a new folder") from None
-    if merge:
-        export_merged(to, load_base(str(lora.base_model_name_or_path)), lora, state)
+    if base is not None:
+        export_merged(to, base, lora, state)
         return to
     temporary = temporary_folder(to)
     for file in folder.iterdir():

@@ -1,13 +1,13 @@
 """A run's parts, loaded and checked before any work: task, reward, base model, layout, evaluator."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError
 from torch import Tensor
 
 from evolora.engine.base import Engine
@@ -20,6 +20,7 @@ from evolora.human.exchange import run_votes
 from evolora.human.feedback import VotedScorer, check_page
 from evolora.models.base import BaseModel, given_base, load_base
 from evolora.models.export import load_adapter
+from evolora.models.foreign import reason_of
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import for_causal_lm, lora_config, lora_layout
 from evolora.population.evaluation import LocalEvaluator
@@ -33,6 +34,7 @@ from evolora.rewards import (
 from evolora.rewards.options import HUMAN
 from evolora.rng import keyed_seed
 from evolora.runs.given import Given, refuse_forgotten
+from evolora.runs.memory import check_memory, check_population
 from evolora.runs.options import RunOptions
 from evolora.runs.tracking.terminal import View
 from evolora.tasks.chat import use_template, with_prompts
@@ -89,10 +91,11 @@ def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None 
     torch.set_num_threads(threads_an_operation(base.model, threads))
     products = resolved_products(base.model, config.engine.products)
     if adapter is not None:
-        lora, layout, founder = _loaded(base, adapter, config)
+        lora, layout, founder = load_founder(base, adapter, config.model.name)
     else:
         lora = _lora(base, config) if given.peft_config is None else for_causal_lm(base.model, given.peft_config)
         layout, founder = _layout(base, lora, config)
+        check_population(config, layout.genome_length)
     max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task)
     scoring = _scoring(config, conversational=task.conversational)
     scorer: Scorer
@@ -171,25 +174,24 @@ def _voted_scorer(config: RunOptions, base: BaseModel, device: str, *, finished:
 def _base(config: RunOptions, given: Given, device: str) -> BaseModel:
     if given.model is not None and given.tokenizer is not None:
         return given_base(given.model, given.tokenizer)
-    try:
-        base = load_base(config.model.name, device=device, dtype=getattr(torch, config.model.dtype))
-    except (SafetensorError, RuntimeError) as error:  # weights cut short, of another shape, too many for the device
-        raise InputError(f"--model {config.model.name}: cannot be loaded: {str(error).splitlines()[0]}") from None
-    # transformers makes an empty tokenizer where there is none.
-    if len(base.tokenizer) <= len(base.tokenizer.all_special_ids):
-        raise InputError(f"--model {config.model.name}: found no tokenizer with the model, expected one")
-    return base
+    return load_base(
+        config.model.name,
+        device=device,
+        dtype=getattr(torch, config.model.dtype),
+        check=lambda model: check_memory(config, model),
+    )
 
 
-def _loaded(base: BaseModel, adapter: Path, config: RunOptions) -> tuple[LoraConfig, GenomeLayout, Tensor]:
+def load_founder(base: BaseModel, adapter: Path, model: str) -> tuple[LoraConfig, GenomeLayout, Tensor]:
+    """An adapter as a genome of the base `model`. Raises InputError for one that does not fit it."""
     lora, state = load_adapter(adapter)
     try:
         layout, _ = lora_layout(base.model, lora, seed=0)
         return lora, layout, layout.from_state_dict(state)
     except InputError:
         raise
-    except ValueError as error:
-        raise InputError(f"{adapter}: does not fit --model {config.model.name}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # PEFT takes its configuration as it is
+        raise InputError(f"{adapter}: does not fit --model {model}: {reason_of(error)}") from None
 
 
 def _lora(base: BaseModel, config: RunOptions) -> LoraConfig:
@@ -209,11 +211,13 @@ def _layout(base: BaseModel, lora: LoraConfig, config: RunOptions) -> tuple[Geno
         return lora_layout(base.model, lora, seed=keyed_seed(config.run.seed, "initial A"))
     except InputError:
         raise
-    except ValueError as error:
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(f"--lora-r {config.lora.r}: cannot be laid out: {reason_of(error)}") from None
+    except (ValueError, re.error) as error:
         # PEFT's own words: no module has such a name, or it knows no default for this architecture.
         modules = config.lora.target_modules or "(default)"
         given = modules if isinstance(modules, str) else " ".join(modules)
-        raise InputError(f"--target-modules {given}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"--target-modules {given}: {reason_of(error)}") from None
 
 
 def _device(name: str) -> str:
