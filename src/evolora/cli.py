@@ -31,7 +31,8 @@ _DEFAULTS = Vocabulary({})
 _APPLY_OPTIONS = [
     _DEFAULTS.place(word)
     for word in (
-        "model", "device", "dtype", "threads", "chat_template", "task", "data", "prompt", "target", "reward",
+        "model", "device", "dtype", "threads", "chat_template", "task", "data", "prompt", "target",
+        "max_validation_prompts", "max_test_prompts", "reward",
         "on_reward_error", "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
     )
 ]  # fmt: skip

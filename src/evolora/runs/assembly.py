@@ -38,7 +38,7 @@ from evolora.runs.memory import check_memory, check_population
 from evolora.runs.options import RunOptions
 from evolora.runs.tracking.terminal import View
 from evolora.tasks.chat import use_template, with_prompts
-from evolora.tasks.task import Task, load_task
+from evolora.tasks.task import Task, capped, load_task
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,10 @@ def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None 
         target=config.task.target,
         reward=config.reward.name,
         seed=config.run.seed,
+    )
+    whole = task
+    task = capped(
+        whole, validation=config.task.max_validation_prompts, test=config.task.max_test_prompts, seed=config.run.seed
     )
     refuse_forgotten(config.model.name, task.reward, given)
     expression, functions = given.reward or (None, {})
@@ -141,6 +145,14 @@ def assemble(config: RunOptions, given: Given, view: View, adapter: Path | None 
         f"{task.name}: {len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test prompts; "
         f"reward {scorer.name}; at most {max_new_tokens} new tokens"
     )
+    for split, all_of_them, used in (
+        ("validation", whole.validation, task.validation),
+        ("test", whole.test, task.test),
+    ):
+        if len(used) < len(all_of_them):
+            view.say(
+                f"Of {len(all_of_them):,} {split} prompts {len(used):,} are drawn by the seed (--max-{split}-prompts)."
+            )
     if not task.held_out:
         view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
     chosen.prepare(view, learns=adapter is None and config.refiner.type != "none", dropout=lora.lora_dropout)

@@ -67,6 +67,28 @@ class Task:
         return self.train[0].messages is not None
 
 
+def capped(task: Task, *, validation: int, test: int, seed: int) -> Task:
+    """The task with at most so many validation and test examples, drawn by the seed, in their order.
+
+    >>> task = load_task(task="format")
+    >>> len(task.test) > 5, len(capped(task, validation=3, test=5, seed=0).test)
+    (True, 5)
+    """
+    return replace(
+        task,
+        validation=_drawn(task.validation, validation, seed, "validation"),
+        test=_drawn(task.test, test, seed, "test"),
+    )
+
+
+def _drawn(examples: tuple[Example, ...], count: int, seed: int, split: str) -> tuple[Example, ...]:
+    if len(examples) <= count:
+        return examples
+    keys = [keyed_seed(seed, "drawn", split, example.prompt) for example in examples]
+    chosen = sorted(sorted(range(len(examples)), key=lambda row: (keys[row], row))[:count])
+    return tuple(examples[row] for row in chosen)
+
+
 def columns_of(examples: Iterable[Example]) -> dict[str, list[object]]:
     """The examples' columns as lists, as a reward function takes them; no examples have no columns.
 
