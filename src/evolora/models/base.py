@@ -82,6 +82,9 @@ def _try(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Compute one token, so that what a configuration asks for and cannot be done is found now. Raises anything."""
     ids = [*tokenizer("a")["input_ids"], tokenizer.eos_token_id][-1:]
     tokenizer.decode(ids)
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    if not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends]) if end is not None):
+        raise ValueError(f"generation_config.json has eos_token_id {ends!r:.60}, expected a token's number or several")
     with torch.no_grad():
         logits = model(input_ids=torch.tensor([ids], dtype=torch.int64, device=model.device)).logits
     if not bool(logits.isfinite().all()):

@@ -101,12 +101,13 @@ def check_model_folder(subject: str, folder: Path) -> None:
     is none, and a model that comes with code of its own. A hub name is no folder, and looked at by its library."""
     if not folder.is_dir():
         return
-    entries = {entry.name: entry for entry in sorted(folder.iterdir())}
-    for entry in entries.values():
+    entries: dict[str, Path] = {}
+    for entry in sorted(folder.iterdir()):
         try:
             mode = entry.stat().st_mode
-        except OSError as error:
-            raise InputError(f"{subject}: {entry.name} cannot be read ({error.strerror}), expected a file") from None
+        except OSError:  # a link that leads nowhere
+            continue
+        entries[entry.name] = entry
         if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
             raise InputError(f"{subject}: {entry.name} is a device, pipe or socket, expected a file")
     if "config.json" not in entries:
@@ -125,7 +126,7 @@ def check_model_folder(subject: str, folder: Path) -> None:
 def weight_files(subject: str, folder: Path) -> list[str]:
     """The files of a folder's weights. Raises InputError for an index that points out of the folder, and for weights
     that are missing or pickled, which loading would run as a program."""
-    entries = {entry.name for entry in folder.iterdir()}
+    entries = {entry.name for entry in folder.iterdir() if entry.exists()}
     if "model.safetensors" in entries:
         return ["model.safetensors"]
     if _INDEX in entries:

@@ -9,6 +9,7 @@ argument   := value | option "=" value
 value      := number | true | false | none | "text" | 'text' | text without blanks, commas, brackets and quotes
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -357,7 +358,7 @@ def _value(word: str) -> Argument:
             value = number(word)
         except ValueError:
             continue
-        return value if np.isfinite(value) else word
+        return value if isinstance(value, int) or math.isfinite(value) else word
     return word
 
 

@@ -1,5 +1,6 @@
 """A run's options as TOML."""
 
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from evolora.runs.speech import Speech
 # Of every configuration that was written when options were not in parts.
 _OLDER = {"es_scale", "pbt_share"}
 _DEEPEST = 10
+_DEEP_KEY = re.compile(rf"^[ \t\[]*[\w-]+([ \t]*\.[ \t]*[\w-]+){{{_DEEPEST},}}", re.MULTILINE)
 _TOO_DEEP = f"tables or lists are nested deeper than {_DEEPEST} levels, expected options in the tables of their parts"
 
 
@@ -49,7 +51,10 @@ def _older(path: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        values = tomllib.loads(read_text(path))
+        text = read_text(path)
+        if _DEEP_KEY.search(text):  # which tomllib takes long to read
+            raise InputError(f"{path}: {_TOO_DEEP}")
+        values = tomllib.loads(text)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}, expected a configuration file") from None
     except RecursionError:
