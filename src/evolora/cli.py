@@ -18,6 +18,7 @@ from evolora.options import can_do_without
 from evolora.rewards.options import HUMAN
 from evolora.runs.config_file import config_toml, read_config, read_run_config
 from evolora.runs.help import full_help, option_help, short_help
+from evolora.runs.memory import check_at_once
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.parts import Place, Vocabulary
 from evolora.runs.speech import Speech
@@ -221,6 +222,7 @@ def _train(typed: Typed) -> int:
         return _resumed_by_train(typed)
     sources = [read_config(Path(path)) for path in typed.files]
     options = make_options(*sources, typed.source)
+    check_at_once(options)
     _quieten()
     if typed.dry_run:
         return _dry_run(options)

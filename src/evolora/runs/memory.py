@@ -1,10 +1,14 @@
 """Whether a run's options ask for many times the memory that the machine has: looked at before it is taken."""
 
+import contextlib
+import json
 import os
+from pathlib import Path
 from typing import Any
 
 from evolora.errors import InputError
 from evolora.population.options import RolloutOptions
+from evolora.reading import read_text
 from evolora.runs.options import RunOptions
 
 # Bounds from below are rough, and a system may lend more than it has; what is this much above is a slip of the keys.
@@ -17,10 +21,26 @@ def check_memory(options: RunOptions, model: Any) -> None:
     the population with one adapted layer at least, and the tokens of the rollouts; and where completions are longer
     than the model has room for."""
     text = model.get_text_config(decoder=True)
-    room, tokens = getattr(text, "max_position_embeddings", None), options.completion.max_new_tokens
+    _check(options, getattr(text, "hidden_size", None), getattr(text, "max_position_embeddings", None))
+
+
+def check_at_once(options: RunOptions) -> None:
+    """The same before torch is loaded, where the model is in a folder and calls its sizes as most do."""
+    bundled = Path(__file__).parents[1] / "assets" / options.model.name
+    values: Any = None
+    with contextlib.suppress(OSError, ValueError, RecursionError):  # which loading it will say
+        values = json.loads(read_text((bundled if bundled.is_dir() else Path(options.model.name)) / "config.json"))
+    values = values if isinstance(values, dict) else {}
+    width = values.get("hidden_size", values.get("n_embd"))
+    room = values.get("max_position_embeddings", values.get("n_positions"))
+    _check(options, *(size if type(size) is int and size > 0 else None for size in (width, room)))
+
+
+def _check(options: RunOptions, width: int | None, room: int | None) -> None:
+    tokens = options.completion.max_new_tokens
     if room is not None and tokens is not None and tokens >= room:
         raise InputError(f"--max-new-tokens {tokens}: expected fewer than the model's {room} positions")
-    check_population(options, 2 * options.lora.r * (getattr(text, "hidden_size", None) or 1))
+    check_population(options, 2 * options.lora.r * (width or 1))
     refiner = options.refiner
     if isinstance(refiner, RolloutOptions):
         rows = options.evolution.refine * refiner.rollout_prompts * refiner.rollout_samples
