@@ -5,13 +5,17 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test lint format bench study study-quick results model wheel clean
+.PHONY: demo test fuzz lint format bench study study-quick results model wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python hybrid_ga_rl.py --gens 20 --pop 8
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q --durations=10 --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# A thousand bad inputs, each of which should be refused in a sentence. Some minutes.
+fuzz: $(VENV)/.installed-test
+	$(BIN)/python scripts/fuzz.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

@@ -15,12 +15,13 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from evolora.errors import CheckpointError, InputError, RewardError, ran_out
+from evolora.errors import CheckpointError, InputError, RewardError, check_text, names_refused, ran_out
 from evolora.masking import mask
 from evolora.options import can_do_without
 from evolora.rewards.options import HUMAN
 from evolora.runs.config_file import config_toml, read_config, read_run_config
 from evolora.runs.help import full_help, option_help, short_help
+from evolora.runs.memory import check_at_once
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.parts import RESUMABLE, Place, Vocabulary
 from evolora.runs.speech import Speech
@@ -36,7 +37,8 @@ _DEFAULTS = Vocabulary({})
 _APPLY_OPTIONS = [
     _DEFAULTS.place(word)
     for word in (
-        "model", "device", "dtype", "threads", "chat_template", "task", "data", "prompt", "target", "reward",
+        "model", "device", "dtype", "threads", "chat_template", "task", "data", "prompt", "target",
+        "max_validation_prompts", "max_test_prompts", "reward",
         "on_reward_error", "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
     )
 ]  # fmt: skip
@@ -77,17 +79,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     number after another."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
-        if given[:1] == ["train"]:
-            return _train(typed_words(given[1:]))
-        parser = _parser()
-        if not given:
-            parser.print_help()
-            return 0
-        options = vars(parser.parse_args(given))
-        command = options.pop("command")
-        return int(command(options))
+        with names_refused():
+            return _command_of(given)
     except InputError as error:
-        print(f"evolora: {error}", file=sys.stderr)
+        print("evolora:", *str(error).split("\n"), file=sys.stderr)
         return 2
     except (RewardError, CheckpointError) as error:
         print(f"evolora: {error}", file=sys.stderr)
@@ -102,6 +97,20 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise
         print("; ".join([f"evolora: {lacked}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 1
+
+
+def _command_of(given: list[str]) -> int:
+    for number, argument in enumerate(given, 1):
+        check_text(f"argument {number}", argument)
+    if given[:1] == ["train"]:
+        return _train(typed_words(given[1:]))
+    parser = _parser()
+    if not given:
+        parser.print_help()
+        return 0
+    options = vars(parser.parse_args(given))
+    command = options.pop("command")
+    return int(command(options))
 
 
 def _quieten() -> None:
@@ -252,6 +261,7 @@ def _train(typed: Typed) -> int:
         return _resumed_by_train(typed)
     sources = [read_config(Path(path)) for path in typed.files]
     options = make_options(*sources, typed.source)
+    check_at_once(options)
     _quieten()
     if typed.dry_run:
         return _dry_run(options)

@@ -1,6 +1,7 @@
 """Bad input is refused before any work: exit code 2, one line that names it, no traceback, no run folder."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -247,6 +248,103 @@ def test_adapters_that_do_not_fit(toy: Any, evolora: Any, finished: Path, llama:
     (broken / "adapter_config.json").write_text("{")
     refused(evolora("evaluate", broken), str(broken))
     assert not (tmp_path / "to").exists()
+
+
+def test_a_merge_makes_the_checks_of_generate(
+    toy: Any, evolora: Any, finished: Path, llama: Path, tmp_path: Path
+) -> None:
+    adapter = Path(shutil.copytree(finished / "best", tmp_path / "adapter"))
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    for base, said in ((str(llama), "does not fit"), ("", "names no base model"), (None, "names no base model")):
+        (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))
+        refused(evolora("export", adapter, "--to", tmp_path / "to", "--merge"), str(adapter), said)
+    (adapter / "adapter_config.json").write_text(json.dumps(config))
+    weights = load_file(adapter / "adapter_model.safetensors")
+    name = next(name for name in weights if "lora_A" in name)
+    save_file(weights | {name: weights[name][:, :-1].clone()}, adapter / "adapter_model.safetensors")
+    refused(evolora("export", adapter, "--to", tmp_path / "to", "--merge"), str(adapter), name)
+    assert not (tmp_path / "to").exists()
+
+
+def test_names_that_no_disk_takes(toy: Any, evolora: Any, finished: Path, tmp_path: Path) -> None:
+    long, loop = "x" * 300, tmp_path / "loop"
+    loop.symlink_to(loop)
+    for arguments in (
+        ["generate", long, "word"],
+        ["resume", long],
+        ["export", finished, "--to", tmp_path / long],
+        ["train", *toy.options(tmp_path / long)],
+        ["train", *toy.options(tmp_path / "out", "--data", long + ".jsonl")],
+        ["train", *toy.options(tmp_path / "out", "--model", long)],
+        ["train", long],
+        ["train", *toy.options(tmp_path / "out", "--data", str(loop))],
+        ["train", *toy.options(tmp_path / "out", "--chat-template", str(loop))],
+    ):
+        refused(evolora(*arguments))
+    for text in ("\udcff", "a\0b"):
+        refused(evolora("generate", finished, text), "argument 3", "expected text")
+        refused(evolora("train", *toy.options(tmp_path / "out", "--data", text)), "expected text")
+    config = tmp_path / "config.toml"
+    config.write_text('out = "a\\u0000b"')
+    refused(evolora("train", config), f"{config}: out", "NUL")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_nested_deeply(toy: Any, evolora: Any, tmp_path: Path) -> None:
+    file, run = tmp_path / "deep", tmp_path / "out"
+    for text in ("x = " + "[" * 20_000, "x = " + "[" * 100 + "]" * 100, "a" + ".a" * 20_000 + " = 1"):
+        file.write_text(text)
+        refused(evolora("train", file), str(file), "nested deeper")
+    for reward in ("(" * 5000 + "exact" + ")" * 5000, "1 * " + "-" * 5000 + "exact", "(exact > " * 5000):
+        refused(evolora("train", *toy.options(run, reward=reward)), "--reward", "within more than 50 others")
+    data = file.rename(tmp_path / "deep.jsonl")
+    data.write_text('{"prompt": "a", "target": ' + "[" * 100_000 + "]" * 100_000 + "}\n")
+    refused(evolora("train", *toy.options(run, "--data", str(data))), f"{data} line 1")
+    preferences = data.rename(tmp_path / "preferences.jsonl")
+    refused(evolora("reward-model", "train", preferences, "--out", run), str(preferences), "line 1")
+    assert not run.exists()
+
+
+def test_what_is_no_file(toy: Any, evolora: Any, finished: Path, tmp_path: Path) -> None:
+    pipe, device, run = tmp_path / "pipe.jsonl", tmp_path / "device.jsonl", tmp_path / "out"
+    os.mkfifo(pipe)
+    device.symlink_to("/dev/zero")
+    for path in (pipe, device):
+        for options in (["--data"], ["--chat-template"], ["--config"], ["--reward"]):
+            value = f"json-schema(schema='{path}')" if options == ["--reward"] else str(path)
+            refused(evolora("train", *toy.options(run, *options, value)), str(path), "it is a device, pipe or socket")
+        refused(evolora("reward-model", "train", path, "--out", run), str(path))
+        refused(evolora("train", *toy.options(run, reward=f"{path}:f")), str(path))
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}",
+        "{% for i in range(1000000000) %}x{% endfor %}",
+        "{{ 1 / 0 }}",
+        "{{ " + "(" * 3000 + "1" + ")" * 3000 + " }}",
+        "{% if true %}" * 3000 + "{% endif %}" * 3000,
+        "{{ messages[9].content.x }}",
+    ],
+)
+def test_chat_templates(template: str, toy: Any, evolora: Any, tmp_path: Path) -> None:
+    file, data = tmp_path / "template.jinja", tmp_path / "chat.jsonl"
+    file.write_text(template)
+    data.write_text(json.dumps({"prompt": [{"role": "user", "content": "a"}], "target": "b"}) + "\n")
+    options = ["--data", str(data), "--chat-template", str(file)]
+    refused(evolora("train", *toy.options(tmp_path / "out", *options)), str(data), "the chat template refuses")
+
+
+def test_no_more_test_prompts_than_asked_for(toy: Any, evolora: Any, tmp_path: Path) -> None:
+    caps = ["--max-validation-prompts", "2", "--max-test-prompts", "1"]
+    code, shown, errors = evolora("train", *toy.options(tmp_path / "out", *caps, "--refiner", "none", gens=1))
+    assert code == 0, errors
+    assert "2 validation, 1 test prompts" in shown and "Of 3 test prompts 1 are drawn by the seed" in shown
+    assert json.loads((tmp_path / "out" / "summary.json").read_text())["test_prompts"] == 1
+    code, shown, errors = evolora("evaluate", tmp_path / "out", "--max-test-prompts", "3", "--no-base")
+    assert code == 0 and shown.endswith("3 prompts\n"), errors
 
 
 def test_prompts_that_cannot_be_completed(evolora: Any, finished: Path) -> None:

@@ -209,7 +209,7 @@ def _local() -> Any:
         (_local(), {}, ("local", "top level")),
         ("own.py:gone", {}, ("own.py:gone", "'gone'")),
         ("broken.py:f", {}, ("broken.py", "RuntimeError: at import")),
-        ("leaves.py:f", {}, ("leaves.py", "ended with exit code 4")),
+        ("leaves.py:f", {}, ("leaves.py", "os._exit(4)")),
         ("unknown", {}, ("'unknown'",)),
         ("exact", {"workers": 0}, ("0", "at least 1")),
         ("exact", {"timeout": 0.0}, ("0.0", "positive")),

@@ -66,7 +66,7 @@ def test_what_is_whole_of_damaged_metrics_is_kept(tmp_path: Path) -> None:
     path.write_text(whole.replace('3, "fitness.best": 0.5', '3, "fitness.best": 0.9'))
     recover(tmp_path, 3, run, said.append)
     assert said[0] == (
-        f"{path}: line 3 is altered, or one is missing before it, set aside as metrics.jsonl.damaged-1, begun again with "
-        "what is left"
+        f"{path}: line 3 is altered, or one is missing before it, set aside as metrics.jsonl.damaged-1, "
+        "begun again with what is left"
     )
     assert path.read_text() == "".join(whole.splitlines(keepends=True)[:2])

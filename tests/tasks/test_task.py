@@ -20,6 +20,7 @@ from evolora.tasks.task import (
     Example,
     Task,
     bundled_task,
+    capped,
     columns_of,
     load_task,
     messages_of,
@@ -450,3 +451,25 @@ def test_the_bundled_tasks_are_held_out_and_feed_their_reward(name: str) -> None
 
 def test_the_default_task_is_translate() -> None:
     assert load() == bundled_task("translate")
+
+
+def test_what_is_drawn_depends_on_the_seed_and_not_on_the_order(tmp_path: Path) -> None:
+    def drawn(rows: list[int], seed: int) -> list[str]:
+        examples = tuple(Example(f"prompt {row}", {}) for row in rows)
+        task = Task("own", examples, examples, examples, "exact", False, ())
+        found = capped(task, validation=3, test=5, seed=seed)
+        assert len(found.validation) == 3 and found.train == examples
+        return [example.prompt for example in found.test]
+
+    rows = list(range(50))
+    assert len(drawn(rows, 0)) == 5 and drawn(rows, 0) != drawn(rows, 1)
+    assert sorted(drawn(rows[::-1], 0)) == sorted(drawn(rows, 0))
+    assert drawn(rows, 0) == sorted(drawn(rows, 0), key=lambda prompt: int(prompt.split()[1])), "in their order"
+
+
+@pytest.mark.parametrize("value", ["\\ud800", ["\\ud800"]])
+def test_half_of_a_surrogate_pair_in_a_column(value: object, tmp_path: Path) -> None:
+    path = tmp_path / "own.jsonl"
+    path.write_text(json.dumps({"prompt": "a", "target": value}).replace("\\\\", "\\") + "\n")
+    with pytest.raises(InputError, match="line 1 has the 'target'"):
+        load_task(data=path)

@@ -87,8 +87,8 @@ def _mark(engine: Engine, model: PreTrainedModel, lora: LoraConfig) -> Path | No
 def check_engine(
     engine: Engine, model: PreTrainedModel, lora: LoraConfig, founder: Tensor, text: Text, *, name: str
 ) -> Difference:
-    """Compare `engine` with `model` and with PEFT's adapter of the genome `founder` [genome_length] and noise; `name` is
-    the model's in messages. What was found.
+    """Compare `engine` with `model` and with PEFT's adapter of the genome `founder` [genome_length] and noise; `name`
+    is the model's in messages. What was found.
 
     Raises InputError where they differ, or where the engine cannot run the model.
     """

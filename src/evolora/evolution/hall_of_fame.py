@@ -57,7 +57,7 @@ class HallOfFame:
             return
         everybody = self._members.join(candidates.select(fresh))
         values = [*self.fitness, *(fitness[row] for row in fresh)]
-        rows = [0, *(1 + row for row in elites(torch.tensor(values[1:]), self.size).tolist())]
+        rows = [0, *(1 + row for row in elites(torch.tensor(values[1:], dtype=torch.float32), self.size).tolist())]
         self._members, self.fitness = everybody.select(rows), [values[row] for row in rows]
 
     def best(self) -> Population:

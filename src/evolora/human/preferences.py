@@ -5,8 +5,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from evolora.errors import InputError
+from evolora.errors import InputError, encodes
 from evolora.files import write_text
+from evolora.reading import read_text
 
 _KEYS = ("prompt", "chosen", "rejected")
 
@@ -29,7 +30,7 @@ def read_preferences(path: Path) -> list[Preference]:
     Raises InputError, with file and line, for anything else, and for a file without any.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = read_text(path).splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise InputError(f"{path}: {reason}, expected a JSONL file of prompt, chosen and rejected") from None
@@ -42,14 +43,17 @@ def read_preferences(path: Path) -> list[Preference]:
 def _preference(line: str, place: str) -> Preference:
     try:
         row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise InputError(f"{place}: not valid JSON ({error.msg}), expected an object") from None
+    except (ValueError, RecursionError) as error:
+        reason = error.msg if isinstance(error, json.JSONDecodeError) else error
+        raise InputError(f"{place}: not valid JSON ({reason}), expected an object") from None
     if not isinstance(row, dict) or any(key not in row for key in _KEYS):
         found = f"the keys {', '.join(row)}" if isinstance(row, dict) else f"{line.strip()[:60]!r}"
         raise InputError(f"{place}: found {found}, expected prompt, chosen and rejected")
     for key in _KEYS:
         if not isinstance(row[key], str):
             raise InputError(f"{place}: {key} is {str(row[key])[:60]!r}, expected text")
+        if not encodes(row[key]):
+            raise InputError(f"{place}: {key} is {row[key][:60]!r}, expected text that can be encoded as UTF-8")
     if row["chosen"] == row["rejected"]:
         raise InputError(f"{place}: chosen and rejected are the same text, expected two that differ")
     return Preference(row["prompt"], row["chosen"], row["rejected"])

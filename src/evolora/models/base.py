@@ -17,7 +17,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from evolora.errors import InputError
-from evolora.files import is_sealed, verify
+from evolora.models.foreign import check_model_folder, check_sizes, loading
 
 BUNDLED_MODEL = "tiny-gpt2"
 _ASSETS = Path(__file__).parents[1] / "assets"
@@ -37,43 +37,47 @@ def model_path(name: str) -> str:
     return str(_ASSETS / BUNDLED_MODEL) if name == BUNDLED_MODEL else name
 
 
-def load_base(name: str, *, device: str = "cpu", dtype: torch.dtype = torch.float32) -> BaseModel:
-    """Load a causal LM that transformers knows, frozen and in evaluation mode, and its tokenizer.
+def load_base(
+    name: str,
+    *,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    check: Callable[[Any], None] | None = None,
+) -> BaseModel:
+    """Load a causal LM that transformers knows, frozen and in evaluation mode, and its tokenizer. Code that comes with
+    it is never run. `check` may refuse its configuration before any weights are read.
 
-    Raises InputError when there is no such model, when it is no causal LM, and when its weights are quantised,
-    incomplete or not finite; CheckpointError when it is one of a run's folders and altered.
+    Raises InputError when there is no such model, when it is no causal LM, when its weights are pickled, quantised,
+    incomplete or not finite, and when any of its files cannot be read; CheckpointError when it is one of a run's
+    folders and altered.
     """
-    path = model_path(name)
-    if is_sealed(Path(path)):
-        verify(Path(path))
-    if (Path(path) / "adapter_config.json").is_file():
+    path, subject = model_path(name), f"--model {name}"
+    folder = Path(path)
+    if is_sealed(folder):
+        verify(folder)
+    if (folder / "adapter_config.json").is_file():
         raise InputError(
-            f"--model {name}: found a PEFT adapter, expected a base model; merge it first by "
+            f"{subject}: found a PEFT adapter, expected a base model; merge it first by "
             f"'evolora export {name} --to MODEL --merge', then --model MODEL"
         )
-    try:
+    check_model_folder(subject, folder)
+    with loading(subject):
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        if "trust_remote_code" in str(error):
-            raise InputError(
-                f"--model {name}: runs code of its own, expected an architecture that transformers knows"
-            ) from None
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(
-            f"--model {name}: expected a model folder or a hub name that can be loaded: {reason}"
-        ) from None
-    _refuse_other_kinds(f"--model {name}", config)
-    try:
+        _refuse_other_kinds(subject, config)
+        check_sizes(subject, config, folder)
+        if check is not None:
+            check(config)
         tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
+        # transformers makes an empty tokenizer where there is none.
+        if len(tokenizer) <= len(tokenizer.all_special_ids):
+            raise InputError(f"{subject}: found no tokenizer with the model, expected one")
+        if tokenizer.eos_token_id is None:
+            raise InputError(f"{subject}: its tokenizer has no end-of-sequence token, expected one")
+        if tokenizer.pad_token_id is None:
+            tokenizer.pad_token = tokenizer.eos_token
         model = load_whole(AutoModelForCausalLM, path, dtype=dtype)
-    except (OSError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"--model {name}: cannot be loaded: {reason}") from None
-    if tokenizer.eos_token_id is None:
-        raise InputError(f"--model {name}: its tokenizer has no end-of-sequence token, expected one")
-    if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
-    model.requires_grad_(False).eval().to(device)
+        model.requires_grad_(False).eval().to(device)
+        _try(model, tokenizer)
     return BaseModel(model, tokenizer, path)
 
 
@@ -84,7 +88,12 @@ def load_whole(kind: Any, path: str, *, new: str | None = None, **options: Any) 
     finite. Of a module whose name begins with `new` nothing is expected.
     """
     model, info = kind.from_pretrained(
-        path, output_loading_info=True, ignore_mismatched_sizes=True, trust_remote_code=False, **options
+        path,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,
+        trust_remote_code=False,
+        use_safetensors=True,
+        **options,
     )
     shapes = {name: f"{tuple(found)}, expected {tuple(right)}" for name, found, right in info["mismatched_keys"]}
     if shapes:
@@ -109,6 +118,19 @@ def _refuse_infinite(model: PreTrainedModel) -> None:
 
 def _more(names: Collection[str]) -> str:
     return f" ({len(names)} such in all)" if len(names) > 1 else ""
+
+
+def _try(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    """Compute one token, so that what a configuration asks for and cannot be done is found now. Raises anything."""
+    ids = [*tokenizer("a")["input_ids"], tokenizer.eos_token_id][-1:]
+    tokenizer.decode(ids)
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    if not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends]) if end is not None):
+        raise ValueError(f"generation_config.json has eos_token_id {ends!r:.60}, expected a token's number or several")
+    with torch.no_grad():
+        logits = model(input_ids=torch.tensor([ids], dtype=torch.int64, device=model.device)).logits
+    if not bool(logits.isfinite().all()):
+        raise ValueError("what it computes is not finite")
 
 
 def module_tree(model: PreTrainedModel) -> PreTrainedModel:
@@ -153,6 +175,8 @@ def given_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Ba
 def _refuse_other_kinds(subject: str, config: Any) -> None:
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
     architectures = config.architectures or [f"no architecture for {config.model_type}"]
+    if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
+        raise InputError(f"{subject}: found the architectures {architectures!r:.60}, expected a list of names")
     if not config.architectures and config.model_type not in MODEL_FOR_MASKED_LM_MAPPING_NAMES:
         # A kind that is only ever a causal LM needs no saying so.
         architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, architectures[0])]

@@ -1,13 +1,10 @@
 """What leaves a run: an ordinary PEFT adapter, or the base model with the adapter merged in."""
 
-import copy
 import json
 import re
 from pathlib import Path
 
-import torch
-from peft import LoraConfig, get_peft_model
-from safetensors import SafetensorError
+from peft import LoraConfig
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -15,8 +12,9 @@ from evolora.errors import InputError
 from evolora.files import seal, whole_folder, write_text
 from evolora.masking import mask, with_references
 from evolora.models.base import BUNDLED_MODEL, BaseModel, model_path
+from evolora.models.foreign import check_adapter_config, loading
 from evolora.models.genome import GenomeLayout
-from evolora.models.lora import as_peft_model, check_lora, set_state
+from evolora.models.lora import as_peft_model, check_lora, set_state, wrapped
 
 # Beside an adapter, its model card, which people edit.
 CARD = "README.md"
@@ -89,10 +87,7 @@ def export_merged(
     """Write the base with the adapter merged in by `merge_and_unload`, and the tokenizer; `sealed`, with a manifest.
     The base is `fresh`, nobody else's: merging changes the weights that it merges into."""
     check_lora(config)  # before PEFT imports what some of its fields name
-    config = copy.deepcopy(config)
-    config.base_model_name_or_path = None  # PEFT warns of another
-    with torch.random.fork_rng(devices=[]):  # PEFT draws an A that `state` replaces
-        peft_model = get_peft_model(fresh.model, config)
+    peft_model = wrapped(fresh.model, config)
     set_state(peft_model, state)
     with whole_folder(folder) as temporary:
         peft_model.merge_and_unload().save_pretrained(temporary)
@@ -108,7 +103,6 @@ def load_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
         raise InputError(
             f"{folder}: found no adapter_config.json with adapter_model.safetensors, expected a PEFT adapter"
         )
-    try:
+    check_adapter_config(folder)
+    with loading(str(folder)):
         return LoraConfig.from_pretrained(folder), load_file(weights)
-    except (SafetensorError, ValueError, TypeError) as error:
-        raise InputError(f"{folder}: not a readable LoRA adapter: {error}") from None

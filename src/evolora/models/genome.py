@@ -94,7 +94,7 @@ class GenomeLayout:
         expected = {key for module in self.modules for key in (module.a_key, module.b_key)}
         if unmatched := sorted(expected.symmetric_difference(state)):
             raise ValueError(f"the adapter does not fit the layout: {unmatched[0]} is on one side only")
-        genome = torch.empty(1, self.genome_length)
+        genome = torch.empty(1, self.genome_length, dtype=torch.float32)
         for module, a, b in self.factors(genome):
             for view, key in ((a[0], module.a_key), (b[0], module.b_key)):
                 if view.shape != state[key].shape:

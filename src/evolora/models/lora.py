@@ -2,6 +2,7 @@
 
 import copy
 import re
+import warnings
 from collections.abc import Iterator
 from dataclasses import fields
 
@@ -223,14 +224,26 @@ def as_peft_model(
     Raises PEFT's ValueError when it cannot wrap the model, and ValueError when `state` lacks a tensor or has one too
     many.
     """
-    config = copy.deepcopy(config)
-    config.base_model_name_or_path = None  # PEFT warns of another than the model's own
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        peft_model = get_peft_model(module_tree(model), config)
+    peft_model = wrapped(module_tree(model), config, seed=seed)
     if state is not None:
         set_state(peft_model, state)
     return peft_model.eval()
+
+
+def wrapped(model: PreTrainedModel, config: LoraConfig, *, seed: int = 0) -> PeftModel:
+    """PEFT's model around `model` itself, A drawn from `seed` in float32. It warns of nothing: what it corrects in a
+    configuration, the base's name or how its layers keep their weights, is as it should be."""
+    config = copy.deepcopy(config)
+    config.base_model_name_or_path = None  # PEFT says the model's own
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float32)
+    try:
+        with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            torch.manual_seed(seed)
+            return get_peft_model(model, config)
+    finally:
+        torch.set_default_dtype(before)
 
 
 def set_state(peft_model: PeftModel, state: dict[str, Tensor]) -> None:

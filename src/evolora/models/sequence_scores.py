@@ -16,7 +16,7 @@ from transformers import (
 )
 
 from evolora.errors import InputError
-from evolora.models.base import load_whole
+from evolora.models.foreign import check_model_folder, check_sizes, loading
 
 
 def written(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]) -> list[str]:
@@ -32,13 +32,13 @@ def load_model(
     Raises InputError, which says `what` it is and names the model, when either cannot be loaded, or when tensors are
     missing, of another shape or not finite, but for those of the `new` module.
     """
-    try:
+    subject = f"{what} is {model!r} on {device}"
+    check_model_folder(subject, Path(model))
+    with loading(subject):
+        check_sizes(subject, AutoConfig.from_pretrained(model, trust_remote_code=False), Path(model))
         tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right", trust_remote_code=False)
         loaded = load_whole(kind, model, new=new, **options)
         loaded = loaded.eval().requires_grad_(False).to(device)
-    except (OSError, ValueError, RuntimeError, AssertionError) as error:
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise InputError(f"{what} is {model!r} on {device}, and cannot be loaded: {reason}") from None
     # transformers makes an empty tokenizer where there is none.
     if len(tokenizer) <= len(tokenizer.all_special_ids):
         raise InputError(f"{what} is {model!r}, found no tokenizer with it, expected one.")

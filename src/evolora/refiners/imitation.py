@@ -83,8 +83,8 @@ class Imitation:
         lessons = self.replay.lessons()
         count = min(round(self._untold(scores, scored) * self.most), len(lessons))
         counts = {
-            "lessons": torch.full((len(rows),), float(len(lessons))),
-            "taught": torch.full((len(rows),), float(count)),
+            "lessons": torch.full((len(rows),), float(len(lessons)), dtype=torch.float32),
+            "taught": torch.full((len(rows),), float(count), dtype=torch.float32),
         }
         if not count:
             return counts

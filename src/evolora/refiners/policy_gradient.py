@@ -282,7 +282,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
     ) -> dict[str, Tensor]:
         """Clipped updates of `rows` [k, genome_length], in place; the means of their statistics, each [k]. What they
         take is added to `costs`."""
-        updates = torch.zeros(rollout.scores.shape[0], device=rows.device)
+        updates = torch.zeros(rollout.scores.shape[0], device=rows.device, dtype=torch.float32)
         before, moved = rows.detach().clone(), torch.zeros_like(updates)
         # Without a single update there is nothing else to report.
         sums = {name: torch.zeros_like(updates) for name in _UPDATE_STATS}

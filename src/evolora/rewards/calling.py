@@ -11,6 +11,7 @@ from pathlib import Path
 from evolora.masking import concealed
 from evolora.rewards.base import FailedReward, Reward, Value
 from evolora.rewards.event_loop import EventLoop
+from evolora.rewards.process_state import ProcessEnded
 
 # What is shown of a text, and of a traceback and the like.
 _TEXT_LIMIT = 1000
@@ -66,6 +67,8 @@ def call_reward(
 
 def raised(error: BaseException) -> FailedReward:
     """The failure that an exception is."""
+    if isinstance(error, ProcessEnded):
+        return FailedReward(f"left Python with {error}", error)
     if isinstance(error, SystemExit):
         return FailedReward(f"left Python with SystemExit({'' if error.code is None else shown(error.code)})", error)
     try:

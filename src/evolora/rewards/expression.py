@@ -9,6 +9,7 @@ argument   := value | option "=" value
 value      := number | true | false | none | "text" | 'text' | text without blanks, commas, brackets and quotes
 """
 
+import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +35,8 @@ _COMPARISON = re.compile(r">=|<=|>|<")
 _TEXT = re.compile(r"""[^\s,()'"]+""")
 _ABSOLUTE = re.compile(r"""(?<![\w/:.])/[^\s'"=:]+""")
 _QUOTED = re.compile(r""""((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'""")
+
+_DEEPEST = 50
 
 _COMPARE: dict[str, Callable[[Values, Values], npt.NDArray[np.bool_]]] = {
     ">": np.greater,
@@ -236,6 +239,7 @@ class _Parser:
     def __init__(self, text: str) -> None:
         self.text = text
         self.at = 0
+        self.depth = 0
 
     def whole(self) -> Node:
         root = self.expression()
@@ -265,6 +269,17 @@ class _Parser:
         return parts[0] if len(parts) == 1 else Product(tuple(parts))
 
     def factor(self) -> Node:
+        self.depth += 1
+        if self.depth > _DEEPEST:
+            raise InputError(
+                f"--reward {self.text[:60]!r}...: found brackets or signs within more than {_DEEPEST} others, "
+                "expected fewer."
+            )
+        found = self._factor()
+        self.depth -= 1
+        return found
+
+    def _factor(self) -> Node:
         sign = self.peek()
         if sign == "-":
             self.at += 1
@@ -356,7 +371,7 @@ def _value(word: str) -> Argument:
             value = number(word)
         except ValueError:
             continue
-        return value if np.isfinite(value) else word
+        return value if isinstance(value, int) or math.isfinite(value) else word
     return word
 
 

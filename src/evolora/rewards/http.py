@@ -7,6 +7,8 @@ import http.client
 import json
 import math
 import os
+import queue
+import threading
 import time
 import urllib.error
 import urllib.parse
@@ -30,7 +32,7 @@ _ABOUT_CONTENT = (400, 413, 422, 500)
 def make_http(
     *,
     url: str,
-    timeout: float = 10.0,
+    timeout: float = 60.0,
     retries: int = 3,
     backoff: float = 0.5,
     batch_size: int = 32,
@@ -42,17 +44,21 @@ def make_http(
     the token in that environment variable (`Authorization: Bearer`). `env:NAME` in the address stands for that
     variable, percent-encoded behind the `?`.
 
-    A request that finds no server, takes longer than `timeout` seconds, or is answered with status 408, 425, 429 or 5xx
-    is sent again, up to `retries` times, after `backoff` seconds and then twice as long each time, or as long as the
-    server's Retry-After says, never more than 60 s. Redirects are not followed. When the server answers but refuses the
-    request for its content (400, 413, 422, 500, or no such list of scores), its completions are sent one at a time, so
-    that only those at fault fail; when it cannot be reached, all fail, and the rest of the batch is not tried.
+    A request that finds no server or is answered with status 408, 425, 429 or 5xx is sent again, up to `retries` times,
+    after `backoff` seconds and then twice as long each time, or as long as the server's Retry-After says, never more
+    than 60 s. All of that together, connecting, waiting and slow answers, takes at most `timeout` seconds. Redirects
+    are not followed. When the server answers but refuses the request for its content (400, 413, 422, 500, or no such
+    list of scores), its completions are sent one at a time, so that only those at fault fail; when it cannot be
+    reached, all fail, and the rest of the batch is not tried.
 
     The range is the endpoint's own. Raises InputError for options out of range and an unset variable.
     """
     before, mark, query = url.partition("?")
     address = resolved(before) + mark + resolved(query, lambda value: urllib.parse.quote(value, safe=""))
-    parts = urllib.parse.urlsplit(address)
+    try:
+        parts = urllib.parse.urlsplit(address)
+    except ValueError as error:
+        raise InputError(f"reward http: url is {url!r} ({error}), expected an address.") from None
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise InputError(f"reward http: url is {url!r}, expected one that begins with http:// or https:// and a host.")
     if parts.username is not None or parts.password is not None:
@@ -120,20 +126,18 @@ class HTTPReward:
     def _answer(self, body: bytes, *, split: bool) -> bytes:
         """The server's answer, after as many retries as it takes; _RefusedError or _UnreachableError without one. A
         part of a request that was refused for its content is not retried for that."""
+        deadline = time.monotonic() + self._timeout
         for attempt in range(self._retries + 1):
             wait = self._backoff * 2**attempt
             again = "" if attempt == 0 else f" ({attempt + 1} attempts)"
             try:
-                return self._post(body)
-            except urllib.error.HTTPError as error:
-                with error:
-                    found = f"was answered with status {error.code}{_reason(error)}{again}"
-                    about_content = error.code in _ABOUT_CONTENT
-                    passing = error.code in _PASSING or (error.code >= 500 and not (split and about_content))
-                    failure = _RefusedError(found) if about_content else _UnreachableError(found)
-                    wait = _retry_after(error.headers, wait)
-            except TimeoutError:
-                failure, passing = _UnreachableError(f"had no answer within {self._timeout:g} s{again}"), True
+                return self._post(body, deadline)
+            except _StatusError as error:
+                found = f"was answered with status {error.code}{error.reason}{again}"
+                about_content = error.code in _ABOUT_CONTENT
+                passing = error.code in _PASSING or (error.code >= 500 and not (split and about_content))
+                failure = _RefusedError(found) if about_content else _UnreachableError(found)
+                wait = _retry_after(error.headers, wait)
             except (OSError, http.client.HTTPException) as error:
                 cause = error.reason if isinstance(error, urllib.error.URLError) else error
                 if isinstance(cause, TimeoutError):
@@ -141,27 +145,51 @@ class HTTPReward:
                 else:
                     failure = _UnreachableError(f"could not be reached: {cause or type(error).__name__}{again}")
                 passing = True
-            if not passing or attempt == self._retries:
+            wait = min(wait, MAX_WAIT)
+            if not passing or attempt == self._retries or time.monotonic() + wait >= deadline:
                 raise failure
-            time.sleep(min(wait, MAX_WAIT))
+            time.sleep(wait)
         raise AssertionError("unreachable")
 
-    def _post(self, body: bytes) -> bytes:
-        deadline = time.monotonic() + self._timeout
+    def _post(self, body: bytes, deadline: float) -> bytes:
+        """The answer to one request, asked for on a thread of its own: a name that is not resolved, or headers that
+        dribble, know no time limit. The thread ends with its socket."""
+        answers: queue.SimpleQueue[bytes | Exception] = queue.SimpleQueue()
+
+        def ask() -> None:
+            try:
+                answers.put(self._read(body, deadline))
+            except Exception as error:
+                answers.put(error)
+
+        threading.Thread(target=ask, daemon=True, name="evolora-http").start()
+        try:
+            found = answers.get(timeout=max(0.0, deadline - time.monotonic()))
+        except queue.Empty:
+            raise TimeoutError from None
+        if isinstance(found, Exception):
+            raise found
+        return found
+
+    def _read(self, body: bytes, deadline: float) -> bytes:
         request = urllib.request.Request(self._url, body, self._headers, method="POST")
-        with self._opener.open(request, timeout=self._timeout) as response:
-            found = bytearray()
-            # The time-out above is for each read: a server that dribbles is cut off here.
-            while part := response.read1(65536):
-                found += part
-                if time.monotonic() > deadline:
-                    raise TimeoutError
-                if len(found) > MAX_ANSWER:
-                    raise _RefusedError("was answered with more than 64 MiB")
-            expected = response.headers.get("Content-Length", "")
-            if expected.isdecimal() and len(found) < int(expected):  # read1 does not say so
-                raise http.client.IncompleteRead(bytes(found), int(expected) - len(found))
-            return bytes(found)
+        try:
+            with self._opener.open(request, timeout=max(0.001, deadline - time.monotonic())) as response:
+                found = bytearray()
+                # The time-out above is for each read: a server that dribbles is cut off here.
+                while part := response.read1(65536):
+                    found += part
+                    if time.monotonic() > deadline:
+                        raise TimeoutError
+                    if len(found) > MAX_ANSWER:
+                        raise _RefusedError("was answered with more than 64 MiB")
+                expected = response.headers.get("Content-Length", "")
+                if expected.isdecimal() and len(found) < int(expected):  # read1 does not say so
+                    raise http.client.IncompleteRead(bytes(found), int(expected) - len(found))
+                return bytes(found)
+        except urllib.error.HTTPError as error:
+            with error:
+                raise _StatusError(error.code, _reason(error), error.headers) from None
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -177,6 +205,14 @@ class _NoRedirects(urllib.request.HTTPRedirectHandler):
         newurl: str,  # noqa: ARG002
     ) -> None:
         return None
+
+
+class _StatusError(Exception):
+    """The server answered with a status that says that something failed."""
+
+    def __init__(self, code: int, reason: str, headers: email.message.Message) -> None:
+        super().__init__(code)
+        self.code, self.reason, self.headers = code, reason, headers
 
 
 class _RefusedError(Exception):

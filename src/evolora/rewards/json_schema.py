@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evolora.errors import InputError
+from evolora.reading import read_text
 from evolora.rewards.base import Reward
 from evolora.rewards.json_object import VALID_CREDIT, parse_json
 
@@ -44,7 +45,7 @@ def make_json_schema(*, schema: str | None = None) -> Reward:
     if schema is not None:
         try:
             score = _scorer_of(_read(Path(schema)))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise InputError(f"reward json-schema: {schema} {error}, expected the file of a JSON Schema.") from error
 
         def json_schema_file(completions: Sequence[str], **_: object) -> list[float]:
@@ -64,7 +65,7 @@ def make_json_schema(*, schema: str | None = None) -> Reward:
 
 def _read(path: Path) -> object:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = read_text(path)
     except UnicodeDecodeError as error:
         raise ValueError("is not UTF-8 text") from error
     except OSError as error:

@@ -20,6 +20,7 @@ from evolora.rewards.base import Reward
 from evolora.rewards.context import RewardContext
 from evolora.rewards.expression import Argument, Expression, Term, parse, written_argument
 from evolora.rewards.options import HUMAN
+from evolora.rewards.process_state import ProcessState
 from evolora.rewards.registry import BUILTIN_REWARDS, READ_VARIABLES, builtin_factory
 
 _registered: dict[str, Reward] = {}
@@ -254,7 +255,8 @@ def _importing(folder: str, spec: str) -> Iterator[None]:
     sys.path.insert(0, folder)
     importlib.invalidate_caches()
     try:
-        yield
+        with ProcessState(f"importing {spec}").kept():
+            yield
     except (Exception, SystemExit) as error:
         what = " ".join(f"{type(error).__name__}: {error}".split())
         raise InputError(f"--reward {spec} cannot be imported ({what}), expected code that imports cleanly.") from error

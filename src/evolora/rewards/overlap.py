@@ -7,6 +7,7 @@ from evolora.errors import InputError
 from evolora.rewards.base import Reward
 from evolora.rewards.targets import target_texts
 
+MOST_ORDER = 100
 SMOOTH_METHODS = ("exp", "floor", "add-k", "none")
 # sacrebleu has more, which need further packages or download a model.
 BLEU_TOKENIZERS = ("13a", "intl", "zh", "char", "none")
@@ -30,15 +31,15 @@ def make_bleu(
 
     A target may be text, a number, or a list of references; None is not scored. An empty completion or target gets 0.
 
-    Raises InputError for an order below 1, unknown methods and tokenizers, and for a smooth value that is not positive,
-    above 1, or beside a method that takes none.
+    Raises InputError for an order below 1 or above 100, unknown methods and tokenizers, and for a smooth value that is
+    not positive, above 1, or beside a method that takes none.
 
     >>> rewards = make_bleu()(completions=["the cat sat on a mat", "a dog"], target=["the cat sat on a mat", "a cat"])
     >>> [round(reward, 3) for reward in rewards]
     [1.0, 0.5]
     """
-    if order < 1:
-        raise InputError(f"reward bleu: order is {order}, expected a positive number.")
+    if not 1 <= order <= MOST_ORDER:
+        raise InputError(f"reward bleu: order is {order}, expected a number from 1 to {MOST_ORDER}.")
     if smooth_method not in SMOOTH_METHODS:
         raise InputError(
             f"reward bleu: smooth_method is {smooth_method!r}, expected one of {', '.join(SMOOTH_METHODS)}."
@@ -74,15 +75,15 @@ def make_chrf(*, char_order: int = 6, word_order: int = 0, beta: int = 2, ignore
     A target may be text, a number, or a list of references, of which the best counts; None is not scored. An empty
     completion or target gets 0.
 
-    Raises InputError for a char_order or beta below 1 and a negative word_order.
+    Raises InputError for a char_order or beta below 1, a negative word_order, and any above 100.
 
     >>> rewards = make_chrf()(completions=["hello", "help", "sun"], target=["hello", "hello", "hello"])
     >>> [round(reward, 3) for reward in rewards]
     [1.0, 0.377, 0.0]
     """
     for option, value, least in (("char_order", char_order, 1), ("word_order", word_order, 0), ("beta", beta, 1)):
-        if value < least:
-            raise InputError(f"reward chrf: {option} is {value}, expected at least {least}.")
+        if not least <= value <= MOST_ORDER:
+            raise InputError(f"reward chrf: {option} is {value}, expected a number from {least} to {MOST_ORDER}.")
     from sacrebleu.metrics.chrf import CHRF
 
     metric = CHRF(char_order=char_order, word_order=word_order, beta=beta, lowercase=ignore_case)

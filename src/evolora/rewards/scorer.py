@@ -26,6 +26,7 @@ from evolora.rewards.base import (
 from evolora.rewards.calling import Logged, call_reward, raised, shown, shown_at_length, user_traceback
 from evolora.rewards.event_loop import EventLoop
 from evolora.rewards.output import BoundedLog, captured
+from evolora.rewards.process_state import ProcessState
 
 OnError = Literal["raise", "skip"]
 
@@ -82,6 +83,8 @@ class RewardScorer:
 
     Async functions run on one event loop, in a thread that lives as long as the scorer.
 
+    What the function changes of the process is put back (see `ProcessState`), which its log says.
+
     What the function prints and logs while it is called goes to the file `log`, up to 1 MB; without one to the screen,
     up to 64 kB for each batch.
 
@@ -133,6 +136,7 @@ class RewardScorer:
         self._loop = EventLoop()
         self._log = BoundedLog(log)
         self._logged = Logged()
+        self._state = ProcessState(f"reward {self.name}")
         if hasattr(reward, "use_log"):
             reward.use_log(self._log)
 
@@ -157,7 +161,7 @@ class RewardScorer:
             stack.callback(self._log.close)
             stack.callback(self._loop.close)
             if hasattr(self.reward, "close"):
-                with captured(self._log):
+                with captured(self._log), self._state.kept():
                     self._close_reward()
 
     def _close_reward(self) -> None:
@@ -233,7 +237,7 @@ class RewardScorer:
             name: _own(values) for name, values in batch.keywords.items() if self._takes(name)
         }
         keywords = offered | {name: value for name, value in extras.items() if self._takes(name)}
-        with captured(self._log):
+        with captured(self._log), self._state.kept():
             outcome = call_reward(self.reward, keywords, len(batch), self._loop)
         if not isinstance(outcome, FailedReward):
             self._logged.add(logged)

@@ -13,16 +13,17 @@ from peft import LoraConfig
 from evolora.environment import references
 from evolora.errors import InputError
 from evolora.files import MANIFEST, verify, whole_folder
-from evolora.models.base import load_base
+from evolora.models.base import BaseModel, load_base
 from evolora.models.export import CARD, export_merged, load_adapter, name_base
 from evolora.population.evaluation import Evaluation
 from evolora.population.writing import Writer
 from evolora.rng import keyed_seed
-from evolora.runs.assembly import Parts, assemble, check_prompts
+from evolora.runs.assembly import Parts, assemble, check_prompts, load_founder
 from evolora.runs.config_file import read_run_config
 from evolora.runs.fingerprint import weights_sha256
 from evolora.runs.given import Given
 from evolora.runs.identity import read_identity
+from evolora.runs.memory import check_samples
 from evolora.runs.options import Source, make_options
 from evolora.runs.report.inspection import Inspection
 from evolora.runs.report.statistics import bootstrap_interval, compare
@@ -119,6 +120,7 @@ def complete(
     if samples < 0:
         raise InputError(f"--samples {samples}: expected 0, for the greedy completion, or more")
     parts = _parts(path, checkpoint, options or {}, scores=False)
+    check_samples(samples, parts.max_new_tokens)
     if parts.task.conversational:
         message = {"role": "user", "content": prompt}
         prompt = chat_prompt(parts.base.tokenizer, [message], source="PROMPT")
@@ -145,13 +147,18 @@ def export(
         raise InputError(f"--to {to}: exists already, expected a new or empty folder")
     folder = adapter_folder(path, checkpoint)
     lora, state = load_adapter(folder)
+    into: BaseModel | None = None
+    if merge:
+        name = base or _named_base(folder, lora)
+        into = load_base(name)
+        load_founder(into, folder, name)
     to = to.absolute()
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--to {to}: cannot be made ({error.strerror}), expected a new folder") from None
-    if merge:
-        export_merged(to, load_base(base or _named_base(folder, lora)), lora, state)
+    if into is not None:
+        export_merged(to, into, lora, state)
         return to
     with whole_folder(to) as temporary:
         for file in folder.iterdir():
@@ -173,6 +180,8 @@ def folder_named(adapter: Path) -> str | None:
 def _named_base(folder: Path, lora: LoraConfig) -> str:
     """The base model that an adapter names. A variable in its place is refused: whoever wrote it would choose what is
     read here, and where it is sent."""
+    if not lora.base_model_name_or_path:
+        raise InputError(f"{folder}: names no base model, expected --model (for export: --base) beside it")
     name = str(lora.base_model_name_or_path)
     if references(name):
         raise InputError(f"{folder}: its base model is {name}, expected --model (for export: --base) beside it")

@@ -9,7 +9,7 @@ from typing import Any
 from peft import LoraConfig
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from evolora.errors import InputError
+from evolora.errors import InputError, names_refused
 from evolora.options import Options
 from evolora.runs.given import Callback, Given, Rewards, given_reward
 from evolora.runs.options import Source, make_options, python_words
@@ -154,6 +154,7 @@ def _lora_words(config: LoraConfig | None, options: Mapping[str, Any]) -> dict[s
 def _in_python() -> Iterator[None]:
     """Faults inside name options as Python does."""
     try:
-        yield
+        with names_refused():
+            yield
     except InputError as error:
         raise python_words(error) from None

@@ -1,13 +1,13 @@
 """A run's parts, loaded and checked before any work: task, reward, base model, layout, evaluator."""
 
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from peft import LoraConfig
-from safetensors import SafetensorError
 from torch import Tensor
 
 from evolora.engine.base import Engine
@@ -30,6 +30,7 @@ from evolora.human.feedback import VotedScorer, check_page
 from evolora.masking import mask
 from evolora.models.base import BaseModel, given_base, load_base
 from evolora.models.export import load_adapter
+from evolora.models.foreign import reason_of
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import for_causal_lm, lora_config, lora_layout
 from evolora.population.evaluation import LocalEvaluator
@@ -44,10 +45,11 @@ from evolora.rewards.options import HUMAN
 from evolora.rewards.scoring import function_scorer
 from evolora.rng import keyed_seed
 from evolora.runs.given import Given, refuse_forgotten
+from evolora.runs.memory import check_memory
 from evolora.runs.options import RunOptions
 from evolora.runs.tracking.terminal import View
 from evolora.tasks.chat import use_template, with_prompts
-from evolora.tasks.task import Task, load_task
+from evolora.tasks.task import Task, capped, load_task
 
 _UNSCORED = "none"
 
@@ -87,6 +89,10 @@ def assemble(
         reward=used.reward.name if scores else _UNSCORED,
         seed=used.run.seed,
     )
+    whole = task
+    task = capped(
+        whole, validation=config.task.max_validation_prompts, test=config.task.max_test_prompts, seed=config.run.seed
+    )
     refuse_forgotten(config.model.name, task.reward, given)
     expression, functions = given.reward or (None, {})
     human = expression is None and task.reward == HUMAN
@@ -105,10 +111,11 @@ def assemble(
     threads = asked or choose_threads(base.model, available_cores())
     torch.set_num_threads(threads_an_operation(base.model, threads))
     if adapter is not None:
-        lora, layout, founder = _loaded(base, adapter, used)
+        lora, layout, founder = load_founder(base, adapter, used.model.name)
     else:
         lora = _lora(base, used) if given.peft_config is None else for_causal_lm(base.model, given.peft_config)
         layout, founder = _layout(base, lora, used)
+        check_population(used, layout.genome_length)
     engine, products = resolved(base.model, layout, config.engine.type, config.engine.products)
     max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task)
     scoring = _scoring(used, conversational=task.conversational)
@@ -163,6 +170,14 @@ def assemble(
         f"{mask(task.name)}: {len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test "
         f"prompts; reward {scorer.name}; at most {max_new_tokens} new tokens"
     )
+    for split, all_of_them, drawn in (
+        ("validation", whole.validation, task.validation),
+        ("test", whole.test, task.test),
+    ):
+        if len(drawn) < len(all_of_them):
+            view.say(
+                f"Of {len(all_of_them):,} {split} prompts {len(drawn):,} are drawn by the seed (--max-{split}-prompts)."
+            )
     if not task.held_out:
         view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
     chosen.prepare(view, learns=adapter is None and config.refiner.type != "none", dropout=lora.lora_dropout)
@@ -204,25 +219,24 @@ def _voted_scorer(config: RunOptions, base: BaseModel, device: str, *, finished:
 def _base(config: RunOptions, given: Given, device: str) -> BaseModel:
     if given.model is not None and given.tokenizer is not None:
         return given_base(given.model, given.tokenizer)
-    try:
-        base = load_base(config.model.name, device=device, dtype=getattr(torch, config.model.dtype))
-    except (SafetensorError, RuntimeError) as error:  # weights cut short, of another shape, too many for the device
-        raise InputError(f"--model {config.model.name}: cannot be loaded: {str(error).splitlines()[0]}") from None
-    # transformers makes an empty tokenizer where there is none.
-    if len(base.tokenizer) <= len(base.tokenizer.all_special_ids):
-        raise InputError(f"--model {config.model.name}: found no tokenizer with the model, expected one")
-    return base
+    return load_base(
+        config.model.name,
+        device=device,
+        dtype=getattr(torch, config.model.dtype),
+        check=lambda model: check_memory(config, model),
+    )
 
 
-def _loaded(base: BaseModel, adapter: Path, config: RunOptions) -> tuple[LoraConfig, GenomeLayout, Tensor]:
+def load_founder(base: BaseModel, adapter: Path, model: str) -> tuple[LoraConfig, GenomeLayout, Tensor]:
+    """An adapter as a genome of the base `model`. Raises InputError for one that does not fit it."""
     lora, state = load_adapter(adapter)
     try:
         layout, _ = lora_layout(base.model, lora, seed=0)
         return lora, layout, layout.from_state_dict(state)
     except InputError:
         raise
-    except ValueError as error:
-        raise InputError(f"{adapter}: does not fit --model {config.model.name}: {str(error).splitlines()[0]}") from None
+    except Exception as error:  # PEFT takes its configuration as it is
+        raise InputError(f"{adapter}: does not fit --model {model}: {reason_of(error)}") from None
 
 
 def _lora(base: BaseModel, config: RunOptions) -> LoraConfig:
@@ -242,11 +256,13 @@ def _layout(base: BaseModel, lora: LoraConfig, config: RunOptions) -> tuple[Geno
         return lora_layout(base.model, lora, seed=keyed_seed(config.run.seed, "initial A"))
     except InputError:
         raise
-    except ValueError as error:
+    except (RuntimeError, MemoryError) as error:
+        raise InputError(f"--lora-r {config.lora.r}: cannot be laid out: {reason_of(error)}") from None
+    except (ValueError, re.error) as error:
         # PEFT's own words: no module has such a name, or it knows no default for this architecture.
         modules = config.lora.target_modules or "(default)"
         given = modules if isinstance(modules, str) else " ".join(modules)
-        raise InputError(f"--target-modules {given}: {str(error).splitlines()[0]}") from None
+        raise InputError(f"--target-modules {given}: {reason_of(error)}") from None
 
 
 def _device(name: str) -> str:

@@ -1,6 +1,7 @@
 """A run's options as TOML."""
 
 import hashlib
+import re
 import tomllib
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,16 @@ from typing import Any
 import tomli_w
 
 from evolora.errors import CheckpointError, InputError
+from evolora.reading import read_text
 from evolora.runs.options import RunOptions, Source
 from evolora.runs.speech import Speech
 
 # Of every configuration that was written when options were not in parts.
 _OLDER = {"es_scale", "pbt_share"}
 _SUM = "# sha256 "
+_DEEPEST = 10
+_DEEP_KEY = re.compile(rf"^[ \t\[]*[\w-]+([ \t]*\.[ \t]*[\w-]+){{{_DEEPEST},}}", re.MULTILINE)
+_TOO_DEEP = f"tables or lists are nested deeper than {_DEEPEST} levels, expected options in the tables of their parts"
 
 
 def read_config(path: Path) -> Source:
@@ -48,11 +53,28 @@ def _older(path: Path) -> str:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        return _with_reward_text(path, tomllib.loads(path.read_text(encoding="utf-8")))
+        text = read_text(path)
+        if _DEEP_KEY.search(text):  # which tomllib takes long to read
+            raise InputError(f"{path}: {_TOO_DEEP}")
+        values = tomllib.loads(text)
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}, expected a configuration file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise InputError(f"{path}: {_TOO_DEEP}") from None
+    except ValueError as error:  # TOML's, what is not UTF-8, and whole numbers of thousands of digits
         raise InputError(f"{path}: not valid TOML: {error}") from None
+    if _depth(values) > _DEEPEST:
+        raise InputError(f"{path}: {_TOO_DEEP}")
+    return _with_reward_text(path, values)
+
+
+def _depth(value: Any) -> int:
+    """How deep tables and lists are nested, but no further than is of interest."""
+    level, depth = [value], 0
+    while level and depth <= _DEEPEST:
+        inner = [list(each.values()) if isinstance(each, dict) else each for each in level]
+        level, depth = [one for each in inner if isinstance(each, list) for one in each], depth + 1
+    return depth
 
 
 def _with_reward_text(path: Path, options: dict[str, Any]) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pydantic import ValidationError
 
 from evolora.engine.options import CompletionOptions, EngineOptions
 from evolora.environment import references, resolved, unset
-from evolora.errors import InputError
+from evolora.errors import InputError, check_text
 from evolora.evolution.options import LoopConfig
 from evolora.human.options import HumanOptions
 from evolora.masking import conceal, keys_in
@@ -263,6 +263,9 @@ def _hear(source: Source, vocabulary: Vocabulary, given: _Given) -> None:
         except AmbiguousWordError as error:
             ways = " or ".join(source.speech.name(f"{part}.{name}") for part, name in error.places)
             raise InputError(f"{source.said(word, value)}: found options of that name, expected {ways}") from None
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                check_text(f"{source.speech.where}: {word}" if source.speech.where else source.named(word), text)
         plain = word.replace("-", "_")
         if plain in TRL_WORDS:
             own = Speech("cli" if source.speech.kind == "cli" else "python").name(vocabulary.word(part, name))

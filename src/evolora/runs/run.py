@@ -43,6 +43,7 @@ from evolora.population.evaluation import Evaluation, mean_fitness, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import Population, genome_sha256
 from evolora.rewards.options import HUMAN
+from evolora.rewards.process_state import ProcessState
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble
 from evolora.runs.building import build_evolution
@@ -287,6 +288,7 @@ def _run(folder: Path, parts: Parts, given: Given, identity: Identity, changes: 
         return seconds_before + time.perf_counter() - began
 
     parts.view.say(f"run folder: {folder}")
+    callback_state = ProcessState("a callback")
     unsaved: Snapshot | None = None
     feedback: HumanFeedback | None = None
     stop = Stop(parts.view.say)
@@ -320,7 +322,8 @@ def _run(folder: Path, parts: Parts, given: Given, identity: Identity, changes: 
                 done = _progress(config, measured)
                 parts.view.generation(measured, config.most_gens, done)
                 for callback in given.callbacks:
-                    callback({**measured, **logged})
+                    with callback_state.kept():
+                        callback({**measured, **logged})
                 unsaved = Snapshot.of(evolution, seconds())
                 if done >= 1 or stop() or evolution.generation % config.run.save_every == 0:
                     unsaved.write(folder, parts, lineage, identity.run)

@@ -38,9 +38,11 @@ class Eggroll(EvolutionStrategy):
 
     def noise(self, pair: int) -> Tensor:
         generator = keyed_generator(self.seed, "eggroll noise", self.generation, pair)
-        noise, rank = torch.empty(1, self.layout.genome_length), self.rank
+        noise, rank = torch.empty(1, self.layout.genome_length, dtype=torch.float32), self.rank
         for _, a, b in self.layout.factors(noise):
             for factor in (a[0], b[0]):
-                left, right = (torch.randn(size, rank, generator=generator) for size in factor.shape)
+                left, right = (
+                    torch.randn(size, rank, generator=generator, dtype=torch.float32) for size in factor.shape
+                )
                 factor.copy_(left @ right.T / rank**0.5)
         return noise[0]

@@ -68,7 +68,7 @@ class EvolutionStrategy(Strategy):
     def noise(self, pair: int) -> Tensor:
         """The noise e of this generation's pair, standard normal, [genome_length]."""
         generator = keyed_generator(self.seed, "es noise", self.generation, pair)
-        return torch.randn(self.velocity.shape, generator=generator)
+        return torch.randn(self.velocity.shape, generator=generator, dtype=self.velocity.dtype)
 
     def tell(self, population: Population, fitness: npt.NDArray[np.float64]) -> None:
         """Move the mean. Raises ValueError when every individual has failed."""

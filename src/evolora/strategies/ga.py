@@ -120,7 +120,7 @@ class GeneticAlgorithm(Strategy):
         children = []
         for _ in range(self.config.pop - len(survivors)):
             generator = keyed_generator(self.seed, "selection", self.generation, self.ids.next)
-            crossed = bool(torch.rand((), generator=generator) < self.config.crossover_rate)
+            crossed = bool(torch.rand((), generator=generator, dtype=torch.float32) < self.config.crossover_rate)
             parents = SELECTIONS[self.config.selection](chances, 2 if crossed else 1, generator).tolist()
             parents = sorted(set(parents), key=parents.index)
             if self.config.crossover in FITTER_FIRST:
@@ -151,7 +151,7 @@ class GeneticAlgorithm(Strategy):
             used.append(config.crossover)
         mutation = keyed_generator(self.seed, "mutation", *key)
         scale = float(np.exp(np.mean([np.log(individual.mutation_scale) for individual in individuals])))
-        if len(parents) == 1 or bool(torch.rand((), generator=mutation) < config.mutation_rate):
+        if len(parents) == 1 or bool(torch.rand((), generator=mutation, dtype=torch.float32) < config.mutation_rate):
             scales = torch.tensor([scale], dtype=torch.float64)
             if config.mutation_adapt:
                 lower, upper = (config.mutation_scale * factor for factor in _SCALE_RANGE)

@@ -69,7 +69,7 @@ class RandomPerturbation(Strategy):
                 mutation_scale=self.config.mutation_scale,
             )
             generator = keyed_generator(self.seed, "perturbation", self.generation, child.id)
-            noise = torch.randn(self.founder.shape, generator=generator)
+            noise = torch.randn(self.founder.shape, generator=generator, dtype=self.founder.dtype)
             genomes.append(self.founder + self.config.mutation_scale * noise)
             individuals.append(child)
         return Population(torch.stack(genomes), tuple(individuals))

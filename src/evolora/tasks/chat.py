@@ -4,17 +4,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from jinja2.exceptions import TemplateError
 from transformers import PreTrainedTokenizerBase
 
 from evolora.errors import InputError
+from evolora.reading import read_text
 from evolora.tasks.task import Example, Message, Task
 
 
 def use_template(tokenizer: PreTrainedTokenizerBase, path: Path) -> None:
     """Give the tokenizer the chat template of a Jinja file. Raises InputError when it cannot be read."""
     try:
-        tokenizer.chat_template = path.read_text(encoding="utf-8")
+        tokenizer.chat_template = read_text(path)
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise InputError(f"--chat-template {path}: cannot be read ({reason}), expected a Jinja file") from None
@@ -50,9 +50,11 @@ def chat_prompt(tokenizer: PreTrainedTokenizerBase, messages: Sequence[Message],
         )
     try:
         text = tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-    except (TemplateError, TypeError, ValueError) as error:
+    except Exception as error:  # it is a program
+        reason = " ".join(f"{error}".split()) or type(error).__name__
         raise InputError(
-            f"{source}: the chat template refuses {list(messages)!r:.200} ({error}), expected messages that it takes"
+            f"{source}: the chat template refuses {list(messages)!r:.200} ({reason:.200}), expected messages that it "
+            "takes"
         ) from None
     prompt = str(text)
     begin = tokenizer.bos_token

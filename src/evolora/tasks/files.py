@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple, NoReturn
 
 from evolora.errors import InputError
+from evolora.reading import open_file
 
 SPLITS = ("train", "validation", "test")
 SPLIT_NAMES = ", ".join(SPLITS)
@@ -54,7 +55,8 @@ def _lines(path: Traversable) -> Iterator[tuple[int, str]]:
     """The file's lines with their numbers, read one at a time and decoded one at a time, so that a bad byte has a line
     number. A byte order mark, as spreadsheets write it, is dropped."""
     try:
-        with path.open("rb") as stream:
+        # What the package itself has need not be a file.
+        with open_file(path) if isinstance(path, Path) else path.open("rb") as stream:
             for number, line in enumerate(stream, start=1):
                 try:
                     text = line.decode()

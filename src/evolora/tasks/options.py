@@ -18,6 +18,11 @@ class TaskOptions(Options):
     prompt: str | None = option(None, "a single prompt to tune for", common=True, free_text=True)
     target: str | None = option(None, "the target of --prompt", common=True, free_text=True)
 
+    max_validation_prompts: int = option(
+        1000, "validation prompts that are used, drawn by the seed where there are more", ge=1
+    )
+    max_test_prompts: int = option(1000, "test prompts that are used, drawn by the seed where there are more", ge=1)
+
     def go_together(self) -> None:
         super().go_together()
         if self.target is not None and self.prompt is None:

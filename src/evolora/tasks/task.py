@@ -12,7 +12,7 @@ from importlib.resources import files
 from importlib.resources.abc import Traversable
 from pathlib import Path
 
-from evolora.errors import InputError
+from evolora.errors import InputError, encodes
 from evolora.rng import keyed_seed
 from evolora.tasks.files import SPLIT_NAMES, SPLITS, Row, data_rows, file_rows, listed, refuse, shown
 from evolora.tasks.gym import PREFIX as GYM
@@ -65,6 +65,28 @@ class Task:
     def conversational(self) -> bool:
         """Whether the prompts are chat messages: all of them or none."""
         return self.train[0].messages is not None
+
+
+def capped(task: Task, *, validation: int, test: int, seed: int) -> Task:
+    """The task with at most so many validation and test examples, drawn by the seed, in their order.
+
+    >>> task = load_task(task="format")
+    >>> len(task.test) > 5, len(capped(task, validation=3, test=5, seed=0).test)
+    (True, 5)
+    """
+    return replace(
+        task,
+        validation=_drawn(task.validation, validation, seed, "validation"),
+        test=_drawn(task.test, test, seed, "test"),
+    )
+
+
+def _drawn(examples: tuple[Example, ...], count: int, seed: int, split: str) -> tuple[Example, ...]:
+    if len(examples) <= count:
+        return examples
+    keys = [keyed_seed(seed, "drawn", split, example.prompt) for example in examples]
+    chosen = sorted(sorted(range(len(examples)), key=lambda row: (keys[row], row))[:count])
+    return tuple(examples[row] for row in chosen)
 
 
 def columns_of(examples: Iterable[Example]) -> dict[str, list[object]]:
@@ -131,9 +153,8 @@ def load_task(
         return _task_of("prompt", "--prompt", [Row("--prompt", row)], reward, seed, validation_share, test_share)
     if data is not None:
         path = Path(data)
-        return _task_of(
-            path.resolve().stem, f"--data {path}", data_rows(path), reward, seed, validation_share, test_share
-        )
+        name = (path.resolve() if path.exists() else path).stem
+        return _task_of(name, f"--data {path}", data_rows(path), reward, seed, validation_share, test_share)
     if task is not None and task.strip().startswith(GYM):
         return _gym_task(task.strip(), reward or "verifiable", seed)
     bundled = bundled_task(DEFAULT_TASK if task is None else task)
@@ -276,6 +297,10 @@ def _example(row: Row) -> Example:
     if row.split is not None and "split" in row.values:
         refuse(row.place, "has a column 'split', expected none because the name of the file already says the split")
     columns = {name: value for name, value in row.values.items() if name not in ("prompt", "split")}
+    for name, value in columns.items():
+        if value is not None and not isinstance(value, int | float):
+            text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str)
+            _check_utf8(text, shown(name), row.place)
     return Example(prompt, columns, messages)
 
 
@@ -298,9 +323,7 @@ def _messages(values: list[object], place: str) -> tuple[Message, ...]:
 
 
 def _check_utf8(text: str, what: str, place: str) -> None:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can escape and no tokenizer takes
+    if not encodes(text):  # half of a surrogate pair, which JSON can escape and no tokenizer takes
         refuse(place, f"has the {what} {shown(text)}, expected text that can be encoded as UTF-8")
 
 

@@ -66,7 +66,7 @@ class _Dropout(torch.autograd.Function):
 
 
 def _run(x: Tensor, which: Dropped) -> Tensor:
-    result = torch.empty(x.shape)
+    result = torch.empty(x.shape, dtype=torch.float32)
     arrays = [tensor.contiguous().view(-1, x.shape[-1]).numpy() for tensor in (x.detach(), result)]
     run_rows(drop_rows, [*which, *arrays], len(arrays[0]), threads_worth(x.numel()))
     return result

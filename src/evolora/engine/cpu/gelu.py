@@ -50,7 +50,7 @@ def gelu_gradient(x: Tensor, gradient: Tensor) -> Tensor:
 
 
 def _run(function: Any, *inputs: Tensor) -> Tensor:
-    result = torch.empty(inputs[0].shape)
+    result = torch.empty(inputs[0].shape, dtype=torch.float32)
     arrays = [tensor.contiguous().view(-1).numpy() for tensor in (*inputs, result)]
     run_rows(function, arrays, result.numel(), threads_worth(result.numel()))
     return result

@@ -32,7 +32,7 @@ class _Compiled(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, logits: Tensor, tokens: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
         logits, ctx.scale = logits.contiguous(), np.float32(1 / temperature)
-        log_probs, entropies, totals = (torch.empty(len(logits)) for _ in range(3))
+        log_probs, entropies, totals = (torch.empty(len(logits), dtype=torch.float32) for _ in range(3))
         _run(forward_rows, ctx.scale, logits, tokens, log_probs, entropies, totals)
         ctx.save_for_backward(logits, tokens, entropies, totals)
         return log_probs, entropies

@@ -78,7 +78,7 @@ def add_groups(
     of x what is not dropped, and scaling x A.T."""
     states, target = _rows(x), _rows(result)
     kept = torch.empty_like(x) if which.limit else x
-    low = torch.zeros(len(states), -(-rank // AT_ONCE) * AT_ONCE)
+    low = torch.zeros(len(states), -(-rank // AT_ONCE) * AT_ONCE, dtype=torch.float32)
     arguments = (*factors, rank, np.float32(scaling), *which, states, _rows(kept), low.numpy(), target, n)
     run_rows(add_rows_of_groups, arguments, n, torch.get_num_threads())
     return kept, low
@@ -87,7 +87,7 @@ def add_groups(
 def low_of(factors: Factors, rank: int, scaling: float, segments: Segments, x: Tensor) -> Tensor:
     """scaling x A.T, as `add_groups` gives it, of rows that are each individual's `segments`."""
     states = _rows(x)
-    low = torch.zeros(len(states), -(-rank // AT_ONCE) * AT_ONCE)
+    low = torch.zeros(len(states), -(-rank // AT_ONCE) * AT_ONCE, dtype=torch.float32)
     arguments = factors.a, factors.a_offset, rank, np.float32(scaling), *segments, states, low.numpy()
     run_rows(low_groups, arguments, len(segments.firsts) - 1, torch.get_num_threads())
     return low

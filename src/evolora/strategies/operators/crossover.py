@@ -273,7 +273,7 @@ def _block(name: str) -> str:
 
 def _coins(count: int, generator: torch.Generator, probability: float) -> Tensor:
     """`count` booleans, true with `probability`, drawn where the generator lives."""
-    return torch.rand(count, generator=generator, device=generator.device) < probability
+    return torch.rand(count, generator=generator, device=generator.device, dtype=torch.float32) < probability
 
 
 def _check(first: Tensor, second: Tensor, layout: GenomeLayout) -> None:

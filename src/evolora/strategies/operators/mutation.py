@@ -126,7 +126,8 @@ def masked(
     _check_share(share)
     noise = _normal(genomes, generators)
     for row, generator in zip(noise, generators, strict=True):
-        row *= (torch.rand(row.shape, generator=generator, device=generator.device) < share).to(row)
+        chances = torch.rand(row.shape, generator=generator, device=generator.device, dtype=torch.float32)
+        row *= (chances < share).to(row)
     return genomes + scales.to(genomes)[:, None] * noise
 
 

@@ -46,7 +46,7 @@ class Gpt2Tape(Tape):
         self._packs = packs
         self._head = head
         self._prompt_tokens = prompt_tokens
-        self._places = self._lengths = torch.empty(0)  # of the prompts
+        self._places = self._lengths = torch.empty(0, dtype=torch.int64)  # of the prompts
         self._steps: list[tuple[int, Tensor]] = []  # the first token of each, and the rows
         self._logits: list[Tensor] = []
 

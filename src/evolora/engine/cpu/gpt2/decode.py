@@ -98,7 +98,7 @@ class Gpt2Step:
         self.levers = levers
         self.embeddings = [module.weight.detach().numpy() for module in (model.transformer.wte, model.transformer.wpe)]
         self.output = model.lm_head
-        self.hidden, self.normed = (torch.empty(rows, 1, model.config.n_embd) for _ in range(2))
+        self.hidden, self.normed = (torch.empty(rows, 1, model.config.n_embd, dtype=torch.float32) for _ in range(2))
         self._whole: list[tuple[Any, ...]] | None = None  # for each layer, what its compiled function takes first
         self._head: tuple[Any, ...] = ()
         self._product = np.empty((rows, model.config.n_embd), np.float32)
@@ -216,7 +216,7 @@ class Gpt2Step:
             for layer, taped in zip(whole, taken.layers, strict=True):
                 first, states, mixed, second, wide, activated = (array.reshape(steps, self.rows, -1) for array in taped)
                 layers.append((*layer, self._rooms_of(states, mixed, wide, activated), first, second))
-        logits = torch.empty(1 if tape is None else steps, self.rows, len(self.output.weight))
+        logits = torch.empty(1 if tape is None else steps, self.rows, len(self.output.weight), dtype=torch.float32)
         state = tokens.numpy(), positions.numpy(), _added(mask), _rows(self.hidden), _rows(self.normed)
         ends = *self.embeddings, tuple(self.first_norm), self._head, last_hidden, logits.numpy()
         place = self.cache.layers[0].length

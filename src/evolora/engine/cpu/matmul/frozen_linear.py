@@ -157,9 +157,9 @@ class _Differentiable(torch.autograd.Function):
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, kept: WeightPanels) -> Tensor:
     depth, columns = weight.shape[::-1] if transposed else weight.shape
-    result = torch.empty(*x.shape[:-1], columns)
+    result = torch.empty(*x.shape[:-1], columns, dtype=torch.float32)
     rows = x.numel() // depth
-    added = torch.zeros(columns) if bias is None else bias.detach().contiguous()
+    added = torch.zeros(columns, dtype=torch.float32) if bias is None else bias.detach().contiguous()
     inputs, outputs = x.detach().contiguous().view(rows, depth).numpy(), result.view(rows, columns).numpy()
     threads = min(torch.get_num_threads(), rows * weight.numel() // _LEAST_A_THREAD)
     panels = kept.of(weight, rows=len(x))
