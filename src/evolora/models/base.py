@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import (
 )
 
 from evolora.errors import InputError
+from evolora.files import is_sealed, verify
 from evolora.models.foreign import check_model_folder, check_sizes, loading
 
 BUNDLED_MODEL = "tiny-gpt2"

@@ -16,6 +16,7 @@ from transformers import (
 )
 
 from evolora.errors import InputError
+from evolora.models.base import load_whole
 from evolora.models.foreign import check_model_folder, check_sizes, loading
 
 

@@ -45,7 +45,7 @@ from evolora.rewards.options import HUMAN
 from evolora.rewards.scoring import function_scorer
 from evolora.rng import keyed_seed
 from evolora.runs.given import Given, refuse_forgotten
-from evolora.runs.memory import check_memory
+from evolora.runs.memory import check_memory, check_population
 from evolora.runs.options import RunOptions
 from evolora.runs.tracking.terminal import View
 from evolora.tasks.chat import use_template, with_prompts
