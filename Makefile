@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test fuzz lint format bench study study-quick results model wheel clean
+.PHONY: demo test fuzz drill lint format bench study study-quick results model wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python hybrid_ga_rl.py --gens 20 --pop 8
@@ -16,6 +16,10 @@ test: $(VENV)/.installed-test
 # A thousand bad inputs, each of which should be refused in a sentence. Some minutes.
 fuzz: $(VENV)/.installed-test
 	$(BIN)/python scripts/fuzz.py
+
+# Kills, damaged files, every other ending and a long run, with the real command: up to an hour on 2 cores.
+drill: $(VENV)/.installed-test
+	$(BIN)/python scripts/drill.py
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

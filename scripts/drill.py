@@ -1,0 +1,359 @@
+"""Kill runs, damage their files, end them in every other way, and let one run for long: is anything lost or wrong?
+
+python scripts/drill.py [--seed 0] [--kills 50] [--corruptions 250] [--soak 500] [--only kills corruptions endings soak]
+
+Everything is done to the real command on the bundled model. A run that was killed and resumed must end with the bits of
+one that was not. A damaged file must be named, or make no difference. Exits with 1 where anything was silently wrong,
+lost, or said by a traceback; each such case is printed with what repeats it.
+"""
+
+import argparse
+import contextlib
+import hashlib
+import io
+import json
+import os
+import random
+import resource
+import shutil
+import signal
+import sqlite3
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+SMALL = (
+    "--pop", "4", "--elites", "1", "--eval-prompts", "4", "--validation-prompts", "8", "--max-validation-prompts", "16",
+    "--max-test-prompts", "16", "--threads", "1", "--task", "arithmetic",
+)  # fmt: skip
+LEARNS = ("--rl-steps", "1", "--rollout-prompts", "4")
+SETTINGS: tuple[tuple[str, ...], ...] = (
+    *(("--strategy", strategy, "--refiner", "ppo") for strategy in ("ga", "es", "eggroll", "sep-cmaes", "pbt", "none")),
+    *(("--strategy", "ga", "--refiner", refiner) for refiner in ("grpo", "rloo", "none")),
+    ("--strategy", "random", "--refiner", "none"),
+    ("--strategy", "es", "--refiner", "grpo"),
+    ("--strategy", "ga", "--refiner", "ppo", "--lora-dropout", "0"),
+    ("--strategy", "ga", "--refiner", "grpo", "--rollout-samples", "4", "--racing", "0.05", "--racing-block", "2"),
+)
+ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+# What a run may differ in from its repetition, and what says whose it is.
+_OWN = ("run", "check", "seconds", "time", "sealed", "sha256", "changed")
+
+
+@dataclass
+class Tally:
+    """What came of the cases of one kind."""
+
+    kind: str
+    outcomes: Counter[str] = field(default_factory=Counter)
+    faults: list[str] = field(default_factory=list)
+
+    def good(self, outcome: str) -> None:
+        self.outcomes[outcome] += 1
+
+    def fault(self, what: str) -> None:
+        self.outcomes["FAULT"] += 1
+        self.faults.append(what)
+        print(f"  FAULT: {what}", flush=True)
+
+    def report(self) -> str:
+        said = ", ".join(f"{count} {outcome}" for outcome, count in sorted(self.outcomes.items()))
+        return f"{self.kind}: {sum(self.outcomes.values())} cases: {said}"
+
+
+def words(out: Path, setting: tuple[str, ...], gens: int = 5) -> list[str]:
+    learns = () if setting[setting.index("--refiner") + 1] == "none" else LEARNS
+    return ["train", *SMALL, *learns, *setting, "--gens", str(gens), "--save-every", "2", "--out", str(out)]
+
+
+def launch(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
+    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
+    return subprocess.Popen([sys.executable, "-m", "evolora", *arguments], env=ENVIRONMENT, **options)
+
+
+def finished(arguments: list[str]) -> tuple[int, str]:
+    process = launch(arguments)
+    out, errors = process.communicate(timeout=600)
+    return process.returncode, (out + errors).decode(errors="replace")
+
+
+def called(arguments: list[str]) -> tuple[int, str]:
+    """The command in this process, which saves its start."""
+    from evolora.cli import main
+
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
+        try:
+            code = main(arguments)
+        except Exception as error:  # what the command would show as a traceback
+            return 99, f"Traceback: {type(error).__name__}: {error}"
+    return code, said.getvalue()
+
+
+def facts(run: Path) -> dict[str, Any]:
+    """What must be the same in every repetition of a run."""
+    metrics = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    summary = json.loads((run / "summary.json").read_text())
+    with contextlib.closing(sqlite3.connect(run / "lineage.sqlite")) as database:
+        lineage = [
+            sorted(map(repr, database.execute(f"SELECT * FROM {table}")))
+            for table in ("individuals", "parents", "fitness", "samples")
+        ]
+    return {
+        "metrics": [
+            {name: value for name, value in line.items() if not name.startswith("time.") and name not in _OWN}
+            for line in metrics
+        ],
+        "summary": {name: value for name, value in summary.items() if name not in _OWN},
+        "lineage": lineage,
+        "adapter": hashlib.sha256((run / "best" / "adapter_model.safetensors").read_bytes()).hexdigest(),
+    }
+
+
+def kills(work: Path, rng: random.Random, count: int) -> Tally:
+    """SIGKILL at random moments, then resume, or begin again where there was no run yet."""
+    tally = Tally("killed and resumed")
+    references: dict[tuple[str, ...], tuple[dict[str, Any], float]] = {}
+    for number in range(count):
+        setting = SETTINGS[number % len(SETTINGS)]
+        if setting not in references:
+            start = time.perf_counter()
+            code, said = finished(words(work / f"reference{number}", setting))
+            if code:
+                tally.fault(f"{' '.join(setting)}: exit {code}: {said[-300:]}")
+                continue
+            references[setting] = facts(work / f"reference{number}"), time.perf_counter() - start
+        expected, seconds = references[setting]
+        run = work / f"killed{number}"
+        moments = [rng.uniform(0.2, 1.05) * seconds for _ in range(rng.randint(1, 3))]
+        for moment in [*moments, None]:
+            begun = (run / "config.toml").exists()
+            process = launch(["resume", str(run)] if begun else words(run, setting))
+            try:
+                out, errors = process.communicate(timeout=moment or 600)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                process.communicate()
+                continue
+            if process.returncode:
+                tally.fault(f"{' '.join(setting)}, killed after {moments}: {(out + errors).decode()[-300:]}")
+                break
+        else:
+            if facts(run) == expected:
+                tally.good("the same bits")
+            else:
+                tally.fault(f"{' '.join(setting)}, killed after {moments}: other bits")
+        shutil.rmtree(run, ignore_errors=True)
+    return tally
+
+
+def flip(path: Path, rng: random.Random) -> str:
+    data = bytearray(path.read_bytes())
+    place = rng.randrange(len(data) * 8)
+    data[place // 8] ^= 1 << place % 8
+    path.write_bytes(data)
+    return f"bit {place} flipped"
+
+
+def cut(path: Path, rng: random.Random) -> str:
+    length = rng.randrange(path.stat().st_size)
+    os.truncate(path, length)
+    return f"cut to {length} bytes"
+
+
+def corruptions(work: Path, rng: random.Random, count: int) -> Tally:
+    """One flipped bit, a cut, or another run's file, in each kind of file of a finished run and of one that was
+    stopped: then verify, generate and resume."""
+    tally = Tally("files damaged")
+    setting = SETTINGS[0]
+    whole, stopped, other = work / "whole", work / "stopped", work / "other"
+    for run, more in ((whole, []), (other, ["--seed", "7", "--pop", "5"])):
+        code, said = called([*words(run, setting), *more])
+        if code:
+            tally.fault(said[-300:])
+            return tally
+    expected = facts(whole)
+    shutil.copytree(whole, stopped)  # as if it had been killed after its fourth generation
+    shutil.rmtree(stopped / "checkpoints" / "gen0005")
+    shutil.rmtree(stopped / "best")
+    (stopped / "summary.json").unlink()
+    prompt = "The sum of 4 and 3 is"
+    answer = called(["generate", str(whole), prompt])
+    kinds = sorted({path.relative_to(run) for run in (whole, stopped) for path in run.rglob("*") if path.is_file()})
+    for number in range(count):
+        kind, origin = kinds[number % len(kinds)], rng.choice((whole, stopped))
+        if not (origin / kind).is_file():
+            origin = whole if origin is stopped else stopped
+        run = work / "damaged"
+        shutil.copytree(origin, run)
+        path, donor = run / kind, other / kind
+        if rng.random() < 0.2 and donor.is_file() and donor.read_bytes() != path.read_bytes():
+            shutil.copyfile(donor, path)
+            what = "another run's"
+        else:
+            what = rng.choice((flip, cut))(path, rng) if path.stat().st_size else "empty"
+        case = f"{origin.name}/{kind}: {what} (case {number})"
+        verdict, verified = called(["verify", str(run)])
+        written = called(["generate", str(run), prompt]) if (run / "best").is_dir() else None
+        code, said = called(["resume", str(run)])
+        if any("Traceback" in each for each in (verified, said, *(written or ("",))[1:])):
+            tally.fault(f"{case}: traceback: {(verified + said)[-300:]}")
+        elif written is not None and written[0] == 0 and written != answer:
+            tally.fault(f"{case}: generate wrote something else")
+        elif code == 0 and facts(run) != expected and kind.name not in said:
+            tally.fault(f"{case}: resumed to another result")
+        elif code:
+            tally.good("refused by name" if verdict else "refused by resume alone")
+        elif facts(run) != expected:
+            tally.good("named, and what is lost is said")
+        else:
+            tally.good("named, and made again" if verdict else "harmless")
+        shutil.rmtree(run)
+    return tally
+
+
+def endings(work: Path, rng: random.Random) -> Tally:
+    """Signals, pipes that close, a disk that is full: the run can be resumed to the bits of one that was not ended."""
+    tally = Tally("ended otherwise")
+    setting = SETTINGS[0]
+    code, said = finished(words(work / "unended", setting, gens=8))
+    if code:
+        tally.fault(said[-300:])
+        return tally
+    expected = facts(work / "unended")
+
+    def ended_by(number: int) -> Callable[[Path], tuple[int, str]]:
+        def end(run: Path) -> tuple[int, str]:
+            process = launch(words(run, setting, gens=8))
+            while not (run / "metrics.jsonl").is_file() or len((run / "metrics.jsonl").read_bytes().splitlines()) < 2:
+                if process.poll() is not None:
+                    break
+                time.sleep(0.01)
+            process.send_signal(number)
+            out, errors = process.communicate(timeout=600)
+            return process.returncode, (out + errors).decode()
+
+        return end
+
+    def with_output(target: str) -> Callable[[Path], tuple[int, str]]:
+        def end(run: Path) -> tuple[int, str]:
+            command = f"{sys.executable} -m evolora {' '.join(words(run, setting, gens=8))} {target}"
+            done = subprocess.run(["bash", "-c", command], env=ENVIRONMENT, capture_output=True, check=False)
+            return done.returncode, (done.stdout + done.stderr).decode(errors="replace")
+
+        return end
+
+    def with_file_limit(run: Path) -> tuple[int, str]:
+        def limit() -> None:
+            size = rng.randrange(20_000, 200_000)
+            signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+
+        process = launch(words(run, setting, gens=8), preexec_fn=limit)
+        out, errors = process.communicate(timeout=600)
+        return process.returncode, (out + errors).decode()
+
+    ways: dict[str, tuple[Callable[[Path], tuple[int, str]], tuple[int, ...]]] = {
+        "SIGINT": (ended_by(signal.SIGINT), (130, 0)),
+        "SIGTERM": (ended_by(signal.SIGTERM), (143, 0)),
+        "SIGHUP": (ended_by(signal.SIGHUP), (129, 0)),
+        "| head -n 1": (with_output("| head -n 1"), (0,)),
+        "> /dev/full": (with_output("> /dev/full"), (0,)),
+        "closed output": (with_output(">&- 2>&-"), (0,)),
+        "ascii output": (with_output("| PYTHONIOENCODING=ascii cat"), (0,)),
+        "a file size limit": (with_file_limit, (0, 1, 2)),
+    }
+    for way, (end, codes) in ways.items():
+        run = work / "ended"
+        code, said = end(run)
+        if code not in codes or "Traceback" in said:
+            tally.fault(f"{way}: exit {code}, expected {codes}: {said[-300:]}")
+        elif (run / "config.toml").exists():
+            again, resumed = finished(["resume", str(run)])
+            if again or facts(run) != expected:
+                tally.fault(f"{way}: not resumed to the same bits: exit {again}: {resumed[-300:]}")
+            else:
+                tally.good("the same bits")
+        else:
+            tally.good("refused before the run began")
+        shutil.rmtree(run, ignore_errors=True)
+    return tally
+
+
+def soak(work: Path, generations: int) -> Tally:
+    """A long run: memory, seconds a generation and files."""
+    tally = Tally(f"a soak of {generations} generations")
+    run = work / "soak"
+    process = launch(words(run, SETTINGS[0], gens=generations), stdout=subprocess.DEVNULL)
+    seen: list[tuple[int, int, int]] = []  # generation, resident bytes, bytes of the folder
+    page = os.sysconf("SC_PAGE_SIZE")
+    while process.poll() is None:
+        time.sleep(0.5)
+        with contextlib.suppress(OSError, IndexError, ValueError):
+            memory = int(Path(f"/proc/{process.pid}/statm").read_text().split()[1]) * page
+            done = (run / "metrics.jsonl").read_bytes().count(b"\n")
+            seen.append((done, memory, sum(path.stat().st_size for path in run.rglob("*") if path.is_file())))
+    errors = process.communicate()[1].decode()
+    if process.returncode:
+        tally.fault(f"exit {process.returncode}: {errors[-300:]}")
+        return tally
+    fifth = generations // 5
+
+    def median(of: int, first: int, last: int) -> float:
+        return statistics.median([each[of] for each in seen if first < each[0] <= last] or [0])
+
+    grown = median(1, 4 * fifth, generations) / max(median(1, fifth, 2 * fifth), 1)
+    total = [json.loads(line)["time.total"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    early = total[2 * fifth - 1] - total[fifth - 1]
+    seconds = (total[-1] - total[4 * fifth - 1]) / early
+    files = len([path for path in run.rglob("*") if path.is_file()])
+    size = sum(path.stat().st_size for path in run.rglob("*") if path.is_file())
+    print(
+        f"  last fifth over second fifth: memory {grown:.3f}, seconds a generation {seconds:.3f}; at the end "
+        f"{files} files, {size / 1e6:.1f} MB, {len(list((run / 'checkpoints').iterdir()))} checkpoints",
+        flush=True,
+    )
+    for name, ratio, most in (("memory", grown, 1.05), ("seconds a generation", seconds, 1.25)):
+        (tally.good(f"{name} flat") if ratio <= most else tally.fault(f"{name} grew {ratio:.3f} times"))
+    return tally
+
+
+def chosen(options: argparse.Namespace, work: Path, rng: random.Random) -> Iterator[Tally]:
+    kinds: dict[str, Callable[[], Tally]] = {
+        "corruptions": lambda: corruptions(work, rng, options.corruptions),
+        "endings": lambda: endings(work, rng),
+        "soak": lambda: soak(work, options.soak),
+        "kills": lambda: kills(work, rng, options.kills),
+    }
+    for name in options.only or kinds:
+        print(f"{name} ...", flush=True)
+        yield kinds[name]()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--kills", type=int, default=50)
+    parser.add_argument("--corruptions", type=int, default=250)
+    parser.add_argument("--soak", type=int, default=500)
+    parser.add_argument("--only", nargs="*", choices=["kills", "corruptions", "endings", "soak"])
+    options = parser.parse_args()
+    start, faults = time.perf_counter(), 0
+    with tempfile.TemporaryDirectory() as folder:
+        ENVIRONMENT["XDG_STATE_HOME"] = os.environ["XDG_STATE_HOME"] = f"{folder}/state"
+        for tally in chosen(options, Path(folder), random.Random(options.seed)):
+            print(tally.report(), flush=True)
+            faults += len(tally.faults)
+    print(f"{faults} faults in {(time.perf_counter() - start) / 60:.1f} minutes, seed {options.seed}")
+    return 1 if faults else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
