@@ -15,6 +15,7 @@ import pytest
 import torch
 from architectures import random_model
 from peft import LoraConfig
+from peft.tuners.lora import LoraModel
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from safetensors.torch import load_file, save_file
 from torch import nn
@@ -24,6 +25,7 @@ from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.errors import CheckpointError, InputError
 from evolora.files import seal
 from evolora.models.base import given_base, load_base
+from evolora.models.export import export_merged
 from evolora.models.lora import as_peft_model, check_lora, default_targets, for_causal_lm, lora_config, lora_layout
 
 Folder = Callable[[str], Path]
@@ -317,3 +319,26 @@ def test_fused_experts_are_refused_by_name() -> None:
     model = random_model("mixtral")
     with pytest.raises(InputError, match=r"--target-modules all-linear: the experts of MixtralForCausalLM"):
         lora_layout(model, lora_config(model, target_modules="all-linear"), seed=0)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_merge_is_compared_with_the_adapter(
+    dtype: torch.dtype, model_folder: Folder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = load_base(str(model_folder("llama")), dtype=dtype)
+    config = lora_config(base.model)
+    layout, founder = lora_layout(base.model, config, seed=0)
+    genome = founder + 0.1 * torch.randn(founder.shape, generator=torch.Generator().manual_seed(0))
+    state = layout.to_state_dict(genome)
+    export_merged(tmp_path / "right", load_base(base.path, dtype=dtype), config, state)
+    merge = LoraModel.merge_and_unload
+
+    def forgetful(self: LoraModel) -> Any:
+        layer = self.get_submodule("model.model.layers.1.self_attn.v_proj")
+        layer.lora_B["default"].weight.data *= 0.5
+        return merge(self)
+
+    monkeypatch.setattr(LoraModel, "merge_and_unload", forgetful)
+    with pytest.raises(InputError, match=r"layers\.1\.self_attn\.v_proj: merged, it differs"):
+        export_merged(tmp_path / "wrong", load_base(base.path, dtype=dtype), config, state)
+    assert not (tmp_path / "wrong").exists()

@@ -3,8 +3,11 @@
 import json
 import re
 from pathlib import Path
+from typing import Any
 
-from peft import LoraConfig
+import torch
+from peft import LoraConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -16,6 +19,8 @@ from evolora.models.foreign import check_adapter_config, loading
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import as_peft_model, check_lora, set_state, wrapped
 
+# How many times the rounding of a layer's largest output its merged weights may change it, by the bytes of a number.
+_ROUNDINGS = {2: 4.0, 4: 64.0, 8: 64.0}
 # Beside an adapter, its model card, which people edit.
 CARD = "README.md"
 
@@ -89,11 +94,38 @@ def export_merged(
     check_lora(config)  # before PEFT imports what some of its fields name
     peft_model = wrapped(fresh.model, config)
     set_state(peft_model, state)
+    merged = _merged(peft_model)
     with whole_folder(folder) as temporary:
-        peft_model.merge_and_unload().save_pretrained(temporary)
+        merged.save_pretrained(temporary)
         save_tokenizer(temporary, fresh)
         if sealed:
             seal(temporary)
+
+
+@torch.no_grad()
+def _merged(peft_model: PeftModel) -> Any:
+    """The model with the adapter merged in, each of its layers compared with PEFT's adapted one. Raises InputError
+    for one that says something else."""
+    peft_model.eval()
+    layers = {
+        name.removeprefix("base_model.model."): module
+        for name, module in peft_model.named_modules()
+        if isinstance(module, LoraLayer)
+    }
+    generator = torch.Generator().manual_seed(0)
+    weight = {name: layer.get_base_layer().weight for name, layer in layers.items()}
+    inputs = {
+        name: torch.randn(4, layer.in_features, generator=generator).to(weight[name]) for name, layer in layers.items()
+    }
+    expected = {name: layer(inputs[name]) for name, layer in layers.items()}
+    merged = peft_model.merge_and_unload()
+    for name, right in expected.items():
+        off = float((merged.get_submodule(name)(inputs[name]) - right).abs().max())
+        if not off <= _ROUNDINGS[right.itemsize] * torch.finfo(right.dtype).eps * float(right.abs().max()):
+            raise InputError(
+                f"--merge: {name}: merged, it differs from the adapted layer by {off:.2g}, expected rounding alone"
+            )
+    return merged
 
 
 def load_adapter(folder: Path) -> tuple[LoraConfig, dict[str, Tensor]]:
