@@ -32,7 +32,7 @@ def deleted(path: Path) -> None:
     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-@pytest.mark.parametrize("step", ["export_adapter", "_merge", "write_summary"])
+@pytest.mark.parametrize("step", ["export_adapter", "merge_winner", "write_summary"])
 def test_an_extension_that_was_killed_at_its_end_is_finished(
     step: str, copied: Path, evolora: Any, facts: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -41,7 +41,7 @@ def test_an_extension_that_was_killed_at_its_end_is_finished(
 
     before = facts(copied)
     with monkeypatch.context() as patched:
-        patched.setattr(f"evolora.runs.run.{step}", killed)
+        patched.setattr(f"evolora.runs.finish.{step}", killed)
         assert evolora("resume", copied, "--gens", "7")[0] == 130
     code, out, _ = evolora("resume", copied)
     after = facts(copied)

@@ -1,0 +1,149 @@
+"""A run from its newest checkpoint to its end: the loop, its checkpoints, and whatever ends it."""
+
+import copy
+import math
+import signal
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from evolora.errors import CheckpointError, InputError, RewardError, ran_out
+from evolora.files import write_text
+from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
+from evolora.masking import keys_in
+from evolora.models.cost import Costs
+from evolora.population.lineage import Lineage
+from evolora.rewards.options import HUMAN
+from evolora.rewards.process_state import ProcessState
+from evolora.runs.assembly import Parts
+from evolora.runs.building import build_evolution
+from evolora.runs.config_file import config_toml, with_checksum
+from evolora.runs.finish import finish
+from evolora.runs.given import Given
+from evolora.runs.identity import Identity
+from evolora.runs.options import RunOptions
+from evolora.runs.recovery import LINEAGE, METRICS, recover
+from evolora.runs.snapshot import Snapshot, restore
+from evolora.runs.stopping import Interrupted, Stop
+from evolora.runs.summary import SUMMARY
+from evolora.runs.tracking.terminal import MetricsLog
+
+
+def run_to_end(
+    folder: Path, parts: Parts, given: Given, identity: Identity, changes: Sequence[str] = ()
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Go on from the newest checkpoint, if there is one, to the end: the summary, and the metrics of each generation.
+    `changes` from what the run depended on are accepted."""
+    config = parts.config
+    evolution = build_evolution(parts, Lineage())
+    seconds_before = restore(folder, parts, evolution, identity.run)
+    if evolution.generation == 0 and (folder / SUMMARY).exists():
+        raise CheckpointError(f"{folder}: found a finished run without any checkpoint, expected one to go on from")
+    recover(folder, evolution.generation, identity.run, parts.view.say)
+    metrics, lineage = MetricsLog(folder / METRICS, identity.run), Lineage(folder / LINEAGE, identity.run)
+    evolution.lineage = lineage
+    # Not before: nothing new must stay behind in a run that was refused.
+    if changes:
+        accepted = {"generation": evolution.generation, "what": changes}
+        identity = replace(identity, changed=[*identity.changed, accepted])
+        identity.write(folder)
+    text = config_toml(config)
+    write_text(folder / "config.toml", with_checksum(text), private=bool(keys_in(text)))
+    metrics.rewind(evolution.generation)
+    lineage.rewind(evolution.generation if evolution.generation else -1)
+    began = time.perf_counter()
+
+    def seconds() -> float:
+        return seconds_before + time.perf_counter() - began
+
+    parts.view.say(f"run folder: {folder}")
+    callback_state = ProcessState("a callback")
+    unsaved: Snapshot | None = None
+    feedback: HumanFeedback | None = None
+    stop = Stop(parts.view.say)
+    try:
+        with stop.listening():
+            if config.reward.name == HUMAN:
+                assert isinstance(parts.scorer, VotedScorer)
+                feedback = evolution.judge = open_page(
+                    folder,
+                    parts.evaluator,
+                    parts.scorer,
+                    config.used().human,
+                    seed=config.run.seed,
+                    temperature=config.completion.temperature,
+                    generation=evolution.generation,
+                    stop=stop,
+                    say=parts.view.say,
+                )
+            done = progress(config, {"generation": evolution.generation, **evolution.spent()})
+            while done < 1:
+                parts.scorer.at(evolution.generation)
+                measured = evolution.step(done)
+                lineage.commit()
+                if math.isnan(measured["fitness.best"]):
+                    parts.view.say(
+                        f"generation {evolution.generation}: the reward scored nothing, so nobody is selected; "
+                        "--eval-prompts says on how many prompts it is asked"
+                    )
+                logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}
+                metrics.append({**measured, **logged, "time.total": seconds()})
+                done = progress(config, measured)
+                parts.view.generation(measured, config.most_gens, done)
+                for callback in given.callbacks:
+                    with callback_state.kept():
+                        callback({**measured, **logged})
+                unsaved = Snapshot.of(evolution, seconds())
+                if done >= 1 or stop() or evolution.generation % config.run.save_every == 0:
+                    unsaved.write(folder, parts, lineage, identity.run)
+                    unsaved = None
+                else:
+                    unsaved = copy.deepcopy(unsaved)  # the next generation may change what it is made of
+                if stop():
+                    raise KeyboardInterrupt
+            stop.patient = False
+            summary = finish(folder, parts, evolution, lineage, seconds, given, identity)
+    except BaseException as end:
+        # Whatever ends it in the middle of a generation: the whole ones before it must not be lost.
+        if unsaved is not None:
+            with stop.saving():
+                _save_after(end, unsaved, folder, parts, lineage, identity.run)
+        # A signal that reached all processes has ended those of the reward too.
+        if isinstance(end, KeyboardInterrupt) or (isinstance(end, RewardError) and stop()):
+            raise Interrupted(folder, getattr(end, "number", None) or stop.number or signal.SIGINT) from end
+        if not isinstance(end, (InputError, RewardError)):
+            end.add_note(f"resume with: evolora resume {folder}")
+        raise
+    finally:
+        parts.view.close()
+        if feedback is not None:
+            feedback.close()
+        lineage.close()
+        parts.scorer.close()  # last: a reward of one's own may fail even here
+    return summary, metrics.read()
+
+
+def _save_after(end: BaseException, unsaved: Snapshot, folder: Path, parts: Parts, lineage: Lineage, run: str) -> None:
+    """Write what was whole before the run came to this end. Where that fails too, the end says so."""
+    try:
+        unsaved.write(folder, parts, lineage, run)
+    except Exception as error:
+        end.add_note(f"generation {unsaved.generation} could not be saved ({ran_out(error) or error})")
+
+
+def progress(config: RunOptions, metrics: Mapping[str, float]) -> float:
+    """The share of the run that is done, by whichever limit is nearest; the run ends when it is 1 or more."""
+    costs = Costs.from_metrics(metrics)
+    shares = [
+        used / limit
+        for used, limit in (
+            (metrics["generation"], config.most_gens),
+            (costs.generated_tokens, config.budget.tokens),
+            (metrics["time.loop"], config.budget.seconds),
+            (costs.flops, config.budget.flops),
+        )
+        if limit is not None
+    ]
+    return max(shares)
