@@ -242,6 +242,7 @@ def test_export_to_what_is_there(evolora: Any, finished: Path, tmp_path: Path) -
 def test_adapters_that_do_not_fit(toy: Any, evolora: Any, finished: Path, llama: Path, tmp_path: Path) -> None:
     refused(evolora("evaluate", finished, "--model", llama), str(finished / "best"))
     broken = Path(shutil.copytree(finished / "best", tmp_path / "broken"))
+    (broken / "manifest.json").unlink()
     (broken / "adapter_model.safetensors").write_bytes(b"nothing")
     refused(evolora("evaluate", broken), str(broken))
     refused(evolora("export", broken, "--to", tmp_path / "to", "--merge"), str(broken))
@@ -254,6 +255,7 @@ def test_a_merge_makes_the_checks_of_generate(
     toy: Any, evolora: Any, finished: Path, llama: Path, tmp_path: Path
 ) -> None:
     adapter = Path(shutil.copytree(finished / "best", tmp_path / "adapter"))
+    (adapter / "manifest.json").unlink()
     config = json.loads((adapter / "adapter_config.json").read_text())
     for base, said in ((str(llama), "does not fit"), ("", "names no base model"), (None, "names no base model")):
         (adapter / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": base}))

@@ -207,7 +207,7 @@ def test_a_run_of_an_older_version_is_refused(mine: Path, evolora: Any) -> None:
     identity.unlink()
     code, _, errors = evolora("resume", mine / "run")
     assert code == 2 and "found no identity.json" in errors and "this version of evolora" in errors
-    code, out, _ = evolora("resume", mine / "run", "--gens", "2", "--accept-changes")
+    code, out, _ = evolora("resume", mine / "run", "--gens", "2", "--accept-changes", "--trust-reward")
     assert code == 0 and "found no identity.json" in out, "its checkpoints know whose they are"
     assert evolora("verify", mine / "run")[0] == 0
 

@@ -250,6 +250,7 @@ def test_another_engines_adapters_in_the_same_tree_are_left_to_the_layers(base: 
     layout, _ = lora_layout(base.model, lora_config(base.model, target_modules=["c_attn"]), seed=0)
     second = LoraLayers(engine.layers.model, layout, layer=engine.kernels.layer)
     others = torch.randn(2, layout.genome_length, generator=torch.Generator().manual_seed(5)) * 0.1
+    assert engine._head is not None  # which the model is asked for outside any call
     with second.adapted(others):
         values_and_gradient(engine, genomes, base)
     assert not passes

@@ -50,12 +50,14 @@ def load_model(
 
 def load_classifier(reward: str, model: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A sequence classifier. Raises InputError as `load_model` does, and for weights that lack a classifier's head."""
-    try:
-        kinds = AutoConfig.from_pretrained(model).architectures or ["no architecture"]
-    except (OSError, ValueError):
-        kinds = []  # which is said where the model is loaded
-    if kinds and not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        raise InputError(f"reward {reward}: model is {model!r}, found {kinds[0]}, expected a sequence classifier.")
+    subject = f"reward {reward}: model is {model!r}"
+    check_model_folder(subject, Path(model))
+    with loading(subject):
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+    check_sizes(subject, config, Path(model))
+    kinds = config.architectures or ["no architecture"]
+    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+        raise InputError(f"{subject}, found {kinds[0]}, expected a sequence classifier.")
     loaded, tokenizer = load_model(f"reward {reward}: model", AutoModelForSequenceClassification, model, device)
     if loaded.config.pad_token_id is None:
         loaded.config.pad_token_id = tokenizer.pad_token_id

@@ -39,6 +39,10 @@ _ENTRIES = (
     "SELECT * FROM fitness WHERE generation = ? ORDER BY individual, stage",
     "SELECT * FROM samples WHERE generation = ? ORDER BY individual, stage, prompt, completion, reward",
 )
+_ELSEWHERE = {
+    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
+    sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM,
+}  # fmt: skip
 _TABLES = ("samples", "fitness", "individuals")
 
 
@@ -138,7 +142,7 @@ class Lineage:
         with self._readable():
             (verdict,) = self.query("PRAGMA integrity_check(1)")[0]
             if verdict != "ok":
-                raise CheckpointError(f"{self._path}: altered: {verdict}")
+                raise CheckpointError(f"{self._path}: altered: {' '.join(str(verdict).split())}")
             sums = dict(self.query("SELECT generation, sha256 FROM checksums"))
             for generation in range(generations + 1 if generations else 0):
                 if generation not in sums:
@@ -157,7 +161,8 @@ class Lineage:
     def _readable(self) -> Iterator[None]:
         try:
             yield
-        except sqlite3.DatabaseError as error:
+        except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+            raise_if_elsewhere(error)
             raise CheckpointError(f"{self._path}: altered, it cannot be read ({error})") from None
 
     def rewind(self, generation: int) -> None:
@@ -183,3 +188,9 @@ class Lineage:
 
     def close(self) -> None:
         self._connection.close()
+
+
+def raise_if_elsewhere(error: sqlite3.DatabaseError | UnicodeDecodeError) -> None:
+    """Raise it where it is not the file that is at fault, but who else holds it, the disk, or the memory."""
+    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _ELSEWHERE:
+        raise error

@@ -10,7 +10,7 @@ from pathlib import Path
 from evolora.errors import CheckpointError
 from evolora.files import checkpoint_folder
 from evolora.human.votes import VOTES_FILE
-from evolora.population.lineage import Lineage
+from evolora.population.lineage import Lineage, raise_if_elsewhere
 from evolora.runs.identity import check_run
 from evolora.runs.tracking.chain import check_chain, whole_lines
 
@@ -19,10 +19,6 @@ METRICS, LINEAGE, REWARDS = "metrics.jsonl", "lineage.sqlite", "rewards.sqlite"
 COPIES = {METRICS: "state.metrics.jsonl", LINEAGE: "state.lineage.sqlite"}
 # sqlite's own words about what is damaged may be damaged too.
 _UNREADABLE = (sqlite3.DatabaseError, UnicodeDecodeError)
-_ELSEWHERE = {
-    sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
-    sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM,
-}  # fmt: skip
 
 
 def check_ledgers(folder: Path, generation: int, run: str) -> None:
@@ -90,7 +86,7 @@ def copy_beside(folder: Path, checkpoint: Path, lineage: Lineage) -> None:
     try:
         lineage.copy(checkpoint / COPIES[LINEAGE])
     except sqlite3.DatabaseError as error:
-        _raise_if_elsewhere(error)
+        raise_if_elsewhere(error)
         (checkpoint / COPIES[LINEAGE]).unlink(missing_ok=True)
 
 
@@ -102,17 +98,11 @@ def _database_fault(path: Path) -> str | None:
     try:
         (said,) = connection.execute("PRAGMA quick_check(1)").fetchone()
     except _UNREADABLE as error:
-        _raise_if_elsewhere(error)
+        raise_if_elsewhere(error)
         said = str(error)
     finally:
         connection.close()
     return None if said == "ok" else f"damaged ({' '.join(str(said).split())})"
-
-
-def _raise_if_elsewhere(error: sqlite3.DatabaseError | UnicodeDecodeError) -> None:
-    """Where it is not the file that is at fault, but who else holds it, the disk, or the memory."""
-    if getattr(error, "sqlite_errorcode", 0) & 0xFF in _ELSEWHERE:
-        raise error
 
 
 def set_aside(path: Path) -> Path:

@@ -152,11 +152,11 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, 
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
     if (folder / PEFT_CONFIG).is_file():
         given = replace(given, peft_config=_peft_config(folder / PEFT_CONFIG))
+    identity, lost = _identity(folder, accept_changes)
     known = read_run_config(folder)
     config = make_options(known, words)
     own = said_places(words, config) | ({("reward", "name")} if given.reward is not None else set())
     check_trust(folder, known, config, trust, own=own, wanted="--trust-reward, for somebody whom you trust")
-    identity, lost = _identity(folder, accept_changes)
     config = config.replaced({"run": {"out": _out(config, folder)}})
     if not lost and (done := finished(folder, config, identity.run, view)) is not None:
         summary, history = done
