@@ -14,7 +14,7 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evolora.errors import CheckpointError
+from evolora.errors import CheckpointError, InputError
 
 MANIFEST = "manifest.json"
 _SUM = "sha256"
@@ -147,6 +147,14 @@ def verify(folder: Path, *, besides: Collection[str] = ()) -> None:
             raise CheckpointError(f"{path}: missing")
         if file_sha256(path) != expected:
             raise CheckpointError(f"{path}: truncated or altered, its checksum differs")
+
+
+def check_regular(folder: Path) -> None:
+    """Raise InputError where a run's or an adapter's folder holds what is neither a file nor a folder: reading a pipe
+    or a device may never end."""
+    for path in folder.rglob("*"):
+        if not path.is_file() and not path.is_dir() and (path.exists() or path.is_symlink()):
+            raise InputError(f"{path}: found neither a file nor a folder, expected what a run leaves")
 
 
 def user_cache() -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +12,7 @@ import torch
 
 from evolora.errors import CheckpointError, InputError
 from evolora.files import (
+    check_regular,
     checkpoint_folder,
     newest_checkpoint,
     read_state,
@@ -321,3 +323,20 @@ def test_a_copy_of_the_lineage_lacks_the_generation_under_way(tmp_path: Path) ->
     copy = Lineage(tmp_path / "copy.sqlite")
     assert copy.query("SELECT id FROM individuals") == [(0,)]
     copy.close()
+
+
+def test_a_pipe_or_a_device_in_a_runs_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "best").mkdir()
+    (tmp_path / "best" / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "best" / "file")
+    check_regular(tmp_path)
+    for name, make in (
+        ("pipe", os.mkfifo),
+        ("device", lambda path: Path(path).symlink_to("/dev/zero")),
+        ("lost", lambda path: Path(path).symlink_to(tmp_path / "nowhere")),
+    ):
+        path = tmp_path / "best" / name
+        make(path)
+        with pytest.raises(InputError, match=name):
+            check_regular(tmp_path)
+        path.unlink()

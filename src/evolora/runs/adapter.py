@@ -12,7 +12,7 @@ from peft import LoraConfig
 
 from evolora.environment import references
 from evolora.errors import InputError
-from evolora.files import MANIFEST, verify, whole_folder
+from evolora.files import MANIFEST, check_regular, verify, whole_folder
 from evolora.models.base import BaseModel, load_base
 from evolora.models.export import CARD, export_merged, load_adapter, name_base
 from evolora.population.evaluation import Evaluation
@@ -52,11 +52,13 @@ def adapter_folder(path: Path, checkpoint: str | None = None) -> Path:
     """The adapter of a run (its winner, or the best at `checkpoint`), or the adapter folder itself, which needs no
     manifest. Raises CheckpointError when it is altered, or is not the one of the run's summary."""
     if (path / "adapter_config.json").is_file():
+        check_regular(path)
         if (path / MANIFEST).is_file():
             verify(path, besides=[CARD])
         return path
     if not (path / "config.toml").is_file():
         raise InputError(f"{path}: found neither config.toml nor adapter_config.json, expected a run or an adapter")
+    check_regular(path)
     folder = path / "checkpoints" / checkpoint if checkpoint else path / "best"
     if not folder.is_dir():
         found = ", ".join(sorted(entry.name for entry in (path / "checkpoints").glob("gen*"))) or "none"

@@ -14,7 +14,7 @@ from peft import LoraConfig
 
 from evolora.environment import references
 from evolora.errors import CheckpointError, InputError
-from evolora.files import newest_checkpoint, without_nan, write_text
+from evolora.files import check_regular, newest_checkpoint, without_nan, write_text
 from evolora.lock import owned
 from evolora.models.base import BUNDLED_MODEL
 from evolora.models.export import (
@@ -141,15 +141,14 @@ def go_on(
     """`resume`, with the options that `words` say; with `accept_changes` also where what the run depends on has
     changed. Raises InputError for a run that was not made here and would run code, unless `trust` says that it may."""
     folder, view = folder.absolute(), view or Silence()
-    if not folder.is_dir():
+    if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
+    check_regular(folder)
     with owned(folder, view.say):
         return _go_on(folder, words, given or Given(), view, trust, accept_changes)
 
 
 def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, accept_changes: bool) -> Result:
-    if not (folder / "config.toml").is_file():
-        raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
     if (folder / PEFT_CONFIG).is_file():
         given = replace(given, peft_config=_peft_config(folder / PEFT_CONFIG))
     identity, lost = _identity(folder, accept_changes)

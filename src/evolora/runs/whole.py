@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evolora.errors import CheckpointError, InputError
-from evolora.files import verify
+from evolora.files import check_regular, verify
 from evolora.human.votes import VOTES_FILE
 from evolora.runs.config_file import check_config
 from evolora.runs.fingerprint import given_files
@@ -24,6 +24,7 @@ def verify_run(folder: Path) -> dict[str, str | None]:
     checkpoints, of the winner and of the merged model as one each. Raises InputError for a folder that is no run."""
     if not any((folder / name).is_file() for name in ("config.toml", IDENTITY)):
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
+    check_regular(folder)
     try:
         identity = read_identity(folder)
     except InputError as error:  # nothing can be said to belong to it
