@@ -6,11 +6,17 @@ It imports next to nothing before it answers signals: the rest takes seconds, in
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
 from typing import TextIO, cast
 
 from evolora.screen import Screen
 from evolora.signals import ENDING, NOTHING_YET, Signalled, answered_by, interrupt
+
+# What these leave is in their folder, whatever the screen shows.
+_RUNS = (["train"], ["resume"], ["rate"])
+
+_exit = os._exit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -20,12 +26,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
-    sys.stdout, sys.stderr = cast(TextIO, Screen(sys.stdout)), cast(TextIO, Screen(sys.stderr))
+    out = Screen(sys.stdout)
+    sys.stdout, sys.stderr = cast(TextIO, out), cast(TextIO, Screen(sys.stderr))
     try:
         with answered_by(interrupt):
             from evolora.cli import main as command
 
-            return command(arguments)
+            code = command(arguments)
+            sys.stdout.flush()
+            said = list(sys.argv[1:] if arguments is None else arguments)
+            if code == 0 and out.lost is not None and (said[:1] not in _RUNS or "--dry-run" in said):
+                print(f"evolora: what was to be shown is lost: {out.lost.strerror}", file=sys.stderr)
+                code = 1
+            if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
+                sys.stderr.flush()
+                _exit(code)  # a thread of a reward's would keep the process for as long as it likes
+            return code
     except Signalled as signalled:
         print(NOTHING_YET, file=sys.stderr)
         return 128 + signalled.number

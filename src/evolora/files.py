@@ -5,6 +5,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -188,8 +189,10 @@ def checkpoint_folder(run: Path, generation: int) -> Path:
 
 
 def checkpoints(run: Path) -> list[Path]:
-    """The checkpoints of a run, whole or not, the newest last: gen10000 comes after gen9999."""
-    return sorted((run / "checkpoints").glob("gen*"), key=lambda path: (len(path.name), path.name))
+    """The checkpoints of a run, whole or not, the newest last: gen10000 comes after gen9999. What else lies there, such
+    as a copy that somebody made, is none."""
+    found = [path for path in (run / "checkpoints").glob("gen*") if re.fullmatch(r"gen\d{4,}", path.name)]
+    return sorted(found, key=lambda path: (len(path.name), path.name))
 
 
 def newest_checkpoint(run: Path) -> tuple[Path | None, list[str]]:

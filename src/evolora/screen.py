@@ -1,6 +1,7 @@
 """Text streams that never fail: nobody's work ends because what it says cannot be written."""
 
 import contextlib
+from collections.abc import Iterator
 from typing import Any, TextIO
 
 
@@ -16,10 +17,12 @@ class Screen:
 
     def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
+        self.lost: OSError | None = None
+        """Why what was written is lost, but for a pipe that nobody reads any more."""
 
     def write(self, text: str) -> int:
-        # RuntimeError: a signal's handler speaks while the stream is being written.
-        with contextlib.suppress(OSError, ValueError, RuntimeError):
+        # A signal's handler speaks while the stream is being written.
+        with self._never_failing():
             if self._stream is not None:
                 try:
                     self._stream.write(text)
@@ -29,9 +32,20 @@ class Screen:
         return len(text)
 
     def flush(self) -> None:
-        with contextlib.suppress(OSError, ValueError, RuntimeError):
+        with self._never_failing():
             if self._stream is not None:
                 self._stream.flush()
+
+    @contextlib.contextmanager
+    def _never_failing(self) -> Iterator[None]:
+        try:
+            yield
+        except BrokenPipeError:
+            pass
+        except OSError as error:
+            self.lost = error
+        except (ValueError, RuntimeError):
+            pass
 
     def isatty(self) -> bool:
         try:

@@ -190,3 +190,17 @@ def test_a_base_with_made_up_or_broken_weights_is_not_used(
     finally:
         path.write_bytes(kept)
     assert not (tmp_path / "run").exists() and not (tmp_path / "to").exists()
+
+
+def test_what_is_no_checkpoint_is_left_alone(copied: Path, evolora: Any) -> None:
+    """Somebody's copy of one."""
+    shutil.copytree(copied / "checkpoints" / "gen0004", copied / "checkpoints" / "gen0004_backup")
+    (copied / "checkpoints" / "gen0002.txt").write_text("")
+    code, out, _ = evolora("resume", copied, "--gens", "7")
+    assert code == 0 and "resumed after generation 6" in out
+    assert (copied / "checkpoints" / "gen0004_backup").is_dir()
+    assert evolora("verify", copied)[0] == 0
+    for checkpoint in (copied / "checkpoints").glob("gen000?"):
+        shutil.rmtree(checkpoint)
+    code, out, _ = evolora("verify", copied)
+    assert code == 1 and f"{copied / 'checkpoints'}: has none" in out

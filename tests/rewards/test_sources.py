@@ -2,6 +2,7 @@
 
 import functools
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -66,9 +67,53 @@ def test_functions_that_were_given() -> None:
     (plain,) = sums(score, "brevity(limit=8)").values()
     twice, thrice = (functools.partial(score, factor=factor) for factor in (2.0, 3.0))
     assert len({plain, *sums(twice).values(), *sums(thrice).values()}) == 3
-    typed = {}
-    exec("def typed(completions): return [0.0]", typed)
-    assert sums(typed["typed"]) == {}
+    typed: dict[str, Any] = {}
+    exec("def typed(completions): return [0.0]\ndef other(completions): return list(map(len, completions))", typed)
+    typed["other"].__name__ = typed["other"].__qualname__ = "typed"
+    assert sums(typed["typed"]) != sums(typed["other"])
+
+
+_SCALE = 2.0
+_CALLS = 0
+
+
+def _helper(text: str) -> float:
+    return _SCALE * len(text)
+
+
+class _Scorer:
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
+
+    def __call__(self, completions: list[str], **_: object) -> list[float]:
+        global _CALLS
+        _CALLS += 1
+        return [self.weight * _helper(text) for text in completions]
+
+
+def test_what_a_given_function_calls_and_reads_is_part_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def score(completions: list[str], **_: object) -> list[float]:
+        seen.extend(completions)
+        return [_helper(text) for text in completions]
+
+    def sums() -> list[dict[str, str]]:
+        return [
+            reward_sources(*weighted([reward]))  # type: ignore[arg-type]
+            for reward in (score, _Scorer(1.0), functools.partial(_Scorer(1.0), obj=_Scorer(2.0)))
+        ]
+
+    before = sums()
+    score(completions=["what is counted and kept is no part of it"])
+    _Scorer(1.0)(completions=["neither here"])
+    assert sums() == before
+    monkeypatch.setitem(globals(), "_SCALE", 3.0)
+    assert all(now != then for now, then in zip(sums(), before, strict=True))
+    monkeypatch.setitem(globals(), "_SCALE", 2.0)
+    assert sums() == before
+    monkeypatch.setitem(globals(), "_helper", lambda text: -1.0)
+    assert all(now != then for now, then in zip(sums(), before, strict=True))
 
 
 def test_a_registered_reward_is_known_by_its_source(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,11 +8,13 @@ import traceback
 from collections.abc import Iterable, Mapping, Set, Sized
 from pathlib import Path
 
-from evolora.masking import concealed
+from evolora.masking import concealed, mask
 from evolora.rewards.base import FailedReward, Reward, Value
 from evolora.rewards.event_loop import EventLoop
 from evolora.rewards.process_state import ProcessEnded
 
+# The square of a larger reward is beyond float32.
+LARGEST = 1e15
 # What is shown of a text, and of a traceback and the like.
 _TEXT_LIMIT = 1000
 _LONG_LIMIT = 20_000
@@ -29,7 +31,7 @@ class Logged:
         self.extra: dict[str, list[object]] = {}
 
     def log_metric(self, name: str, value: float) -> None:
-        self.metrics.setdefault(str(name), []).append(float(value))
+        self.metrics.setdefault(mask(str(name)), []).append(float(value))
 
     def log_extra(self, column: str, values: Iterable[object]) -> None:
         self.extra.setdefault(str(column), []).extend(values)
@@ -101,7 +103,9 @@ def _number(value: object) -> Value:
         number = math.inf
     except Exception as error:  # a type of the user's own may do anything
         return FailedReward(f"returned a {type(value).__name__} that {raised(error).what}", error)
-    return number if math.isfinite(number) else FailedReward(f"returned {number}, expected a finite number or None")
+    if math.isfinite(number) and abs(number) <= LARGEST:
+        return number
+    return FailedReward(f"returned {number}, expected a number from {-LARGEST:.0e} to {LARGEST:.0e}, or None")
 
 
 def user_traceback(error: BaseException) -> str:

@@ -2,18 +2,28 @@
 
 import ast
 import contextlib
+import dis
 import functools
 import hashlib
 import importlib.util
 import inspect
 import shlex
+import sysconfig
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
+from typing import Any
 
 from evolora.files import file_sha256
 from evolora.rewards.base import Reward
 from evolora.rewards.expression import Argument, Expression, Term
 from evolora.rewards.loading import registered
+
+# What a function reads of its module, or of what is around it, and does not change by itself.
+_LASTING = (
+    (bool, int, float, str, bytes, tuple),
+    FunctionType, BuiltinFunctionType, MethodType, ModuleType, type, functools.partial,
+)  # fmt: skip
 
 
 def reward_sources(expression: Expression, functions: Mapping[str, Reward]) -> dict[str, str]:
@@ -33,15 +43,80 @@ def reward_sources(expression: Expression, functions: Mapping[str, Reward]) -> d
 
 
 def _function(term: Term, function: object) -> dict[str, str]:
-    bound = ""
-    while isinstance(function, functools.partial):
-        bound += f"{function.args!r}{function.keywords!r}"
-        function = function.func
+    """Of a function that was given as an object: its code, with all that it calls and reads of its own files."""
+    files: set[Path] = set()
+    text = "\n".join(_described(function, set(), files))
+    return {term.label: hashlib.sha256(text.encode()).hexdigest(), **_sums(files)}
+
+
+def _described(value: object, seen: set[int], files: set[Path]) -> Iterator[str]:
+    """What a value is, the same in every process. The `files` of modules that are not installed are added."""
+    if id(value) in seen or isinstance(value, (bool, int, float, str, bytes, type(None))):
+        yield repr(value) if id(value) not in seen else "again"
+        return
+    seen.add(id(value))
+    if isinstance(value, functools.partial):
+        for part in (value.func, value.args, value.keywords):
+            yield from _described(part, seen, files)
+    elif isinstance(value, Mapping):
+        for key, own in value.items():
+            yield repr(key)
+            yield from _described(own, seen, files)
+    elif isinstance(value, (list, tuple)):
+        for own in value:
+            yield from _described(own, seen, files)
+    elif isinstance(value, ModuleType):
+        if (path := _own_file(value)) is not None:
+            files |= _imported(path, path.parent)
+        yield value.__name__
+    elif inspect.ismethod(value):
+        yield from _described(value.__func__, seen, files)
+        yield from _described(value.__self__, seen, files)
+    elif inspect.isroutine(value) or isinstance(value, type):
+        yield f"{value.__module__}.{value.__qualname__}"
+        if _own_file(value) is not None or _is_typed(value):
+            yield from _code(value, seen, files)
+    else:  # what an object holds may change from call to call
+        yield from _described(type(value), seen, files)
+
+
+def _code(value: Any, seen: set[int], files: set[Path]) -> Iterator[str]:
+    """The source of a function or class, and what it reads of its module: functions, classes, modules and constants,
+    which no function of it sets."""
     try:
-        code = inspect.getsource(function if inspect.isroutine(function) else type(function))
+        yield inspect.getsource(value)
     except (OSError, TypeError):  # typed at a prompt
-        return {}
-    return {term.label: hashlib.sha256(f"{code}{bound}".encode()).hexdigest()}
+        yield repr(getattr(getattr(value, "__code__", None), "co_code", b""))
+    names = getattr(inspect.getmodule(value), "__dict__", {})
+    for function in [value] if inspect.isfunction(value) else filter(inspect.isfunction, vars(value).values()):
+        codes = [function.__code__]
+        for code in codes:
+            codes += [constant for constant in code.co_consts if inspect.iscode(constant)]
+            changed = {step.argval for step in dis.get_instructions(code) if step.opname == "STORE_GLOBAL"}
+            for name in code.co_names:
+                if name in names and name not in changed and isinstance(names[name], _LASTING):
+                    yield name
+                    yield from _described(names[name], seen, files)
+        for cell in function.__closure__ or ():
+            with contextlib.suppress(ValueError):  # empty
+                if isinstance(cell.cell_contents, _LASTING[1:]):
+                    yield from _described(cell.cell_contents, seen, files)
+
+
+def _is_typed(value: Any) -> bool:
+    """Whether a function was typed at a prompt, or made by `exec`: it has no file."""
+    return inspect.isfunction(value) and not Path(value.__code__.co_filename).is_file()
+
+
+def _own_file(value: Any) -> Path | None:
+    """The source file of what is not installed; `__main__` has one, too."""
+    try:
+        path = Path(inspect.getsourcefile(value) or "").resolve()
+    except (OSError, TypeError):
+        return None
+    installed = {Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "purelib", "platlib")}
+    own = path.is_file() and not any(path.is_relative_to(folder) for folder in installed)
+    return path if own and not path.is_relative_to(Path(__file__).parents[1]) else None
 
 
 def _argument(value: Argument) -> dict[str, str]:

@@ -19,12 +19,13 @@ from evolora.population.evaluation import Evaluation
 from evolora.population.writing import Writer
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts, assemble, check_prompts, load_founder
-from evolora.runs.config_file import read_run_config
-from evolora.runs.fingerprint import weights_sha256
+from evolora.runs.config_file import check_config, read_run_config
+from evolora.runs.fingerprint import fingerprint, weights_sha256
 from evolora.runs.given import Given
-from evolora.runs.identity import read_identity
+from evolora.runs.identity import differences, read_identity
 from evolora.runs.memory import check_samples
 from evolora.runs.options import Source, make_options
+from evolora.runs.parts import Place
 from evolora.runs.report.inspection import Inspection
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.snapshot import check_checkpoint
@@ -149,11 +150,7 @@ def export(
         raise InputError(f"--to {to}: exists already, expected a new or empty folder")
     folder = adapter_folder(path, checkpoint)
     lora, state = load_adapter(folder)
-    into: BaseModel | None = None
-    if merge:
-        name = base or _named_base(folder, lora)
-        into = load_base(name)
-        load_founder(into, folder, name)
+    into = _base_to_merge(path, folder, lora, base) if merge else None
     to = to.absolute()
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -169,6 +166,22 @@ def export(
         if base is not None:
             name_base(temporary, base)
     return to
+
+
+def _base_to_merge(path: Path, folder: Path, lora: LoraConfig, base: str | None) -> BaseModel:
+    """The base model that an adapter is merged into: that of its run, in its run's precision and with the weights that
+    it had, or the one that the user or the adapter names."""
+    name = base or _named_base(folder, lora)
+    of_run = base is None and (path / "config.toml").is_file()
+    dtype = make_options(read_run_config(path)).model.dtype if of_run else "float32"
+    into = load_base(name, dtype=getattr(torch, dtype))
+    load_founder(into, folder, name)
+    if of_run and read_identity(path).fingerprint["model"]["weights"] != weights_sha256(into.model):
+        raise InputError(
+            f"{path}: the weights of its model {name} have changed since the run, expected the same, or --base {name} "
+            "to take them as they are"
+        )
+    return into
 
 
 def folder_named(adapter: Path) -> str | None:
@@ -205,6 +218,7 @@ def _parts(
         lora, _ = load_adapter(folder)
         known = Source([] if ("model", "name") in said else [("model", _named_base(folder, lora))])
         return assemble(make_options(known, words), Given(), Silence(), folder, scores=scores)
+    check_config(path)
     known = read_run_config(path)
     gone: tuple[str, ...] = ("engine.type", "engine.products")  # they follow from this machine
     if not scores:
@@ -221,11 +235,22 @@ def _parts(
     )
     check_trust(path, known, config, trust, own=said, wanted=wanted)
     parts = assemble(config, Given(), Silence(), folder, scores=scores)
-    ours = not said & {("model", "name"), ("model", "dtype")}
-    if ours and read_identity(path).fingerprint["model"]["weights"] != weights_sha256(parts.base.model):
-        name = parts.config.model.name
-        raise InputError(
-            f"{path}: the weights of its model {name} have changed since the run, expected the same, or --model "
-            f"{name} to take them as they are"
-        )
+    _refuse_changes(path, parts, said, scores=scores)
     return parts
+
+
+def _refuse_changes(path: Path, parts: Parts, said: set[Place | None], *, scores: bool) -> None:
+    """Raise InputError where what an adapter was made for is not what it was, but for what the user has `said`."""
+    parts_said = {place[0] for place in said if place is not None}
+    model = {("model", "name"), ("model", "dtype"), ("model", "chat_template")}
+    groups = {"model", "tokenizer"} if not said & model else set()
+    if "task" not in parts_said:
+        groups |= {"data", "reward"} if scores and "reward" not in parts_said else {"data"} if scores else set()
+    before = read_identity(path).fingerprint
+    now = fingerprint(parts, Given(), groups)
+    changes = list(differences({group: before.get(group, {}) for group in now}, now))
+    if changes:
+        raise InputError(
+            f"{path}: what the adapter was made for has changed: {'; '.join(changes)}; expected the same, or "
+            "the option that names it (--model, --data, --reward), to take it as it is"
+        )

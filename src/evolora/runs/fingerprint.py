@@ -3,6 +3,7 @@
 import hashlib
 import json
 import platform
+from collections.abc import Callable, Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -29,18 +30,19 @@ from evolora.tasks.task import Task
 _PACKAGES = ("evolora", "torch", "transformers", "peft", "numpy", "numba")
 
 
-def fingerprint(parts: Parts, given: Given) -> Fingerprint:
-    """Of the run that these parts make."""
-    return {
-        "option": _options(parts.config),
-        "data": {"prompts and columns": _data(parts.task)},
-        "model": {"config": _config(parts.base.model), "weights": weights_sha256(parts.base.model)},
-        "tokenizer": {"files": _tokenizer(parts.base.tokenizer)},
-        "LoRA": {"config": sha256_of(json.loads(config_text(parts.lora)))},
-        "reward": _reward(parts.config, given),
-        "file": given_files(Path(str(parts.config.run.out))),
-        "version": {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+def fingerprint(parts: Parts, given: Given, groups: Collection[str] | None = None) -> Fingerprint:
+    """Of the run that these parts make; with `groups`, those entries alone."""
+    made: dict[str, Callable[[], Mapping[str, Any]]] = {
+        "option": lambda: _options(parts.config),
+        "data": lambda: {"prompts and columns": _data(parts.task)},
+        "model": lambda: {"config": _config(parts.base.model), "weights": weights_sha256(parts.base.model)},
+        "tokenizer": lambda: {"files": _tokenizer(parts.base.tokenizer)},
+        "LoRA": lambda: {"config": sha256_of(json.loads(config_text(parts.lora)))},
+        "reward": lambda: _reward(parts.config, given),
+        "file": lambda: given_files(Path(str(parts.config.run.out))),
+        "version": lambda: {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
     }
+    return {group: make() for group, make in made.items() if groups is None or group in groups}
 
 
 def given_files(folder: Path) -> dict[str, str]:

@@ -157,7 +157,12 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, 
     own = said_places(words, config) | ({("reward", "name")} if given.reward is not None else set())
     check_trust(folder, known, config, trust, own=own, wanted="--trust-reward, for somebody whom you trust")
     config = config.replaced({"run": {"out": _out(config, folder)}})
-    if not lost and (done := finished(folder, config, identity.run, view)) is not None:
+    edited: list[str] = []
+    try:
+        check_config(folder)
+    except CheckpointError as fault:
+        edited.append(str(fault))
+    if not lost and not edited and (done := finished(folder, config, identity.run, view)) is not None:
         summary, history = done
         if config.run.merge and "merged" not in summary["sealed"]:
             merge_winner(folder, config, given, identity)
@@ -168,11 +173,8 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, 
     parts = assemble(config, given, view)
     need_room_for_run(folder, parts)
     now = fingerprint(parts, given)
-    changes = lost or list(differences(identity.fingerprint, now))
-    try:
-        check_config(folder)
-    except CheckpointError as edited:  # in what a resumed run may be given by options
-        changes = changes or [str(edited)]
+    # Edited may be what a resumed run is given by options, too.
+    changes = lost or list(differences(identity.fingerprint, now)) or edited
     if changes and not accept_changes:
         raise InputError(
             f"{folder}: what the run depends on has changed: {'; '.join(changes)}; expected the same, "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from evolora.errors import CheckpointError, InputError
-from evolora.files import check_regular, verify
+from evolora.files import check_regular, checkpoints, verify
 from evolora.human.votes import VOTES_FILE
 from evolora.runs.config_file import check_config
 from evolora.runs.fingerprint import given_files
@@ -39,7 +39,7 @@ def _checks(folder: Path, identity: Identity) -> Iterator[tuple[str, Callable[[]
     for name, sha256 in identity.fingerprint["file"].items():
         yield name, partial(_check_given, folder, name, sha256)
     generations = 0
-    for checkpoint in sorted((folder / "checkpoints").glob("gen*"), key=lambda path: (len(path.name), path.name)):
+    for checkpoint in checkpoints(folder):
         generations = int(checkpoint.name.removeprefix("gen"))
         yield f"checkpoints/{checkpoint.name}", partial(check_checkpoint, checkpoint, run)
     summary: dict[str, Any] | None = None
@@ -50,6 +50,8 @@ def _checks(folder: Path, identity: Identity) -> Iterator[tuple[str, Callable[[]
         except (CheckpointError, InputError):
             pass
         yield SUMMARY, partial(_summary, folder, run)
+        if not checkpoints(folder):
+            yield "checkpoints", partial(_no_checkpoint, folder)
     for name in ("best", "merged"):
         if (folder / name).exists() or (summary is not None and name in summary["sealed"]):
             yield name, partial(_check_sealed, folder, name, summary)
@@ -57,6 +59,10 @@ def _checks(folder: Path, identity: Identity) -> Iterator[tuple[str, Callable[[]
     yield LINEAGE, partial(check_lineage, folder / LINEAGE, run, generations)
     if (folder / VOTES_FILE).exists():
         yield VOTES_FILE, partial(_check_votes, folder / VOTES_FILE)
+
+
+def _no_checkpoint(folder: Path) -> None:
+    raise CheckpointError(f"{folder / 'checkpoints'}: has none, the run cannot go on from here")
 
 
 def _fault(check: Callable[[], object]) -> str | None:
