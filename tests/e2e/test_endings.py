@@ -170,6 +170,27 @@ def test_a_reader_that_leaves_ends_no_run(toy: Any, tmp_path: Path) -> None:
     assert process.wait(timeout=120) == 0 and (run / "summary.json").exists()
 
 
+def test_a_command_whose_only_result_is_lost_says_so(toy: Any, finished: Path) -> None:
+    for command in (("generate", str(finished), "hello"), ("verify", str(finished)), ("train", "--dry-run")):
+        with Path("/dev/full").open("w") as full:
+            process = start(toy, "-m", "evolora", *command, stdout=full)
+            _, errors = process.communicate(timeout=120)
+        assert process.returncode == 1 and "what was to be shown is lost: No space left on device" in errors
+
+
+def test_a_thread_that_a_reward_leaves_keeps_no_process(toy: Any, tmp_path: Path) -> None:
+    reward, run = tmp_path / "threads.py", tmp_path / "run"
+    reward.write_text(
+        "import threading, time\n"
+        "def score(completions, **kwargs):\n"
+        "    threading.Thread(target=time.sleep, args=(10_000,)).start()\n"
+        "    return [len(set(text)) / 10 for text in completions]\n"
+    )
+    process = start(toy, "-m", "evolora", "train", *toy.options(run, gens=1, reward=f"{reward}:score"))
+    out, _ = process.communicate(timeout=120)
+    assert process.returncode == 0 and "adapter: " in out
+
+
 def limited(size: int) -> Callable[[], None]:
     """No file may grow beyond `size` bytes, as on a disk that is full."""
     return lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))

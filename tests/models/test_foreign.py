@@ -174,3 +174,21 @@ def test_an_adapter_whose_values_are_of_another_type(values: dict[str, Any], tmp
         load_adapter(tmp_path)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}: adapter_config.json has {next(iter(values))} ") and "\n" not in message
+
+
+def test_code_that_comes_with_a_reward_model_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("builtins.input", lambda *_: pytest.fail("somebody was asked"))
+    (tmp_path / "config.json").write_text(
+        json.dumps(
+            {
+                "model_type": "own",
+                "architectures": ["OwnForSequenceClassification"],
+                "auto_map": {"AutoConfig": "own.Own", "AutoModelForSequenceClassification": "own.Own"},
+            }
+        )
+    )
+    (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
+    for load in (lambda: load_classifier("reward-model", str(tmp_path), "cpu"), lambda: load_base(str(tmp_path))):
+        with pytest.raises(InputError, match="code of its own, which is never run"):
+            load()
+    assert not (tmp_path / "ran").exists()

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from evolora.environment import resolved
 from evolora.errors import InputError, RewardError
 from evolora.rewards import FailedReward, RewardScorer, check_signature, load_reward
 from evolora.rewards.expression import parse
@@ -536,3 +537,23 @@ def test_nothing_reaches_the_screen_from_a_command_line(place: str, tmp_path: Pa
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.stdout, done.stderr, done.returncode) == ("[5.]\n[5.]\n", "", 0)
+
+
+@pytest.mark.parametrize("value", [1e16, -1e300, 1.8e308])
+def test_a_reward_that_is_too_large_is_refused(value: float) -> None:
+    scorer = RewardScorer(lambda completions, **_: [value] * len(completions))
+    with pytest.raises(RewardError, match=r"expected a number from -1e\+15 to 1e\+15, or None"):
+        scorer.score(["p"], ["c"], {})
+
+
+def test_the_name_of_a_logged_metric_shows_no_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVOLORA_LOGGED_KEY", "very-secret-key")
+    resolved("env:EVOLORA_LOGGED_KEY")
+
+    def reward(completions: list[str], log_metric: Any, **_: object) -> list[float]:
+        log_metric("of very-secret-key", 1.0)
+        return [0.0] * len(completions)
+
+    scorer = RewardScorer(reward)
+    scorer.score(["p"], ["c"], {})
+    assert list(scorer.metrics) == ["of env:EVOLORA_LOGGED_KEY"]
