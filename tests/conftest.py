@@ -9,6 +9,7 @@ os.environ["XDG_STATE_HOME"] = tempfile.mkdtemp(prefix="evolora-state-")  # no t
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is imported: no test may reach the hub
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,6 +34,10 @@ from transformers import (
 
 atexit.register(shutil.rmtree, os.environ["XDG_STATE_HOME"], ignore_errors=True)
 torch.set_num_threads(1)
+# A suite that runs in the background has them ignored, and so would the commands that it starts.
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL)
 # An example that compiles a function, or meets a busy machine, is slow and not wrong.
 settings.register_profile("no deadline", deadline=None)
 settings.load_profile("no deadline")
