@@ -8,8 +8,9 @@ import torch
 from architectures import random_model
 from torch import Tensor
 
+from evolora.engine import calibration
 from evolora.engine.base import Completions, Scored, Scoring
-from evolora.engine.calibration import UPDATE_BYTES, bytes_a_token_kept, choose_update_tokens
+from evolora.engine.calibration import bytes_a_token_kept, choose_update_tokens
 from evolora.engine.choose import choose_engine
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.micro_batches import MicroBatchEngine
@@ -102,7 +103,8 @@ def test_an_engine_that_is_chosen_keeps_to_it(threads: int) -> None:
             torch.testing.assert_close(own, expected, rtol=1e-4, atol=1e-5)
 
 
-def test_tokens_are_those_of_a_gibibyte_and_of_one_text_at_least() -> None:
+def test_tokens_are_those_of_half_the_memory_and_of_one_text_at_least(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model("llama")
-    assert choose_update_tokens(model, 20, 2) == UPDATE_BYTES // 2 // bytes_a_token_kept(model, 20)
+    monkeypatch.setattr(calibration, "free_memory", lambda _: 2**30)
+    assert choose_update_tokens(model, 20, 2) == 2**28 // bytes_a_token_kept(model, 20)
     assert choose_update_tokens(model, 10**7, 1) == 10**7

@@ -13,8 +13,6 @@ SMALL_MODEL = 20_000_000
 # More rows than these make no token cheaper (docs/performance.md).
 MOST_ROWS = 512
 _LEAST_ROWS = 8
-# Activations that an update keeps on a CPU.
-UPDATE_BYTES = 2**30
 
 
 def choose_threads(
@@ -86,11 +84,9 @@ def bytes_a_row(model: PreTrainedModel, length: int) -> int:
 
 
 def choose_update_tokens(model: PreTrainedModel, length: int, threads: int) -> int:
-    """Tokens, in texts of up to `length`, whose activations one of `threads` keeps for a gradient: of a gibibyte in
-    all on a CPU, where more are no faster; of half the free memory elsewhere; of one text at least."""
-    room = free_memory(model.device) // 2
-    if model.device.type == "cpu":
-        room = min(room, UPDATE_BYTES) // threads
+    """Tokens, in texts of up to `length`, whose activations one of `threads` keeps for a gradient: of half the free
+    memory in all, of one text at least. Fewer would cost time: what is not kept is computed again."""
+    room = free_memory(model.device) // 2 // threads
     return max(length, room // bytes_a_token_kept(model, length))
 
 

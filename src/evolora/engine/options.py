@@ -39,7 +39,7 @@ class EngineOptions(Options):
     update_tokens: int | None = option(
         None,
         "tokens whose activations an update keeps at a time, on each thread; more go in micro-batches; default: those "
-        "of a gibibyte in all",
+        "of half the free memory in all",
         ge=1,
     )
     draft_rows: int = option(
