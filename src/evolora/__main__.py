@@ -11,12 +11,10 @@ from collections.abc import Sequence
 from typing import TextIO, cast
 
 from evolora.screen import Screen
-from evolora.signals import ENDING, NOTHING_YET, Signalled, answered_by, interrupt
+from evolora.signals import ENDING, NOTHING_YET, Signalled, answered_by, exit_now, interrupt
 
 # What these leave is in their folder, whatever the screen shows.
 _RUNS = (["train"], ["resume"], ["rate"])
-
-_exit = os._exit
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -40,7 +38,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 code = 1
             if any(not thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread()):
                 sys.stderr.flush()
-                _exit(code)  # a thread of a reward's would keep the process for as long as it likes
+                exit_now(code)  # a thread of a reward's would keep the process for as long as it likes
             return code
     except Signalled as signalled:
         print(NOTHING_YET, file=sys.stderr)

@@ -9,7 +9,8 @@ from types import FrameType
 ENDING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
 NOTHING_YET = "Interrupted before there was anything to keep."
 
-_exit = os._exit  # a reward that is imported may not, so it is another for that long
+exit_now = os._exit
+"""The real one: while a user's function runs, `os._exit` raises (`rewards/process_state.py`)."""
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -29,7 +30,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             with contextlib.suppress(OSError):
                 os.write(2, f"{NOTHING_YET}\n".encode())
-            _exit(128 + number)
+            exit_now(128 + number)
         frame = frame.f_back
     raise Signalled(number)
 

@@ -219,7 +219,7 @@ def test_the_cache_holds_what_transformers_own_holds(lengths: list[int], picks: 
         assert ours.get_seq_length() == theirs.get_seq_length() and ours.get_mask_sizes(1) == theirs.get_mask_sizes(1)
         if step < len(picks):
             index = torch.tensor([pick % rows for pick in picks[step]])
-            ours.batch_select_indices(index)
+            ours.reorder_cache(index)
             theirs.batch_select_indices(index)
             rows = len(index)
 

@@ -47,7 +47,7 @@ def choose_engine(
 
     Raises InputError for one that is asked for and cannot.
     """
-    engine, words = _engine(model, layout, kind, products)
+    engine, words = _engine(model, layout, *resolved(model, layout, kind, products))
     side_by_side = threads if model.device.type == "cpu" else 1
     most = None if is_small(model) else MOST_ROWS_DECODED
 
@@ -72,7 +72,9 @@ def resolved(
         kind = "cpu" if why is None else "eager"
         if products == "compiled" and why is not None:
             raise InputError(f"--products compiled: there is no cpu engine here: {why}, expected --products auto")
-    if products == "auto" and kind == "cpu" and why is None:
+    if kind == "cpu" and why is not None:
+        raise InputError(f"--engine cpu: cannot be had: {why}, expected --engine auto")
+    if kind == "cpu" and products == "auto":
         from evolora.engine.cpu.matmul.choice import fastest_products
 
         products = fastest_products()
@@ -82,14 +84,10 @@ def resolved(
 def _engine(
     model: PreTrainedModel, layout: GenomeLayout, kind: EngineName, products: ProductsName
 ) -> tuple[EagerEngine, str]:
-    why = cpu.refuses(model, layout)
-    if kind == "cpu" and why is not None:
-        raise InputError(f"--engine cpu: cannot be had: {why}, expected --engine auto")
-    if kind not in ("auto", "cpu") or why is not None:
-        kind = "eager" if kind == "auto" else kind
-        return _made(kind, model, layout), f"{kind} engine" + (f" ({why})" if kind == "eager" and why else "")
-    chosen = _made("cpu", model, layout, products=None if products == "auto" else products)
-    return chosen, f"{chosen.products} products"
+    if kind == "cpu":
+        return _made(kind, model, layout, products=products), f"{products} products"
+    why = cpu.refuses(model, layout) if kind == "eager" else None
+    return _made(kind, model, layout), f"{kind} engine" + (f" ({why})" if why else "")
 
 
 def _made(kind: str, *given: Any, **more: Any) -> Any:

@@ -118,13 +118,17 @@ def check_engine(
 
 def _difference(engine: Engine, model: PreTrainedModel, lora: LoraConfig, founder: Tensor, text: Text) -> Difference:
     prompts = _prompts(text, model)
+    base = [_logits(model, prompt) for prompt in prompts]
+    tolerance = _tolerance(base, model.dtype)
     size = _LEAST_NOISE
     while True:
         genomes = torch.stack([torch.zeros_like(founder), founder + size * _noise(founder)])
         noisy = as_peft_model(model, lora, state=engine.layout.to_state_dict(genomes[1]))
-        base, adapted = (torch.cat([_log_probs(net, prompt) for prompt in prompts]) for net in (model, noisy))
-        tolerance = _tolerance(model, prompts)
-        effect, needed = float((base - adapted).abs().max()), max(_SHOWS, _TIMES_TOLERANCE * tolerance)
+        adapted = [_logits(noisy, prompt) for prompt in prompts]
+        effect = _largest(
+            [float((_log_probs(own) - _log_probs(other)).abs().max()) for own, other in zip(base, adapted, strict=True)]
+        )
+        needed = max(_SHOWS, _TIMES_TOLERANCE * tolerance)
         if not effect < needed:  # NaN goes on, and differs
             break
         if size >= _MOST_NOISE:
@@ -142,7 +146,7 @@ def _difference(engine: Engine, model: PreTrainedModel, lora: LoraConfig, founde
         scored = engine.score(genomes, prompts, completions, Scoring()).log_probs.double().cpu()
         for place, row in enumerate(completions.rows()):
             genome, prompt = place // len(prompts), prompts[place % len(prompts)]
-            plain = _log_probs((model, noisy)[genome], [*prompt, *row])[len(prompt) - 1 : -1]
+            plain = _log_probs(_logits((model, noisy)[genome], [*prompt, *row]))[len(prompt) - 1 : -1]
             chosen = plain.gather(1, torch.tensor(row)[:, None])[:, 0]
             off[genome] += [
                 float((scored[place, : len(row)] - chosen).abs().max()),
@@ -156,18 +160,20 @@ def _largest(values: list[float]) -> float:
 
 
 @torch.no_grad()
-def _log_probs(net: nn.Module, ids: Sequence[int]) -> Tensor:
-    """What a plain forward pass of one text says after each of its tokens, [length, vocabulary], in float64."""
+def _logits(net: nn.Module, ids: Sequence[int]) -> Tensor:
+    """What a plain forward pass of one text says after each of its tokens, [length, vocabulary]."""
     device = next(net.parameters()).device
     logits: Tensor = net(input_ids=torch.tensor([list(ids)], device=device)).logits[0]
+    return logits
+
+
+def _log_probs(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits.double(), -1).cpu()
 
 
-@torch.no_grad()
-def _tolerance(model: PreTrainedModel, prompts: list[list[int]]) -> float:
-    logits = [model(input_ids=torch.tensor([prompt], device=model.device)).logits for prompt in prompts]
-    rounding = torch.finfo(model.dtype).eps * max(float(own.float().abs().max()) for own in logits)
-    half = model.dtype not in (torch.float32, torch.float64)
+def _tolerance(logits: Sequence[Tensor], dtype: torch.dtype) -> float:
+    rounding = torch.finfo(dtype).eps * max(float(own.float().abs().max()) for own in logits)
+    half = dtype not in (torch.float32, torch.float64)
     return _ROUNDINGS_OF_HALF * rounding if half else max(_TOLERANCE, _ROUNDINGS * rounding)
 
 

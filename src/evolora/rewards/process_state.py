@@ -13,7 +13,8 @@ from typing import Any, cast
 
 import numpy as np
 
-_exit = os._exit
+from evolora.signals import exit_now
+
 _lock = threading.Lock()
 _inside = 0
 
@@ -79,7 +80,7 @@ def _exit_raises() -> Iterator[None]:
 
     def raises(code: int) -> None:
         if os.getpid() != pid:  # a child that was forked ends so
-            _exit(code)
+            exit_now(code)
         raise ProcessEnded(code)
 
     with _lock:
@@ -91,7 +92,7 @@ def _exit_raises() -> Iterator[None]:
         with _lock:
             _inside -= 1
             if not _inside:
-                os._exit = _exit
+                os._exit = exit_now
 
 
 Kept = tuple[Callable[[], Any], Callable[[Any], object]]

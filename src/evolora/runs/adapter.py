@@ -244,8 +244,8 @@ def _refuse_changes(path: Path, parts: Parts, said: set[Place | None], *, scores
     parts_said = {place[0] for place in said if place is not None}
     model = {("model", "name"), ("model", "dtype"), ("model", "chat_template")}
     groups = {"model", "tokenizer"} if not said & model else set()
-    if "task" not in parts_said:
-        groups |= {"data", "reward"} if scores and "reward" not in parts_said else {"data"} if scores else set()
+    if scores and "task" not in parts_said:
+        groups |= {"data"} if "reward" in parts_said else {"data", "reward"}
     before = read_identity(path).fingerprint
     now = fingerprint(parts, Given(), groups)
     changes = list(differences({group: before.get(group, {}) for group in now}, now))

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 from evolora.errors import InputError
-from evolora.files import checkpoints
+from evolora.files import checkpoint_folder, checkpoints
 from evolora.runs.assembly import Parts
 from evolora.runs.recovery import METRICS
 from evolora.runs.tracking.terminal import MetricsLog
@@ -22,8 +22,8 @@ def keep_checkpoints(folder: Path, keep: int, run: str) -> None:
     if not keep or len(found) <= keep:
         return
     lines = MetricsLog(folder / METRICS, run).read()
-    worth = {f"gen{line['generation']:04d}": line.get("validation.best") for line in lines}
-    best = max(found, key=lambda path: -math.inf if (known := worth.get(path.name)) is None else float(known))
+    worth = {checkpoint_folder(folder, line["generation"]): line.get("validation.best") for line in lines}
+    best = max(found, key=lambda path: -math.inf if (known := worth.get(path)) is None else float(known))
     for path in found[:-keep]:
         if path != best:
             doomed = path.with_name(f".{path.name}.old")  # half of it must not be taken for a checkpoint

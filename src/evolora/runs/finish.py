@@ -20,13 +20,7 @@ from evolora.files import verify, without_nan
 from evolora.masking import mask
 from evolora.models.base import given_base, load_base
 from evolora.models.cost import Cost
-from evolora.models.export import (
-    CARD,
-    export_adapter,
-    export_merged,
-    load_adapter,
-    shown_model,
-)
+from evolora.models.export import CARD, export_adapter, export_merged, load_adapter, shown_model
 from evolora.population.evaluation import Evaluation, mean_fitness, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import Population, genome_sha256
@@ -149,6 +143,7 @@ def _vote(parts: Parts, voters: Population, winner_test: Evaluation) -> tuple[di
 
 
 def merge_winner(folder: Path, config: RunOptions, given: Given, identity: Identity) -> None:
+    """Write the run's winner merged into the base that the run had. Raises InputError for other weights."""
     verify(folder / "best", besides=[CARD])
     lora, state = load_adapter(folder / "best")
     if given.model is None or given.tokenizer is None:

@@ -17,10 +17,7 @@ from evolora.errors import CheckpointError, InputError
 from evolora.files import check_regular, newest_checkpoint, without_nan, write_text
 from evolora.lock import owned
 from evolora.models.base import BUNDLED_MODEL
-from evolora.models.export import (
-    PEFT_CONFIG,
-    config_text,
-)
+from evolora.models.export import PEFT_CONFIG, config_text
 from evolora.runs.assembly import assemble
 from evolora.runs.config_file import check_config, read_run_config
 from evolora.runs.disk import need_room_for_run
@@ -217,8 +214,7 @@ def finished(
     try:
         summary = read_summary(folder)
     except CheckpointError as fault:
-        if newest_checkpoint(folder)[0] is None:
-            raise CheckpointError(f"{fault}; there is no checkpoint to make it again from") from None
+        _need_checkpoint(folder, fault)
         say(f"{fault}, set aside as {set_aside(folder / SUMMARY).name}; it is made again from the last checkpoint")
         return None
     if summary is None:
@@ -232,11 +228,15 @@ def finished(
         for name in summary["sealed"]:
             check_belonging(folder, name, summary)
     except CheckpointError as fault:
-        if newest_checkpoint(folder)[0] is None:
-            raise CheckpointError(f"{fault}; there is no checkpoint to make it again from") from None
+        _need_checkpoint(folder, fault)
         say(f"made again: {fault}")
         return None
     return summary, history
+
+
+def _need_checkpoint(folder: Path, fault: CheckpointError) -> None:
+    if newest_checkpoint(folder)[0] is None:
+        raise CheckpointError(f"{fault}; there is no checkpoint to make it again from") from None
 
 
 def _default_folder(config: RunOptions) -> Path:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from evolora.engine.eager.kernels import Choice, DecodingTrace, Kernels, Step, Steps
-from evolora.engine.eager.kv_cache import RoomyCache, keep_rows, keeps_all
+from evolora.engine.eager.kv_cache import RoomyCache, keeps_all
 from evolora.engine.eager.log_probs import in_float32_at_least
 from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.engine.eager.packed_forward import PackedPass, can_pack
@@ -146,7 +146,7 @@ class DecodingBatch:
         self._ids, self._mask, self._positions = self._ids[rows], self._mask[rows], self._positions[rows]
         self._owners, self._rows = self._owners[rows], self._rows[rows]
         if self._cache is not None:
-            keep_rows(self._cache, rows)
+            self._cache.reorder_cache(rows)  # whatever its layers keep
         if self._layers.individuals:
             self._layers.route(self._owners)
 

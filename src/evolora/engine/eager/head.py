@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from evolora.engine.eager.decoder import last_hidden_states
 from evolora.engine.eager.kernels import Kernels
 from evolora.engine.eager.log_probs import in_float32_at_least
 from evolora.models.genome import GenomeLayout
@@ -40,12 +41,8 @@ class FrozenHead:
         module = model.get_output_embeddings()
         if adapts_head(model, layout):
             return None
-        seen: list[Tensor] = []
-        hook = module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        try:
+        with last_hidden_states(model) as seen:
             logits: Tensor = model(input_ids=torch.arange(3, device=model.device)[None]).logits
-        finally:
-            hook.remove()
         head = cls(module, _finish(model), logits.shape[-1])
         error = torch.finfo(model.dtype).eps * 16
         return head if torch.allclose(head.logits(seen[0]), logits, rtol=error, atol=error) else None

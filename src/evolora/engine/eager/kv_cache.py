@@ -46,10 +46,10 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     def get_seq_length(self) -> int:
         return self.length
 
-    def batch_select_indices(self, indices: Tensor) -> None:
+    def reorder_cache(self, beam_idx: Tensor) -> None:
         """Keep these rows, in this order; a row may come several times."""
         for name in ("keys", "values"):
-            kept = getattr(self, name)[:, : self.length].index_select(0, indices)
+            kept = getattr(self, name)[:, : self.length].index_select(0, beam_idx)
             room = self._room(kept)
             room[:, : self.length] = kept
             setattr(self, name, room)
@@ -101,12 +101,3 @@ def make_cache(
 def keeps_all(cache: Cache) -> bool:
     """Whether every layer keeps every position where it was put, so that positions may be masked anywhere."""
     return all(isinstance(layer, RoomyLayer) for layer in cache.layers)
-
-
-def keep_rows(cache: Cache, rows: Tensor) -> None:
-    """Let all rows but these leave, whatever the layers keep: keys and values, or the state of recurrent layers."""
-    for layer in cache.layers:
-        if isinstance(layer, RoomyLayer):
-            layer.batch_select_indices(rows)
-        else:
-            layer.reorder_cache(rows)
