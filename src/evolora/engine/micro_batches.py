@@ -3,25 +3,16 @@ needed."""
 
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from evolora.engine.base import Completions, Decoding, Engine, Prompts, Scored, Scoring
+from evolora.engine.parts import Part, as_one_batch, genomes_of
 from evolora.models.cost import ModelSize
 from evolora.models.genome import GenomeLayout
 from evolora.rng import keyed_seed
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Some rows of a batch: `rows` [rows] says where in it they are, `own` which of the prompts, for each of some
-    `genomes`."""
-
-    genomes: slice
-    own: list[int]
-    rows: Tensor
 
 
 class MicroBatchEngine:
@@ -63,12 +54,12 @@ class MicroBatchEngine:
             return self.engine.score(genomes, prompts, completions, how, owners=owners)
         return _Recomputed(self.engine, genomes, prompts, completions, how, owners, parts)
 
-    def _parts(self, genomes: int, prompts: int, longest: int, owners: Sequence[int] | None) -> Iterator[MicroBatch]:
+    def _parts(self, genomes: int, prompts: int, longest: int, owners: Sequence[int] | None) -> Iterator[Part]:
         most_rows = max(1, self.most_tokens // longest)
         everybody = list(range(prompts))
         if owners is not None:
             for own in _batched(everybody, most_rows):
-                yield MicroBatch(slice(genomes), own, torch.tensor(own))
+                yield Part(slice(genomes), torch.tensor(own), torch.tensor(own))
             return
         together = min(genomes, most_rows)
         for first, own in itertools.product(
@@ -76,7 +67,7 @@ class MicroBatchEngine:
         ):
             some = range(first, min(first + together, genomes))
             rows = torch.tensor([genome * prompts + row for genome in some for row in own])
-            yield MicroBatch(slice(some.start, some.stop), own, rows)
+            yield Part(slice(some.start, some.stop), rows, torch.tensor(own))
 
     def close(self) -> None:
         """See `Engine.close`."""
@@ -98,27 +89,23 @@ class _Recomputed:
         completions: Completions,
         how: Scoring,
         owners: Sequence[int] | None,
-        parts: list[MicroBatch],
+        parts: list[Part],
     ) -> None:
         self._engine, self._genomes, self._prompts = engine, genomes, prompts
         self._completions, self._how, self._owners, self._parts = completions, how, owners, parts
         found = [self._score(index, replace(how, gradient=False)) for index in range(len(parts))]
-        order = torch.cat([part.rows for part in parts]).argsort().to(completions.ids.device)
-        self.log_probs = torch.cat([one.log_probs for one in found])[order]
-        self.entropy = torch.cat([one.entropy for one in found])[order]
-        features = [one.features for one in found if one.features is not None]
-        self.features = torch.cat(features)[order] if features else None
+        self.log_probs, self.entropy, self.features = as_one_batch(found, parts)
 
     def _score(self, index: int, how: Scoring) -> Scored:
         part = self._parts[index]
         if how.dropout_seed is not None:
             how = replace(how, dropout_seed=keyed_seed(how.dropout_seed, "micro-batch", index))
         return self._engine.score(
-            self._genomes[part.genomes],
-            [self._prompts[row] for row in part.own],
+            genomes_of(self._genomes, part),
+            [self._prompts[row] for row in part.own.tolist()],
             self._completions.select(part.rows.to(self._completions.ids.device)),
             how,
-            owners=None if self._owners is None else [self._owners[row] for row in part.own],
+            owners=None if self._owners is None else [self._owners[row] for row in part.own.tolist()],
         )
 
     def backward(self, of_log_probs: Tensor, of_entropy: Tensor | None = None) -> Tensor:
@@ -127,7 +114,7 @@ class _Recomputed:
             rows = part.rows.to(of_log_probs.device)
             scored = self._score(index, replace(self._how, features=False))
             own = scored.backward(of_log_probs[rows], None if of_entropy is None else of_entropy[rows])
-            gradient[part.genomes] += own.to(gradient)
+            gradient[part.individuals] += own.to(gradient)
         return gradient
 
     def release(self) -> None:

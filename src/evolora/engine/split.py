@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from evolora.engine.base import Completions, Decoding, Engine, Prompts, Scored, Scoring, Trace
+from evolora.engine.parts import Part, as_one_batch, genomes_of, order_of
 from evolora.engine.threads import Result, Threads
 from evolora.rng import keyed_seed
 
@@ -18,16 +19,6 @@ LEAST_ROWS_SCORED = 8
 # Rows of a large model that a part has at most: more are no faster, and the keys and values of those that are decoded
 # later need no memory yet.
 MOST_ROWS_DECODED = 48
-
-
-@dataclass(frozen=True)
-class Part:
-    """Rows of a batch, equally many of each of some genomes; `rows` [rows] says where in the batch they are, `own`
-    which of a genome's."""
-
-    individuals: slice
-    rows: Tensor
-    own: Tensor
 
 
 def split(individuals: int, rows: Sequence[int], count: int) -> list[Part]:
@@ -99,10 +90,10 @@ class SplitEngine:
         def complete(index: int) -> Completions:
             part = parts[index]
             own = [prompts[row] for row in part.own.tolist()]
-            return self.engines[index].generate(_some(genomes, part), own, how.of_rows(part.rows))
+            return self.engines[index].generate(genomes_of(genomes, part), own, how.of_rows(part.rows))
 
         found = self._side_by_side(complete, len(parts))
-        completions = Completions.joined(found, how.pad).select(_order(parts).to(self.device))
+        completions = Completions.joined(found, how.pad).select(order_of(parts).to(self.device))
         traces = [one.trace for one in found]
         if any(trace is None for trace in traces):
             return completions
@@ -143,7 +134,7 @@ class SplitEngine:
             own = [prompts[row] for row in part.own.tolist()]
             some = replace(completions.select(part.rows.to(self.device)), trace=traces[index])
             seed = None if how.dropout_seed is None else keyed_seed(how.dropout_seed, "part", index)
-            return self.engines[index].score(_some(genomes, part), own, some, replace(how, dropout_seed=seed))
+            return self.engines[index].score(genomes_of(genomes, part), own, some, replace(how, dropout_seed=seed))
 
         return Joined(self._side_by_side(score, len(parts)), parts, individuals, self._runner)
 
@@ -164,11 +155,7 @@ class Joined:
 
     def __init__(self, scored: list[Scored], parts: list[Part], individuals: int, runner: Threads) -> None:
         self._scored, self._parts, self._individuals, self._runner = scored, parts, individuals, runner
-        order = _order(parts)
-        self.log_probs = torch.cat([one.log_probs.detach() for one in scored])[order]
-        self.entropy = torch.cat([one.entropy.detach() for one in scored])[order]
-        features = [one.features for one in scored if one.features is not None]
-        self.features = torch.cat(features)[order] if features else None
+        self.log_probs, self.entropy, self.features = as_one_batch(scored, parts)
 
     def backward(self, of_log_probs: Tensor, of_entropy: Tensor | None = None) -> Tensor:
         def go_back(index: int) -> Tensor:
@@ -184,12 +171,3 @@ class Joined:
     def release(self) -> None:
         for one in self._scored:
             one.release()
-
-
-def _some(genomes: Tensor | None, part: Part) -> Tensor | None:
-    return None if genomes is None else genomes[part.individuals]
-
-
-def _order(parts: Sequence[Part]) -> Tensor:
-    """Where among the parts' rows, one part after another, each row of the batch is."""
-    return torch.cat([part.rows for part in parts]).argsort()
