@@ -11,8 +11,8 @@ from evolora.engine.base import Scored
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of a batch, of some of its genomes; `rows` [rows] says where in the batch they are, `own` which of a genome's
-    prompts, or of all where each row has an owner."""
+    """Rows of a batch, of some of its genomes; `rows` [rows] says where in the batch they are, `own` which of a
+    genome's prompts, or of all where each row has an owner."""
 
     individuals: slice
     rows: Tensor

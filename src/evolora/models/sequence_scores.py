@@ -1,7 +1,7 @@
 """Sequence classifiers applied to many texts: in batches of like length, on their own device, by name or folder."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,17 @@ def written(tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completi
 
 
 def load_model(
-    what: str, kind: Any, model: str, device: str, *, new: str | None = None, **options: Any
+    what: str,
+    kind: Any,
+    model: str,
+    device: str,
+    *,
+    check: Callable[[Any], None] | None = None,
+    new: str | None = None,
+    **options: Any,
 ) -> tuple[Any, PreTrainedTokenizerBase]:
     """A model of transformers' auto class `kind`, frozen, in evaluation mode, and its tokenizer, padding on the right.
+    `check` may refuse its configuration before any weights are read.
 
     Raises InputError, which says `what` it is and names the model, when either cannot be loaded, or when tensors are
     missing, of another shape or not finite, but for those of the `new` module.
@@ -36,7 +44,10 @@ def load_model(
     subject = f"{what} is {model!r} on {device}"
     check_model_folder(subject, Path(model))
     with loading(subject):
-        check_sizes(subject, AutoConfig.from_pretrained(model, trust_remote_code=False), Path(model))
+        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
+        check_sizes(subject, config, Path(model))
+        if check is not None:
+            check(config)
         tokenizer = AutoTokenizer.from_pretrained(model, padding_side="right", trust_remote_code=False)
         loaded = load_whole(kind, model, new=new, **options)
         loaded = loaded.eval().requires_grad_(False).to(device)
@@ -50,15 +61,14 @@ def load_model(
 
 def load_classifier(reward: str, model: str, device: str) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """A sequence classifier. Raises InputError as `load_model` does, and for weights that lack a classifier's head."""
-    subject = f"reward {reward}: model is {model!r}"
-    check_model_folder(subject, Path(model))
-    with loading(subject):
-        config = AutoConfig.from_pretrained(model, trust_remote_code=False)
-    check_sizes(subject, config, Path(model))
-    kinds = config.architectures or ["no architecture"]
-    if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
-        raise InputError(f"{subject}, found {kinds[0]}, expected a sequence classifier.")
-    loaded, tokenizer = load_model(f"reward {reward}: model", AutoModelForSequenceClassification, model, device)
+
+    def check(config: Any) -> None:
+        kinds = config.architectures or ["no architecture"]
+        if not any(kind.endswith("ForSequenceClassification") for kind in kinds):
+            raise InputError(f"reward {reward}: model is {model!r}, found {kinds[0]}, expected a sequence classifier.")
+
+    what = f"reward {reward}: model"
+    loaded, tokenizer = load_model(what, AutoModelForSequenceClassification, model, device, check=check)
     if loaded.config.pad_token_id is None:
         loaded.config.pad_token_id = tokenizer.pad_token_id
     return loaded, tokenizer
