@@ -242,7 +242,8 @@ _HEAD = f"""# Architectures
 
 Tiny random models of two or three layers, run by the engine that a run on a CPU gets. *Exact*: log-probabilities of two
 uneven prompts completed in one batch, by the base and by an adapter of noise, equal those of plain passes of one text
-at a time, with PEFT's own adapter, up to the figure; 1e-4 is refused. The same check is made before every run.
+at a time, with PEFT's own adapter, up to the figure. More than 1e-4, and than rounding explains, is refused. The same
+check is made before every run.
 
 Made by `python benchmarks/architectures.py` with transformers {transformers.__version__}, torch {torch.__version__}, in
 float32 on a CPU.
