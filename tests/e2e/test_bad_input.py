@@ -370,3 +370,9 @@ def test_the_real_command_says_it_the_same_way(command: Any, trainer: str, tmp_p
     done = command("-m", "evolora.cli", "train", "--data", "own.csv", code=2, cwd=tmp_path)
     refused((done.returncode, done.stdout, done.stderr), "own.csv line 2")
     assert [path.name for path in tmp_path.iterdir()] == ["own.csv"]
+
+
+def test_a_chat_task_on_a_model_without_a_template_names_the_task(evolora: Any, tmp_path: Path) -> None:
+    refused(
+        evolora("train", "--task", "one-word", "--out", tmp_path / "out"), "--task one-word", "expected --chat-template"
+    )

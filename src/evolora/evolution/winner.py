@@ -7,7 +7,6 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evolora.errors import RewardError
 from evolora.evolution.loop import Evolution
 from evolora.evolution.soup import SOUP, soup, within_a_standard_error
 from evolora.population.evaluation import Evaluation
@@ -44,15 +43,13 @@ def best_finalists(evolution: Evolution, count: int) -> tuple[Population, Floats
     """The best `count` finalists on the whole validation split, or all that did not fail, best first, before them
     their soup if it wins, and their fitness there.
 
-    Where the reward scored nothing on the whole split, it is the one who was fittest when last measured, whose fitness
-    there is NaN. Raises RewardError when nobody ever had a fitness.
+    Where the reward scored nothing on the whole split, it is the one who was fittest when last measured, or the base
+    where nobody ever had a fitness; the fitness there is NaN.
     """
     candidates, evaluation = evolution.measure(finalists(evolution), evolution.task.validation, "final")
     if np.isnan(evaluation.fitness).all():
         trained = [row for row, each in enumerate(candidates.individuals) if each.history]
-        if not trained:
-            raise RewardError(f"the reward scored nothing in {evolution.generation} generations: nobody has a fitness")
-        best_row = max(trained, key=lambda row: history_fitness(candidates.individuals[row]))
+        best_row = max(trained, key=lambda row: history_fitness(candidates.individuals[row]), default=0)
         return candidates.select([best_row]), evaluation.fitness[[best_row]]
     rows = ranked(evolution, candidates, evaluation)
     best, fitness = candidates.select(rows), evaluation.fitness[rows]

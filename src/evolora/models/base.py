@@ -123,7 +123,7 @@ def _more(names: Collection[str]) -> str:
 
 def _try(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Compute one token, so that what a configuration asks for and cannot be done is found now. Raises anything."""
-    ids = [*tokenizer("a")["input_ids"], tokenizer.eos_token_id][-1:]
+    ids = (tokenizer("a")["input_ids"] or [tokenizer.eos_token_id])[-1:]
     tokenizer.decode(ids)
     ends = getattr(model.generation_config, "eos_token_id", None)
     if not all(type(end) is int for end in (ends if isinstance(ends, list) else [ends]) if end is not None):

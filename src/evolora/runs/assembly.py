@@ -106,7 +106,9 @@ def assemble(
     base = _base(used, given, device)
     if used.model.chat_template is not None:
         use_template(base.tokenizer, Path(used.model.chat_template))
-    task = with_prompts(task, base.tokenizer, source=f"--data {config.task.data}")
+    task = with_prompts(
+        task, base.tokenizer, source=f"--data {config.task.data}" if config.task.data else f"--task {config.task.name}"
+    )
     asked = config.engine.threads
     threads = asked or choose_threads(base.model, available_cores())
     torch.set_num_threads(threads_an_operation(base.model, threads))

@@ -54,7 +54,11 @@ def finish(
     base_test = parts.evaluator.evaluate(parts.founder[None], parts.task.test)
     winner_test = parts.evaluator.evaluate(winner.genomes, parts.task.test)
     test_cost = base_test.cost + winner_test.cost + Cost(seconds=time.perf_counter() - start)
-    if math.isnan(validation):
+    if math.isnan(validation) and not individual.history and individual.id == base.id:
+        parts.view.say(
+            "The reward scored nothing in the whole run: nobody has a fitness, and best/ is the base, unchanged."
+        )
+    elif math.isnan(validation):
         parts.view.say("The reward scored no validation prompt: the winner is who was fittest when last measured.")
     if np.isnan(base_test.rewards).all() and np.isnan(winner_test.rewards).all():
         parts.view.say("The reward scored no test prompt: the winner is exported without a test.")

@@ -18,7 +18,13 @@ from evolora.tasks.files import SPLIT_NAMES, SPLITS, Row, data_rows, file_rows, 
 from evolora.tasks.gym import PREFIX as GYM
 from evolora.tasks.gym import gym_rows
 
-BUNDLED_TASKS = {"translate": "similarity", "arithmetic": "exact", "sentiment": "sentiment", "format": "json"}
+BUNDLED_TASKS = {
+    "translate": "similarity",
+    "arithmetic": "exact",
+    "sentiment": "sentiment",
+    "format": "json",
+    "one-word": "similarity",  # chat messages, for an instruction-tuned model
+}
 """The bundled tasks and the reward that each is scored by unless another is asked for."""
 
 DEFAULT_TASK = "translate"
