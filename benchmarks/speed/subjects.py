@@ -1,6 +1,6 @@
 """The models that are measured, their prompts and their genomes."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +76,7 @@ class Subject:
     def genomes(self, n: int) -> Tensor:
         """`n` different individuals, [n, genome_length]. Individual i is the same whatever n."""
         generator = keyed_generator(0, "benchmark genomes", self.name)
-        return torch.randn(n, self.layout.genome_length, generator=generator).mul_(_GENOME_SCALE[self.name])
+        return torch.randn(n, self.layout.genome_length, generator=generator).mul_(_GENOME_SCALE.get(self.name, 0.1))
 
     def prompts(self, seed: int = 0) -> list[list[int]]:
         """Eight prompts of 4 to 20 random tokens. Token 0 only pads."""
@@ -116,21 +116,36 @@ def subjects_folder() -> Iterator[Path]:
 
 def load_subject(name: str, folder: Path, threads: int | None = None) -> Subject:
     """The bundled tiny model, or a GPT-2 of 124M parameters with random weights: time does not depend on them."""
+
+    def made() -> PreTrainedModel:
+        if name == "tiny":
+            return AutoModelForCausalLM.from_pretrained(model_path(BUNDLED_MODEL))
+        return GPT2LMHeadModel(GPT2Config())
+
+    return subject_of(name, made, folder, threads=threads)
+
+
+def subject_of(
+    name: str,
+    made: Callable[[], PreTrainedModel],
+    folder: Path,
+    *,
+    threads: int | None = None,
+    target_modules: str | None = None,
+) -> Subject:
+    """A model that `made` gives, with the first seed's weights; its folder is written once."""
     path = folder / name
     if not path.exists():
-        if name == "tiny":
-            model = AutoModelForCausalLM.from_pretrained(model_path(BUNDLED_MODEL))
-        else:
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                model = GPT2LMHeadModel(GPT2Config())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            model = made()
         vocabulary = model.config.vocab_size
         model.generation_config.eos_token_id = vocabulary
         model.generation_config.pad_token_id = PAD
         model.save_pretrained(path)
         word_tokenizer(vocabulary).save_pretrained(path)
     base = load_base(str(path))
-    lora = lora_config(base.model)
+    lora = lora_config(base.model, target_modules=target_modules)
     layout, founder = lora_layout(base.model, lora, seed=0)
     threads = threads or choose_threads(base.model, available_cores())
     shared = threads_an_operation(base.model, threads)
