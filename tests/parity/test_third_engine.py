@@ -2,20 +2,26 @@
 another, comes to the genomes that this project's own engines come to."""
 
 import copy
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 from peft import get_peft_model
 from torch import Tensor
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
+import evolora
 from evolora import GAConfig, PPOConfig
 from evolora.engine.base import Completions, Decoding, Engine, Prompts, Scoring
 from evolora.engine.cpu.engine import CpuEngine
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.eager.sampling import sample
+from evolora.engine.options import ENGINES
 from evolora.engine.text import Text
 from evolora.evolution.loop import Evolution
 from evolora.evolution.options import LoopConfig
@@ -223,6 +229,28 @@ def test_the_third_engine_comes_to_the_same(
 ) -> None:
     assert by_peft.genomes.dtype == torch.float64
     assert_same(evolve(base, kind(base.model, layout)), by_peft)
+
+
+class OfAModel(PeftEngine):
+    """Made of a model and its layout, as the engines are that are taken by name."""
+
+    def __init__(self, model: PreTrainedModel, layout: GenomeLayout) -> None:
+        super().__init__(BaseModel(model, PreTrainedTokenizerBase(), ""), layout)
+
+
+def test_a_run_takes_it_by_name_on_any_number_of_threads(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Although it has nothing to prepare, and no replica for a second thread."""
+    monkeypatch.setitem(sys.modules, "own_engine", SimpleNamespace(OfAModel=OfAModel))
+    options = {"task": "arithmetic", "gens": 1, "pop": 4, "eval_prompts": 8, "rollout_prompts": 4, "rl_steps": 1}
+    options |= {"validation_prompts": 8, "max_validation_prompts": 8, "max_test_prompts": 8, "lora_dropout": 0}
+    options |= {"max_new_tokens": 2, "engine": "eager", "seed": 3, "view": None}
+    ours = evolora.evolve(**options, threads=1, out=tmp_path / "ours")
+    monkeypatch.setitem(ENGINES, "eager", "own_engine:OfAModel")
+    for threads in (1, 2):
+        theirs = evolora.evolve(**options, threads=threads, out=tmp_path / f"theirs{threads}")
+        found, expected = (each.summary["winner"]["test"]["reward"] for each in (theirs, ours))
+        assert found == pytest.approx(expected, abs=1e-6)
+        assert theirs.summary["tokens"] == ours.summary["tokens"]
 
 
 def test_features_may_come_with_the_scores_alone(base: BaseModel, layout: GenomeLayout, by_peft: Run) -> None:

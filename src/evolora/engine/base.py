@@ -7,7 +7,7 @@ genomes is the shorthand, one genome's rows after another's. `genomes` None is t
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evolora.engine.progress import Progress
 from evolora.models.cost import ModelSize
 from evolora.models.genome import GenomeLayout
 
@@ -166,7 +167,7 @@ class Scored(Protocol):
 
     def backward(self, of_log_probs: Tensor, of_entropy: Tensor | None = None) -> Tensor:
         """The gradient of the genomes [n, genome_length], from those of the log-probabilities and entropies [rows,
-        length]; of what was scored with `gradient`, once."""
+        length]; of what was scored with `gradient`, once. It is called where torch's own gradients are off."""
         ...
 
     def release(self) -> None:
@@ -209,7 +210,26 @@ class Engine(Protocol):
         ...
 
     def close(self) -> None:
-        """Give back what it holds. It cannot be asked any more."""
+        """Give back what it holds. It is not asked any more."""
+        ...
+
+
+@runtime_checkable
+class Prepares(Protocol):
+    """What an engine may have beside: something to do before its first use that would otherwise be waited for there."""
+
+    def prepare(self, progress: Progress, *, learns: bool, dropout: float) -> None:
+        """Do it, for a run that refines genomes, if it `learns`, with so much dropout."""
+        ...
+
+
+@runtime_checkable
+class Replicates(Protocol):
+    """What an engine may have beside: another of its kind on the same weights, for another thread. One that has not
+    runs a batch whole."""
+
+    def replica(self) -> Engine:
+        """Another engine."""
         ...
 
 

@@ -7,9 +7,8 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from evolora.engine import cpu
-from evolora.engine.base import Engine
+from evolora.engine.base import Engine, Prepares, Replicates
 from evolora.engine.calibration import is_small
-from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.micro_batches import MicroBatchEngine
 from evolora.engine.options import ENGINES, EngineName, ProductsName
 from evolora.engine.progress import Progress
@@ -24,13 +23,14 @@ class Choice:
 
     engine: Engine
     words: str
-    one: EagerEngine
+    one: Engine
     """The engine itself, where `engine` is several side by side."""
 
     def prepare(self, progress: Progress, *, learns: bool, dropout: float) -> None:
         """Do beforehand what the first use would wait for, in a run that refines genomes, if it `learns`, with so much
         dropout."""
-        self.one.prepare(progress, learns=learns, dropout=dropout)
+        if isinstance(self.one, Prepares):
+            self.one.prepare(progress, learns=learns, dropout=dropout)
 
 
 def choose_engine(
@@ -54,9 +54,10 @@ def choose_engine(
     def frugal(engine: Engine) -> Engine:
         return engine if update_tokens is None else MicroBatchEngine(engine, update_tokens)
 
-    if side_by_side == 1:
+    if side_by_side == 1 or not isinstance(engine, Replicates):
         return Choice(frugal(engine), words, engine)
-    several = SplitEngine(frugal(engine), lambda: frugal(engine.replica()), threads=side_by_side, most_rows=most)
+    replica = engine.replica
+    several = SplitEngine(frugal(engine), lambda: frugal(replica()), threads=side_by_side, most_rows=most)
     return Choice(several, words, engine)
 
 
@@ -83,7 +84,7 @@ def resolved(
 
 def _engine(
     model: PreTrainedModel, layout: GenomeLayout, kind: EngineName, products: ProductsName
-) -> tuple[EagerEngine, str]:
+) -> tuple[Engine, str]:
     if kind == "cpu":
         return _made(kind, model, layout, products=products), f"{products} products"
     why = cpu.refuses(model, layout) if kind == "eager" else None
