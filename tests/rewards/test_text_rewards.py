@@ -2,12 +2,9 @@
 properties, and what they refuse."""
 
 import builtins
-import itertools
 import json
 import math
 import re
-import string
-import time
 from collections import Counter
 from collections.abc import Callable
 from difflib import SequenceMatcher
