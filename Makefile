@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test real fuzz drill lint format bench study study-quick results model wheel clean
+.PHONY: demo test real fuzz drill lint format bench study study-quick results model wheel wheel-smoke clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python hybrid_ga_rl.py --gens 20 --pop 8
@@ -58,6 +58,11 @@ model: $(VENV)/.installed
 
 wheel: $(VENV)/.installed
 	$(BIN)/python -m pip wheel --quiet --no-deps --wheel-dir dist .
+
+# The wheel outside of the checkout makes a run: at the lowest versions that pyproject.toml allows, whose torch is a
+# download of gigabytes on Linux, and at the newest.
+wheel-smoke: $(VENV)/.installed
+	$(BIN)/python scripts/smoke_wheel.py lowest newest --extra fast
 
 clean:
 	rm -rf $(VENV) build dist

@@ -37,15 +37,20 @@ _DEFAULTS = Vocabulary({})
 _APPLY_OPTIONS = [
     _DEFAULTS.place(word)
     for word in (
-        "model", "device", "dtype", "threads", "chat_template", "task", "data", "prompt", "target",
+        "model", "revision", "trust_remote_code", "attn_implementation", "quantization", "device", "dtype", "threads",
+        "chat_template", "task", "data", "prompt", "target",
         "max_validation_prompts", "max_test_prompts", "reward",
         "on_reward_error", "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
     )
 ]  # fmt: skip
 _GENERATE_OPTIONS = [
     _DEFAULTS.place(word)
-    for word in ("model", "device", "dtype", "threads", "chat_template", "max_new_tokens", "temperature", "seed")
-]
+    for word in (
+        "model", "revision", "trust_remote_code", "attn_implementation", "quantization", "device", "dtype", "threads",
+        "chat_template", "max_new_tokens", "temperature", "seed",
+    )
+]  # fmt: skip
+_EXPORT_OPTIONS = [_DEFAULTS.place(word) for word in ("revision", "trust_remote_code")]
 _RESUME_OPTIONS = [_DEFAULTS.place(word) for word in RESUMABLE]
 
 _REWARD_MODEL_OPTIONS: tuple[tuple[str, str | int | float, str], ...] = (
@@ -188,6 +193,7 @@ def _parser() -> argparse.ArgumentParser:
     exported.add_argument(
         "--base", metavar="NAME", help="the base model's name or folder, in place of the one that the adapter names"
     )
+    _add_options(exported, _EXPORT_OPTIONS)
     return parser
 
 
@@ -469,6 +475,8 @@ def _export(options: dict[str, Any]) -> int:
         merge=options["merge"],
         checkpoint=options["checkpoint"],
         base=options["base"],
+        revision=options.get("model.revision"),
+        trust_remote_code=options.get("model.trust_remote_code", False),
     )
     print(written)
     if (named := folder_named(written)) is not None:

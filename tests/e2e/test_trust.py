@@ -155,5 +155,5 @@ def test_a_model_that_brings_code_of_its_own_is_refused(toy: Any, evolora: Any, 
         config.replace("{", '{"auto_map": {"AutoConfig": "mine.C", "AutoModelForCausalLM": "mine.M"},', 1)
     )
     code, _, errors = evolora("train", *toy.options(tmp_path / "run"), "--model", str(model))
-    assert code == 2 and f"--model {model}: config.json has an auto_map, code of its own, which is never run" in errors
+    assert code == 2 and f"--model {model}: config.json has an auto_map, code of its own, which is not run" in errors
     assert not (tmp_path / "ran").exists()

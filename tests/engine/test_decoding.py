@@ -9,12 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from architectures import ARCHITECTURES
+from architectures import random_model as tiny_model
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
-from evolora.engine.base import Completions, Decoding
+from evolora.engine.base import Completions, Decoding, Scoring
 from evolora.engine.cpu.engine import CpuEngine
 from evolora.engine.eager.decoder import DecodingBatch
 from evolora.engine.eager.engine import EagerEngine
@@ -222,6 +224,43 @@ def test_the_cache_holds_what_transformers_own_holds(lengths: list[int], picks: 
             ours.reorder_cache(index)
             theirs.batch_select_indices(index)
             rows = len(index)
+
+
+@pytest.mark.parametrize("fits", [True, False])
+@pytest.mark.parametrize("architecture", ["mistral", "gemma2", "gemma3"])
+@kinds
+def test_a_window_that_no_row_outgrows_is_none(
+    kind: type[EagerEngine], architecture: str, fits: bool, model_folder: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prompts = prompts_of(load_base(str(model_folder("gpt2"))), "mixed")
+    longest = max(map(len, prompts)) + LENGTH
+    name, sizes = ARCHITECTURES[architecture]
+    window = longest + LENGTH if fits else longest - 2  # drafts take room, too
+    monkeypatch.setitem(ARCHITECTURES, architecture, (name, {**sizes, "sliding_window": window}))
+    model = tiny_model(architecture)
+    layout, _ = lora_layout(model, lora_config(model), seed=0)
+    engine, genomes = kind(model, layout), genomes_for(layout, 2)
+    caches = []
+    make = engine.kernels.make_cache
+    monkeypatch.setattr(engine.kernels, "make_cache", lambda *a, **k: caches.append(make(*a, **k)) or caches[-1])
+
+    def by_peft(ends: list[int]) -> Completions:
+        wrapped = [as_peft_model(model, lora_config(model), state=layout.to_state_dict(genome)) for genome in genomes]
+        return Completions.joined([plainly(each.get_base_model(), prompts, ends) for each in wrapped], 0)
+
+    ends = ends_of(engine.generate(genomes, prompts, how([-1])).ids)
+    plain = by_peft(ends)
+    assert len(plain.mask.sum(1).unique()) > 1
+    for drafts in ("none", "right", "half right", "past the end"):
+        assert_same(engine.generate(genomes, prompts, how(ends, drafts=drafts_for(drafts, plain, plain))), plain)
+    found = engine.score(genomes, prompts, plain, Scoring()).log_probs
+    wrapped = as_peft_model(model, lora_config(model), state=layout.to_state_dict(genomes[1]))
+    for row in range(len(prompts)):
+        text = plain.rows()[len(prompts) + row]
+        logits = wrapped(input_ids=torch.tensor([[*prompts[row], *text]])).logits[0, len(prompts[row]) - 1 : -1]
+        right = logits.log_softmax(-1).gather(1, torch.tensor(text)[:, None])[:, 0]
+        torch.testing.assert_close(found[len(prompts) + row, : len(text)], right, atol=1e-4, rtol=1e-4)
+    assert all(keeps_all(cache) for cache in caches) is fits
 
 
 @kinds

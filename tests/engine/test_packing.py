@@ -46,7 +46,7 @@ def test_one_pack_holds_each_beginning_once(texts: list[list[int]]) -> None:
 
 def test_individuals_with_different_texts_share_one_pass() -> None:
     base = load_base("tiny-gpt2")
-    assert can_pack(base.model, Kernels())
+    assert can_pack(base.model, Kernels(), 8)
     texts = [[5, 6, 7], [5, 9], [8], [8, 8, 8, 8]]
     packed = PackedPass(base.model, texts, groups=2, device=torch.device("cpu"))
     asked = packed.places.gather(1, torch.tensor([[len(text) - 1] for text in texts]))
@@ -62,4 +62,4 @@ def test_individuals_with_different_texts_share_one_pass() -> None:
 def test_attention_without_free_masks_is_not_packed(attention: str) -> None:
     model = load_base("tiny-gpt2").model
     model.config._attn_implementation = attention
-    assert not can_pack(model, Kernels())
+    assert not can_pack(model, Kernels(), 8)

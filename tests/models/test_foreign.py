@@ -86,7 +86,7 @@ def test_what_is_a_folder_or_a_link_to_itself(name: str, kind: str, model: Path)
         ({"architectures": [[]]}, "expected a list of names"),
         ({"model_type": {}}, "cannot be loaded"),
         ({"bos_token_id": {"x": 1}}, "bos_token_id"),
-        ({"auto_map": {"AutoModelForCausalLM": "own.Own"}}, "code of its own, which is never run"),
+        ({"auto_map": {"AutoModelForCausalLM": "own.Own"}}, "code of its own, which is not run"),
         ({"bos_token_id": "\ud800"}, "surrogate pair"),
     ],
 )
@@ -189,6 +189,6 @@ def test_code_that_comes_with_a_reward_model_is_not_run(tmp_path: Path, monkeypa
     )
     (tmp_path / "own.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\n")
     for load in (lambda: load_classifier("reward-model", str(tmp_path), "cpu"), lambda: load_base(str(tmp_path))):
-        with pytest.raises(InputError, match="code of its own, which is never run"):
+        with pytest.raises(InputError, match=r"code of its own, which is (never|not) run"):
             load()
     assert not (tmp_path / "ran").exists()

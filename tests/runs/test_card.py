@@ -5,6 +5,7 @@ import json
 import pytest
 
 from evolora.markdown import code_span
+from evolora.models.options import ModelOptions
 from evolora.runs.report.card import model_card
 from evolora.runs.report.inspection import inspect_completions
 
@@ -35,7 +36,7 @@ def card(texts: list[str], *, name: str = "me/model", reward: str = "chrf", task
         "winner": figures, "inspection": inspection.as_dict() | {"warnings": [texts[0].replace("\n", " ")]},
     }  # fmt: skip
     examples = [(text, text, 0.5) for text in texts]
-    return model_card(summary, reward=reward, max_new_tokens=4, dtype="float32", examples=examples)
+    return model_card(summary, reward=reward, max_new_tokens=4, loaded=ModelOptions(), examples=examples)
 
 
 def spans(line: str) -> list[str]:

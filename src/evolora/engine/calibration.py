@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
+from evolora.models.quantization import entries
+
 # The operations of a smaller model are too short to share: with 2 threads for each, a 2M-parameter model was up to 40
 # times slower than with one as soon as anything else ran, which no measurement at the start can foresee.
 SMALL_MODEL = 20_000_000
@@ -110,4 +112,4 @@ def free_memory(device: torch.device) -> int:
 
 def parameters_of(model: PreTrainedModel) -> int:
     """How many weights the model has."""
-    return sum(parameter.numel() for parameter in model.parameters())
+    return sum(entries(parameter) for parameter in model.parameters())

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 
 import peft
@@ -25,6 +26,7 @@ from evolora.engine.text import Text
 from evolora.errors import InputError
 from evolora.files import user_cache
 from evolora.models.lora import as_peft_model
+from evolora.models.quantization import is_quantised, rounding
 
 _NEW_TOKENS = 6
 # What log-probabilities may differ by: in float32, and so many times the rounding of the largest logit: in half
@@ -78,6 +80,8 @@ def _mark(engine: Engine, model: PreTrainedModel, lora: LoraConfig) -> Path | No
         config = {**model.config.to_dict(), "_name_or_path": None, "attention": model.config._attn_implementation}
         adapter = {**lora.to_dict(), "base_model_name_or_path": None}
         versions = [torch.__version__, transformers.__version__, peft.__version__]
+        if is_quantised(model):
+            versions.append(version("bitsandbytes"))
         kind = [type(engine).__name__, str(engine.device.type), str(model.dtype), versions]
         digest.update(json.dumps([config, adapter, kind], sort_keys=True, default=str).encode())
         return user_cache() / "checked" / digest.hexdigest()[:32]
@@ -119,7 +123,7 @@ def check_engine(
 def _difference(engine: Engine, model: PreTrainedModel, lora: LoraConfig, founder: Tensor, text: Text) -> Difference:
     prompts = _prompts(text, model)
     base = [_logits(model, prompt) for prompt in prompts]
-    tolerance = _tolerance(base, model.dtype)
+    tolerance = _tolerance(base, model)
     size = _LEAST_NOISE
     while True:
         genomes = torch.stack([torch.zeros_like(founder), founder + size * _noise(founder)])
@@ -171,10 +175,11 @@ def _log_probs(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits.double(), -1).cpu()
 
 
-def _tolerance(logits: Sequence[Tensor], dtype: torch.dtype) -> float:
-    rounding = torch.finfo(dtype).eps * max(float(own.float().abs().max()) for own in logits)
-    half = dtype not in (torch.float32, torch.float64)
-    return _ROUNDINGS_OF_HALF * rounding if half else max(_TOLERANCE, _ROUNDINGS * rounding)
+def _tolerance(logits: Sequence[Tensor], model: PreTrainedModel) -> float:
+    share = rounding(model)
+    of_logits = share * max(float(own.float().abs().max()) for own in logits)
+    half = share > torch.finfo(torch.float32).eps
+    return _ROUNDINGS_OF_HALF * of_logits if half else max(_TOLERANCE, _ROUNDINGS * of_logits)
 
 
 def _noise(founder: Tensor) -> Tensor:

@@ -9,16 +9,34 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
 )
+from transformers.utils import cached_file
+from transformers.utils.hub import extract_commit_hash
 
 from evolora.errors import InputError
 from evolora.files import is_sealed, verify
-from evolora.models.foreign import check_model_folder, check_sizes, loading
+from evolora.models.foreign import check_model_folder, check_sizes, loading, refuse_code, weight_files
+from evolora.models.options import ModelOptions
+from evolora.models.quantization import (
+    keep_weights_as_they_are,
+    loading_options,
+    need_bitsandbytes,
+    refuse_infinite_files,
+    shared_state,
+)
 
 BUNDLED_MODEL = "tiny-gpt2"
 _ASSETS = Path(__file__).parents[1] / "assets"
@@ -26,11 +44,20 @@ _ASSETS = Path(__file__).parents[1] / "assets"
 
 @dataclass(frozen=True)
 class BaseModel:
-    """A frozen causal LM, its tokenizer (left padding) and the folder or hub name they came from."""
+    """A frozen causal LM, its tokenizer (left padding), the folder or hub name they came from, and of a hub name the
+    commit."""
 
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     path: str
+    revision: str | None = None
+
+    @property
+    def folder(self) -> str:
+        """Where its files are on this machine."""
+        if self.revision is None:
+            return self.path
+        return str(Path(cached_file(self.path, "config.json", revision=self.revision)).parent)
 
 
 def model_path(name: str) -> str:
@@ -43,17 +70,28 @@ def load_base(
     *,
     device: str = "cpu",
     dtype: torch.dtype = torch.float32,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    attn_implementation: str | None = None,
+    quantization: str | None = None,
     check: Callable[[Any], None] | None = None,
 ) -> BaseModel:
-    """Load a causal LM that transformers knows, frozen and in evaluation mode, and its tokenizer. Code that comes with
-    it is never run. `check` may refuse its configuration before any weights are read.
+    """Load a causal LM, frozen and in evaluation mode, and its tokenizer: of a hub name all from the commit that its
+    `revision` stands for. Code that comes with it is run with `trust_remote_code` alone. By a `quantization`, `nf4` or
+    `int8`, all its linear layers but the head are quantised. `check` may refuse its configuration before any weights
+    are read.
 
-    Raises InputError when there is no such model, when it is no causal LM, when its weights are pickled, quantised,
-    incomplete or not finite, and when any of its files cannot be read; CheckpointError when it is one of a run's
-    folders and altered.
+    Raises InputError when there is no such model, when it is no causal LM, when its weights are pickled, quantised
+    already, incomplete or not finite, when any of its files cannot be read, and when what quantises is missing or
+    cannot compute there; CheckpointError when it is one of a run's folders and altered.
     """
-    path, subject = model_path(name), f"--model {name}"
+    path, subject = model_path(name), f"--model {name}" if revision is None else f"--model {name} --revision {revision}"
     folder = Path(path)
+    if quantization is not None:
+        subject += f" --quantization {quantization}"
+        need_bitsandbytes(quantization)
+    if revision is not None and folder.is_dir():
+        raise InputError(f"--revision {revision} with --model {name}: a folder has none, expected a hub name")
     if is_sealed(folder):
         verify(folder)
     if (folder / "adapter_config.json").is_file():
@@ -61,14 +99,21 @@ def load_base(
             f"{subject}: found a PEFT adapter, expected a base model; merge it first by "
             f"'evolora export {name} --to MODEL --merge', then --model MODEL"
         )
-    check_model_folder(subject, folder)
+    check_model_folder(subject, folder, trusted=trust_remote_code)
     with loading(subject):
-        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-        _refuse_other_kinds(subject, config)
+        commit = None if folder.is_dir() else _commit(path, revision)
+        source: dict[str, Any] = {
+            "trust_remote_code": trust_remote_code,
+            **({} if commit is None else {"revision": commit}),
+        }
+        if not trust_remote_code and not folder.is_dir():
+            _refuse_unknown_code(subject, path, commit)
+        config = AutoConfig.from_pretrained(path, **source)
+        _refuse_other_kinds(subject, config, trusted=trust_remote_code)
         check_sizes(subject, config, folder)
         if check is not None:
             check(config)
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **source)
         # transformers makes an empty tokenizer where there is none.
         if len(tokenizer) <= len(tokenizer.all_special_ids):
             raise InputError(f"{subject}: found no tokenizer with the model, expected one")
@@ -76,10 +121,45 @@ def load_base(
             raise InputError(f"{subject}: its tokenizer has no end-of-sequence token, expected one")
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
-        model = load_whole(AutoModelForCausalLM, path, dtype=dtype)
-        model.requires_grad_(False).eval().to(device)
+        attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
+        if quantization is None:
+            model = load_whole(AutoModelForCausalLM, path, dtype=dtype, **source, **attention).to(device)
+        else:
+            few_bits = loading_options(quantization, dtype, device)
+            model = load_whole(AutoModelForCausalLM, path, dtype=dtype, **source, **attention, **few_bits)
+            keep_weights_as_they_are(model)
+            base = BaseModel(model, tokenizer, path, commit)
+            refuse_infinite_files([Path(base.folder) / name for name in weight_files(subject, Path(base.folder))])
+        model.requires_grad_(False).eval()
         _try(model, tokenizer)
-    return BaseModel(model, tokenizer, path)
+    return BaseModel(model, tokenizer, path, commit)
+
+
+def load_chosen(options: ModelOptions, *, device: str = "cpu", check: Callable[[Any], None] | None = None) -> BaseModel:
+    """`load_base` of what the options say."""
+    return load_base(
+        options.name,
+        device=device,
+        dtype=getattr(torch, options.dtype),
+        revision=options.revision,
+        trust_remote_code=options.trust_remote_code,
+        attn_implementation=options.attn_implementation,
+        quantization=options.quantization,
+        check=check,
+    )
+
+
+def _commit(name: str, revision: str | None) -> str | None:
+    """The commit that a revision of a hub name stands for. Raises OSError where there is none."""
+    commit: str | None = extract_commit_hash(cached_file(name, "config.json", revision=revision), None)
+    return commit
+
+
+def _refuse_unknown_code(subject: str, name: str, commit: str | None) -> None:
+    """Of a kind that transformers knows, its own code runs, whatever comes with the model."""
+    values, _ = PreTrainedConfig.get_config_dict(name, revision=commit)
+    if "auto_map" in values and values.get("model_type") not in CONFIG_MAPPING_NAMES:
+        refuse_code(subject, may_be_trusted=True)
 
 
 def load_whole(kind: Any, path: str, *, new: str | None = None, **options: Any) -> Any:
@@ -92,9 +172,8 @@ def load_whole(kind: Any, path: str, *, new: str | None = None, **options: Any) 
         path,
         output_loading_info=True,
         ignore_mismatched_sizes=True,
-        trust_remote_code=False,
         use_safetensors=True,
-        **options,
+        **{"trust_remote_code": False, **options},
     )
     shapes = {name: f"{tuple(found)}, expected {tuple(right)}" for name, found, right in info["mismatched_keys"]}
     if shapes:
@@ -137,7 +216,7 @@ def _try(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
 def module_tree(model: PreTrainedModel) -> PreTrainedModel:
     """A copy of the model's modules and config that shares its weights, frozen and in evaluation mode: hooks and layers
     of somebody's own may go in there, and the model itself stays as it is."""
-    shared: dict[int, Tensor] = {id(buffer): buffer for buffer in model.buffers()}
+    shared: dict[int, Any] = shared_state(model) | {id(buffer): buffer for buffer in model.buffers()}
     for weight in model.parameters():
         # One that is trained elsewhere is another parameter here, of the same memory.
         shared[id(weight)] = nn.Parameter(weight.detach(), requires_grad=False) if weight.requires_grad else weight
@@ -173,8 +252,10 @@ def given_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> Ba
     return BaseModel(model, tokenizer, str(model.config.name_or_path or type(model).__name__))
 
 
-def _refuse_other_kinds(subject: str, config: Any) -> None:
+def _refuse_other_kinds(subject: str, config: Any, *, trusted: bool = False) -> None:
     causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    if trusted and "AutoModelForCausalLM" in (getattr(config, "auto_map", None) or {}):
+        causal |= set(config.architectures or ())
     architectures = config.architectures or [f"no architecture for {config.model_type}"]
     if not isinstance(architectures, list) or not all(isinstance(name, str) for name in architectures):
         raise InputError(f"{subject}: found the architectures {architectures!r:.60}, expected a list of names")
@@ -185,7 +266,10 @@ def _refuse_other_kinds(subject: str, config: Any) -> None:
         raise InputError(f"{subject}: found {architectures[0]}, expected a causal language model")
     if (quantisation := getattr(config, "quantization_config", None)) is not None:
         method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
-        raise InputError(f"{subject}: found weights quantised by {method}, expected an unquantised base model")
+        raise InputError(
+            f"{subject}: found weights quantised by {method}, expected an unquantised base model; --quantization "
+            "quantises one as it is loaded"
+        )
 
 
 def accepts(model: PreTrainedModel, argument: str) -> bool:

@@ -13,6 +13,8 @@ from typing import Literal, Self
 from torch import nn
 from transformers import PreTrainedModel
 
+from evolora.models.quantization import entries
+
 Purpose = Literal["evaluation", "rollout", "update"]
 PURPOSES: tuple[Purpose, ...] = ("evaluation", "rollout", "update")
 
@@ -114,7 +116,7 @@ class ModelSize:
         }
         # Biases and the scales of norms are vectors: they multiply no matrix.
         matrices = [parameter for parameter in model.parameters() if parameter.ndim >= 2]
-        weights = sum(matrix.numel() for matrix in matrices if id(matrix) not in embeddings)
+        weights = sum(entries(matrix) for matrix in matrices if id(matrix) not in embeddings)
         output = model.get_output_embeddings().weight
         if id(output) in embeddings:  # tied to the input's, but multiplied all the same
             weights += output.numel()

@@ -33,10 +33,12 @@ _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 def save_adapter(folder: Path, base: BaseModel, config: LoraConfig, layout: GenomeLayout, genome: Tensor) -> None:
     """Write `genome` [genome_length] as PEFT's `save_pretrained` does, into an existing folder, without PEFT's card,
     which says nothing but where the base model lies."""
-    as_peft_model(base.model, config, state=layout.to_state_dict(genome)).save_pretrained(folder)
+    peft_model = as_peft_model(base.model, config, state=layout.to_state_dict(genome))
+    peft_model.peft_config["default"].revision = base.revision
+    peft_model.save_pretrained(folder)
     (folder / "README.md").unlink(missing_ok=True)
     if base.path != model_path(BUNDLED_MODEL) and with_references(base.path) != base.path:
-        name_base(folder, with_references(base.path))
+        name_base(folder, with_references(base.path), base.revision)
 
 
 def shown_model(name: str) -> str:
@@ -44,11 +46,12 @@ def shown_model(name: str) -> str:
     return mask(Path(name).name if Path(name).is_dir() else name)
 
 
-def name_base(folder: Path, base: str) -> None:
-    """Let the adapter in `folder`, and its card, name `base` as its base model."""
+def name_base(folder: Path, base: str, revision: str | None) -> None:
+    """Let the adapter in `folder`, and its card, name `base` as its base model, and its revision."""
     config, card = folder / "adapter_config.json", folder / "README.md"
     known = json.loads(config.read_text(encoding="utf-8"))
-    write_text(config, json.dumps({**known, "base_model_name_or_path": base}, indent=2, sort_keys=True))
+    known |= {"base_model_name_or_path": base, "revision": revision}
+    write_text(config, json.dumps(known, indent=2, sort_keys=True))
     if card.is_file() and is_hub_name(base):
         text = re.sub("^base_model: .*\n", "", card.read_text(encoding="utf-8"), count=1, flags=re.MULTILINE)
         write_text(card, text.replace("---\n", f"---\nbase_model: {json.dumps(base)}\n", 1))

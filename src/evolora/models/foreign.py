@@ -1,13 +1,14 @@
 """Files of models and adapters that somebody else made: looked at before a library reads them, and refused in a
-sentence. None of their code is run, and nothing is unpickled."""
+sentence. None of their code is run unless the user says so, and nothing is unpickled."""
 
 import json
 import stat
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, ValidationError
 
@@ -96,9 +97,10 @@ def check_adapter_config(folder: Path) -> None:
         raise InputError(f"{folder}: adapter_config.json has peft_type {kind!r:.60}, expected LORA")
 
 
-def check_model_folder(subject: str, folder: Path) -> None:
+def check_model_folder(subject: str, folder: Path, *, trusted: bool | None = None) -> None:
     """Look at a folder before its model is read. Raises InputError for what is no file where one should be, JSON that
-    is none, and a model that comes with code of its own. A hub name is no folder, and looked at by its library."""
+    is none, and a model that comes with code of its own, unless that is `trusted`; None where it cannot be. A hub name
+    is no folder, and looked at by its library."""
     if not folder.is_dir():
         return
     entries: dict[str, Path] = {}
@@ -116,11 +118,27 @@ def check_model_folder(subject: str, folder: Path) -> None:
     for name in ("generation_config.json", "tokenizer_config.json", "tokenizer.json", _INDEX):
         if name in entries:
             read_object(subject, entries[name])
-    if "auto_map" in config:
-        raise InputError(
-            f"{subject}: config.json has an auto_map, code of its own, which is never run, expected a model that "
-            "transformers knows"
-        )
+    if "auto_map" in config and not trusted:
+        refuse_code(subject, may_be_trusted=trusted is not None)
+
+
+def refuse_code(subject: str, *, may_be_trusted: bool) -> NoReturn:
+    """Raise InputError for a model that comes with code of its own."""
+    trust = "--trust-remote-code, for somebody whom you trust, or " if may_be_trusted else ""
+    never = "not run" if may_be_trusted else "never run"
+    raise InputError(
+        f"{subject}: config.json has an auto_map, code of its own, which is {never}, expected {trust}a model that "
+        "transformers knows"
+    )
+
+
+def own_code(model: object) -> list[Path]:
+    """The files of the code that came with a loaded model; none where its class is transformers' own."""
+    package = type(model).__module__.rpartition(".")[0] + "."
+    if not package.startswith("transformers_modules."):
+        return []
+    modules = [module for name, module in sys.modules.items() if name.startswith(package)]
+    return sorted(Path(module.__file__) for module in modules if module.__file__)
 
 
 def weight_files(subject: str, folder: Path) -> list[str]:

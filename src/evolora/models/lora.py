@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 from evolora.errors import InputError
 from evolora.models.base import module_tree
 from evolora.models.genome import AdaptedModule, GenomeLayout
+from evolora.models.quantization import quantised_layers
 
 # What the adapted layers carry. Every other LoraConfig field must keep its default: a variant that PEFT would run
 # and evolora would not must be refused, not run as plain LoRA.
@@ -194,7 +195,8 @@ def _adapted_modules(peft_model: PeftModel) -> Iterator[AdaptedModule]:
         if not isinstance(layer, LoraLayer):
             continue
         base_layer, name = layer.get_base_layer(), path.removeprefix(prefix)
-        if not isinstance(layer, PeftLinear) or type(base_layer) not in (nn.Linear, Conv1D):
+        quantised = type(layer).__module__ == "peft.tuners.lora.bnb" and any(True for _ in quantised_layers(base_layer))
+        if not quantised and not (isinstance(layer, PeftLinear) and type(base_layer) in (nn.Linear, Conv1D)):
             raise InputError(
                 f"target module {name} is a {type(base_layer).__name__}, which the adapted layers cannot carry, "
                 "expected Linear or Conv1D"

@@ -27,6 +27,18 @@ class ModelOptions(Options):
 
     name: str = option("tiny-gpt2", "base model: tiny-gpt2 (bundled), a folder or a hub name", common=True)
     dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "precision of the base model")
+    revision: str | None = option(
+        None, "branch, tag or commit of a hub name; default: its main branch. A run keeps the commit that it came to"
+    )
+    trust_remote_code: bool = option(
+        False, "run the code that comes with the model, for somebody whom you trust; each command must be told anew"
+    )
+    attn_implementation: Literal["eager", "sdpa", "flex_attention", "flash_attention_2", "flash_attention_3"] | None = (
+        option(None, "how transformers computes attention; default: its own choice, sdpa for most models")
+    )
+    quantization: Literal["nf4", "int8"] | None = option(
+        None, "keep the frozen base in four or eight bits, by bitsandbytes, under adapters in float32, as QLoRA does"
+    )
     chat_template: str | None = option(
         None, "Jinja file of the chat template for data of chat messages; default: the tokenizer's own"
     )

@@ -13,8 +13,9 @@ from peft import LoraConfig
 from evolora.environment import references
 from evolora.errors import InputError
 from evolora.files import MANIFEST, check_regular, verify, whole_folder
-from evolora.models.base import BaseModel, load_base
+from evolora.models.base import BaseModel, load_chosen
 from evolora.models.export import CARD, export_merged, load_adapter, name_base
+from evolora.models.options import ModelOptions
 from evolora.population.evaluation import Evaluation
 from evolora.population.writing import Writer
 from evolora.rng import keyed_seed
@@ -142,15 +143,25 @@ def complete(
 
 
 def export(
-    path: Path, to: Path, *, merge: bool = False, checkpoint: str | None = None, base: str | None = None
+    path: Path,
+    to: Path,
+    *,
+    merge: bool = False,
+    checkpoint: str | None = None,
+    base: str | None = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
 ) -> Path:
-    """Copy an adapter out of a run, or write it merged into its base model. `base` is the model's name, for an adapter
-    that others are to use, in place of the folder that it was loaded from here."""
+    """Copy an adapter out of a run, or write it merged into its base model. `base` is the model's name and `revision`
+    its revision, for an adapter that others are to use, in place of the folder that it was loaded from here."""
+    if revision is not None and base is None:
+        raise InputError(f"--revision {revision}: expected --base beside it, an adapter names the commit of its own")
     if to.exists() and (not to.is_dir() or any(to.iterdir())):
         raise InputError(f"--to {to}: exists already, expected a new or empty folder")
     folder = adapter_folder(path, checkpoint)
     lora, state = load_adapter(folder)
-    into = _base_to_merge(path, folder, lora, base) if merge else None
+    named = None if base is None else ModelOptions(name=base, revision=revision)
+    into = _base_to_merge(path, folder, lora, named, trust_remote_code) if merge else None
     to = to.absolute()
     try:
         to.parent.mkdir(parents=True, exist_ok=True)
@@ -164,17 +175,24 @@ def export(
             if file.is_file() and not file.name.startswith(("state.", "manifest.")):
                 shutil.copy2(file, temporary)
         if base is not None:
-            name_base(temporary, base)
+            name_base(temporary, base, revision)
     return to
 
 
-def _base_to_merge(path: Path, folder: Path, lora: LoraConfig, base: str | None) -> BaseModel:
-    """The base model that an adapter is merged into: that of its run, in its run's precision and with the weights that
-    it had, or the one that the user or the adapter names."""
-    name = base or _named_base(folder, lora)
+def _base_to_merge(path: Path, folder: Path, lora: LoraConfig, base: ModelOptions | None, trust: bool) -> BaseModel:
+    """The base model that an adapter is merged into: that of its run, as its run loaded it and with the weights that it
+    had, or the one that the user or the adapter names."""
     of_run = base is None and (path / "config.toml").is_file()
-    dtype = make_options(read_run_config(path)).model.dtype if of_run else "float32"
-    into = load_base(name, dtype=getattr(torch, dtype))
+    if base is None:
+        known = make_options(read_run_config(path)).model if of_run else ModelOptions()
+        if known.quantization is not None:
+            raise InputError(
+                f"{path}: its base was quantised ({known.quantization}), and nothing is merged into that, expected "
+                "--base NAME, into whose own weights the adapter is merged"
+            )
+        base = known.model_copy(update=dict(_named_base(folder, lora)))
+    name = base.name
+    into = load_chosen(base.model_copy(update={"trust_remote_code": trust}))
     load_founder(into, folder, name)
     if of_run and read_identity(path).fingerprint["model"]["weights"] != weights_sha256(into.model):
         raise InputError(
@@ -192,15 +210,15 @@ def folder_named(adapter: Path) -> str | None:
     return name if Path(name).is_dir() or references(name) else None
 
 
-def _named_base(folder: Path, lora: LoraConfig) -> str:
-    """The base model that an adapter names. A variable in its place is refused: whoever wrote it would choose what is
-    read here, and where it is sent."""
+def _named_base(folder: Path, lora: LoraConfig) -> list[tuple[str, str | None]]:
+    """The base model that an adapter names, and of a hub name the revision. A variable in its place is refused: whoever
+    wrote it would choose what is read here, and where it is sent."""
     if not lora.base_model_name_or_path:
         raise InputError(f"{folder}: names no base model, expected --model (for export: --base) beside it")
     name = str(lora.base_model_name_or_path)
     if references(name):
         raise InputError(f"{folder}: its base model is {name}, expected --model (for export: --base) beside it")
-    return name
+    return [("name", name), ("revision", None if Path(name).is_dir() else lora.revision or None)]
 
 
 def _parts(
@@ -216,13 +234,16 @@ def _parts(
     said = said_places(words, make_options())
     if not (path / "config.toml").is_file():
         lora, _ = load_adapter(folder)
-        known = Source([] if ("model", "name") in said else [("model", _named_base(folder, lora))])
+        named = [] if ("model", "name") in said else _named_base(folder, lora)
+        known = Source([(f"model.{name}", value) for name, value in named])
         return assemble(make_options(known, words), Given(), Silence(), folder, scores=scores)
     check_config(path)
     known = read_run_config(path)
     gone: tuple[str, ...] = ("engine.type", "engine.products")  # they follow from this machine
     if not scores:
         gone += ("reward.",)
+    if ("model", "name") in said:
+        gone += ("model.revision",)
     if said & {("task", "name"), ("task", "data"), ("task", "prompt")}:
         # Another task brings its own reward and length.
         gone += ("task.", "reward.name", "completion.max_new_tokens")
@@ -242,7 +263,7 @@ def _parts(
 def _refuse_changes(path: Path, parts: Parts, said: set[Place | None], *, scores: bool) -> None:
     """Raise InputError where what an adapter was made for is not what it was, but for what the user has `said`."""
     parts_said = {place[0] for place in said if place is not None}
-    model = {("model", "name"), ("model", "dtype"), ("model", "chat_template")}
+    model = {("model", name) for name in ("name", "revision", "dtype", "quantization", "chat_template")}
     groups = {"model", "tokenizer"} if not said & model else set()
     if scores and "task" not in parts_said:
         groups |= {"data"} if "reward" in parts_said else {"data", "reward"}

@@ -28,9 +28,9 @@ from evolora.errors import InputError
 from evolora.human.exchange import run_votes
 from evolora.human.feedback import VotedScorer, check_page
 from evolora.masking import mask
-from evolora.models.base import BaseModel, given_base, load_base
+from evolora.models.base import BaseModel, given_base, load_chosen
 from evolora.models.export import load_adapter
-from evolora.models.foreign import reason_of
+from evolora.models.foreign import own_code, reason_of
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import for_causal_lm, lora_config, lora_layout
 from evolora.population.evaluation import LocalEvaluator
@@ -137,6 +137,7 @@ def assemble(
     own = config.task.data is not None or config.task.prompt is not None
     config = config.replaced(
         {
+            "model": {} if references(config.model.revision or "") else {"revision": base.revision},
             "task": {"name": config.task.name or (None if own else task.name)},
             "reward": {"name": str(expression) if expression is not None else config.reward.name or task.reward},
             "evolution": {"remember": config.evolution.remember and not scorer.varies},
@@ -163,8 +164,9 @@ def assemble(
         rows_per_slice=rows_per_slice,
         draft_rows=config.engine.draft_rows,
     )
+    named = mask(config.model.name.strip("<>")) + (f" at {base.revision[:12]}" if base.revision else "")
     view.say(
-        f"{mask(config.model.name.strip('<>'))}: {parameters_of(base.model) / 1e6:.1f}M parameters on {device}, "
+        f"{named}: {parameters_of(base.model) / 1e6:.1f}M parameters on {device}, "
         f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {chosen.words}; "
         f"LoRA r={config.lora.r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
     )
@@ -183,7 +185,8 @@ def assemble(
     if not task.held_out:
         view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
     chosen.prepare(view, learns=adapter is None and config.refiner.type != "none", dropout=lora.lora_dropout)
-    known = given.model is None  # of a loaded one nobody knows what was done to it
+    # Of a loaded one nobody knows what was done to it, nor what code of its own does.
+    known = given.model is None and not own_code(base.model)
     check = checked if known else check_engine
     if (found := check(chosen.one, base.model, lora, founder, text, name=config.model.name)) is not None:
         view.say(f"self-check: log-probabilities within {found.largest:.1g} of a plain pass and of PEFT's adapter")
@@ -212,7 +215,7 @@ def _scoring(config: RunOptions, *, conversational: bool) -> ScoringOptions:
 
 def _voted_scorer(config: RunOptions, base: BaseModel, device: str, *, finished: bool) -> VotedScorer:
     """Rewards by the votes of the run. An adapter that is done is scored by all of them."""
-    scorer = VotedScorer(base.path, device=device, seed=config.run.seed)
+    scorer = VotedScorer(base.folder, device=device, seed=config.run.seed)
     if finished:
         scorer.learn_when_asked(run_votes(Path(config.run.out or "")))
     return scorer
@@ -221,12 +224,7 @@ def _voted_scorer(config: RunOptions, base: BaseModel, device: str, *, finished:
 def _base(config: RunOptions, given: Given, device: str) -> BaseModel:
     if given.model is not None and given.tokenizer is not None:
         return given_base(given.model, given.tokenizer)
-    return load_base(
-        config.model.name,
-        device=device,
-        dtype=getattr(torch, config.model.dtype),
-        check=lambda model: check_memory(config, model),
-    )
+    return load_chosen(config.model, device=device, check=lambda model: check_memory(config, model))
 
 
 def load_founder(base: BaseModel, adapter: Path, model: str) -> tuple[LoraConfig, GenomeLayout, Tensor]:

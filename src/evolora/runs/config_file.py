@@ -3,6 +3,7 @@
 import hashlib
 import re
 import tomllib
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import tomli_w
 from evolora.errors import CheckpointError, InputError
 from evolora.reading import read_text
 from evolora.runs.options import RunOptions, Source
+from evolora.runs.parts import Vocabulary
 from evolora.runs.speech import Speech
 
 # Of every configuration that was written when options were not in parts.
@@ -37,11 +39,14 @@ def read_config(path: Path) -> Source:
 
 
 def read_run_config(folder: Path) -> Source:
-    """The options of the run in `folder`. Raises InputError for a run of an older version."""
+    """The options of the run in `folder`, but whether code of its model is trusted: that is for who uses it to say.
+    Raises InputError for a run of an older version."""
     path = folder / "config.toml"
     if any(not isinstance(value, dict) for value in _read(path).values()):
         raise InputError(_older(path))
-    return read_config(path)
+    said, vocabulary = read_config(path), Vocabulary({})
+    trust = [word for word, place in vocabulary.words.items() if place == ("model", "trust_remote_code")]
+    return replace(said, words=[word for word in said.words if word[0].replace("-", "_") not in trust])
 
 
 def _older(path: Path) -> str:

@@ -16,6 +16,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from evolora.engine.calibration import available_cores
 from evolora.files import file_sha256
 from evolora.models.export import PEFT_CONFIG, config_text
+from evolora.models.foreign import own_code
+from evolora.models.quantization import is_quantised
 from evolora.rewards.loading import parse_reward
 from evolora.rewards.options import HUMAN
 from evolora.rewards.sources import reward_sources
@@ -35,12 +37,16 @@ def fingerprint(parts: Parts, given: Given, groups: Collection[str] | None = Non
     made: dict[str, Callable[[], Mapping[str, Any]]] = {
         "option": lambda: _options(parts.config),
         "data": lambda: {"prompts and columns": _data(parts.task)},
-        "model": lambda: {"config": _config(parts.base.model), "weights": weights_sha256(parts.base.model)},
+        "model": lambda: _model(parts.base.model),
         "tokenizer": lambda: {"files": _tokenizer(parts.base.tokenizer)},
         "LoRA": lambda: {"config": sha256_of(json.loads(config_text(parts.lora)))},
         "reward": lambda: _reward(parts.config, given),
         "file": lambda: given_files(Path(str(parts.config.run.out))),
-        "version": lambda: {"python": platform.python_version(), **{name: _version(name) for name in _PACKAGES}},
+        "version": lambda: {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in _PACKAGES},
+            **({"bitsandbytes": _version("bitsandbytes")} if is_quantised(parts.base.model) else {}),
+        },
     }
     return {group: make() for group, make in made.items() if groups is None or group in groups}
 
@@ -50,9 +56,21 @@ def given_files(folder: Path) -> dict[str, str]:
     return {name: file_sha256(folder / name) for name in (ROWS, PEFT_CONFIG) if (folder / name).is_file()}
 
 
+def _model(model: PreTrainedModel) -> dict[str, str]:
+    code = [[file.name, file_sha256(file)] for file in own_code(model)]
+    return {
+        "config": _config(model),
+        "weights": weights_sha256(model),
+        **({"code": sha256_of(code)} if code else {}),
+    }
+
+
 def weights_sha256(model: PreTrainedModel) -> str:
     """The checksum of a model's parameters and buffers, with their names, shapes and types."""
-    tensors = (*model.named_parameters(), *model.named_buffers())
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    if is_quantised(model):  # a layer's scales are neither
+        known = {name for name, _ in tensors}
+        tensors += [(name, value) for name, value in model.state_dict().items() if name not in known]
     with ThreadPoolExecutor(available_cores()) as pool:  # of billions of weights this takes a while
         sums = list(pool.map(lambda named: _tensor_sha256(named[1]), tensors))
     return sha256_of(

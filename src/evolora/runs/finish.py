@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from evolora.errors import InputError
 from evolora.evolution.loop import Evolution
@@ -18,7 +17,7 @@ from evolora.evolution.voting import voted_rewards
 from evolora.evolution.winner import best_finalists
 from evolora.files import verify, without_nan
 from evolora.masking import mask
-from evolora.models.base import given_base, load_base
+from evolora.models.base import given_base, load_chosen
 from evolora.models.cost import Cost
 from evolora.models.export import CARD, export_adapter, export_merged, load_adapter, shown_model
 from evolora.population.evaluation import Evaluation, mean_fitness, term_means
@@ -84,6 +83,7 @@ def finish(
         "version": importlib.metadata.version("evolora"),
         "seed": config.run.seed,
         "model": shown_model(parts.base.path if given.model is not None else config.model.name),
+        **({} if parts.base.revision is None else {"revision": parts.base.revision}),
         "task": mask(parts.task.name),
         "reward": parts.scorer.name,
         "strategy": config.strategy.type,
@@ -121,7 +121,7 @@ def finish(
         summary,
         reward=parts.scorer.name,
         max_new_tokens=parts.max_new_tokens,
-        dtype=config.model.dtype,
+        loaded=config.model,
         examples=examples,
     )
     export_adapter(folder / "best", parts.base, parts.lora, parts.layout, genome, card)
@@ -151,7 +151,7 @@ def merge_winner(folder: Path, config: RunOptions, given: Given, identity: Ident
     verify(folder / "best", besides=[CARD])
     lora, state = load_adapter(folder / "best")
     if given.model is None or given.tokenizer is None:
-        base = load_base(config.used().model.name, dtype=getattr(torch, config.model.dtype))
+        base = load_chosen(config.used().model)
     else:  # merging changes the weights that it merges into
         base = given_base(copy.deepcopy(given.model), given.tokenizer)
     if weights_sha256(base.model) != identity.fingerprint["model"]["weights"]:

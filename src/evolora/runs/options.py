@@ -213,6 +213,11 @@ def make_options(*sources: Source | Mapping[str, Any]) -> RunOptions:
                 f"--racing {options.evolution.racing} with --reward human: expected none, votes come once all have "
                 "written"
             )
+        if options.model.quantization is not None and options.run.merge:
+            raise ValueError(
+                f"--merge with --quantization {options.model.quantization}: expected none, 'evolora export RUN --to "
+                "MODEL --merge --base NAME' merges into the weights before they were quantised"
+            )
     except ValueError as error:
         raise spoken(str(error)) from None
     return _with_checked_texts(options, given)

@@ -84,7 +84,7 @@ TRL_WORDS: Mapping[str, tuple[str, str]] = {
 
 RESUMABLE = (
     "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "keep", "merge", "rating_host",
-    "rating_port",
+    "rating_port", "trust_remote_code",
 )  # fmt: skip
 """The words for the options that a resumed run may be given anew: none of them changes what a generation computes."""
 

@@ -3,6 +3,8 @@
 from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
+from evolora.models.quantization import is_quantised
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -13,6 +15,8 @@ def refuses(model: "PreTrainedModel", _layout: "GenomeLayout") -> str | None:
     """Why the engine cannot run `model`, in words; None where it can. Asked before anything is compiled or imported."""
     if model.device.type != "cpu":
         return f"the model is on {model.device}"
+    if is_quantised(model):
+        return "the base is quantised"
     if find_spec("numba") is None:
         return "without numba, which pip install 'evolora[fast]' brings"
     return None

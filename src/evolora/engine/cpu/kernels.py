@@ -35,8 +35,8 @@ class CpuKernels(Kernels):
     def replica(self) -> Self:
         return type(self)(self.levers)
 
-    def make_cache(self, model: PreTrainedModel, capacity: int) -> Cache:
-        return make_cache(model, capacity, kind=KernelCache, layer=KernelLayer)
+    def make_cache(self, model: PreTrainedModel, capacity: int, *, longest: int | None = None) -> Cache:
+        return make_cache(model, capacity, longest=longest, kind=KernelCache, layer=KernelLayer)
 
     def likeliest(self, logits: Tensor) -> Tensor:
         return likeliest(logits)

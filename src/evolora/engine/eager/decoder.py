@@ -74,7 +74,7 @@ class DecodingBatch:
         """
         if drafts is not None:
             return self._start_with(drafts)
-        if self._cache is not None and can_pack(self.model, self._kernels):
+        if self._cache is not None and can_pack(self.model, self._kernels, self._mask.shape[1]):
             return self._start_packed()
         return self._forward(self._ids, self._mask[:, : self._length], 1)
 
@@ -180,7 +180,7 @@ class DecodingBatch:
         texts = [ids[-length:].tolist() for ids, length in zip(self._ids.cpu(), self._positions.tolist(), strict=True)]
         packed = PackedPass(self.model, texts, groups=self._groups, device=device)
         last = packed.places.gather(1, self._positions[:, None] - 1)
-        cache = self._kernels.make_cache(self.model, packed.width)
+        cache = self._kernels.make_cache(self.model, packed.width, longest=self._mask.shape[1])
         assert isinstance(cache, RoomyCache)  # whose layers keep all: that is what can be packed
         if self._keep_trace:
             self.trace = self._kernels.trace(self._layers, cache, len(texts), packed.tokens, self._room)
@@ -200,10 +200,10 @@ class DecodingBatch:
             self._cache.trace = None
 
 
-def takes_drafts(model: PreTrainedModel, kernels: Kernels) -> bool:
-    """Whether drafts can be checked on `model`: what is rejected stays in the cache, masked, so every layer must attend
-    to all positions."""
-    return accepts(model, "past_key_values") and keeps_all(kernels.make_cache(model, 1))
+def takes_drafts(model: PreTrainedModel, kernels: Kernels, longest: int) -> bool:
+    """Whether drafts can be checked on `model` in rows of up to `longest` positions: what is rejected stays in the
+    cache, masked, so every layer must attend to all of them."""
+    return accepts(model, "past_key_values") and keeps_all(kernels.make_cache(model, 1, longest=longest))
 
 
 def positions_of(mask: Tensor) -> Tensor:

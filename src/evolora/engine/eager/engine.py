@@ -85,7 +85,9 @@ class EagerEngine:
             return self._generate(prompts, how, 1 if genomes is None else len(genomes))
 
     def _generate(self, prompts: Prompts, how: Decoding, times: int) -> Completions:
-        if how.drafts is not None and not takes_drafts(self.layers.model, self.kernels):
+        # A draft takes at most as much room again as the completion.
+        longest = max(map(len, prompts), default=0) + 2 * how.max_new_tokens
+        if how.drafts is not None and not takes_drafts(self.layers.model, self.kernels, longest):
             how = replace(how, drafts=None)
         batch = PromptBatch.of(prompts, pad=how.pad, times=times, device=self.device)
         return generate(self.layers, self.kernels, batch, how)

@@ -89,8 +89,8 @@ class Kernels:
         """The same for an engine in another thread."""
         return self
 
-    def make_cache(self, model: PreTrainedModel, capacity: int) -> Cache:
-        return make_cache(model, capacity)
+    def make_cache(self, model: PreTrainedModel, capacity: int, *, longest: int | None = None) -> Cache:
+        return make_cache(model, capacity, longest=longest)
 
     def likeliest(self, logits: Tensor) -> Tensor:
         """The index of the highest of `logits` [..., vocabulary], the first of equal ones."""

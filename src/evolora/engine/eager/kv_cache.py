@@ -2,7 +2,7 @@
 
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicLayer, DynamicSlidingWindowLayer
 
 from evolora.engine.base import Trace
 
@@ -87,15 +87,22 @@ def make_cache(
     model: PreTrainedModel,
     capacity: int,
     *,
+    longest: int | None = None,
     kind: type[RoomyCache] = RoomyCache,
     layer: type[RoomyLayer] = RoomyLayer,
 ) -> Cache:
-    """A cache for `model` with room for `capacity` positions where every layer attends to every position; else (sliding
-    windows, recurrent layers) the one that transformers makes for it."""
+    """A cache for `model` with room for `capacity` positions where every layer attends to every position of a row of
+    `longest`, or of `capacity`; else (sliding windows that it outgrows, recurrent layers) the one that transformers
+    makes for it."""
     cache = DynamicCache(config=model.config)
-    if all(type(own) is DynamicLayer for own in cache.layers):
+    if all(_attends_to_all(own, longest or capacity) for own in cache.layers):
         return kind(layers=[layer(capacity) for _ in cache.layers])
     return cache
+
+
+def _attends_to_all(layer: CacheLayerMixin, longest: int) -> bool:
+    slides = type(layer) is DynamicSlidingWindowLayer and layer.sliding_window >= longest
+    return slides or type(layer) is DynamicLayer
 
 
 def keeps_all(cache: Cache) -> bool:

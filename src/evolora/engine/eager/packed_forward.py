@@ -20,15 +20,15 @@ _WIDTH_OF_HIDDEN = 1 / 2
 _EVEN, _HARDLY = 16, 1 / 24
 
 
-def can_pack(model: PreTrainedModel, kernels: Kernels) -> bool:
-    """Whether texts may be packed: `model` computes a token from what its mask and position say alone; every layer
-    attends to all positions, which are given, and attention takes any mask."""
+def can_pack(model: PreTrainedModel, kernels: Kernels, longest: int) -> bool:
+    """Whether texts of up to `longest` tokens may be packed: `model` computes a token from what its mask and position
+    say alone; every layer attends to all positions, which are given, and attention takes any mask."""
     return (
         kernels.packs
         and accepts(model, "position_ids")
         and accepts(model, "past_key_values")
         and model.config._attn_implementation in kernels.masked_attention
-        and keeps_all(kernels.make_cache(model, 1))
+        and keeps_all(kernels.make_cache(model, 1, longest=longest))
     )
 
 

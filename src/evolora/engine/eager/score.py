@@ -34,7 +34,8 @@ def completion_log_probs(
     """
     ids, mask = completions.ids, completions.mask
     many = head is not None and completions.tokens > head.tokens
-    forward = _packed if can_pack(layers.model, kernels) else _padded
+    longest = prompts.ids.shape[1] + ids.shape[1]
+    forward = _packed if can_pack(layers.model, kernels, longest) else _padded
     hidden, logits = forward(layers, prompts, completions, logits=not many, keep=how.features or many)
     options: dict[str, Any] = {"temperature": how.temperature, "entropy_gradient": how.entropy_gradient}
     if logits is not None:

@@ -59,7 +59,9 @@ def gpt2_pass(
         mask = hidden.new_zeros(attention_mask.shape)
         mask = mask.masked_fill_(attention_mask == 0, torch.finfo(hidden.dtype).min)[:, None, None]
     else:
-        mask = create_causal_mask(config, hidden, attention_mask, past_key_values, position_ids=position_ids)
+        mask = create_causal_mask(
+            config, hidden, attention_mask, past_key_values=past_key_values, position_ids=position_ids
+        )
     attend = ALL_ATTENTION_FUNCTIONS["evolora"]
     kept = torch.is_grad_enabled() and past_key_values is not None
     if not (one_more or kept or hidden.requires_grad or torch.is_autocast_enabled("cpu")):
