@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from architectures import random_model
@@ -77,7 +78,7 @@ def test_dropout_is_the_same_when_activations_are_made_again(made: tuple[EagerEn
     """The gradient is that of the log-probabilities that were told: by finite differences."""
     engine, genomes = made
     parts = MicroBatchEngine(engine, 50)
-    how = Scoring(gradient=True, dropout=0.3, dropout_seed=5)
+    how = Scoring(gradient=True, dropout=0.3, dropout_seeds=np.arange(5, 8, dtype=np.uint64))
     completions = _completions(12)
     weights = torch.randn(12, 6, generator=torch.Generator().manual_seed(2), dtype=torch.float64) * completions.mask
 

@@ -173,7 +173,8 @@ def test_the_callers_model_stays_as_it_is(base: BaseModel, layout: GenomeLayout,
     generated = len(seen)
     assert generated, "somebody looked while it was written"
     scores_and_gradient(engine, genomes, prompts, completions)
-    scores_and_gradient(engine, genomes, prompts, replace(completions, trace=None), dropout=0.3, dropout_seed=1)
+    dropout = {"dropout": 0.3, "dropout_seeds": np.arange(3, dtype=np.uint64)}
+    scores_and_gradient(engine, genomes, prompts, replace(completions, trace=None), **dropout)
     engine.generate(None, prompts, decoding())
     assert len(seen) > generated
     assert all(one == before for one in seen)
@@ -475,7 +476,9 @@ def test_another_engines_trace_is_in_nobodys_way(
 
 
 @every_engine
-@pytest.mark.parametrize("how", [{"features": True}, {"dropout": 0.0, "dropout_seed": 3}, {"gradient": False}])
+@pytest.mark.parametrize(
+    "how", [{"features": True}, {"dropout": 0.0, "dropout_seeds": np.arange(3)}, {"gradient": False}]
+)
 def test_what_a_trace_cannot_give_is_computed(
     base: BaseModel, layout: GenomeLayout, make: Make, how: dict[str, Any]
 ) -> None:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -109,12 +110,15 @@ def test_values_and_gradients_are_those_of_float64(
 
 def test_dropout_is_that_of_the_layers(base: BaseModel, passes: list[bool]) -> None:
     engine, genomes = population(base, 2, targets=TARGETS["everything"])
-    found = values_and_gradient(engine, genomes, base, dropout=0.4, dropout_seed=3)
-    other = values_and_gradient(engine, genomes, base, dropout=0.4, dropout_seed=4)
+    seeds = np.arange(2, dtype=np.uint64)
+    found = values_and_gradient(engine, genomes, base, dropout=0.4, dropout_seeds=seeds)
+    other = values_and_gradient(engine, genomes, base, dropout=0.4, dropout_seeds=seeds + 4)
     assert passes == [True, True]
     assert (found[0] - other[0]).abs().max() > 1e-3
     by_layers, _ = population(base, 2, targets=TARGETS["everything"], levers=Levers(train=False))
-    assert_close(found, values_and_gradient(by_layers, genomes, base, dropout=0.4, dropout_seed=3))
+    assert_close(found, values_and_gradient(by_layers, genomes, base, dropout=0.4, dropout_seeds=seeds))
+    exact = EagerEngine(copy.deepcopy(base.model).double(), engine.layout)
+    assert_close(found, values_and_gradient(exact, genomes.double(), base, dropout=0.4, dropout_seeds=seeds))
     assert len(passes) == 2
 
 
@@ -158,11 +162,12 @@ def test_several_passes_back_where_torch_is_asked_for_them_and_changed_genomes_a
     engine, genomes = population(base, 2)
     prompts, completions = prompts_of(base), Completions.of_ids(COMPLETIONS * 2, 0)
     rows = genomes.clone().requires_grad_()
+    how = Scoring(dropout=0.3, dropout_seeds=np.arange(2, dtype=np.uint64))
 
     def total() -> Tensor:
-        with engine.layers.adapted(rows, dropout=0.3, dropout_seed=1):
+        with engine.layers.adapted(rows):
             batch = PromptBatch.of(prompts, pad=0, times=2, device=rows.device)
-            return completion_log_probs(engine.layers, engine.kernels, batch, completions, Scoring())[0].sum()
+            return completion_log_probs(engine.layers, engine.kernels, batch, completions, how)[0].sum()
 
     loss = total()
     (first,) = torch.autograd.grad(loss, rows, retain_graph=True)

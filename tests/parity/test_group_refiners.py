@@ -31,7 +31,7 @@ from evolora.models.lora import lora_config, lora_layout
 from evolora.refiners import GRPOConfig, GRPORefiner, PolicyGradientRefiner, RLOOConfig, RLOORefiner
 from evolora.refiners.advantages import equal_groups, group_advantages, leave_one_out_advantages
 from evolora.refiners.losses import grpo_loss, sequence_policy_loss
-from evolora.refiners.rollouts import Rollout
+from evolora.refiners.rollouts import Rollout, Share
 from evolora.rewards import RewardScorer
 from evolora.tasks.task import Example, load_task
 
@@ -488,7 +488,7 @@ def check(comparison: Comparison, setting: Setting, iteration: int, minibatches:
         assert float(trl[f"{prefix}/equal_groups"]) == pytest.approx(1 / PROMPTS)
     for index, part in enumerate(torch.arange(PROMPTS * SAMPLES).chunk(minibatches)):
         rows = comparison.shared.genomes[iteration : iteration + 1].clone().requires_grad_()
-        losses = refiner.losses(rows, comparison.rollout, advantages, part, seed=0)
+        losses = refiner.losses(rows, comparison.rollout, advantages, Share.of([part], rows.device), [0])
         losses["loss"].sum().backward()  # type: ignore[no-untyped-call]
         assert rows.grad is not None
         mine, theirs = rows.grad[0], trl[f"{prefix}/{iteration}/{index}/gradient"]

@@ -185,10 +185,23 @@ def test_what_far_too_high_rates_have_done_is_forgotten(
 ) -> None:
     make, genome = ppo
     refiner, too_far = make(rl_steps=3, update_kl=0.1), iter([False, False, True])
-    monkeypatch.setattr(refiner.led_rate, "follow", lambda *_, **__: next(too_far))
+    monkeypatch.setattr(LedRate, "follow", lambda *_, **__: next(too_far))
     trajectory = refiner.refine(genome[None], EXAMPLES[:12], key=[(1, 0)]).trajectory
     assert trajectory is not None
     assert [torch.equal(genomes[0], genome) for genomes in trajectory] == [False, False, True]
+
+
+def test_a_run_learns_from_a_refinement_what_it_saw_and_no_correction_twice() -> None:
+    run = LedRate()
+    one, other = LedRate(run), LedRate(run)
+    for rate in (one, other):
+        for noise in (1.1, 0.8, 1.0, 0.9, 1.2):
+            rate.follow(5 * noise * rate.factor**2, target=0.1)
+    assert one.factor < 0.2 and run.factor == 1
+    run.learn(one.moves)
+    assert run.state_dict() == one.state_dict()
+    run.learn(other.moves)
+    assert run.factor == one.factor and not run.moves
 
 
 def test_what_is_led_goes_on_after_a_resume(ppo: tuple[Make, Tensor]) -> None:

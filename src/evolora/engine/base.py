@@ -65,16 +65,25 @@ class Scoring:
     """How completions are scored: under softmax(logits / temperature); with `gradient`, so that the result can go
     backwards to the genomes, and then the entropy too if `entropy_gradient`.
 
-    With a `dropout_seed`, the share `dropout` of the adapters' input is dropped, as in PEFT's training mode, drawn from
-    that seed. With `features` the result has the hidden states that each token was chosen from.
+    With `dropout_seeds`, an entry for each genome [n], the share `dropout` of the adapters' input is dropped, as in
+    PEFT's training mode. What is dropped at a token depends on its genome's seed, on its text so far and on the layer,
+    never on who shares the batch, on padding or on how the batch is cut. So what texts of a genome begin with in common
+    can be computed once. With `features` the result has the hidden states that each token was chosen from.
     """
 
     temperature: float = 1.0
     gradient: bool = False
     entropy_gradient: bool = False
     dropout: float = 0.0
-    dropout_seed: int | None = None
+    dropout_seeds: npt.NDArray[np.uint64] | None = None
     features: bool = False
+
+    def of_genomes(self, which: slice | Tensor) -> "Scoring":
+        """The same for some of the genomes."""
+        if self.dropout_seeds is None:
+            return self
+        own = which if isinstance(which, slice) else which.numpy()
+        return replace(self, dropout_seeds=self.dropout_seeds[own])
 
 
 @dataclass(frozen=True)
@@ -234,11 +243,17 @@ class Replicates(Protocol):
 
 
 def differentiable_scores(
-    engine: Engine, genomes: Tensor, prompts: Prompts, completions: Completions, how: Scoring
+    engine: Engine,
+    genomes: Tensor,
+    prompts: Prompts,
+    completions: Completions,
+    how: Scoring,
+    *,
+    owners: Sequence[int] | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-probabilities and entropies of `completions` by `genomes`, as tensors of torch's graph: differentiable once
     in the genomes, the entropies only with `entropy_gradient`."""
-    scored = engine.score(genomes.detach(), prompts, completions, replace(how, gradient=True))
+    scored = engine.score(genomes.detach(), prompts, completions, replace(how, gradient=True), owners=owners)
     found: tuple[Tensor, Tensor] = _Node.apply(genomes, scored, how.entropy_gradient)  # type: ignore[no-untyped-call]
     return found
 

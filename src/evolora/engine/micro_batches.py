@@ -12,7 +12,6 @@ from evolora.engine.base import Completions, Decoding, Engine, Prompts, Scored, 
 from evolora.engine.parts import Part, as_one_batch, genomes_of
 from evolora.models.cost import ModelSize
 from evolora.models.genome import GenomeLayout
-from evolora.rng import keyed_seed
 
 
 class MicroBatchEngine:
@@ -20,7 +19,7 @@ class MicroBatchEngine:
 
     A batch of more is scored in micro-batches without a gradient. When it goes backwards each of them is scored once
     more, with one, and their gradients are summed in order: a third more operations, and the same result up to
-    rounding. How a batch is cut depends on it and on `most_tokens` alone. Each micro-batch draws its own dropout.
+    rounding. How a batch is cut depends on it and on `most_tokens` alone.
     """
 
     def __init__(self, engine: Engine, most_tokens: int) -> None:
@@ -98,13 +97,11 @@ class _Recomputed:
 
     def _score(self, index: int, how: Scoring) -> Scored:
         part = self._parts[index]
-        if how.dropout_seed is not None:
-            how = replace(how, dropout_seed=keyed_seed(how.dropout_seed, "micro-batch", index))
         return self._engine.score(
             genomes_of(self._genomes, part),
             [self._prompts[row] for row in part.own.tolist()],
             self._completions.select(part.rows.to(self._completions.ids.device)),
-            how,
+            how.of_genomes(part.individuals),
             owners=None if self._owners is None else [self._owners[row] for row in part.own.tolist()],
         )
 

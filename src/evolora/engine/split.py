@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby, pairwise
 
 import torch
 from torch import Tensor
@@ -10,7 +11,6 @@ from torch import Tensor
 from evolora.engine.base import Completions, Decoding, Engine, Prompts, Scored, Scoring, Trace
 from evolora.engine.parts import Part, as_one_batch, genomes_of, order_of
 from evolora.engine.threads import Result, Threads
-from evolora.rng import keyed_seed
 
 # Rows that a part has at least (docs/performance.md). With fewer to decode, each step's Python, which threads cannot
 # share, outweighs what is gained, and each part reads the weights for itself.
@@ -41,6 +41,23 @@ def split(individuals: int, rows: Sequence[int], count: int) -> list[Part]:
         Part(slice(int(some[0]), int(some[-1]) + 1), (some[:, None] * each + part).flatten(), part)
         for some, part in dealt
     ]
+
+
+def split_owned(owners: Sequence[int], rows: Sequence[int], count: int) -> list[Part]:
+    """The same of rows that have `owners`, ascending, and may not be equally many for each individual.
+
+    >>> [(part.individuals, part.rows.tolist()) for part in split_owned([0, 0, 1], [1, 0, 2], 2)]
+    [(slice(0, 1, None), [1, 0]), (slice(1, 2, None), [2])]
+    """
+    groups = [torch.tensor(list(own)) for _, own in groupby(sorted(rows, key=owners.__getitem__), owners.__getitem__)]
+    most = max(map(len, groups))
+    if math.ceil(len(groups) / count) * most <= len(groups) * math.ceil(most / count):
+        edges = [len(groups) * i // count for i in range(count + 1)]
+        dealt = [groups[first:last] for first, last in pairwise(edges) if last > first]
+    else:
+        dealt = [list(some) for some in zip(*(own.tensor_split(count) for own in groups), strict=True)]
+    found = [some for some in map(torch.cat, dealt) if len(some)]
+    return [Part(slice(owners[int(some[0])], owners[int(some[-1])] + 1), some, some) for some in found]
 
 
 @dataclass(frozen=True)
@@ -109,7 +126,7 @@ class SplitEngine:
         owners: Sequence[int] | None = None,
     ) -> Scored:
         """See `Engine.score`. Completions with a trace are scored in the parts that wrote them."""
-        individuals = 1 if genomes is None else len(genomes)
+        owners, individuals = (None, 1) if genomes is None else (owners, len(genomes))
         rows = len(prompts) * (1 if owners is not None else individuals)
         if len(completions.ids) != rows:
             raise ValueError(f"{rows} prompts with {len(completions.ids)} completions")
@@ -119,22 +136,23 @@ class SplitEngine:
             trace.release()
             trace, completions = None, replace(completions, trace=None)
         count = max(1, min(self.threads, rows // LEAST_ROWS_SCORED))
-        if trace is None and (count == 1 or owners is not None):
+        if trace is None and count == 1:
             return self.engines[0].score(genomes, prompts, completions, how, owners=owners)
         if trace is not None:
             parts, traces = trace.parts, list[Trace | None](trace.traces)
         else:
             # The completions of one prompt stay together: what they share is computed once.
             alike = sorted(range(len(prompts)), key=lambda row: list(prompts[row]))
-            parts = split(individuals, alike, count)
+            parts = split(individuals, alike, count) if owners is None else split_owned(owners, alike, count)
             traces = [None] * len(parts)
 
         def score(index: int) -> Scored:
             part = parts[index]
             own = [prompts[row] for row in part.own.tolist()]
+            whose = None if owners is None else [owners[row] - part.individuals.start for row in part.own.tolist()]
             some = replace(completions.select(part.rows.to(self.device)), trace=traces[index])
-            seed = None if how.dropout_seed is None else keyed_seed(how.dropout_seed, "part", index)
-            return self.engines[index].score(genomes_of(genomes, part), own, some, replace(how, dropout_seed=seed))
+            of_part = how.of_genomes(part.individuals)
+            return self.engines[index].score(genomes_of(genomes, part), own, some, of_part, owners=whose)
 
         return Joined(self._side_by_side(score, len(parts)), parts, individuals, self._runner)
 

@@ -1,7 +1,7 @@
 """The value head: what reward the policy may still expect, read off its last hidden state."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from evolora.refiners.losses import clipped_value_loss
 class Critic:
     """Linear value heads, one for each individual under refinement, so that individuals do not mix.
 
-    A refinement starts from one shared head, which is the mean of the heads of the last: the critic is warm when a new
+    A refinement starts from one shared head, the mean of those of the last generation: the critic is warm when a new
     elite arrives. Where heads travel with individuals, it is for those that bring none. A head reads `features` [k,
     rows, time, hidden], the policy's last hidden states at sampling, normalised to unit length; their gradient does not
     reach the policy (as in TRL and Huang et al., 2024, arXiv 2403.17031, where the value model is its own network).
@@ -50,11 +50,11 @@ class Critic:
                 optimiser.step()
         return trained.detach(), loss.detach()
 
-    def keep(self, heads: Tensor) -> None:
-        """Share the mean of `heads` [k, hidden + 1] with the next refinement, but for those that have diverged."""
-        finite = heads[heads.isfinite().all(dim=1)]
-        if len(finite):
-            self.shared = finite.mean(0).cpu()
+    def keep(self, heads: Sequence[Tensor]) -> None:
+        """Share the mean of `heads`, each [hidden + 1], with later refinements, but for those that have diverged."""
+        finite = [head for head in heads if head.isfinite().all()]
+        if finite:
+            self.shared = torch.stack(finite).mean(0)
 
     def state_dict(self) -> dict[str, Tensor]:
         return {"critic": self.shared}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,14 +18,27 @@ from evolora.models.cost import Cost, Costs
 from evolora.population.evaluation import Evaluation
 from evolora.refiners.advantages import group_signal
 from evolora.refiners.optimiser import RowAdam, clip_rows
-from evolora.refiners.replay import Lesson, Replay
+from evolora.refiners.replay import Change, Learned, Lesson, Replay, Written
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.tasks.task import Example
 
 
+class Pupil:
+    """An individual under refinement, with a replay of its own: what was known before, and what it writes and learns
+    itself, which `changes` say in order."""
+
+    def __init__(self, known: Replay) -> None:
+        self.replay = known.copy()
+        self.changes: list[Change] = []
+
+    def change(self, change: Change) -> None:
+        change.apply_to(self.replay)
+        self.changes.append(change)
+
+
 class Imitation:
     """Remembers what was written and what it earned, and teaches up to `most` lessons after each rollout of
-    `group_size` completions a prompt."""
+    `group_size` completions a prompt. What individuals write in a generation others learn from in those to come."""
 
     def __init__(
         self,
@@ -47,6 +61,7 @@ class Imitation:
         self.max_grad_norm = max_grad_norm
         self.seed = seed
         self.replay = Replay()
+        self._changes: dict[tuple[int, ...], list[Change]] = {}
 
     def observe(self, examples: Sequence[Example], evaluation: Evaluation) -> None:
         """What a population wrote for `examples` and what it earned."""
@@ -55,80 +70,109 @@ class Imitation:
                 if not math.isnan(reward):
                     self.replay.add(example.prompt, ids, reward, by_policy=False)
 
+    def pupils(self, count: int) -> list[Pupil]:
+        """So many individuals at the beginning of their refinement."""
+        return [Pupil(self.replay) for _ in range(count)]
+
+    def keep(self, key: Sequence[tuple[int, ...]], pupils: Sequence[Pupil]) -> None:
+        """What they have written and learned, by their keys, until it is known to all."""
+        self._changes |= {own: pupil.changes for own, pupil in zip(key, pupils, strict=True)}
+
+    def settle(self) -> None:
+        """Let it be known to all, in the order of the keys."""
+        for key in sorted(self._changes):
+            for change in self._changes[key]:
+                change.apply_to(self.replay)
+        self._changes.clear()
+
     def remember(
-        self, examples: Sequence[Example], completion_ids: Sequence[Sequence[int]], scores: Tensor, scored: Tensor
+        self,
+        pupils: Sequence[Pupil],
+        examples: Sequence[Example],
+        completion_ids: Sequence[Sequence[int]],
+        scores: Tensor,
+        scored: Tensor,
     ) -> None:
         """A rollout: its completions, flat, and their `scores` and `scored` [k, rows]."""
-        prompts = [example.prompt for example in examples for _ in range(self.group_size)] * len(scores)
-        counted = zip(prompts, completion_ids, scores.flatten().tolist(), scored.flatten().tolist(), strict=True)
-        for prompt, ids, reward, has_score in counted:
+        prompts = [example.prompt for example in examples for _ in range(self.group_size)]
+        of_rows = [(pupil, prompt) for pupil in pupils for prompt in prompts]
+        counted = zip(of_rows, completion_ids, scores.flatten().tolist(), scored.flatten().tolist(), strict=True)
+        for (pupil, prompt), ids, reward, has_score in counted:
             if has_score:
-                self.replay.add(prompt, ids, reward, by_policy=True)
+                pupil.change(Written(prompt, tuple(ids), reward))
 
     def teach(
         self,
+        pupils: Sequence[Pupil],
         rows: Tensor,
         optimiser: RowAdam,
         scores: Tensor,
         scored: Tensor,
-        key: tuple[int, ...],
+        key: Sequence[tuple[int, ...]],
         costs: Costs,
     ) -> dict[str, Tensor]:
-        """One step of all `rows` [k, genome_length] towards some lessons, by the mean of -weight * log p over their
-        tokens, after a rollout with `scores` and `scored` [k, completions]; what it takes is added to `costs`.
+        """One step of each of `rows` [k, genome_length] towards some lessons of its own, by the mean of -weight * log p
+        over their tokens, after a rollout with `scores` and `scored` [k, completions]; what it takes is added to
+        `costs`.
 
         A lesson's weight is its gain times the probability that the policy does not write it, scaled to a mean of 1; it
         is drawn with a probability in proportion to its gain. Returns the numbers of lessons and of those taught, [k].
         """
-        lessons = self.replay.lessons()
-        count = min(round(self._untold(scores, scored) * self.most), len(lessons))
-        counts = {
-            "lessons": torch.full((len(rows),), float(len(lessons)), dtype=torch.float32),
-            "taught": torch.full((len(rows),), float(count), dtype=torch.float32),
-        }
-        if not count:
-            return counts
-        gains = torch.tensor([lesson.gain for lesson in lessons], dtype=torch.float64)
-        chosen = torch.multinomial(gains, count, generator=keyed_generator(self.seed, "replay", *key))
-        self._step(rows, optimiser, [lessons[index] for index in chosen.tolist()], gains[chosen].to(rows), key, costs)
-        return counts
+        lessons, chosen = [pupil.replay.lessons() for pupil in pupils], list[list[Lesson]]()
+        for row, own in enumerate(lessons):
+            untold = self._untold(pupils[row], scores[row : row + 1], scored[row : row + 1])
+            count = min(round(untold * self.most), len(own))
+            gains = torch.tensor([lesson.gain for lesson in own], dtype=torch.float64)
+            generator = keyed_generator(self.seed, "replay", *key[row])
+            drawn = torch.multinomial(gains, count, generator=generator).tolist() if count else []
+            chosen.append([own[index] for index in drawn])
+        if any(chosen):
+            self._step(pupils, rows, optimiser, chosen, key, costs)
+        counts = {"lessons": lessons, "taught": chosen}
+        return {name: torch.tensor([float(len(own)) for own in each]) for name, each in counts.items()}
 
-    def _untold(self, scores: Tensor, scored: Tensor) -> float:
+    def _untold(self, pupil: Pupil, scores: Tensor, scored: Tensor) -> float:
         """The share that a rollout leaves untold: a group that tells its completions apart needs no lesson."""
         if self.group_size == 1:
             return 1.0
-        signal = group_signal(scores, scored, group_size=self.group_size, noise=self.replay.noise)
-        return 1 - float(signal.mean())
+        signal = group_signal(scores, scored, group_size=self.group_size, noise=pupil.replay.noise)
+        return 1 - float(signal)
 
     def _step(
         self,
+        pupils: Sequence[Pupil],
         rows: Tensor,
         optimiser: RowAdam,
-        lessons: Sequence[Lesson],
-        gains: Tensor,
-        key: tuple[int, ...],
+        chosen: Sequence[Sequence[Lesson]],
+        key: Sequence[tuple[int, ...]],
         costs: Costs,
     ) -> None:
+        lessons = [lesson for own in chosen for lesson in own]
+        owners = [row for row, own in enumerate(chosen) for _ in own]
         prompts = self.text.encode([lesson.prompt for lesson in lessons])
         device = self.engine.device
-        completions = Completions.of_ids([lesson.completion_ids for lesson in lessons] * len(rows), self.text.pad)
+        completions = Completions.of_ids([lesson.completion_ids for lesson in lessons], self.text.pad)
         completions = replace(completions, ids=completions.ids.to(device), mask=completions.mask.to(device))
-        seed = keyed_seed(self.seed, "replay dropout", *key)
-        how = Scoring(temperature=self.temperature, dropout=self.dropout, dropout_seed=seed)
-        log_probs, _ = differentiable_scores(self.engine, rows, prompts, completions, how)
-        log_probs, mask = (each.unflatten(0, (len(rows), -1)) for each in (log_probs, completions.mask))
-        log_probs = log_probs.where(mask, 0.0)
-        known = log_probs.detach().sum(-1).exp()
-        for lesson, probability in zip(lessons, known.mean(0).tolist(), strict=True):
-            self.replay.learned(lesson, probability)
-        weights = gains * (1 - known)
-        weights = weights / weights.mean(-1, keepdim=True).clamp(min=torch.finfo(weights.dtype).tiny)
-        weighted = log_probs * weights[..., None]
+        seeds = np.array([keyed_seed(self.seed, "replay dropout", *each) for each in key], np.uint64)
+        how = Scoring(temperature=self.temperature, dropout=self.dropout, dropout_seeds=seeds)
+        log_probs, _ = differentiable_scores(self.engine, rows, prompts, completions, how, owners=owners)
+        sums = log_probs.where(completions.mask, 0.0).sum(-1).split([*map(len, chosen)])
+        tokens = completions.mask.sum(-1).split([*map(len, chosen)])
+        losses = []
+        for row, own in enumerate(chosen):
+            if not own:
+                continue
+            known = sums[row].detach().exp()
+            for lesson, probability in zip(own, known.tolist(), strict=True):
+                pupils[row].change(Learned(lesson, probability))
+            weights = torch.tensor([lesson.gain for lesson in own], dtype=torch.float64).to(rows) * (1 - known)
+            weights = weights / weights.mean().clamp(min=torch.finfo(weights.dtype).tiny)
+            losses.append(-(sums[row] * weights).sum() / tokens[row].sum())
         rows.grad = None
-        (-weighted.sum((-1, -2)) / mask.sum((-1, -2))).sum().backward()
+        torch.stack(losses).sum().backward()
         assert rows.grad is not None
         clip_rows(rows.grad, self.max_grad_norm)
-        optimiser.step(rows.grad, torch.ones(len(rows), dtype=torch.bool, device=rows.device))
+        optimiser.step(rows.grad, torch.tensor([bool(own) for own in chosen], device=rows.device))
         size, lengths = self.engine.size, lengths_read(prompts, completions)
         costs.add("update", Cost(completions.tokens, size.forward(lengths) + size.backward(lengths)))
 

@@ -2,8 +2,8 @@
 far too little."""
 
 import math
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
 
 # How many times more or less than the target the KL of updates may be: a rate off by the root of it. The KLs of good
 # rates are that far apart, by what the task is and how far the run has come.
@@ -31,6 +31,15 @@ def decayed(decay: float, progress: float) -> float:
     return float(decay ** (0.5 - min(max(progress, 0.0), 1.0)))
 
 
+class Move(NamedTuple):
+    """How far updates at the rate of this `factor` moved a policy, and whether they were taken back."""
+
+    kl: float
+    factor: float
+    target: float
+    taken_back: bool
+
+
 class LedRate:
     """A factor of the learning rate that follows how far updates move the policy, in nats a completion.
 
@@ -41,6 +50,9 @@ class LedRate:
     rate was right or too low nine times the target are too much. None counts for more than 100 times the target or less
     than a hundredth. Updates that were taken back count as others do, but two in a row are enough. (Rates that follow
     the KL, in small steps: Rudin et al., 2022, arXiv 2109.11978.)
+
+    A refinement has one of its own, which goes on from the run's, `known`, and whose `moves` the run's learns from
+    afterwards.
 
     >>> rate = LedRate()
     >>> for kl in (0.001, 0.002, 0.0005, 0.1, 0.3, 0.2):
@@ -54,16 +66,20 @@ class LedRate:
     8.909
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: "LedRate | None" = None) -> None:
         self.factor = 1.0
         self.recent: list[float] = []  # logarithms of target / KL since the last change
         self.proven = True
         self.tested = False  # whether any rate was right or too low yet
         self.taken_back = False  # the last updates
+        self.moves: list[Move] = []
+        if known is not None:
+            self.load_state_dict(known.state_dict())
 
     def follow(self, kl: float, *, target: float, taken_back: bool = False) -> bool:
         """Updates moved a policy by `kl`; none at all, 0, says nothing. Returns whether all that rates have done so far
         was to destroy it, so that it had better be forgotten."""
+        self.moves.append(Move(kl, self.factor, target, taken_back))
         if kl <= 0:
             return False
         # No more than a change can mend: one that is far off must not speak for all three.
@@ -84,6 +100,14 @@ class LedRate:
             return destroyed
         self.proven = self.tested = True
         return False
+
+    def learn(self, moves: Sequence[Move]) -> None:
+        """Follow what other rates than this one have done: its own KL would have been larger by the square of how much
+        it is larger."""
+        for move in moves:
+            times = self.factor / move.factor
+            self.follow(move.kl * times**2, target=move.target, taken_back=move.taken_back and times >= 1)
+        self.moves.clear()
 
     def state_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""

@@ -4,10 +4,12 @@ The loop is one; the algorithms (`ppo`, `grpo`, `rloo`) differ in what a token i
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import zip_longest
 from typing import Any, Generic, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -22,11 +24,11 @@ from evolora.refiners.base import Refinement
 from evolora.refiners.carried import Carried, CarriedStates
 from evolora.refiners.imitation import Imitation
 from evolora.refiners.kl_control import adapted_kl_weight
-from evolora.refiners.learning_rate import FAR, LedRate, decayed
+from evolora.refiners.learning_rate import FAR, LedRate, Move, decayed
 from evolora.refiners.losses import masked_mean
 from evolora.refiners.optimiser import RowAdam, clip_rows
 from evolora.refiners.options import PolicyGradientConfig
-from evolora.refiners.rollouts import Rollout, Settings, collect, statistics, texts
+from evolora.refiners.rollouts import Rollout, Settings, Share, collect, statistics
 from evolora.rewards import Scorer
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.tasks.task import Example
@@ -65,7 +67,10 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
     early stopping are each individual's own, and so may be the learning rate and the weights of KL and entropy. With
     `keep_optimiser` an individual's Adam goes on where that of its ancestors ended, and with `kl_target` so does its KL
     weight, which follows that target (see `adapted_kl_weight`). With `update_kl` the learning rate is led by how far
-    updates move the policies, by a factor that is one for all (see `evolora.refiners.learning_rate`).
+    updates move the policy (see `evolora.refiners.learning_rate`).
+
+    An individual comes out the same in any company, up to rounding: all draws are by its own key, and what individuals
+    learn from each other, in generations to come, is told when a generation is over (`settle`).
 
     An algorithm is a subclass with a `name`, `credit` and `policy_loss`; it sets `keep_features` if its rollouts must
     hold the policy's last hidden states.
@@ -104,6 +109,9 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 dropout=dropout,
             )
         self.led_rate = LedRate()
+        self._generation: int | None = None
+        # How far updates have moved the individuals of this generation, by their keys.
+        self._moves: dict[tuple[int, ...], list[Move]] = {}
         self.calls = 0
         # Of scores, advantages and losses: half precision would lose them.
         self.dtype = engine.dtype
@@ -122,8 +130,17 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
     def begin(self, carried: Sequence[Carried]) -> None:
         """Called before individuals are refined, with what each carries."""
 
-    def end(self) -> None:
+    def end(self, key: Sequence[tuple[int, ...]]) -> None:
         """Called after."""
+
+    def settle(self) -> None:
+        """Let what the refinements of a generation have found out be known to those to come: in the order of their
+        keys, whoever was refined beside whom. Called when a generation is over."""
+        for key in sorted(self._moves):
+            self.led_rate.learn(self._moves[key])
+        self._moves.clear()
+        if self.imitation is not None:
+            self.imitation.settle()
 
     def handed_on(self, row: int) -> dict[str, Tensor]:  # noqa: ARG002 - most algorithms have nothing
         """What the algorithm lets the refined individual of a row carry."""
@@ -151,6 +168,9 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         for name, given in (("keys", key), ("children", children), ("hyperparameters", hyperparameters)):
             if given is not None and len(given) != genomes.shape[0]:
                 raise ValueError(f"{genomes.shape[0]} genomes with {len(given)} {name}")
+        if key[0][0] != self._generation:
+            self.settle()
+            self._generation = key[0][0]
         config, size = self.config, len(examples) // (steps or 1)
         start = genomes.detach().to(self.engine.device)
         rows = start.clone().requires_grad_()
@@ -159,29 +179,32 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         decay = decayed(config.lr_decay, progress)
         lr = settings.lr * decay
         optimiser = RowAdam(rows, lr * self.led_rate.factor, carried if config.keep_optimiser else [{}] * len(key))
+        rates = [LedRate(self.led_rate) for _ in key]
+        pupils = [] if self.imitation is None else self.imitation.pupils(len(key))
         stopped = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
         stats: list[dict[str, float]] = [{} for _ in key]
         trajectory = []
         costs, failed = Costs(), 0
         self.begin(carried)
         for step in range(steps or config.rl_steps):
+            of_step = [(*each, step) for each in key]
             with costs.timed("rollout"):
                 part = examples if steps is None else examples[step * size : (step + 1) * size]
-                rollout = self.collect(rows.detach(), part, [(*each, step) for each in key], settings)
+                rollout = self.collect(rows.detach(), part, of_step, settings)
             costs.add("rollout", self._rollout_cost(rollout))
             failed += rollout.failed
             if self.imitation is not None:
-                self.imitation.remember(part, rollout.completions.rows(), rollout.scores, rollout.scored)
+                self.imitation.remember(pupils, part, rollout.completions.rows(), rollout.scores, rollout.scored)
             with costs.timed("update"):
                 advantages, credit_stats = self.credit(rollout)
                 # An early stop ends the updates on one rollout: the next rollout starts from a policy on target.
                 stopped.zero_()
-                update_stats = self._update(rows, optimiser, rollout, advantages, stopped, (key[0][0], step), costs)
-                rate_stats = self._lead_rate(optimiser, start, lr, update_stats, config.update_kl * decay**2)
+                update_stats = self._update(rows, optimiser, rollout, advantages, stopped, of_step, costs)
+                rate_stats = self._lead_rates(rates, optimiser, start, lr, update_stats, config.update_kl * decay**2)
                 learned = {}
                 if self.imitation is not None:
                     learned = self.imitation.teach(
-                        rows, optimiser, rollout.scores, rollout.scored, (*key[0], step), costs
+                        pupils, rows, optimiser, rollout.scores, rollout.scored, of_step, costs
                     )
             rollout_stats = {**statistics(rollout), **learned}
             measured = {**rollout_stats, **update_stats, **credit_stats}
@@ -201,7 +224,10 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                     horizon=config.kl_horizon,
                 )
                 settings = replace(settings, kl_weight=weight)
-        self.end()
+        self.end(key)
+        self._moves |= {own: rate.moves for own, rate in zip(key, rates, strict=True)}
+        if self.imitation is not None:
+            self.imitation.keep(key, pupils)
         for row, child in enumerate(children or ()):
             state = self.handed_on(row)
             if config.keep_optimiser:
@@ -212,10 +238,12 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         return Refinement(rows.detach().to(genomes.device), stats, costs, failed, torch.stack(trajectory))
 
     def observe(self, examples: Sequence[Example], evaluation: Evaluation) -> None:
+        self.settle()
         if self.imitation is not None:
             self.imitation.observe(examples, evaluation)
 
     def keep(self, individuals: Sequence[Individual]) -> None:
+        self.settle()
         self.carried.keep(individuals)
 
     def settings(self, rollout: Rollout) -> Settings:
@@ -277,28 +305,32 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         rollout: Rollout,
         advantages: Tensor,
         stopped: Tensor,
-        key: tuple[int, int],
+        key: Sequence[tuple[int, ...]],
         costs: Costs,
     ) -> dict[str, Tensor]:
         """Clipped updates of `rows` [k, genome_length], in place; the means of their statistics, each [k]. What they
-        take is added to `costs`."""
+        take is added to `costs`. An individual that has stopped is in no later pass, and one whose rows make fewer
+        minibatches than others' is not in the last."""
         updates = torch.zeros(rollout.scores.shape[0], device=rows.device, dtype=torch.float32)
         before, moved = rows.detach().clone(), torch.zeros_like(updates)
         # Without a single update there is nothing else to report.
         sums = {name: torch.zeros_like(updates) for name in _UPDATE_STATS}
         apart = self.told_apart(rollout)
-        told = apart.any(0).nonzero()[:, 0].cpu()
-        traced = len(told) > rollout.scores.shape[1] * _TRACED_SHARE
+        told = [own.nonzero()[:, 0] for own in apart.cpu()]
+        traced = sum(map(len, told)) > apart.numel() * _TRACED_SHARE
         if not traced:
             rollout.completions.release()
-        for epoch in range(self.config.epochs if len(told) else 0):
-            costs.add("update", self._pass_cost(rollout, told))
-            order = told[torch.randperm(len(told), generator=keyed_generator(self.seed, "minibatch", *key, epoch))]
-            for index, part in enumerate(order.chunk(self.config.minibatches)):
-                seed = keyed_seed(self.seed, "dropout", *key, epoch, index)
+        for epoch in range(self.config.epochs):
+            going = [own[:0] if over else own for own, over in zip(told, stopped.tolist(), strict=True)]
+            if not any(map(len, going)):
+                break
+            costs.add("update", self._pass_cost(rollout, going))
+            for index, parts in enumerate(self._minibatches(going, [(*each, epoch) for each in key])):
+                share = Share.of(parts, rows.device)
+                seeds = [keyed_seed(self.seed, "dropout", *each, epoch, index) for each in key]
                 # Until their first step the policies are those that sampled.
                 first = epoch == index == 0
-                losses = self.losses(rows, rollout, advantages, part.to(rows.device), seed, traced=traced and first)
+                losses = self.losses(rows, rollout, advantages, share, seeds, traced=traced and first)
                 moved = torch.maximum(moved, losses["approx_kl"].detach().nan_to_num(nan=torch.inf))
                 over = losses["approx_kl"] > (self.config.target_kl or torch.inf)
                 stopped |= over
@@ -306,13 +338,13 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 losses.pop("loss").sum().backward()
                 assert rows.grad is not None
                 losses["grad_norm"] = clip_rows(rows.grad, self.config.max_grad_norm)
+                learning = share.there.any(1) & ~stopped
                 # A diverged row stops too.
-                stopped |= ~optimiser.step(rows.grad, ~stopped)
-                updates += ~stopped
+                stopped |= ~optimiser.step(rows.grad, learning)
+                learning &= ~stopped
+                updates += learning
                 for name, value in losses.items():
-                    sums[name] = sums.get(name, torch.zeros_like(updates)) + value.detach().where(~stopped, 0.0)
-            if stopped.all():
-                break
+                    sums[name] = sums.get(name, torch.zeros_like(updates)) + value.detach().where(learning, 0.0)
         means = {name: value / updates.clamp(min=1) for name, value in sums.items()}
         stats = {**means, "updates": updates, "stopped": stopped.float()}
         if self.config.update_kl:
@@ -323,20 +355,30 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             stats |= {"update_kl": moved * length, "taken_back": far.to(moved)}
         return stats
 
-    def _lead_rate(
-        self, optimiser: RowAdam, start: Tensor, lr: Tensor, updates: Mapping[str, Tensor], target: float
+    def _lead_rates(
+        self,
+        rates: Sequence[LedRate],
+        optimiser: RowAdam,
+        start: Tensor,
+        lr: Tensor,
+        updates: Mapping[str, Tensor],
+        target: float,
     ) -> dict[str, Tensor]:
-        """Let the rates of `optimiser`, the individuals' own `lr` [k] times the common factor, follow how far `updates`
-        have moved the policies; where they have only been far too high so far, the refinement begins anew from `start`
-        [k, genome_length]. The rates before, [k], where they are not the same throughout."""
+        """Let the learning rates of `optimiser`, the individuals' own `lr` [k] times the factors of `rates`, follow how
+        far `updates` have moved each policy; one whose updates have only been far too large so far begins anew from
+        `start` [k, genome_length]. The learning rates before, [k], where they are not the same throughout."""
         if not target and self.config.lr_decay == 1:
             return {}
         before = torch.tensor(optimiser.lr, dtype=torch.float64)
         if target:
-            for kl, far in zip(updates["update_kl"].tolist(), updates["taken_back"].tolist(), strict=True):
-                if self.led_rate.follow(kl, target=target, taken_back=bool(far)):
-                    optimiser.take_back(start, torch.ones(len(start), dtype=torch.bool, device=start.device))
-            optimiser.lr = (lr * self.led_rate.factor).tolist()
+            kls, far = updates["update_kl"].tolist(), updates["taken_back"].tolist()
+            anew = [
+                rate.follow(kl, target=target, taken_back=bool(back))
+                for rate, kl, back in zip(rates, kls, far, strict=True)
+            ]
+            if any(anew):
+                optimiser.take_back(start, torch.tensor(anew, device=start.device))
+            optimiser.lr = (lr * torch.tensor([rate.factor for rate in rates], dtype=lr.dtype)).tolist()
         return {"lr": before}
 
     def told_apart(self, rollout: Rollout) -> Tensor:
@@ -351,39 +393,41 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         rows: Tensor,
         rollout: Rollout,
         advantages: Tensor,
-        part: Tensor,
-        seed: int,
+        share: Share,
+        seeds: Sequence[int],
         *,
         traced: bool = False,
     ) -> dict[str, Tensor]:
-        """The loss and its statistics, each [k], of genomes `rows` [k, genome_length] on the rows `part` of a rollout;
-        differentiable. `seed` is that of the dropout. With `traced`, genomes that sampled the rollout use its trace, if
-        there is any."""
-        k = len(rollout.scores)
+        """The loss and its statistics, each [k], of genomes `rows` [k, genome_length] on their `share` of a rollout, 0
+        where they have none; differentiable. `seeds` are those of the dropout. With `traced`, genomes that sampled the
+        rollout use its trace, if there is any."""
         traced = traced and rollout.completions.trace is not None
-        # A trace has all rows.
-        prompts, completions = (rollout.prompts, rollout.completions) if traced else texts(rollout, part)
         told, settings = self.told_apart(rollout), self.settings(rollout)
         counted = rollout.mask & told[..., None]
-        mask, share = counted[:, part], len(part) / max(int(told.any(0).sum()), 1)
+        mask = share.of_all(counted) & share.there[..., None]
+        here = (share.counts.to(self.dtype) / told.sum(1)).where(share.there.any(1), 1.0)
         how = Scoring(
             temperature=self.config.temperature,
             entropy_gradient=bool(settings.entropy_weight.any()),
             dropout=self.dropout,
-            dropout_seed=seed,
+            dropout_seeds=np.array(seeds, np.uint64),
         )
-        log_probs, entropy = differentiable_scores(self.engine, rows, prompts, completions, how)
-        log_probs, entropy = log_probs.unflatten(0, (k, -1)), entropy.unflatten(0, (k, -1))
-        if traced:
-            log_probs, entropy = log_probs[:, part], entropy[:, part]
+        if traced or share.all_of(rollout):  # a trace has all rows
+            completions = rollout.completions if traced else replace(rollout.completions, features=None, trace=None)
+            found = differentiable_scores(self.engine, rows, rollout.prompts, completions, how)
+            log_probs, entropy = (share.of_all(each.unflatten(0, told.shape)) for each in found)
+        else:
+            texts = share.texts(rollout)
+            found = differentiable_scores(self.engine, rows, *texts, how, owners=share.owners())
+            log_probs, entropy = map(share.of_texts, found)
         policy_loss, policy_stats = self.policy_loss(
             Minibatch(
                 log_probs=log_probs,
-                old_log_probs=rollout.log_probs[:, part],
-                reference_log_probs=rollout.reference_log_probs[:, part],
-                advantages=advantages[:, part],
+                old_log_probs=share.of_all(rollout.log_probs),
+                reference_log_probs=share.of_all(rollout.reference_log_probs),
+                advantages=share.of_all(advantages),
                 mask=mask,
-                batch_tokens=counted.sum((-1, -2)).clamp(min=1) * share,
+                batch_tokens=counted.sum((-1, -2)).clamp(min=1) * here,
                 kl_weight=settings.kl_weight,
             )
         )
@@ -397,14 +441,25 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         reference = size.forward(lengths, adapted=False) if rollout.kl_measured else 0
         return Cost(rollout.completions.tokens, size.forward(lengths) + reference)
 
-    def _pass_cost(self, rollout: Rollout, part: Tensor) -> Cost:
-        """Of one pass of updates over the rows `part` of a rollout. An individual that was stopped stays in the batch
-        until all are."""
-        prompts, completions = texts(rollout, part.to(rollout.mask.device))
+    def _minibatches(self, rows: Sequence[Tensor], key: Sequence[tuple[int, ...]]) -> Iterator[list[Tensor]]:
+        """Each individual's `rows` in an order of its own, in parts; some have fewer, or none."""
+        if self.config.minibatches == 1:  # whose order says nothing
+            yield [*rows]
+            return
+        drawn = [keyed_generator(self.seed, "minibatch", *each) for each in key]
+        orders = [own[torch.randperm(len(own), generator=each)] for own, each in zip(rows, drawn, strict=True)]
+        for parts in zip_longest(*(order.chunk(self.config.minibatches) for order in orders)):
+            yield [own[:0] if part is None else part for own, part in zip(rows, parts, strict=True)]
+
+    def _pass_cost(self, rollout: Rollout, rows: Sequence[Tensor]) -> Cost:
+        """Of one pass of updates over each individual's `rows` of a rollout."""
+        prompts, completions = Share.of(rows, rollout.mask.device).texts(rollout)
         size, lengths = self.engine.size, lengths_read(prompts, completions)
         return Cost(completions.tokens, size.forward(lengths) + size.backward(lengths))
 
     def state_dict(self) -> dict[str, Any]:
+        """What the next generation's refinements need to know."""
+        self.settle()
         replay = {} if self.imitation is None else {"replay": self.imitation.state_dict()}
         rate = {"led_rate": self.led_rate.state_dict()} if self.config.update_kl else {}
         return {**self.carried.state_dict(), **replay, **rate}

@@ -81,6 +81,7 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
             dtype=self.dtype,
         )
         self._heads = self.critic.heads(0, engine.device)
+        self._trained: dict[tuple[int, ...], Tensor] = {}
 
     def begin(self, carried: Sequence[Carried]) -> None:
         heads = self.critic.heads(len(carried), self.engine.device)
@@ -122,8 +123,13 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
             loss = loss + masked_mean(terms, batch.mask)
         return loss, stats
 
-    def end(self) -> None:
-        self.critic.keep(self._heads)
+    def end(self, key: Sequence[tuple[int, ...]]) -> None:
+        self._trained |= dict(zip(key, self._heads.cpu(), strict=True))
+
+    def settle(self) -> None:
+        super().settle()
+        self.critic.keep([head for _, head in sorted(self._trained.items(), key=lambda item: item[0])])
+        self._trained.clear()
 
     def handed_on(self, row: int) -> dict[str, Tensor]:
         if self.config.critic == "shared":

@@ -5,9 +5,10 @@ Evolution's individuals and all rollouts fill one store, as in evolutionary RL (
 al., 2018, arXiv 1806.05635).
 """
 
+import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -32,6 +33,35 @@ class Lesson:
     completion_ids: tuple[int, ...]
     gain: float
     reward: float
+
+
+class Change(Protocol):
+    """Something that an individual under refinement has done to a replay."""
+
+    def apply_to(self, replay: "Replay") -> None: ...
+
+
+@dataclass(frozen=True)
+class Written:
+    """It has written a completion, which earned this."""
+
+    prompt: str
+    completion_ids: tuple[int, ...]
+    reward: float
+
+    def apply_to(self, replay: "Replay") -> None:
+        replay.add(self.prompt, self.completion_ids, self.reward, by_policy=True)
+
+
+@dataclass(frozen=True)
+class Learned:
+    """It has been taught a lesson, which it wrote with this probability."""
+
+    lesson: Lesson
+    probability: float
+
+    def apply_to(self, replay: "Replay") -> None:
+        replay.learned(self.lesson, self.probability)
 
 
 @dataclass
@@ -71,6 +101,12 @@ class Replay:
         self.squares, self.freedom = 0.0, 0
         # The policy's rewards and their number, both fading.
         self.earned, self.weight = 0.0, 0.0
+
+    def copy(self) -> "Replay":
+        """Another that knows the same."""
+        other = copy.copy(self)
+        other.prompts = {prompt: replace(entry, written=dict(entry.written)) for prompt, entry in self.prompts.items()}
+        return other
 
     def add(self, prompt: str, completion_ids: Sequence[int], reward: float, *, by_policy: bool) -> None:
         """Keep a completion that was scored; `by_policy` if the policy under refinement sampled it."""

@@ -114,12 +114,48 @@ def collect(
     )
 
 
-def texts(rollout: Rollout, part: Tensor) -> tuple[list[list[int]], Completions]:
-    """Prompts, once, and the completions of the rows `part` of every individual, without features."""
-    k, n_rows = rollout.scores.shape
-    flat = (torch.arange(k, device=part.device)[:, None] * n_rows + part).flatten()
-    prompts = [rollout.prompts[row] for row in part.tolist()]
-    return prompts, replace(rollout.completions, features=None).select(flat)
+@dataclass(frozen=True)
+class Share:
+    """Some rows of a rollout, each individual's own: those of `rows` [k, most] that are `there` [k, most]."""
+
+    rows: Tensor
+    there: Tensor
+
+    @classmethod
+    def of(cls, parts: Sequence[Tensor], device: torch.device) -> "Share":
+        """Of each individual's part, the indices of its rows."""
+        there = torch.arange(max(map(len, parts))) < torch.tensor([len(part) for part in parts])[:, None]
+        rows = torch.zeros(there.shape, dtype=torch.int64)
+        rows[there] = torch.cat([*parts])
+        return cls(rows.to(device), there.to(device))
+
+    @property
+    def counts(self) -> Tensor:
+        """How many rows each individual has here, [k]."""
+        return self.there.sum(1)
+
+    def all_of(self, rollout: Rollout) -> bool:
+        """Whether these are all rows of all individuals."""
+        return self.there.shape == rollout.scores.shape and bool(self.there.all())
+
+    def owners(self) -> list[int]:
+        """Whose each row is, one individual's after another's."""
+        owners: list[int] = self.there.nonzero()[:, 0].tolist()
+        return owners
+
+    def texts(self, rollout: Rollout) -> tuple[list[list[int]], Completions]:
+        """The prompt of each row, one individual's after another's, and the completions, without features."""
+        first = torch.arange(len(self.rows), device=self.rows.device)[:, None] * rollout.scores.shape[1]
+        prompts = [rollout.prompts[row] for row in self.rows[self.there].tolist()]
+        return prompts, replace(rollout.completions, features=None).select((first + self.rows)[self.there])
+
+    def of_all(self, x: Tensor) -> Tensor:
+        """Of what all rows of a rollout have, [k, rows, ...], that of these, [k, most, ...]."""
+        return x[torch.arange(len(x), device=x.device)[:, None], self.rows]
+
+    def of_texts(self, x: Tensor) -> Tensor:
+        """What the rows have one after another, [there, ...], as [k, most, ...]; 0 where none is there."""
+        return x.new_zeros(*self.rows.shape, *x.shape[1:]).index_put((self.there,), x)
 
 
 def statistics(rollout: Rollout) -> dict[str, Tensor]:

@@ -4,7 +4,7 @@ base write and learn for some seconds."""
 import itertools
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -122,13 +122,14 @@ def _seconds_to_write(parts: Parts, rows: _Rows, *, seeds: bool) -> float:
 
 def _seconds_to_learn(parts: Parts, rows: _Rows) -> float:
     """What the gradient of a row of such a batch takes."""
-    how = Scoring(gradient=True, dropout=parts.lora.lora_dropout, dropout_seed=0)
+    how = Scoring(gradient=True, dropout=parts.lora.lora_dropout)
 
     def learn(some: _Rows) -> float:
         written = _written(parts, some, seeds=True)
         assert written.completions is not None
         start = time.perf_counter()
-        scored = parts.engine.score(_founders(parts, some), written.prompts, written.completions, how)
+        seeded = replace(how, dropout_seeds=np.arange(some.individuals, dtype=np.uint64))
+        scored = parts.engine.score(_founders(parts, some), written.prompts, written.completions, seeded)
         scored.backward(torch.ones_like(scored.log_probs))
         return time.perf_counter() - start
 

@@ -60,7 +60,7 @@ def trees(packs: int, width: int, seed: int = 0) -> Tensor:
     return torch.zeros(packs, 1, width, width).masked_fill(~seen[:, None], FAR)
 
 
-def states_of(engine: CpuEngine, mask: Tensor, genomes: Tensor | None, **options: Any) -> list[Tensor]:
+def states_of(engine: CpuEngine, mask: Tensor, genomes: Tensor | None, *, dropout: float = 0.0) -> list[Tensor]:
     """The logits of a pass over packs, and the keys and values of its cache, but for what sees nothing."""
     packs, _, width, _ = mask.shape
     generator = torch.Generator().manual_seed(1)
@@ -68,7 +68,9 @@ def states_of(engine: CpuEngine, mask: Tensor, genomes: Tensor | None, **options
     positions = torch.randint(0, 40, (packs, width), generator=generator)
     model = engine.layers.model
     cache = engine.kernels.make_cache(model, width + 3)
-    with torch.no_grad(), engine.layers.adapted(genomes, **options):
+    with torch.no_grad(), engine.layers.adapted(genomes):
+        if dropout:
+            engine.layers.drop(dropout, ids)
         logits: Tensor = model(
             input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
         ).logits
@@ -146,7 +148,7 @@ def test_a_thread_touches_its_own_packs_alone(base: BaseModel, monkeypatch: pyte
 def test_what_is_left_to_the_layers(base: BaseModel, read: list[bool], monkeypatch: pytest.MonkeyPatch) -> None:
     engine, genomes = population(base, 2, ["c_attn", "c_proj"])
     mask = trees(4, 9)
-    states_of(engine, mask, genomes, dropout=0.5, dropout_seed=1)
+    states_of(engine, mask, genomes, dropout=0.5)
     assert read == [False], "dropout"
     hook = engine.layers.model.transformer.h[1].mlp.act.register_forward_hook(lambda *_: None)
     states_of(engine, mask, None)

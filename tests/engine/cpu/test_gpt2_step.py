@@ -108,15 +108,14 @@ def write(
     prompts: list[list[int]],
     *,
     use_cache: bool = True,
-    adapted: dict[str, Any] | None = None,
     **options: Any,
 ) -> Completions:
     """What an engine writes to `prompts`, each of them by each of `genomes`."""
     how = Decoding(**{"max_new_tokens": 8, "ends": [-1], "pad": 0, "features": True, **options})
-    if use_cache and adapted is None:
+    if use_cache:
         return engine.generate(genomes, prompts, how)
     times = 1 if genomes is None else len(genomes)
-    with engine.layers.adapted(genomes, **(adapted or {})):
+    with engine.layers.adapted(genomes):
         batch = PromptBatch.of(prompts, pad=0, times=times, device=engine.device)
         return generate(engine.layers, engine.kernels, batch, how, use_cache=use_cache)
 
@@ -402,13 +401,11 @@ def test_an_adapter_before_the_activation_comes_before_it(
     torch.testing.assert_close(features, expected, atol=2e-5, rtol=1e-4)
 
 
-def test_dropout_genomes_out_of_order_and_two_populations_are_left_to_the_layers(
+def test_genomes_out_of_order_and_two_populations_are_left_to_the_layers(
     base: BaseModel, products: Products, steps: list[int]
 ) -> None:
     engine, genomes = population(base, 2, products=products)
     prompts = encode(base)
-    write(engine, genomes, prompts, adapted={"dropout": 0.5, "dropout_seed": 1})
-    assert not steps
     found = hidden_states(engine, genomes.t().contiguous().t(), prompts)
     assert not steps
     expected = hidden_states(engine, genomes, prompts)

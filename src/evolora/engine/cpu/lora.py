@@ -9,9 +9,9 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 
+from evolora.engine.cpu.dropout import Dropped
 from evolora.engine.cpu.jit import REORDERED, compiled
 from evolora.engine.cpu.types import F32, F32_1, F32_2, I64, I64_1
 
@@ -41,16 +41,15 @@ ADAPTER = F32_2, I64_1, I64, I64, I64, F32
 @dataclass(frozen=True)
 class GroupAdapter:
     """The adapters of one layer for a batch of equal groups of rows, in order those of each of `genomes` [n,
-    genome_length], float32 on a CPU: A [rank, in] at `a_offset` of a genome, B [out, rank] at `b_offset`. With a
-    `generator`, `dropout` of their input is dropped."""
+    genome_length], float32 on a CPU: A [rank, in] at `a_offset` of a genome, B [out, rank] at `b_offset`; and which
+    entries of their input are `dropped`."""
 
     genomes: Tensor
     a_offset: int
     b_offset: int
     rank: int
     scaling: float
-    dropout: float
-    generator: torch.Generator | None
+    dropped: Dropped
 
 
 NOTHING = np.empty((0, 0), np.float32)

@@ -77,7 +77,7 @@ def add_groups(
     """Add to `result`, in order in memory as x is, what `n` individuals' adapters make of x. What the gradient needs:
     of x what is not dropped, and scaling x A.T."""
     states, target = _rows(x), _rows(result)
-    kept = torch.empty_like(x) if which.limit else x
+    kept = torch.empty_like(x) if len(which.starts) else x
     low = torch.zeros(len(states), -(-rank // AT_ONCE) * AT_ONCE, dtype=torch.float32)
     arguments = (*factors, rank, np.float32(scaling), *which, states, _rows(kept), low.numpy(), target, n)
     run_rows(add_rows_of_groups, arguments, n, torch.get_num_threads())
@@ -149,7 +149,7 @@ def add_rows_of_groups(
     b_offset: Any,
     rank: Any,
     scaling: Any,
-    seed: Any,
+    starts: Any,
     limit: Any,
     scale: Any,
     x: Any,
@@ -165,8 +165,8 @@ def add_rows_of_groups(
     factor = np.empty((AT_ONCE, wide), np.float32)
     for own in range(first, last):
         start, end = own * each, (own + 1) * each
-        if limit:
-            drop_rows(seed, limit, scale, x, kept, start, end)
+        if len(starts):
+            drop_rows(starts, limit, scale, x, kept, start, end)
         down(a[own, a_offset : a_offset + rank * width], rank, scaling, kept[start:end], low[start:end])
         for chosen in range(0, rank, AT_ONCE):
             transpose(b[own, b_offset : b_offset + rank * wide], rank, chosen, factor)
@@ -202,7 +202,7 @@ def gradient_groups(
     b_offset: Any,
     rank: Any,
     scaling: Any,
-    seed: Any,
+    starts: Any,
     limit: Any,
     scale: Any,
     kept: Any,
@@ -239,13 +239,13 @@ def gradient_groups(
                 start, end = bounds[segment]
                 of_low = room[: end - start]
                 down(b_rows.reshape(AT_ONCE * wide), AT_ONCE, scaling, of_result[start:end], of_low)
-                if limit:
+                if len(starts):
                     for row in range(0, end - start, _ROWS):
                         more = min(_ROWS, end - start - row)
                         some_rows[:] = np.float32(0)
                         up(of_low[row : row + more], a_rows, some_rows[:more])
                         at = start + row
-                        add_dropped_rows(seed, limit, scale, some_rows[:more], of_x[at : at + more], at)
+                        add_dropped_rows(starts, limit, scale, some_rows[:more], of_x[at : at + more], at)
                 else:
                     up(of_low, a_rows, of_x[start:end])
                 _outer(of_low, kept[start:end], of_a_rows)

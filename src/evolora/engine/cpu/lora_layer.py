@@ -3,13 +3,13 @@
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from evolora.engine.cpu.dropout import Dropped, dropped
+from evolora.engine.cpu.dropout import NOT_DROPPED, Dropped, dropped
 from evolora.engine.cpu.jit import in_float32, takes
 from evolora.engine.cpu.lora import Adapter, AdapterHook, GroupAdapter
 from evolora.engine.cpu.lora_gradient import add_adapters, takes_adapters
+from evolora.engine.eager.dropout import Dropout
 from evolora.engine.eager.lora_layers import LoraLayer
 
 
@@ -19,7 +19,7 @@ class KernelLoraLayer(LoraLayer, AdapterHook):
     def adapter(self, rows: int) -> Adapter | None:
         layers, module = self.layers, self.module
         genomes = layers.genomes
-        if genomes is None or layers.generator is not None or not (takes(genomes) and genomes.is_contiguous()):
+        if genomes is None or layers.dropout is not None or not (takes(genomes) and genomes.is_contiguous()):
             return None
         owners = self._owners(rows)
         if owners is None:
@@ -35,7 +35,9 @@ class KernelLoraLayer(LoraLayer, AdapterHook):
         if not (in_float32(genomes) and genomes.is_contiguous()):
             return None
         own = module.a_offset, module.b_offset, module.rank, module.scaling
-        return GroupAdapter(genomes, *own, layers.dropout, layers.generator)
+        dropout = layers.dropout
+        which = NOT_DROPPED if dropout is None else Dropped.of(dropout.share, dropout.starts[self.index])
+        return GroupAdapter(genomes, *own, which)
 
     def _owners(self, rows: int) -> Any:
         """The genome of each of so many rows, an int64 array; None where they cannot be split."""
@@ -45,13 +47,16 @@ class KernelLoraLayer(LoraLayer, AdapterHook):
         each, left = divmod(rows, self.layers.individuals)
         return None if left else np.arange(self.layers.individuals).repeat(each)
 
-    def _dropped(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return dropped(x, self.layers.dropout, generator)
+    def _dropped(self, x: Tensor, dropout: Dropout) -> Tensor:
+        return dropped(x, dropout.share, dropout.of_layer(self.index, x.shape[:-1]))
 
     def _add_groups(self, output: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
         if not takes_adapters(output, x, a):
             return super()._add_groups(output, x, a, b)
-        which = Dropped.drawn(self.layers.dropout, self.layers.generator)
+        dropout = self.layers.dropout
+        which = NOT_DROPPED
+        if dropout is not None:
+            which = Dropped.of(dropout.share, dropout.of_layer(self.index, x.shape[:-1]))
         return add_adapters(output, x, a.transpose(1, 2), b.transpose(1, 2), self.module.scaling, which)
 
 

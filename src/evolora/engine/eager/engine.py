@@ -2,7 +2,6 @@
 
 import functools
 from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -102,12 +101,13 @@ class EagerEngine:
         owners: Sequence[int] | None = None,
     ) -> Scored:
         """See `Engine.score`. Texts are packed where the model allows it: nothing is computed for padding, and what a
-        genome's texts begin with in common is computed once, dropout included."""
+        genome's texts begin with in common is computed once."""
         if owners is not None and genomes is not None:
             groups = EqualGroups.of(owners)
             own = [prompts[row] for row in groups.picks.tolist()]
             picked = completions.select(groups.picks.to(completions.ids.device))
-            return ScoredRows(self._score(genomes[groups.genomes], own, picked, how, 1), groups, len(genomes))
+            found = self._score(genomes[groups.genomes], own, picked, how.of_genomes(groups.genomes), 1)
+            return ScoredRows(found, groups, len(genomes))
         return self._score(genomes, prompts, completions, how, 1 if genomes is None else len(genomes))
 
     def _score(
@@ -117,7 +117,7 @@ class EagerEngine:
         head = self._head
         leaf = None if genomes is None else self._placed(genomes).detach().requires_grad_(differentiable)
         batch = PromptBatch.of(prompts, pad=0, times=times, device=self.device)
-        with torch.set_grad_enabled(differentiable), self._dropping(leaf, how):
+        with torch.set_grad_enabled(differentiable), self.layers.adapted(leaf):
             log_probs, entropy, features = completion_log_probs(
                 self.layers, self.kernels, batch, completions, how, head
             )
@@ -126,9 +126,6 @@ class EagerEngine:
     @functools.cached_property
     def _head(self) -> FrozenHead | None:
         return FrozenHead.of(self.layers.model, self.layout)
-
-    def _dropping(self, genomes: Tensor | None, how: Scoring) -> AbstractContextManager[None]:
-        return self.layers.adapted(genomes, dropout=how.dropout, dropout_seed=how.dropout_seed)
 
     def _placed(self, genomes: Tensor) -> Tensor:
         return genomes.to(self.device)

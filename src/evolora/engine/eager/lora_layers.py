@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from evolora.engine.eager.dropout import dropped
+from evolora.engine.eager.dropout import Dropout, dropped
 from evolora.errors import InputError
 from evolora.models.base import module_tree
 from evolora.models.genome import AdaptedModule, GenomeLayout
@@ -50,27 +50,20 @@ class LoraLayers:
     def __init__(self, model: PreTrainedModel, layout: GenomeLayout, *, layer: "type[LoraLayer] | None" = None) -> None:
         self.model = model
         self.layout = layout
-        self.dropout = 0.0
         self.genomes: Tensor | None = None
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
         self.routing: Routing | None = None
-        self.generator: torch.Generator | None = None
+        self.dropout: Dropout | None = None
         self.batch: torch.Size | None = None  # [rows, length] of the pass that is under way
         self._hooks = [
-            model.get_submodule(module.name).register_forward_hook((layer or LoraLayer)(self, module))
-            for module in layout.modules
+            model.get_submodule(module.name).register_forward_hook((layer or LoraLayer)(self, module, index))
+            for index, module in enumerate(layout.modules)
         ]
         self._batches = model.register_forward_pre_hook(BatchShape(self), with_kwargs=True)
 
     @contextmanager
-    def adapted(
-        self, genomes: Tensor | None, *, dropout: float = 0.0, dropout_seed: int | None = None
-    ) -> Iterator[None]:
-        """Run the tree with `genomes` [n, genome_length] for the length of a `with` block; None is the base.
-
-        With a `dropout_seed`, the share `dropout` of the adapters' input is dropped, as in PEFT's training mode, drawn
-        from that seed.
-        """
+    def adapted(self, genomes: Tensor | None) -> Iterator[None]:
+        """Run the tree with `genomes` [n, genome_length] for the length of a `with` block; None is the base."""
         if self.genomes is not None:
             raise RuntimeError("an engine runs one call at a time; `replica()` gives another for another thread")
         if genomes is None:
@@ -80,19 +73,20 @@ class LoraLayers:
             module.name: (a.transpose(1, 2), b.transpose(1, 2)) for module, a, b in self.layout.factors(genomes)
         }
         self.genomes = genomes
-        if dropout_seed is not None and dropout:
-            self.dropout = dropout
-            self.generator = torch.Generator(self.model.device).manual_seed(dropout_seed)
         try:
             yield
         finally:
-            self.genomes, self.factors, self.routing, self.generator = None, {}, None, None
-            self.dropout = 0.0
+            self.genomes, self.factors, self.routing, self.dropout = None, {}, None, None
 
     def route(self, owners: Tensor | None) -> None:
         """Within `adapted`: say which genome each row of the next batches belongs to, [rows], ascending. None means
         equal groups again."""
         self.routing = None if owners is None else Routing.of(owners)
+
+    def drop(self, share: float, keys: Tensor) -> None:
+        """Within `adapted`: let this share of the adapters' input be dropped, as in PEFT's training mode, in passes
+        over tokens with these keys, [rows, length]."""
+        self.dropout = Dropout.of(share, keys, layers=len(self.layout.modules))
 
     @property
     def individuals(self) -> int:
@@ -128,11 +122,12 @@ class BatchShape:
 
 
 class LoraLayer:
-    """The forward hook of one adapted layer."""
+    """The forward hook of one adapted layer, the `index`-th."""
 
-    def __init__(self, layers: LoraLayers, module: AdaptedModule) -> None:
+    def __init__(self, layers: LoraLayers, module: AdaptedModule, index: int) -> None:
         self.layers = layers
         self.module = module
+        self.index = index
 
     def __deepcopy__(self, _: dict[int, Any]) -> "LoraLayer":
         return self  # of a copied tree the hook is still the original's, as functions are
@@ -171,12 +166,12 @@ class LoraLayer:
 
     def _input(self, x: Tensor, a: Tensor) -> Tensor:
         """The adapter's input: of x what is not dropped, and, as in PEFT, in the adapter's own precision."""
-        if self.layers.generator is not None:
-            x = self._dropped(x, self.layers.generator)
+        if self.layers.dropout is not None:
+            x = self._dropped(x, self.layers.dropout)
         return x if x.dtype == a.dtype else x.to(a.dtype)
 
-    def _dropped(self, x: Tensor, generator: torch.Generator) -> Tensor:
-        return dropped(x, self.layers.dropout, generator)
+    def _dropped(self, x: Tensor, dropout: Dropout) -> Tensor:
+        return dropped(x, dropout.share, dropout.of_layer(self.index, x.shape[:-1]))
 
     def _add_groups(self, output: Tensor, x: Tensor, a: Tensor, b: Tensor) -> Tensor | None:
         """The output with what the adapters of equal groups add; None where the output itself has changed."""

@@ -3,11 +3,15 @@
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.cache_utils import Cache
 
+from evolora.engine.base import Completions
+from evolora.engine.eager.dropout import token_keys
 from evolora.engine.eager.kernels import Kernels
 from evolora.engine.eager.kv_cache import keeps_all
 from evolora.engine.eager.packing import pack
@@ -43,6 +47,7 @@ class PackedPass:
         self, model: PreTrainedModel, texts: Sequence[Sequence[int]], *, groups: int, device: torch.device
     ) -> None:
         self.model = model
+        self._texts = texts
         each = len(texts) // groups
         width = int(_WIDTH_OF_HIDDEN * model.config.get_text_config(decoder=True).hidden_size)
         own = [texts[group * each : (group + 1) * each] for group in range(groups)]
@@ -69,6 +74,14 @@ class PackedPass:
             places = torch.from_numpy(one.places).to(device)
             shifted = torch.where(places < 0, 0, places + group * count * self.width)
             self.places[group * each : (group + 1) * each, : places.shape[1]] = shifted
+
+    def token_keys(self, seeds: npt.NDArray[np.uint64]) -> Tensor:
+        """What is dropped goes by: a key for each token of the packs, by the `seeds` of the groups."""
+        texts = Completions.of_ids(self._texts, 0)
+        keys = token_keys(texts.ids, texts.mask, seeds.repeat(len(self._texts) // len(seeds))).to(self._ids.device)
+        result = torch.zeros_like(self._ids).flatten()
+        result[self.places[texts.mask]] = keys[texts.mask]
+        return result.view_as(self._ids)
 
     def run(
         self, asked: Tensor, *, cache: Cache | None = None, keep_features: bool = False

@@ -2,11 +2,14 @@
 
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from evolora.engine.base import Completions, Scoring
 from evolora.engine.eager.decoder import last_hidden_states, positions_of
+from evolora.engine.eager.dropout import token_keys
 from evolora.engine.eager.generate import PromptBatch
 from evolora.engine.eager.head import FrozenHead
 from evolora.engine.eager.kernels import Kernels
@@ -29,14 +32,14 @@ def completion_log_probs(
     `entropy_gradient`. And the features, [rows, length, hidden], where they are asked for.
 
     Where the model allows it the texts are packed: nothing is computed for padding, and what an individual's texts
-    begin with in common, such as the prompt of several completions, is computed once (dropout included). With a `head`
-    the logits of many tokens are computed in chunks.
+    begin with in common, such as the prompt of several completions, is computed once. With a `head` the logits of many
+    tokens are computed in chunks.
     """
     ids, mask = completions.ids, completions.mask
     many = head is not None and completions.tokens > head.tokens
     longest = prompts.ids.shape[1] + ids.shape[1]
     forward = _packed if can_pack(layers.model, kernels, longest) else _padded
-    hidden, logits = forward(layers, prompts, completions, logits=not many, keep=how.features or many)
+    hidden, logits = forward(layers, prompts, completions, how, logits=not many, keep=how.features or many)
     options: dict[str, Any] = {"temperature": how.temperature, "entropy_gradient": how.entropy_gradient}
     if logits is not None:
         chosen, entropy = kernels.token_log_probs(in_float32_at_least(logits), ids[mask], **options)
@@ -51,7 +54,7 @@ def completion_log_probs(
 
 
 def _padded(
-    layers: LoraLayers, prompts: PromptBatch, completions: Completions, *, logits: bool, keep: bool
+    layers: LoraLayers, prompts: PromptBatch, completions: Completions, how: Scoring, *, logits: bool, keep: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Of each masked-in completion token, row by row, the hidden states that it was chosen from, [tokens, hidden], and
     their logits, [tokens, vocabulary], as far as they are asked for; differentiable."""
@@ -66,6 +69,8 @@ def _padded(
         arguments["position_ids"] = positions_of(mask)
     if accepts(model, "logits_to_keep"):
         arguments["logits_to_keep"] = length
+    if (seeds := _seeds(layers, how)) is not None:
+        layers.drop(how.dropout, token_keys(ids, mask, seeds.repeat(len(ids) // len(seeds))))
     with last_hidden_states(model, logits=logits) as hidden:
         found: Tensor = model(**arguments).logits
     own = hidden[0][:, -length:][completions.mask] if keep else None
@@ -73,12 +78,14 @@ def _padded(
 
 
 def _packed(
-    layers: LoraLayers, prompts: PromptBatch, completions: Completions, *, logits: bool, keep: bool
+    layers: LoraLayers, prompts: PromptBatch, completions: Completions, how: Scoring, *, logits: bool, keep: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """The same as `_padded`, of packed texts."""
     # The last token of a completion is chosen, and never read. A row without a token is its prompt.
     texts = [prompt + row[:-1] for prompt, row in zip(prompts.rows(), completions.rows(), strict=True)]
     packed = PackedPass(layers.model, texts, groups=layers.individuals or 1, device=prompts.ids.device)
+    if (seeds := _seeds(layers, how)) is not None:
+        layers.drop(how.dropout, packed.token_keys(seeds))
     # A token is chosen from what is computed for the one before it.
     row, place = completions.mask.nonzero(as_tuple=True)
     before = prompts.mask.sum(1)[row] + place - 1
@@ -87,3 +94,12 @@ def _packed(
         return packed.hidden(asked), None
     found, hidden = packed.run(asked, keep_features=keep)
     return hidden, found
+
+
+def _seeds(layers: LoraLayers, how: Scoring) -> npt.NDArray[np.uint64] | None:
+    """Those of the genomes' dropout; None where nothing is dropped."""
+    if not how.dropout or not layers.individuals:
+        return None
+    if how.dropout_seeds is not None and len(how.dropout_seeds) != layers.individuals:
+        raise ValueError(f"{layers.individuals} genomes with {len(how.dropout_seeds)} seeds of dropout")
+    return how.dropout_seeds

@@ -135,7 +135,7 @@ class Gpt2Packs:
     def drops(self) -> bool:
         """Whether of any adapter's input something is dropped."""
         products = ((layer.states, layer.attended, layer.widened, layer.narrowed) for layer in self.layers)
-        return any(product.dropped.limit for own in products for product in own)
+        return any(len(product.dropped.starts) for own in products for product in own)
 
     def run(self, hidden: Tensor, mask: Tensor | None, cache: Cache | None) -> Tensor | None:
         """The last hidden states from the embeddings `hidden`, both [rows, length, width]; differentiable in the
@@ -320,7 +320,7 @@ def _product(module: Any, rows: int) -> _Product | None:
     if not active:
         return None if active is None else _Product(module, None, NOT_DROPPED)
     adapter = active[0].groups(rows)
-    return None if adapter is None else _Product(module, adapter, Dropped.drawn(adapter.dropout, adapter.generator))
+    return None if adapter is None else _Product(module, adapter, adapter.dropped)
 
 
 def _multiply(product: _Product, x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
