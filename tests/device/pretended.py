@@ -156,7 +156,7 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
     named.pop("non_blocking", None)
     if "pin_memory" in named:
         named["pin_memory"] = False
-    found = op(*given, **named)
+    found = _wide_product(*given) if op is torch.ops.aten.mm.dtype else op(*given, **named)
     same = {id(after): before for before, after in zip(flat, inner, strict=True) if isinstance(before, Tensor)}
     if not _views(op, name) and name not in _ALLOCATES:
         for one in tree_leaves(found):
@@ -172,6 +172,11 @@ def _run(op: Any, *args: Any, **kwargs: Any) -> Any:
         return OnDevice(x) if on_device else x
 
     return tree_map(placed, found)
+
+
+def _wide_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """CUDA's product of half precision that is not rounded to it, which a CPU has not."""
+    return left.to(dtype) @ right.to(dtype)
 
 
 def _moved(name: str, args: tuple[Any, ...], on_device: bool) -> bool:

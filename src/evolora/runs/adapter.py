@@ -13,7 +13,7 @@ from peft import LoraConfig
 from evolora.environment import references
 from evolora.errors import InputError
 from evolora.files import MANIFEST, check_regular, verify, whole_folder
-from evolora.models.base import BaseModel, load_base
+from evolora.models.base import BaseModel, dtype_on, load_base
 from evolora.models.export import CARD, export_merged, load_adapter, name_base
 from evolora.population.evaluation import Evaluation
 from evolora.population.writing import Writer
@@ -174,7 +174,7 @@ def _base_to_merge(path: Path, folder: Path, lora: LoraConfig, base: str | None)
     name = base or _named_base(folder, lora)
     of_run = base is None and (path / "config.toml").is_file()
     dtype = make_options(read_run_config(path)).model.dtype if of_run else "float32"
-    into = load_base(name, dtype=getattr(torch, dtype))
+    into = load_base(name, dtype=dtype_on("cpu", dtype))
     load_founder(into, folder, name)
     if of_run and read_identity(path).fingerprint["model"]["weights"] != weights_sha256(into.model):
         raise InputError(

@@ -28,7 +28,7 @@ from evolora.errors import InputError
 from evolora.human.exchange import run_votes
 from evolora.human.feedback import VotedScorer, check_page
 from evolora.masking import mask
-from evolora.models.base import BaseModel, given_base, load_base
+from evolora.models.base import BaseModel, dtype_on, given_base, load_base
 from evolora.models.export import load_adapter
 from evolora.models.foreign import reason_of
 from evolora.models.genome import GenomeLayout
@@ -136,6 +136,7 @@ def assemble(
     config = config.replaced(
         {
             "task": {"name": config.task.name or (None if own else task.name)},
+            "model": {"dtype": str(base.model.dtype).removeprefix("torch.")},
             "reward": {"name": str(expression) if expression is not None else config.reward.name or task.reward},
             "evolution": {"remember": config.evolution.remember and not scorer.varies},
             "engine": {
@@ -222,7 +223,7 @@ def _base(config: RunOptions, given: Given, device: str) -> BaseModel:
     return load_base(
         config.model.name,
         device=device,
-        dtype=getattr(torch, config.model.dtype),
+        dtype=dtype_on(device, config.model.dtype),
         check=lambda model: check_memory(config, model),
     )
 

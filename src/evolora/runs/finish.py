@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from evolora.errors import InputError
 from evolora.evolution.loop import Evolution
@@ -18,7 +17,7 @@ from evolora.evolution.voting import voted_rewards
 from evolora.evolution.winner import best_finalists
 from evolora.files import verify, without_nan
 from evolora.masking import mask
-from evolora.models.base import given_base, load_base
+from evolora.models.base import dtype_on, given_base, load_base
 from evolora.models.cost import Cost
 from evolora.models.export import CARD, export_adapter, export_merged, load_adapter, shown_model
 from evolora.population.evaluation import Evaluation, mean_fitness, term_means
@@ -147,7 +146,7 @@ def merge_winner(folder: Path, config: RunOptions, given: Given, identity: Ident
     verify(folder / "best", besides=[CARD])
     lora, state = load_adapter(folder / "best")
     if given.model is None or given.tokenizer is None:
-        base = load_base(config.used().model.name, dtype=getattr(torch, config.model.dtype))
+        base = load_base(config.used().model.name, dtype=dtype_on("cpu", config.model.dtype))
     else:  # merging changes the weights that it merges into
         base = given_base(copy.deepcopy(given.model), given.tokenizer)
     if weights_sha256(base.model) != identity.fingerprint["model"]["weights"]:
