@@ -14,7 +14,8 @@ def widen_logits(model: PreTrainedModel) -> None:
     """Let the output embedding of `model`, an engine's own tree in half precision, give logits in float32: its products
     are summed there and not rounded. One that is no plain layer stays as it is."""
     head: Any = model.get_output_embeddings()
-    if model.dtype in HALVES and type(head) is nn.Linear:
+    plain = type(head) is nn.Linear
+    if plain and model.dtype in HALVES:
         head.forward = _Wide(head)
 
 
