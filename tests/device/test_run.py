@@ -1,6 +1,7 @@
 """A run on a device that is not the CPU: nothing mixes devices, and it finds what the CPU finds."""
 
 import math
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,8 @@ from typing import Any
 import pytest
 
 from evolora import evolve, resume
+from evolora.engine import calibration
+from evolora.engine.calibration import bytes_a_row, choose_rows
 from evolora.models.base import BaseModel
 
 Placed = Callable[..., BaseModel]
@@ -85,3 +88,16 @@ def test_a_run_resumes_to_the_same_bits(placed: Placed, tmp_path: Path) -> None:
     again = resume(half.folder, model=base.model, tokenizer=base.tokenizer, reward=distinct, gens=2)
     assert again.summary["winner"]["genome_sha256"] == whole.summary["winner"]["genome_sha256"]
     assert again.merged is not None and (again.merged / "model.safetensors").is_file()
+
+
+def test_slices_are_sized_for_the_model_and_recorded(
+    placed: Placed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base = placed("gpt2", on_device=True)
+    a_row = bytes_a_row(base.model, 20)
+    for rows, chosen in ((100, 64), (1000, 512), (10**6, 4096)):
+        monkeypatch.setattr(calibration, "free_memory", lambda _, rows=rows: 2 * rows * a_row)
+        assert choose_rows(base.model, 20) == chosen
+    found = run(placed, "gpt2", tmp_path / "run", on_device=True, refiner="none", gens=1)
+    written = tomllib.loads((found.folder / "config.toml").read_text())["engine"]
+    assert written["rows_per_slice"] == 4096 and written["device"] == str(base.model.device)
