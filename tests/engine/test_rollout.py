@@ -87,7 +87,7 @@ def expected_mask(ids: Tensor, end: int) -> Tensor:
 def test_greedy_tokens_equal_transformers(base: BaseModel, kind: type[EagerEngine], use_cache: bool) -> None:
     engine, prompts = without_adapters(kind, base), prompt_batch(encode(base, PROMPTS))
     assert not prompts.mask.all()
-    end = an_end_that_occurs(complete(engine, prompts.rows(), end=-1).ids)
+    end = an_end_that_occurs(complete(engine, prompts.texts, end=-1).ids)
     found = generate(engine.layers, engine.kernels, prompts, decoding(end), use_cache=use_cache)
     ids = base.model.generate(
         input_ids=prompts.ids,
@@ -130,8 +130,8 @@ def test_padding_on_the_left_changes_nothing(base: BaseModel, kind: type[EagerEn
 
 def test_without_positions_padding_would_change_gpt2(gpt2: BaseModel, kind: type[EagerEngine]) -> None:
     engine, prompts = without_adapters(kind, gpt2), prompt_batch(encode(gpt2, PROMPTS))
-    completions = complete(engine, prompts.rows(), end=-1)
-    found, _ = score(engine, prompts.rows(), completions)
+    completions = complete(engine, prompts.texts, end=-1)
+    found, _ = score(engine, prompts.texts, completions)
     ids = torch.cat([prompts.ids, completions.ids[:, :-1]], 1)
     mask = torch.cat([prompts.mask, torch.ones_like(completions.ids[:, :-1])], 1)
     naive = gpt2.model(input_ids=ids, attention_mask=mask).logits[:, -12:].log_softmax(-1)
@@ -226,7 +226,7 @@ def test_end_tokens_are_the_generation_configs_else_the_tokenizers(gpt2: BaseMod
 def test_log_probabilities_are_differentiable(gpt2: BaseModel, kind: type[EagerEngine]) -> None:
     engine, prompts = without_adapters(kind, gpt2), prompt_batch(encode(gpt2, PROMPTS))
     engine.layers.model.requires_grad_(True)
-    completions = complete(engine, prompts.rows(), end=-1, seeds=np.arange(6, dtype=np.uint64))
+    completions = complete(engine, prompts.texts, end=-1, seeds=np.arange(6, dtype=np.uint64))
     how = Scoring(entropy_gradient=True)
     log_probs, entropy, _ = completion_log_probs(engine.layers, engine.kernels, prompts, completions, how)
     (log_probs.mean() + entropy.mean()).backward()

@@ -14,6 +14,8 @@ from evolora.models.quantization import entries
 SMALL_MODEL = 20_000_000
 # More rows than these make no token cheaper (docs/performance.md).
 MOST_ROWS = 512
+# Elsewhere a step takes about as long for few rows as for many: as many as its memory holds, within reason.
+MOST_ROWS_OF_DEVICE = 4096
 _LEAST_ROWS = 8
 
 
@@ -65,9 +67,10 @@ def _seconds_a_pass(model: PreTrainedModel, threads: int, repeats: int = 3) -> f
 
 def choose_rows(model: PreTrainedModel, length: int) -> int:
     """Rows of up to `length` tokens that go through the model together: as many as fit into half of the free memory, a
-    power of two, at most `MOST_ROWS`."""
+    power of two, at most `MOST_ROWS` on a CPU and `MOST_ROWS_OF_DEVICE` elsewhere."""
+    most = MOST_ROWS if model.device.type == "cpu" else MOST_ROWS_OF_DEVICE
     fit = free_memory(model.device) // 2 // bytes_a_row(model, length)
-    return max(_LEAST_ROWS, min(MOST_ROWS, 1 << max(fit, 1).bit_length() - 1))
+    return max(_LEAST_ROWS, min(most, 1 << max(fit, 1).bit_length() - 1))
 
 
 def bytes_a_row(model: PreTrainedModel, length: int) -> int:

@@ -4,6 +4,7 @@ import importlib
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from evolora.engine import cpu
@@ -87,8 +88,18 @@ def _engine(
 ) -> tuple[Engine, str]:
     if kind == "cpu":
         return _made(kind, model, layout, products=products), f"{products} products"
+    if model.device.type != "cpu":
+        return _made(kind, model, layout), f"{kind} engine in {_precision(model.dtype)}"
     why = cpu.refuses(model, layout) if kind == "eager" else None
     return _made(kind, model, layout), f"{kind} engine" + (f" ({why})" if why else "")
+
+
+def _precision(dtype: torch.dtype) -> str:
+    """In words. Whether float32 is multiplied in TF32 is torch's own setting, which is left as it is."""
+    if dtype != torch.float32:
+        return str(dtype).removeprefix("torch.")
+    exact = torch.get_float32_matmul_precision() == "highest"
+    return "float32" if exact else "float32 multiplied in TF32 (torch.set_float32_matmul_precision)"
 
 
 def _made(kind: str, *given: Any, **more: Any) -> Any:

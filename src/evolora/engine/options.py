@@ -34,7 +34,9 @@ class EngineOptions(Options):
         "what multiplies float32 matrices on a CPU: torch's own library, evolora's compiled products, or the faster",
     )
     rows_per_slice: int | None = option(
-        None, "rows that go through the model together; default: what fits into memory, at most 512", ge=1
+        None,
+        "rows that go through the model together; default: what fits into half the free memory, at most 512 on a CPU",
+        ge=1,
     )
     update_tokens: int | None = option(
         None,

@@ -65,6 +65,15 @@ def model_path(name: str) -> str:
     return str(_ASSETS / BUNDLED_MODEL) if name == BUNDLED_MODEL else name
 
 
+def dtype_on(device: str, name: str) -> torch.dtype:
+    """The precision called `name`, or what `auto` comes to on a device: bfloat16 on a GPU that computes in it."""
+    if name == "auto":
+        half = torch.device(device).type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
+        return torch.bfloat16 if half else torch.float32
+    found: torch.dtype = getattr(torch, name)
+    return found
+
+
 def load_base(
     name: str,
     *,
@@ -140,7 +149,7 @@ def load_chosen(options: ModelOptions, *, device: str = "cpu", check: Callable[[
     return load_base(
         options.name,
         device=device,
-        dtype=getattr(torch, options.dtype),
+        dtype=dtype_on(device, options.dtype),
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
         attn_implementation=options.attn_implementation,

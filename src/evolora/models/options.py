@@ -26,7 +26,9 @@ class ModelOptions(Options):
     """The base model."""
 
     name: str = option("tiny-gpt2", "base model: tiny-gpt2 (bundled), a folder or a hub name", common=True)
-    dtype: Literal["float32", "bfloat16", "float16"] = option("float32", "precision of the base model")
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
+        "auto", "precision of the base model: auto (bfloat16 on a GPU that has it, else float32) or one of these"
+    )
     revision: str | None = option(
         None, "branch, tag or commit of a hub name; default: its main branch. A run keeps the commit that it came to"
     )

@@ -137,7 +137,10 @@ def assemble(
     own = config.task.data is not None or config.task.prompt is not None
     config = config.replaced(
         {
-            "model": {} if references(config.model.revision or "") else {"revision": base.revision},
+            "model": {
+                "dtype": str(base.model.dtype).removeprefix("torch."),
+                **({} if references(config.model.revision or "") else {"revision": base.revision}),
+            },
             "task": {"name": config.task.name or (None if own else task.name)},
             "reward": {"name": str(expression) if expression is not None else config.reward.name or task.reward},
             "evolution": {"remember": config.evolution.remember and not scorer.varies},

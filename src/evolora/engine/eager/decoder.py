@@ -21,10 +21,10 @@ _UNKNOWN = object()
 class DecodingBatch:
     """Rows that adapted layers, or the base, continue token by token.
 
-    `ids` and `mask` are left-padded prompts [rows, width]. `start` makes the first pass, `step` each later one; `keep`
-    drops rows. Where the model allows it the prompts are read packed (`packed_forward`). Without `use_cache` every
-    pass reads the whole text again: slow, and the oracle of the rest. With `keep_trace`, `trace` is what the gradient
-    of what is decoded needs, where the kernels know how to keep it.
+    `ids` and `mask` are left-padded prompts [rows, width], `texts` the same on the host. `start` makes the first pass,
+    `step` each later one; `keep` drops rows. Where the model allows it the prompts are read packed (`packed_forward`).
+    Without `use_cache` every pass reads the whole text again: slow, and the oracle of the rest. With `keep_trace`,
+    `trace` is what the gradient of what is decoded needs, where the kernels know how to keep it.
     """
 
     def __init__(
@@ -33,6 +33,7 @@ class DecodingBatch:
         kernels: Kernels,
         ids: Tensor,
         mask: Tensor,
+        texts: list[list[int]],
         *,
         room: int,
         keep_features: bool,
@@ -48,6 +49,7 @@ class DecodingBatch:
         self._room = room
         self._rows = torch.arange(rows, device=ids.device)  # which those of the batch were at first
         self._ids = ids
+        self._texts = texts
         self._mask = torch.cat([mask, mask.new_zeros(rows, room)], 1)
         self._length = width
         self._positions = mask.sum(1)
@@ -56,8 +58,11 @@ class DecodingBatch:
         self._cache = kernels.make_cache(self.model, width + room) if has_cache else None
         self._layers, self._kernels = layers, kernels
         groups = layers.individuals or 1
-        self._owners = torch.arange(groups, device=ids.device).repeat_interleave(rows // groups)
+        self._owners = torch.arange(groups).repeat_interleave(rows // groups)  # on the host
         self._groups = groups
+        self._packable = self._cache is not None and can_pack(self.model, kernels, width + room)
+        self._uneven = min(map(len, texts)) < width
+        self._bias: Tensor | None = None
         self._step: Any = _UNKNOWN
 
     def __enter__(self) -> Self:
@@ -74,7 +79,7 @@ class DecodingBatch:
         """
         if drafts is not None:
             return self._start_with(drafts)
-        if self._cache is not None and can_pack(self.model, self._kernels, self._mask.shape[1]):
+        if self._packable:
             return self._start_packed()
         return self._forward(self._ids, self._mask[:, : self._length], 1)
 
@@ -92,6 +97,7 @@ class DecodingBatch:
         stay in the cache, masked."""
         self._mask[:, self._length - agreed.shape[1] : self._length] = agreed.to(self._mask.dtype)
         self._positions = self._positions + agreed.sum(1)
+        self._uneven = True
 
     def step(self, tokens: Tensor, alive: Tensor) -> Tensor:
         """Append `tokens` [rows] and give the logits after them, [rows, 1, vocabulary]. Rows that are not `alive` are
@@ -140,11 +146,13 @@ class DecodingBatch:
         step: Step | None = self._step
         return step
 
-    def keep(self, rows: Tensor) -> None:
-        """Let all rows but these, ascending, leave the batch."""
+    def keep(self, kept: Tensor) -> None:
+        """Let all rows but these, ascending and on the host, leave the batch."""
         self._step = _UNKNOWN
+        self._owners, rows = self._owners[kept], kept.to(self._ids.device)
         self._ids, self._mask, self._positions = self._ids[rows], self._mask[rows], self._positions[rows]
-        self._owners, self._rows = self._owners[rows], self._rows[rows]
+        self._rows = self._rows[rows]
+        self._bias = None if self._bias is None else self._bias[rows]
         if self._cache is not None:
             self._cache.reorder_cache(rows)  # whatever its layers keep
         if self._layers.individuals:
@@ -158,6 +166,8 @@ class DecodingBatch:
             arguments[self._cache_argument] = self._cache
             if self._cache_argument == "cache_params" and positions is not None:
                 del arguments["attention_mask"]  # Mamba's state has it, and would apply the whole to one token
+            elif self._packable and positions is not None:
+                arguments["attention_mask"] = self._step_mask()
         if accepts(self.model, "position_ids"):
             # Without explicit positions a left-padded row would count its padding.
             whole = positions is None or self._cache is None
@@ -172,12 +182,23 @@ class DecodingBatch:
         self.features = hidden[0][:, -kept:].clone()
         return in_float32_at_least(logits[:, -kept:])
 
+    def _step_mask(self) -> Tensor | None:
+        """What one token of each row attends to, as attention adds it: [rows, 1, 1, length]; None for all. From a mask
+        of two dimensions transformers would make the same for each token, and wait to see whether it is needed."""
+        if not self._uneven:
+            return None
+        if self._bias is None:
+            hidden = self._mask[:, : self._length] == 0
+            self._bias = torch.zeros(self._mask.shape, dtype=self.model.dtype, device=hidden.device)
+            self._bias[:, : self._length].masked_fill_(hidden, torch.finfo(self.model.dtype).min)
+        return self._bias[:, None, None, : self._length]
+
     def _start_packed(self) -> Tensor:
         """The first pass over packed prompts, [rows, 1, vocabulary]: each individual's different prompts once, without
         padding; then the cache is laid out row by row."""
         assert self._cache is not None
         width, device = self._length, self._ids.device
-        texts = [ids[-length:].tolist() for ids, length in zip(self._ids.cpu(), self._positions.tolist(), strict=True)]
+        texts = self._texts
         packed = PackedPass(self.model, texts, groups=self._groups, device=device)
         last = packed.places.gather(1, self._positions[:, None] - 1)
         cache = self._kernels.make_cache(self.model, packed.width, longest=self._mask.shape[1])

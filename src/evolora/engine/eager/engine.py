@@ -17,6 +17,7 @@ from evolora.engine.eager.kernels import Kernels
 from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.engine.eager.owners import EqualGroups, ScoredRows
 from evolora.engine.eager.score import completion_log_probs
+from evolora.engine.eager.wide_logits import widen_logits
 from evolora.engine.progress import Progress
 from evolora.models.base import module_tree
 from evolora.models.cost import ModelSize
@@ -56,6 +57,8 @@ class EagerEngine:
         self.kernels = kernels
         if adapts_head(tree, layout):
             kernels.packs = False  # its rows' owners are known of whole batches only
+        if tree.device.type != "cpu":
+            widen_logits(tree)
         self.hidden: int = tree.get_output_embeddings().weight.shape[1]
         self.device = tree.device
         self.dtype = torch.float64 if tree.dtype == torch.float64 else torch.float32

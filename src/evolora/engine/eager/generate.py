@@ -1,5 +1,6 @@
 """Completions of many prompts: greedy decoding and keyed sampling."""
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -15,10 +16,12 @@ from evolora.rng import keyed_uniforms
 
 @dataclass(frozen=True)
 class PromptBatch:
-    """Left-padded prompts: `ids` and `mask` are [rows, length]."""
+    """Left-padded prompts: `ids` and `mask` are [rows, length]; `texts`, the token ids of each without padding, are on
+    the host."""
 
     ids: Tensor
     mask: Tensor
+    texts: list[list[int]]
 
     @classmethod
     def of(cls, prompts: Prompts, *, pad: int, times: int, device: torch.device) -> "PromptBatch":
@@ -27,13 +30,8 @@ class PromptBatch:
         ids = torch.tensor([[pad] * (width - len(own)) + list(own) for own in prompts])
         lengths = torch.tensor([len(own) for own in prompts])
         mask = (torch.arange(width) >= width - lengths[:, None]).to(torch.int64)
-        return cls(ids.repeat(times, 1).to(device), mask.repeat(times, 1).to(device))
-
-    def rows(self) -> list[list[int]]:
-        """The token ids of each prompt, without padding."""
-        width = self.ids.shape[1]
-        lengths: list[int] = self.mask.sum(1).tolist()
-        return [ids[width - length :] for ids, length in zip(self.ids.tolist(), lengths, strict=True)]
+        texts = [list(own) for own in prompts] * times
+        return cls(ids.to(device).repeat(times, 1), mask.to(device).repeat(times, 1), texts)
 
 
 @torch.no_grad()
@@ -47,7 +45,8 @@ def generate(
     decoding (Leviathan et al., 2023, arXiv 2211.17192) with a given draft; each token is chosen as it would be without,
     so the result is the same.
 
-    Rows that have finished leave the batch. The tokens of greedy decoding equal those of transformers' own
+    Rows that have finished leave the batch; who has is looked at in every step on a CPU, elsewhere every few steps, for
+    which the device is waited for. The tokens of greedy decoding equal those of transformers' own
     `generate(do_sample=False)`.
     """
     n_rows, device = prompts.ids.shape[0], prompts.ids.device
@@ -72,13 +71,15 @@ def generate(
         kernels,
         prompts.ids,
         prompts.mask,
+        prompts.texts,
         room=room,
         keep_features=how.features,
         keep_trace=how.trace,
         use_cache=use_cache,
     ) as batch:
         logits = batch.start(guesses)
-        while True:
+        every = 1 if device.type == "cpu" or batch.multi_step else kernels.steps_between_looks
+        for made in itertools.count(1):
             places = written[:, None] + torch.arange(logits.shape[1], device=device)
             if uniforms is None:
                 tokens, log_probs = kernels.likeliest(logits), None
@@ -105,10 +106,13 @@ def generate(
             if guesses is not None:
                 batch.accept(good[:, 1:])
                 guesses = None
-            while left := int(alive.sum()):
+            if made % every and made < max_new_tokens:
+                logits = batch.step(token, alive)
+                continue
+            while left := len(living := alive.cpu().nonzero()[:, 0]):
                 if left <= enough(rows):
-                    kept = alive.nonzero()[:, 0]
-                    batch.keep(kept)
+                    batch.keep(living)
+                    kept = living.to(device)
                     rows, written, token, alive = rows[kept], written[kept], token[kept], alive[kept]
                 if not batch.multi_step:
                     break
@@ -171,11 +175,12 @@ class _Page:
     def completions(self) -> Completions:
         """As wide as the longest."""
         rows, places, good, tokens = (torch.cat(each) for each in zip(*self._written, strict=True))
-        at = rows[good], places[good]
+        kept = good.nonzero()[:, 0]
+        at = rows[kept], places[kept]
         width = int(at[1].max()) + 1
 
         def page(written: Tensor, blank: Tensor) -> Tensor:
-            blank[at] = written[good]
+            blank[at] = written[kept]
             return blank
 
         shape = self._n_rows, width

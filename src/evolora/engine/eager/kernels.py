@@ -80,6 +80,8 @@ class Kernels:
     layer: type[LoraLayer] = LoraLayer
     least_finished_share: float = 1 / 8
     """Finished rows leave the batch when they are this share of it: leaving copies the cache of those who stay."""
+    steps_between_looks: int = 8
+    """How many steps are made on a device that is not the CPU before the host waits to see which rows have finished."""
     packs: bool = True
     """Whether texts may be packed."""
     masked_attention: tuple[str, ...] = ("sdpa", "eager")

@@ -37,6 +37,10 @@ class Routing:
         within = torch.arange(len(owners), device=owners.device) - first[places]
         return cls(owners, individuals, places * group + within, group)
 
+    def to(self, device: torch.device) -> "Routing":
+        """The same on `device`."""
+        return Routing(self.owners.to(device), self.individuals.to(device), self.slots.to(device), self.group)
+
 
 class LoraLayers:
     """The adapted layers of a module tree, as forward hooks that read views of a matrix of genomes.
@@ -50,6 +54,8 @@ class LoraLayers:
     def __init__(self, model: PreTrainedModel, layout: GenomeLayout, *, layer: "type[LoraLayer] | None" = None) -> None:
         self.model = model
         self.layout = layout
+        # On a CPU adapters stay in float32, as PEFT's do.
+        self._in_bfloat16 = model.device.type != "cpu" and model.dtype == torch.bfloat16
         self.genomes: Tensor | None = None
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
         self.routing: Routing | None = None
@@ -69,8 +75,10 @@ class LoraLayers:
         if genomes is None:
             yield
             return
+        # One cast of all, from the float32 that optimisers step on; a gradient comes back in float32.
+        weights = genomes.to(torch.bfloat16) if self._in_bfloat16 else genomes
         self.factors = {
-            module.name: (a.transpose(1, 2), b.transpose(1, 2)) for module, a, b in self.layout.factors(genomes)
+            module.name: (a.transpose(1, 2), b.transpose(1, 2)) for module, a, b in self.layout.factors(weights)
         }
         self.genomes = genomes
         try:
@@ -81,7 +89,7 @@ class LoraLayers:
     def route(self, owners: Tensor | None) -> None:
         """Within `adapted`: say which genome each row of the next batches belongs to, [rows], ascending. None means
         equal groups again."""
-        self.routing = None if owners is None else Routing.of(owners)
+        self.routing = None if owners is None else Routing.of(owners.cpu()).to(self.model.device)
 
     def drop(self, share: float, keys: Tensor) -> None:
         """Within `adapted`: let this share of the adapters' input be dropped, as in PEFT's training mode, in passes
@@ -179,7 +187,8 @@ class LoraLayer:
         low_rank = _low_rank(x.reshape(a.shape[0], -1, module.in_features), a)
         grouped = output.reshape(a.shape[0], -1, module.out_features)
         if torch.is_grad_enabled() or output.dtype != a.dtype or not output.is_contiguous():
-            added = torch.baddbmm(grouped.to(a.dtype), low_rank, b, alpha=module.scaling)
+            wide = torch.promote_types(output.dtype, a.dtype)  # of wide logits, or of an adapter wider than its layer
+            added = torch.baddbmm(grouped.to(wide), low_rank.to(wide), b.to(wide), alpha=module.scaling)
             return added.to(output.dtype).view_as(output)
         grouped.baddbmm_(low_rank, b, alpha=module.scaling)
         return None

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -51,29 +52,29 @@ class PackedPass:
         each = len(texts) // groups
         width = int(_WIDTH_OF_HIDDEN * model.config.get_text_config(decoder=True).hidden_size)
         own = [texts[group * each : (group + 1) * each] for group in range(groups)]
-        if all(texts == own[0] for texts in own):
-            packs = [pack(own[0], width)] * groups
-        else:
-            packs = [pack(texts, width) for texts in own]
+        alike = all(texts == own[0] for texts in own)
+        packs = [pack(texts, width) for texts in (own[:1] if alike else own)]
         count = max(len(one.ids) for one in packs)
         self.width = _even(max(one.ids.shape[1] for one in packs))
         packs = [one.widened(count, self.width) if one.ids.shape != (count, self.width) else one for one in packs]
+        longest = max(one.places.shape[1] for one in packs)
 
-        def joined(name: str) -> Tensor:
-            return torch.cat([torch.from_numpy(getattr(one, name)) for one in packs]).to(device)
+        def joined(parts: Sequence[Any]) -> Tensor:
+            whole = torch.cat([torch.from_numpy(part) for part in parts]).to(device)
+            return whole.repeat(groups, *(1 for _ in whole.shape[1:])) if alike else whole
 
-        self._ids, self._positions = joined("ids"), joined("positions")
+        self._ids = joined([one.ids for one in packs])
+        self._positions = joined([one.positions for one in packs])
         self.tokens = self._ids.numel()
-        blocked = ~joined("mask")[:, None]
+        blocked = ~joined([one.mask for one in packs])[:, None]
         self._mask = torch.zeros(blocked.shape, dtype=model.dtype, device=device).masked_fill(
             blocked, torch.finfo(model.dtype).min
         )
-        longest = max(one.places.shape[1] for one in packs)
-        self.places = torch.zeros(len(texts), longest, dtype=torch.int64, device=device)
-        for group, one in enumerate(packs):
-            places = torch.from_numpy(one.places).to(device)
-            shifted = torch.where(places < 0, 0, places + group * count * self.width)
-            self.places[group * each : (group + 1) * each, : places.shape[1]] = shifted
+        places = joined(
+            [np.pad(one.places, ((0, 0), (0, longest - one.places.shape[1])), constant_values=-1) for one in packs]
+        )
+        first = torch.arange(groups, device=device).repeat_interleave(each)[:, None] * (count * self.width)
+        self.places = torch.where(places < 0, 0, places + first)
 
     def token_keys(self, seeds: npt.NDArray[np.uint64]) -> Tensor:
         """What is dropped goes by: a key for each token of the packs, by the `seeds` of the groups."""

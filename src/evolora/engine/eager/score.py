@@ -82,7 +82,7 @@ def _packed(
 ) -> tuple[Tensor | None, Tensor | None]:
     """The same as `_padded`, of packed texts."""
     # The last token of a completion is chosen, and never read. A row without a token is its prompt.
-    texts = [prompt + row[:-1] for prompt, row in zip(prompts.rows(), completions.rows(), strict=True)]
+    texts = [prompt + row[:-1] for prompt, row in zip(prompts.texts, completions.rows(), strict=True)]
     packed = PackedPass(layers.model, texts, groups=layers.individuals or 1, device=prompts.ids.device)
     if (seeds := _seeds(layers, how)) is not None:
         layers.drop(how.dropout, packed.token_keys(seeds))
