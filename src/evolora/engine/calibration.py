@@ -7,12 +7,16 @@ from collections.abc import Callable
 import torch
 from transformers import PreTrainedModel
 
+from evolora.engine.options import RecomputedName
+
 # The operations of a smaller model are too short to share: with 2 threads for each, a 2M-parameter model was up to 40
 # times slower than with one as soon as anything else ran, which no measurement at the start can foresee.
 SMALL_MODEL = 20_000_000
 # More rows than these make no token cheaper (docs/performance.md).
 MOST_ROWS = 512
 _LEAST_ROWS = 8
+# Selective gradient checkpointing computes one of so many layers again as a whole.
+WHOLE_OF = 4
 
 
 def choose_threads(
@@ -83,19 +87,42 @@ def bytes_a_row(model: PreTrainedModel, length: int) -> int:
     return int(2 * cache + activations + 4 * config.vocab_size * 4)  # rows leave by a copy of the cache
 
 
-def choose_update_tokens(model: PreTrainedModel, length: int, threads: int) -> int:
+def choose_checkpointing(model: PreTrainedModel, length: int, tokens: int) -> RecomputedName:
+    """What an update of so many tokens, in texts of up to `length`, computes again: nothing of a small model. Of others
+    as little as fits into half the free memory; on a CPU, where that costs hardly any time, something always."""
+    if is_small(model):
+        return "off"
+    ways: list[RecomputedName] = ["selective", "on"] if model.device.type == "cpu" else ["off", "selective", "on"]
+    room = free_memory(model.device) // 2
+    fit = (way for way in ways if tokens * bytes_a_token_kept(model, length, way) <= room)
+    return next(fit, "on")
+
+
+def choose_update_tokens(
+    model: PreTrainedModel, length: int, threads: int, checkpointing: RecomputedName = "off"
+) -> int:
     """Tokens, in texts of up to `length`, whose activations one of `threads` keeps for a gradient: of half the free
     memory in all, of one text at least. Fewer would cost time: what is not kept is computed again."""
     room = free_memory(model.device) // 2 // threads
-    return max(length, room // bytes_a_token_kept(model, length))
+    return max(length, room // bytes_a_token_kept(model, length, checkpointing))
 
 
-def bytes_a_token_kept(model: PreTrainedModel, length: int) -> int:
+def bytes_a_token_kept(model: PreTrainedModel, length: int, checkpointing: RecomputedName = "off") -> int:
     """What torch's graph keeps of a token in a text of `length`, in all layers: an estimate."""
     config = model.config.get_text_config(decoder=True)
     hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 1
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    width = heads * (getattr(config, "head_dim", None) or hidden // heads)
+    keys = width // heads * key_heads
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
-    return int(config.num_hidden_layers * (12 * hidden + 5 * inner + heads * length) * max(model.dtype.itemsize, 4))
+    scores = heads * (length if config._attn_implementation == "eager" else 1)
+    # The inputs of two norms and of two adapters; queries, keys and values for each head, and what they give; an
+    # activation's input and result, and what a gate multiplies them by. Of these the results of products.
+    whole = 4 * hidden + 4 * width + scores + 3 * inner
+    selective = 3 * hidden + 2 * width + 2 * keys + heads + 2 * inner
+    kept = {"off": whole, "selective": (hidden + (WHOLE_OF - 1) * selective) / WHOLE_OF, "on": hidden}[checkpointing]
+    again = 0 if checkpointing == "off" else whole  # one layer's at a time
+    return int((config.num_hidden_layers * kept + again) * max(model.dtype.itemsize, 4))
 
 
 def free_memory(device: torch.device) -> int:
