@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -10,31 +9,26 @@ from torch.utils._pytree import tree_leaves
 
 
 class LiveBytes(TorchDispatchMode):
-    """Of the tensors that are made within it: those alive `now`, the `peak`, and the shapes that lived at that time."""
+    """Of the tensors that are made within it: those alive `now`, the `peak`, and `all` shapes of one MB and more."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._live: dict[int, tuple[StorageWeakRef, int, tuple[int, ...]]] = {}
+        self._live: dict[int, tuple[StorageWeakRef, int]] = {}
         self.peak = 0
-        self.shapes: list[tuple[int, ...]] = []
+        self.all: set[tuple[int, ...]] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         before = {leaf.untyped_storage()._cdata for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)}
         result = func(*args, **(kwargs or {}))
         for leaf in tree_leaves(result):
             if isinstance(leaf, Tensor) and (storage := leaf.untyped_storage())._cdata not in before:
-                self._live[storage._cdata] = StorageWeakRef(storage), storage.nbytes(), tuple(leaf.shape)
-        if (now := self.now) > self.peak:
-            self.peak, self.shapes = now, [shape for _, _, shape in self._live.values()]
+                self._live[storage._cdata] = StorageWeakRef(storage), storage.nbytes()
+                if storage.nbytes() >= 2**20:
+                    self.all.add(tuple(leaf.shape))
+        self.peak = max(self.peak, self.now)
         return result
 
     @property
     def now(self) -> int:
         self._live = {key: value for key, value in self._live.items() if not value[0].expired()}
-        return sum(size for _, size, _ in self._live.values())
-
-
-def measured(run: Any) -> tuple[Any, LiveBytes]:
-    """What `run()` gives, and the bytes that lived."""
-    with torch.enable_grad(), LiveBytes() as bytes_:
-        return run(), bytes_
+        return sum(size for _, size in self._live.values())

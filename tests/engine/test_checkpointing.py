@@ -7,7 +7,6 @@ import torch
 from architectures import random_model
 from live_bytes import LiveBytes
 from torch import Tensor
-from transformers import LlamaConfig, LlamaForCausalLM
 
 from evolora.engine import calibration
 from evolora.engine.base import Completions, Scoring
@@ -55,27 +54,6 @@ def test_the_gradient_is_the_same(architecture: str, kind: Any) -> None:
             torch.testing.assert_close(own, expected, rtol=1e-4 * other, atol=1e-5 * other)
         assert kept < whole or other
         whole = kept
-
-
-@pytest.mark.parametrize("how", ["off", "selective", "on"])
-def test_what_is_kept_is_linear_in_tokens_and_as_estimated(how: Any) -> None:
-    sizes = {"hidden_size": 64, "intermediate_size": 160, "num_hidden_layers": 24, "num_attention_heads": 4}
-    model = LlamaForCausalLM(LlamaConfig(**sizes, num_key_value_heads=2, vocab_size=100))
-    layout, founder = lora_layout(model, lora_config(model), seed=0)
-    engine = EagerEngine(model, layout)
-    engine.checkpointing = how
-    kept = {}
-    for rows in (8, 16, 32):
-        completions = Completions.of_ids([[1 + row] * 31 for row in range(rows)], 0)
-        scoring = Scoring(gradient=True, dropout=0.1, dropout_seed=1)
-        with LiveBytes() as living:
-            scored = engine.score(founder[None], [[7, 8]] * rows, completions, scoring)
-            kept[rows] = living.now
-        del scored
-    a_row = (kept[32] - kept[16]) / 16
-    assert (kept[16] - kept[8]) / 8 == pytest.approx(a_row, rel=0.1)
-    a_token = bytes_a_token_kept(model, 32, how) - (how != "off") * bytes_a_token_kept(model, 32) / 24
-    assert a_row / 32 == pytest.approx(a_token, rel=0.25)
 
 
 def test_what_auto_comes_to(monkeypatch: pytest.MonkeyPatch) -> None:

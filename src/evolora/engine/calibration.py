@@ -1,8 +1,11 @@
 """What a run chooses by measuring the machine once: CPU threads and the size of a batch."""
 
+import contextlib
 import os
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
@@ -108,7 +111,8 @@ def choose_update_tokens(
 
 
 def bytes_a_token_kept(model: PreTrainedModel, length: int, checkpointing: RecomputedName = "off") -> int:
-    """What torch's graph keeps of a token in a text of `length`, in all layers: an estimate."""
+    """What an update's memory grows by with a token in a text of `length`: what is kept in all layers, and one layer's
+    own on the way back. An estimate, of layers with a gate."""
     config = model.config.get_text_config(decoder=True)
     hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 1
     key_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -116,19 +120,26 @@ def bytes_a_token_kept(model: PreTrainedModel, length: int, checkpointing: Recom
     keys = width // heads * key_heads
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
     scores = heads * (length if config._attn_implementation == "eager" else 1)
-    # The inputs of two norms and of two adapters; queries, keys and values for each head, and what they give; an
-    # activation's input and result, and what a gate multiplies them by. Of these the results of products.
-    whole = 4 * hidden + 4 * width + scores + 3 * inner
-    selective = 3 * hidden + 2 * width + 2 * keys + heads + 2 * inner
-    kept = {"off": whole, "selective": (hidden + (WHOLE_OF - 1) * selective) / WHOLE_OF, "on": hidden}[checkpointing]
-    again = 0 if checkpointing == "off" else whole  # one layer's at a time
-    return int((config.num_hidden_layers * kept + again) * max(model.dtype.itemsize, 4))
+    size = model.dtype.itemsize
+    # In float32 the inputs of two norms and two adapters; queries, keys and values for each head, and what they give;
+    # an activation's input and result, and what a gate multiplies them by.
+    whole = 4 * hidden * max(size, 4) + (4 * width + scores + 3 * inner) * size
+    products = (3 * hidden + 2 * width + 2 * keys + heads + 2 * inner) * size
+    selective = (hidden * size + (WHOLE_OF - 1) * products) / WHOLE_OF
+    kept = {"off": whole, "selective": selective, "on": hidden * size}[checkpointing]
+    gradients = 3 * inner * size
+    again = 0 if checkpointing == "off" else whole
+    return int(config.num_hidden_layers * kept + again + gradients)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on `device`; where the system does not say, 4 GB."""
+    """Bytes that are free on `device`, or could be, as those of the system's cache of files; where the system does not
+    say, 4 GB."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    with contextlib.suppress(OSError, AttributeError):
+        if found := re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii")):
+            return int(found[1]) * 1024
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
