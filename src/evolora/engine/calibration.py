@@ -1,12 +1,16 @@
 """What a run chooses by measuring the machine once: CPU threads and the size of a batch."""
 
+import contextlib
 import os
+import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedModel
 
+from evolora.engine.options import RecomputedName
 from evolora.models.quantization import entries
 
 # The operations of a smaller model are too short to share: with 2 threads for each, a 2M-parameter model was up to 40
@@ -17,6 +21,8 @@ MOST_ROWS = 512
 # Elsewhere a step takes about as long for few rows as for many: as many as its memory holds, within reason.
 MOST_ROWS_OF_DEVICE = 4096
 _LEAST_ROWS = 8
+# Selective gradient checkpointing computes one of so many layers again as a whole.
+WHOLE_OF = 4
 
 
 def choose_threads(
@@ -88,25 +94,56 @@ def bytes_a_row(model: PreTrainedModel, length: int) -> int:
     return int(2 * cache + activations + 4 * config.vocab_size * 4)  # rows leave by a copy of the cache
 
 
-def choose_update_tokens(model: PreTrainedModel, length: int, threads: int) -> int:
+def choose_checkpointing(model: PreTrainedModel, length: int, tokens: int) -> RecomputedName:
+    """What an update of so many tokens, in texts of up to `length`, computes again: nothing of a small model. Of others
+    as little as fits into half the free memory; on a CPU, where that costs hardly any time, something always."""
+    if is_small(model):
+        return "off"
+    ways: list[RecomputedName] = ["selective", "on"] if model.device.type == "cpu" else ["off", "selective", "on"]
+    room = free_memory(model.device) // 2
+    fit = (way for way in ways if tokens * bytes_a_token_kept(model, length, way) <= room)
+    return next(fit, "on")
+
+
+def choose_update_tokens(
+    model: PreTrainedModel, length: int, threads: int, checkpointing: RecomputedName = "off"
+) -> int:
     """Tokens, in texts of up to `length`, whose activations one of `threads` keeps for a gradient: of half the free
     memory in all, of one text at least. Fewer would cost time: what is not kept is computed again."""
     room = free_memory(model.device) // 2 // threads
-    return max(length, room // bytes_a_token_kept(model, length))
+    return max(length, room // bytes_a_token_kept(model, length, checkpointing))
 
 
-def bytes_a_token_kept(model: PreTrainedModel, length: int) -> int:
-    """What torch's graph keeps of a token in a text of `length`, in all layers: an estimate."""
+def bytes_a_token_kept(model: PreTrainedModel, length: int, checkpointing: RecomputedName = "off") -> int:
+    """What an update's memory grows by with a token in a text of `length`: what is kept in all layers, and one layer's
+    own on the way back. An estimate, of layers with a gate."""
     config = model.config.get_text_config(decoder=True)
     hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 1
+    key_heads = getattr(config, "num_key_value_heads", None) or heads
+    width = heads * (getattr(config, "head_dim", None) or hidden // heads)
+    keys = width // heads * key_heads
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
-    return int(config.num_hidden_layers * (12 * hidden + 5 * inner + heads * length) * max(model.dtype.itemsize, 4))
+    scores = heads * (length if config._attn_implementation == "eager" else 1)
+    size = model.dtype.itemsize
+    # In float32 the inputs of two norms and two adapters; queries, keys and values for each head, and what they give;
+    # an activation's input and result, and what a gate multiplies them by.
+    whole = 4 * hidden * max(size, 4) + (4 * width + scores + 3 * inner) * size
+    products = (3 * hidden + 2 * width + 2 * keys + heads + 2 * inner) * size
+    selective = (hidden * size + (WHOLE_OF - 1) * products) / WHOLE_OF
+    kept = {"off": whole, "selective": selective, "on": hidden * size}[checkpointing]
+    gradients = 3 * inner * size
+    again = 0 if checkpointing == "off" else whole
+    return int(config.num_hidden_layers * kept + again + gradients)
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes that are free on `device`; where the system does not say, 4 GB."""
+    """Bytes that are free on `device`, or could be, as those of the system's cache of files; where the system does not
+    say, 4 GB."""
     if device.type == "cuda":
         return int(torch.cuda.mem_get_info(device)[0])
+    with contextlib.suppress(OSError, AttributeError):
+        if found := re.search(r"MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii")):
+            return int(found[1]) * 1024
     try:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):

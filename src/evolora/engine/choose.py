@@ -9,9 +9,11 @@ from transformers import PreTrainedModel
 
 from evolora.engine import cpu
 from evolora.engine.base import Engine, Prepares, Replicates
-from evolora.engine.calibration import is_small
+from evolora.engine.calibration import choose_checkpointing, is_small
+from evolora.engine.eager.checkpointing import decoder_layers
+from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.micro_batches import MicroBatchEngine
-from evolora.engine.options import ENGINES, EngineName, ProductsName
+from evolora.engine.options import ENGINES, CheckpointingName, EngineName, ProductsName, RecomputedName
 from evolora.engine.progress import Progress
 from evolora.engine.split import MOST_ROWS_DECODED, SplitEngine
 from evolora.errors import InputError
@@ -42,13 +44,17 @@ def choose_engine(
     kind: EngineName = "auto",
     products: ProductsName = "auto",
     update_tokens: int | None = None,
+    checkpointing: RecomputedName = "off",
 ) -> Choice:
     """The fastest engine that can run `model`, or the one that is asked for, on up to `threads` parts of a batch at a
-    time, each of which keeps what the gradient needs of at most about `update_tokens` tokens.
+    time, each of which keeps what the gradient needs of at most about `update_tokens` tokens, as far as
+    `checkpointing` does not compute it again.
 
     Raises InputError for one that is asked for and cannot.
     """
     engine, words = _engine(model, layout, *resolved(model, layout, kind, products))
+    if isinstance(engine, EagerEngine):
+        engine.checkpointing = checkpointing
     side_by_side = threads if model.device.type == "cpu" else 1
     most = None if is_small(model) else MOST_ROWS_DECODED
 
@@ -81,6 +87,25 @@ def resolved(
 
         products = fastest_products()
     return kind, products
+
+
+def resolved_checkpointing(
+    model: PreTrainedModel, kind: EngineName, asked: CheckpointingName, *, length: int, tokens: int
+) -> RecomputedName:
+    """What `auto` comes to in updates of so many `tokens`, in texts of up to `length`.
+
+    Raises InputError where what is asked for cannot be had.
+    """
+    if asked in ("on", "selective") and not decoder_layers(model):
+        raise InputError(
+            f"--gradient-checkpointing {asked}: transformers can checkpoint no layers of a "
+            f"{model.config.model_type}, expected off"
+        )
+    if asked != "auto":
+        return asked
+    # Passes of an engine's own keep less, and are faster than the model's.
+    own = kind == "cpu" and cpu.has_passes(model)
+    return "off" if own or not decoder_layers(model) else choose_checkpointing(model, length, tokens)
 
 
 def _engine(

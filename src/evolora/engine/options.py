@@ -7,6 +7,8 @@ from evolora.options import Options, option
 
 EngineName = Literal["auto", "cpu", "eager"]
 ProductsName = Literal["auto", "torch", "compiled"]
+RecomputedName = Literal["off", "selective", "on"]
+CheckpointingName = Literal["auto", "off", "selective", "on"]
 
 ENGINES: Mapping[str, str] = {
     "cpu": "evolora.engine.cpu.engine:CpuEngine",
@@ -43,6 +45,12 @@ class EngineOptions(Options):
         "tokens whose activations an update keeps at a time, on each thread; more go in micro-batches; default: those "
         "of half the free memory in all",
         ge=1,
+    )
+    gradient_checkpointing: CheckpointingName = option(
+        "auto",
+        "what an update computes again on its way back, to keep less: nothing (off), what costs little (selective), or "
+        "every layer (on); default: little of large models, and every layer where that does not fit into half the free "
+        "memory",
     )
     draft_rows: int = option(
         8, "most rows whose completions are drafted by their parent's and checked in one pass; 0 never", ge=0

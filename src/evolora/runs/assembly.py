@@ -19,7 +19,7 @@ from evolora.engine.calibration import (
     parameters_of,
     threads_an_operation,
 )
-from evolora.engine.choose import choose_engine, resolved
+from evolora.engine.choose import choose_engine, resolved, resolved_checkpointing
 from evolora.engine.options import NO_TARGETS
 from evolora.engine.self_check import check_engine, checked
 from evolora.engine.text import Text
@@ -45,7 +45,7 @@ from evolora.rewards.options import HUMAN
 from evolora.rewards.scoring import function_scorer
 from evolora.rng import keyed_seed
 from evolora.runs.given import Given, refuse_forgotten
-from evolora.runs.memory import check_memory, check_population
+from evolora.runs.memory import check_memory, check_population, rows_of_an_update
 from evolora.runs.options import RunOptions
 from evolora.runs.tracking.terminal import View
 from evolora.tasks.chat import use_template, with_prompts
@@ -130,8 +130,16 @@ def assemble(
         scorer = make_scorer(expression, task.columns, scoring, RewardContext(base), functions)
     longest_prompt = _check_lengths(base, task, max_new_tokens)
     rows_per_slice = config.engine.rows_per_slice or choose_rows(base.model, longest_prompt + max_new_tokens)
+    longest = longest_prompt + max_new_tokens
+    checkpointing = resolved_checkpointing(
+        base.model,
+        engine,
+        config.engine.gradient_checkpointing,
+        length=longest,
+        tokens=longest * rows_of_an_update(config),
+    )
     update_tokens = config.engine.update_tokens or choose_update_tokens(
-        base.model, longest_prompt + max_new_tokens, threads if base.model.device.type == "cpu" else 1
+        base.model, longest, threads if base.model.device.type == "cpu" else 1, checkpointing
     )
     # What was resolved is written down, so that a resumed run cannot resolve it otherwise.
     own = config.task.data is not None or config.task.prompt is not None
@@ -151,12 +159,19 @@ def assemble(
                 "products": products,
                 "rows_per_slice": rows_per_slice,
                 "update_tokens": update_tokens,
+                "gradient_checkpointing": checkpointing,
             },
             "completion": {"max_new_tokens": max_new_tokens},
         }
     )
     chosen = choose_engine(
-        base.model, layout, threads=threads, kind=engine, products=products, update_tokens=update_tokens
+        base.model,
+        layout,
+        threads=threads,
+        kind=engine,
+        products=products,
+        update_tokens=update_tokens,
+        checkpointing=checkpointing,
     )
     text = Text.of(base.model, base.tokenizer)
     evaluator = LocalEvaluator(

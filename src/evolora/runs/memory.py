@@ -43,12 +43,19 @@ def _check(options: RunOptions, width: int | None, room: int | None) -> None:
     check_population(options, 2 * options.lora.r * (width or 1))
     refiner = options.refiner
     if isinstance(refiner, RolloutOptions):
-        rows = options.evolution.refine * refiner.rollout_prompts * refiner.rollout_samples
         _refuse(
             f"--rollout-prompts {refiner.rollout_prompts} with --rollout-samples {refiner.rollout_samples}",
-            8 * rows * (tokens or 1),
+            8 * rows_of_an_update(options) * (tokens or 1),
             "of tokens",
         )
+
+
+def rows_of_an_update(options: RunOptions) -> int:
+    """Completions whose gradient is taken together, at most."""
+    refiner = options.refiner
+    if not isinstance(refiner, RolloutOptions):
+        return 0
+    return options.evolution.refine * refiner.rollout_prompts * refiner.rollout_samples
 
 
 def check_population(options: RunOptions, genome_length: int) -> None:

@@ -20,3 +20,8 @@ def refuses(model: "PreTrainedModel", _layout: "GenomeLayout") -> str | None:
     if find_spec("numba") is None:
         return "without numba, which pip install 'evolora[fast]' brings"
     return None
+
+
+def has_passes(model: "PreTrainedModel") -> bool:
+    """Whether the engine has passes of its own for `model`, which keep what they need."""
+    return bool(model.config.model_type == "gpt2")

@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from evolora.engine.base import Completions, Decoding, Prompts, Scored, Scoring
+from evolora.engine.eager.checkpointing import checkpointed
 from evolora.engine.eager.decoder import takes_drafts
 from evolora.engine.eager.generate import PromptBatch, generate
 from evolora.engine.eager.head import FrozenHead
@@ -18,6 +19,7 @@ from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.engine.eager.owners import EqualGroups, ScoredRows
 from evolora.engine.eager.score import completion_log_probs
 from evolora.engine.eager.wide_logits import widen_logits
+from evolora.engine.options import RecomputedName
 from evolora.engine.progress import Progress
 from evolora.models.base import module_tree
 from evolora.models.cost import ModelSize
@@ -47,6 +49,8 @@ class EagerEngine:
     """
 
     trains = True
+    checkpointing: RecomputedName = "off"
+    """What of a differentiable pass is computed again when it goes backwards."""
 
     def __init__(self, model: PreTrainedModel, layout: GenomeLayout, *, kernels: Kernels | None = None) -> None:
         self._set_up(module_tree(model), layout, kernels or Kernels())
@@ -71,7 +75,7 @@ class EagerEngine:
         """Another engine with the same weights, for another thread."""
         engine = type(self).__new__(type(self))
         engine._set_up(self.layers.bare_copy(), self.layout, self.kernels.replica())
-        engine.size = self.size
+        engine.size, engine.checkpointing = self.size, self.checkpointing
         return engine
 
     def generate(
@@ -120,7 +124,8 @@ class EagerEngine:
         head = self._head
         leaf = None if genomes is None else self._placed(genomes).detach().requires_grad_(differentiable)
         batch = PromptBatch.of(prompts, pad=0, times=times, device=self.device)
-        with torch.set_grad_enabled(differentiable), self.layers.adapted(leaf):
+        kept = checkpointed(self.layers, self.checkpointing if differentiable else "off")
+        with torch.set_grad_enabled(differentiable), self.layers.adapted(leaf), kept:
             log_probs, entropy, features = completion_log_probs(
                 self.layers, self.kernels, batch, completions, how, head
             )

@@ -38,6 +38,7 @@ def gpt2_pass(
         or bool(use_cache) != (past_key_values is not None)
         or any(value is not None and value is not False for value in others.values())
         or model.training
+        or "forward" in vars(model.h[0])  # as where its layers are checkpointed
         or config.add_cross_attention
         or config._attn_implementation != "evolora"
     ):

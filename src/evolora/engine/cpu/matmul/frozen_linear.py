@@ -2,6 +2,7 @@
 
 import copy
 import threading
+import weakref
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -147,12 +148,21 @@ class _Differentiable(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, product: FrozenProduct) -> Tensor:
         ctx.product = product
-        return product.product(x)
+        _CALLED[id(product)] = product
+        found: Tensor = torch.ops.evolora.frozen_product(x, id(product))
+        return found
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         return ctx.product.to_input(gradient), None
+
+
+# An operation of torch's, so that gradient checkpointing sees it and can keep its result.
+_CALLED: "weakref.WeakValueDictionary[int, FrozenProduct]" = weakref.WeakValueDictionary()
+_LIBRARY = torch.library.Library("evolora", "FRAGMENT")
+_LIBRARY.define("frozen_product(Tensor x, int layer) -> Tensor")
+_LIBRARY.impl("frozen_product", lambda x, layer: _CALLED[layer].product(x), "CPU")
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None, transposed: bool, kept: WeightPanels) -> Tensor:
