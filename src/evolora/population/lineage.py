@@ -4,13 +4,14 @@ import contextlib
 import hashlib
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from evolora.errors import CheckpointError
-from evolora.population.population import Individual, genome_sha256
+from evolora.population.population import Individual, genome_sha256_later
 
 _SCHEMA = """
 CREATE TABLE IF NOT EXISTS individuals (
@@ -65,6 +66,7 @@ class Lineage:
         self._path = path
         self._known: set[int] = set()
         self._changed: set[int] = set()
+        self._born: list[tuple[Individual, Future[str]]] = []
         self._connection = sqlite3.connect(path)
         with self._readable():
             self._connection.executescript(_SCHEMA)
@@ -79,14 +81,20 @@ class Lineage:
             return
         self._known.add(individual.id)
         self._changed.add(individual.born)
-        self._connection.execute(
-            "INSERT OR IGNORE INTO individuals VALUES (?, ?, ?, ?, ?)",
-            (individual.id, individual.born, individual.operator, individual.mutation_scale, genome_sha256(genome)),
-        )
-        self._connection.executemany(
-            "INSERT OR IGNORE INTO parents VALUES (?, ?, ?)",
-            [(individual.id, position, parent) for position, parent in enumerate(individual.parents)],
-        )
+        self._born.append((individual, genome_sha256_later(genome.clone())))
+
+    def _enter_born(self) -> None:
+        """Enter those whose checksums were still to be made."""
+        for individual, checksum in self._born:
+            self._connection.execute(
+                "INSERT OR IGNORE INTO individuals VALUES (?, ?, ?, ?, ?)",
+                (individual.id, individual.born, individual.operator, individual.mutation_scale, checksum.result()),
+            )
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO parents VALUES (?, ?, ?)",
+                [(individual.id, position, parent) for position, parent in enumerate(individual.parents)],
+            )
+        self._born.clear()
 
     def measured(
         self, generation: int, stage: str, individuals: Sequence[Individual], fitness: Iterable[float]
@@ -122,6 +130,7 @@ class Lineage:
 
     def query(self, sql: str) -> list[tuple[Any, ...]]:
         """What the ledger answers to a SELECT."""
+        self._enter_born()
         return self._connection.execute(sql).fetchall()
 
     @property
@@ -130,6 +139,7 @@ class Lineage:
         return next((str(row[0]) for row in self.query("SELECT id FROM run")), None)
 
     def commit(self) -> None:
+        self._enter_born()
         self._connection.executemany(
             "INSERT OR REPLACE INTO checksums VALUES (?, ?)",
             [(generation, self._sha256(generation)) for generation in sorted(self._changed)],
@@ -169,6 +179,7 @@ class Lineage:
         """Forget all that happened after `generation`: what a resumed run will do again."""
         self._known.clear()
         self._changed.clear()
+        self._born.clear()
         self._connection.execute(
             "DELETE FROM parents WHERE child IN (SELECT id FROM individuals WHERE generation > ?)", (generation,)
         )
@@ -183,6 +194,7 @@ class Lineage:
 
     def copy(self, path: Path) -> None:
         """Write the ledger to a new file, without the generation that is under way, which is forgotten."""
+        self._born.clear()
         self._connection.rollback()
         self._connection.execute("VACUUM INTO ?", (str(path),))
 

@@ -1,12 +1,18 @@
 """The population: a matrix of genomes and who they are."""
 
+import functools
 import hashlib
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+# The checksum of a genome of fewer values is there before a thread would be.
+_LONG = 2**20
 
 # The operator that makes a lineage's running average.
 AVERAGE = "average"
@@ -95,5 +101,21 @@ def newest(population: Population, operator: str) -> int | None:
 
 
 def genome_sha256(genome: Tensor) -> str:
-    """The checksum that names a genome: SHA-256 of its float32 values, little-endian."""
-    return hashlib.sha256(genome.detach().cpu().float().contiguous().numpy().astype("<f4").tobytes()).hexdigest()
+    """The checksum that names a genome [genome_length]: SHA-256 of its float32 values, little-endian."""
+    values = genome.detach().cpu().float().numpy()
+    return hashlib.sha256(np.ascontiguousarray(values, dtype="<f4").data).hexdigest()
+
+
+def genome_sha256_later(genome: Tensor) -> Future[str]:
+    """The same, of a long genome beside whatever is done next: a large model's takes a second. The genome must stay as
+    it is until it is there."""
+    if genome.numel() >= _LONG:
+        return _beside().submit(genome_sha256, genome)
+    there: Future[str] = Future()
+    there.set_result(genome_sha256(genome))
+    return there
+
+
+@functools.cache
+def _beside() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(thread_name_prefix="evolora-checksums")

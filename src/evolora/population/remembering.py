@@ -11,7 +11,7 @@ from torch import Tensor
 
 from evolora.models.cost import Cost
 from evolora.population.evaluation import Drafts, Evaluation, Evaluator, mean_fitness
-from evolora.population.population import genome_sha256
+from evolora.population.naming import Named, Names
 from evolora.tasks.task import Example
 
 # What a completion left behind: its token ids, its text, its reward (None where there is no score), and the values of
@@ -30,13 +30,19 @@ class RememberingEvaluator(Evaluator):
 
     def __init__(self, evaluator: Evaluator) -> None:
         self.evaluator = evaluator
-        self.memory: dict[str, dict[str, _Entry]] = {}
+        self._names = Names()
+        self._memory: dict[Named, dict[str, _Entry]] = {}
+
+    @property
+    def memory(self) -> dict[str, dict[str, _Entry]]:
+        """What is remembered, by the genomes' checksums."""
+        return {named.sha256: entries for named, entries in self._memory.items()}
 
     def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
         """As the other evaluator would; `cost` and `failed` count what was done now."""
-        names = [genome_sha256(genome) for genome in genomes]
+        names = self._names.of(genomes)
         keys = [_key(example) for example in examples]
-        found = {name: dict(self.memory.get(name, {})) for name in names}
+        found = {name: dict(self._memory.get(name, {})) for name in names}
         cost, failed = Cost(), 0
         for rows, columns in _missing(names, keys, found):
             part = self.evaluator.evaluate(
@@ -55,7 +61,7 @@ class RememberingEvaluator(Evaluator):
                     )
                     found[names[row]][keys[column]] = entry
                     if not part.failed:
-                        self.memory.setdefault(names[row], {})[keys[column]] = entry
+                        self._memory.setdefault(names[row], {})[keys[column]] = entry
         entries = [[found[name][key] for key in keys] for name in names]
         rewards = np.array([[_or_nan(entry[2]) for entry in row] for row in entries])
         terms = {
@@ -73,8 +79,9 @@ class RememberingEvaluator(Evaluator):
 
     def keep(self, genomes: Tensor) -> None:
         """Forget all but these genomes."""
-        names = {genome_sha256(genome) for genome in genomes}
-        self.memory = {name: entries for name, entries in self.memory.items() if name in names}
+        names = set(self._names.of(genomes))
+        self._memory = {name: entries for name, entries in self._memory.items() if name in names}
+        self._names.keep(names)
         self.evaluator.keep(genomes)
 
     def state_dict(self) -> dict[str, Any]:
@@ -82,14 +89,17 @@ class RememberingEvaluator(Evaluator):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         self.evaluator.load_state_dict(state)
-        self.memory = {
-            name: {key: (list(ids), text, reward, terms) for key, (ids, text, reward, terms) in entries.items()}
+        self._names = Names()
+        self._memory = {
+            self._names.expect(name): {
+                key: (list(ids), text, reward, terms) for key, (ids, text, reward, terms) in entries.items()
+            }
             for name, entries in state["memory"].items()
         }
 
 
 def _missing(
-    names: Sequence[str], keys: Sequence[str], found: Mapping[str, Mapping[str, _Entry]]
+    names: Sequence[Named], keys: Sequence[str], found: Mapping[Named, Mapping[str, _Entry]]
 ) -> list[tuple[list[int], list[int]]]:
     """What is not found as rectangles, (rows, columns): genomes that lack the same examples are asked together, and a
     genome or an example that is there twice is asked once."""

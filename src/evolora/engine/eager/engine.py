@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -63,6 +63,7 @@ class EagerEngine:
             kernels.packs = False  # its rows' owners are known of whole batches only
         if tree.device.type != "cpu":
             widen_logits(tree)
+            _without_asking_for_padding(tree)
         self.hidden: int = tree.get_output_embeddings().weight.shape[1]
         self.device = tree.device
         self.dtype = torch.float64 if tree.dtype == torch.float64 else torch.float32
@@ -141,6 +142,18 @@ class EagerEngine:
     def close(self) -> None:
         """Take the hooks off the engine's modules."""
         self.layers.detach()
+
+
+def _without_asking_for_padding(tree: PreTrainedModel) -> None:
+    """Some architectures look, where they are given no mask, whether there is padding, to warn of it: the host would
+    wait for the device in each step. Without a mask there is none."""
+    models: list[Any] = [module for module in tree.modules() if isinstance(module, PreTrainedModel)]
+    for model in models:
+        model.warn_if_padding_and_no_attention_mask = _look_at_nothing
+
+
+def _look_at_nothing(*_: Any) -> None:
+    pass
 
 
 @dataclass
