@@ -12,6 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from evolora import GAConfig, InputError, evolve, resume
 from evolora.models.base import model_path
+from evolora.models.options import LoraOptions
+from evolora.runs.parts import Vocabulary
 
 ROWS = [{"prompt": f"{a} + {b} =", "target": str(a + b)} for a in range(4) for b in range(3)]
 SMALL: dict[str, Any] = {"gens": 2, "pop": 3, "elites": 1, "eval_prompts": 4, "threads": 1, "max_new_tokens": 3}
@@ -87,8 +89,22 @@ def test_a_peft_config_says_what_is_adapted_also_after_a_resume(tmp_path: Path) 
     saved = json.loads((again.adapter / "adapter_config.json").read_text())
     assert (saved["r"], saved["lora_alpha"], saved["target_modules"]) == (2, 8, r".*\.c_fc")
     assert saved["fan_in_fan_out"], "which GPT-2's layers need"
-    with pytest.raises(InputError, match="peft_config and lora"):
-        evolve(peft_config=config, lora={"r": 4}, data=ROWS, reward=near)
+
+
+LORA = [word for word, (part, _) in Vocabulary({}).words.items() if part == "lora"]
+
+
+@pytest.mark.parametrize("options", [*({word: 1} for word in LORA), {"lora": {"r": 4}}, {"lora": LoraOptions(r=4)}])
+def test_a_peft_config_stands_alone_under_every_name_of_what_it_says(options: dict[str, Any], tmp_path: Path) -> None:
+    values = {"modules": ["c_attn"], "dropout": 0.1, "rslora": True}
+    options = {
+        word: next((one for end, one in values.items() if word.endswith(end)), value) for word, value in options.items()
+    }
+    with pytest.raises(
+        InputError, match=f"^peft_config and {next(iter(options))}.*: found both, expected one of them$"
+    ):
+        evolve(peft_config=LoraConfig(r=4), **options, data=ROWS, reward=near, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_callbacks_hear_of_every_generation_and_one_that_raises_loses_nothing(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from evolora.errors import InputError, names_refused
 from evolora.options import Options
 from evolora.runs.given import Callback, Given, Rewards, given_reward
-from evolora.runs.options import Source, make_options, python_words
+from evolora.runs.options import RunOptions, Source, make_options, python_words
 from evolora.runs.run import Result, go_on, start
 from evolora.runs.tracking.terminal import View
 from evolora.tasks.objects import rows_of
@@ -89,10 +89,12 @@ def evolve(
             "pop": pop,
             "seed": seed,
             "out": out,
-            **_lora_words(peft_config, options),
         }
-        words = {name: value for name, value in named.items() if value is not None}
-        return start(make_options({**words, **options}), given=given, view=view)
+        words = {name: value for name, value in named.items() if value is not None} | options
+        config = make_options(_lora_words(peft_config), words)
+        if peft_config is not None:
+            _refuse_both(words, config)
+        return start(config, given=given, view=view)
 
 
 def resume(
@@ -141,13 +143,19 @@ def _given_model(
     return {"model": model, "tokenizer": tokenizer}
 
 
-def _lora_words(config: LoraConfig | None, options: Mapping[str, Any]) -> dict[str, Any]:
+def _lora_words(config: LoraConfig | None) -> dict[str, Any]:
     """What a `peft_config` says, in the options' words."""
     if config is None:
         return {}
-    if both := sorted(name for name in options if name.startswith("lora") or name in ("target_modules", "rslora")):
-        raise InputError(f"peft_config and {both[0]}: found both, expected one of them")
     return {"lora.r": config.r, "lora.alpha": config.lora_alpha, "lora.dropout": config.lora_dropout}
+
+
+def _refuse_both(words: Mapping[str, Any], config: RunOptions) -> None:
+    """Raise InputError for an option of the adapters, by whatever name, beside a `peft_config`."""
+    for word, value in Source.of_python(words).words:
+        place = config.vocabulary.words.get(word.replace("-", "_"))
+        if place is not None and place[0] == "lora" and value is not None:
+            raise InputError(f"peft_config and {word}: found both, expected one of them")
 
 
 @contextmanager
