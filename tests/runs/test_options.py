@@ -451,6 +451,15 @@ def test_names_of_trl_are_said_once() -> None:
     assert set(TRL_WORDS) <= set(Vocabulary({}).words)
 
 
+def test_weights_are_finite_numbers(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^--reward-weights nan: found 'nan', expected a finite number"):
+        typed("--reward", "exact", "--reward-weights", "nan")
+    with pytest.raises(InputError, match=r"reward_weights = \[1, inf\]: found inf, expected a finite number"):
+        from_toml('reward_funcs = ["exact", "chrf"]\nreward_weights = [1, inf]\n', tmp_path)
+    with pytest.raises(InputError, match=r"number 1 is .*, expected .*a finite number"):
+        from_toml('[[reward]]\nterm = "exact"\nweight = nan\n', tmp_path)
+
+
 def test_later_wins(tmp_path: Path) -> None:
     first, second = tmp_path / "first.toml", tmp_path / "second.toml"
     first.write_text('gens = 3\npop = 6\n[strategy]\ntype = "es"\nscale = 0.5\n')

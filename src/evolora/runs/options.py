@@ -16,7 +16,7 @@ from evolora.masking import conceal, keys_in
 from evolora.models.options import LoraOptions, ModelOptions
 from evolora.options import DRAFT, RUN, Options, can_do_without, extra, in_python, own_fields, told_fields
 from evolora.refiners.options import RefinerOptions
-from evolora.rewards.options import HUMAN, RewardOptions
+from evolora.rewards.options import HUMAN, RewardOptions, checked_weights
 from evolora.runs.parts import (
     PARTS,
     TRL_WORDS,
@@ -287,13 +287,11 @@ def _hear(source: Source, vocabulary: Vocabulary, given: _Given) -> None:
 def _weighted(terms: Any, weights: tuple[str, Any] | None, source: Source) -> Any:
     """Several rewards as one expression, as TRL sums them."""
     terms = [terms] if isinstance(terms, str) else list(terms or ())
-    factors = [1.0] * len(terms) if weights is None else weights[1]
-    factors = [factors] if isinstance(factors, str | int | float) else list(factors)
-    if len(factors) != len(terms) or not terms:
-        word, value = weights or ("reward_funcs", terms)
-        raise InputError(
-            f"{source.said(word, value)}: found {len(factors)} weights, expected one a reward, {len(terms)}"
-        )
+    word, value = weights or ("reward_funcs", terms)
+    said = source.said(word, value)
+    if not terms:
+        raise InputError(f"{said}: found no reward, expected at least one")
+    factors = checked_weights([1] * len(terms) if weights is None else value, len(terms), said)
     if not all(isinstance(term, str) for term in terms):
         return terms  # refused by the field
     if len(terms) == 1 and weights is None:
