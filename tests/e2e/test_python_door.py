@@ -14,6 +14,7 @@ from evolora import GAConfig, InputError, evolve, resume
 from evolora.models.base import model_path
 from evolora.models.options import LoraOptions
 from evolora.runs.parts import Vocabulary
+from evolora.runs.tracking.terminal import Silence
 
 ROWS = [{"prompt": f"{a} + {b} =", "target": str(a + b)} for a in range(4) for b in range(3)]
 SMALL: dict[str, Any] = {"gens": 2, "pop": 3, "elites": 1, "eval_prompts": 4, "threads": 1, "max_new_tokens": 3}
@@ -22,6 +23,14 @@ SMALL |= {"rollout_prompts": 4, "rl_steps": 1, "validation_prompts": 4}
 
 def near(completions: list[str], target: list[str], **_: Any) -> list[float]:
     return [1 / (1 + abs(len(text.strip()) - len(right))) for text, right in zip(completions, target, strict=True)]
+
+
+class Heard(Silence):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
 
 
 @pytest.fixture
@@ -78,7 +87,16 @@ def test_a_run_on_objects_resumes_with_them_to_the_same_bits(
     assert code == 2 and "evolora.resume(run, model=..., tokenizer=...)" in errors, "the command line says how"
     with pytest.raises(InputError, match=r"function near.*reward="):
         resume(half.folder, **loaded, gens=2)
-    again = resume(half.folder, **loaded, reward=[near, "exact"], reward_weights=[1.0, 0.5], gens=2)
+    heard = Heard()
+    again = resume(
+        half.folder,
+        **loaded,
+        reward_funcs=[near, "exact"],
+        reward_weights=[1.0, 0.5],
+        evolution={"gens": 2},
+        view=heard,
+    )
+    assert heard.lines.count("reward_funcs, TRL's name, is reward here") == 1
     assert again.summary["winner"]["genome_sha256"] == whole.summary["winner"]["genome_sha256"]
 
 
@@ -130,16 +148,19 @@ def test_callbacks_hear_of_every_generation_and_one_that_raises_loses_nothing(tm
 
 
 def test_ppo_alone_on_one_adapter_is_five_lines(loaded: dict[str, Any], tmp_path: Path) -> None:
+    heard = Heard()
     # fmt: off
     result = evolve(
         **loaded, data=pandas.DataFrame(ROWS), reward_funcs=near, strategy="none", refiner="ppo",
-        learning_rate=3e-3, max_completion_length=3, gens=2, threads=1, output_dir=tmp_path / "run",
+        learning_rate=3e-3, max_completion_length=3, gens=2, threads=1, output_dir=tmp_path / "run", view=heard,
     )
     tuned = AutoPeftModelForCausalLM.from_pretrained(result.adapter)
     # fmt: on
     moved = max(float(weight.abs().max()) for name, weight in tuned.named_parameters() if "lora_B" in name)
     assert moved > 0 or result.summary["winner"]["operator"] != "ppo", "B is zero in the base alone"
     assert result.history[-1]["ppo.reward"] > 0
+    for trl in ("reward_funcs", "learning_rate", "max_completion_length", "output_dir"):
+        assert sum(line.startswith(f"{trl}, TRL's name, ") for line in heard.lines) == 1
 
 
 def test_options_as_objects_and_as_words_are_the_same_run(tmp_path: Path) -> None:
@@ -154,6 +175,8 @@ def test_options_as_objects_and_as_words_are_the_same_run(tmp_path: Path) -> Non
         ({"model": "loaded"}, "tokenizer"),
         ({"tokenizer": object()}, "model= beside it"),
         ({"reward": near, "reward_funcs": [near]}, "reward and reward_funcs"),
+        ({"reward": {"name": near, "reward_funcs": near}}, r"reward\.name and reward\.reward_funcs: found both"),
+        ({"output_dir": "elsewhere"}, "out and output_dir: found both"),
         ({"reward_weights": [1.0]}, "reward_weights"),
         ({"data": {"train": ROWS, "dev": ROWS}}, "the splits train, dev"),
         ({"learning_rat": 1e-3}, "learning_rate"),

@@ -358,6 +358,21 @@ def test_every_option_is_described_and_every_word_means_one() -> None:
         (["--max-completion-length", "7"], "completion", "max_new_tokens", 7),
         (["--output-dir", "here"], "run", "out", "here"),
         (["--reward-funcs", "exact", "--reward-weights", "2"], "reward", "name", "2 * (exact)"),
+        (
+            ["--reward-funcs", "exact", "chrf", "--reward-weights", "1", "2"],
+            "reward",
+            "name",
+            "1 * (exact) + 2 * (chrf)",
+        ),
+        (["--reward", "exact", "--reward=chrf"], "reward", "name", "(exact) + (chrf)"),
+        (
+            ["--reward", "exact", "--reward", "chrf", "--reward-weights", "1", "2"],
+            "reward",
+            "name",
+            "1 * (exact) + 2 * (chrf)",
+        ),
+        (["--refiner.learning_rate", "0.02"], "refiner", "lr", 0.02),
+        (["--refiner-learning-rate", "0.02"], "refiner", "lr", 0.02),
         (["--target-modules", "all-linear"], "lora", "target_modules", "all-linear"),
         (["--target-modules", ".*attn"], "lora", "target_modules", ".*attn"),
         (["--target-modules", "c_attn"], "lora", "target_modules", ["c_attn"]),
@@ -448,7 +463,49 @@ def test_names_of_trl_are_said_once() -> None:
     assert typed("--beta", "0.1", "--beta", "0.2").notes == ("--beta, TRL's name, is --kl-weight here",)
     assert make_options({"num_generations": 4}).notes == ("num_generations, TRL's name, is rollout_samples here",)
     assert make_options({"lr": 0.1}).notes == ()
+    weighted = typed("--reward-funcs", "exact", "--reward-weights", "2")
+    assert weighted.notes == (
+        "--reward-funcs, TRL's name, is --reward here",
+        "--reward-weights, TRL's name, are factors in --reward here",
+    )
     assert set(TRL_WORDS) <= set(Vocabulary({}).words)
+
+
+@pytest.mark.parametrize("trl", TRL_WORDS)
+def test_names_of_trl_are_words_of_their_parts_too(trl: str, tmp_path: Path) -> None:
+    part, name = TRL_WORDS[trl]
+    values = {"reward_funcs": ["exact", "chrf"], "reward_weights": [2], "output_dir": "here", "beta": 0.5}
+    value: Any = values.get(trl, 2)
+    rewards = "reward = 'exact'\n" if trl == "reward_weights" else ""
+    alone = from_toml(f"{rewards}{trl} = {value!r}\n", tmp_path)
+    head = "name = 'exact'\n" if rewards else ""
+    inside = from_toml(f"[{part}]\n{head}{trl} = {value!r}\n", tmp_path)
+    by_mapping = make_options({part: {**({"name": "exact"} if rewards else {}), trl: value}})
+    assert alone == inside == by_mapping
+    assert getattr(getattr(inside, part), name) != getattr(getattr(make_options(), part), name)
+    assert inside.notes[0].startswith(f"{part}.{trl}, TRL's name, ")
+    assert by_mapping.notes == inside.notes
+
+
+def test_two_words_for_one_option_are_refused_where_both_were_written_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^lr and learning_rate: found both, expected one of them$"):
+        make_options({"lr": 0.1, "learning_rate": 0.2})
+    with pytest.raises(InputError, match=r"^gens and evolution\.gens: found both"):
+        from_toml("gens = 3\n[evolution]\ngens = 4\n", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "right"),
+    [
+        ("model.target_modules", "lora.target_modules"),
+        ("refiner.gens", "evolution.gens"),
+        ("model.beta", "refiner.kl_w"),
+    ],
+)
+def test_an_option_in_another_part_s_table_is_named_with_its_own(word: str, right: str, tmp_path: Path) -> None:
+    part, name = word.split(".")
+    with pytest.raises(InputError, match=f"{word} = 3: found an unknown option, .*, such as {right}"):
+        from_toml(f"[{part}]\n{name} = 3\n", tmp_path)
 
 
 def test_weights_are_finite_numbers(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from evolora.errors import InputError, names_refused
 from evolora.options import Options
 from evolora.runs.given import Callback, Given, Rewards, given_reward
-from evolora.runs.options import RunOptions, Source, make_options, python_words
+from evolora.runs.options import RunOptions, Source, make_options, python_words, trl_note
+from evolora.runs.parts import Vocabulary, trl_name
 from evolora.runs.run import Result, go_on, start
 from evolora.runs.tracking.terminal import View
 from evolora.tasks.objects import rows_of
@@ -29,7 +30,7 @@ def evolve(
     task: str | None = None,
     prompt: str | None = None,
     target: str | None = None,
-    reward: Rewards | None = None,
+    reward: Rewards | Options | Mapping[str, Any] | None = None,
     reward_weights: Sequence[float] | None = None,
     strategy: str | Options | Mapping[str, Any] | None = None,
     refiner: str | Options | Mapping[str, Any] | None = None,
@@ -63,17 +64,15 @@ def evolve(
     ['genome_sha256', 'id', 'operator', 'test', 'validation']
     """
     with _in_python():
-        if "reward_funcs" in options:
-            if reward is not None:
-                raise InputError("reward and reward_funcs: found both, expected one of them")
-            reward = options.pop("reward_funcs")
+        reward, weights, notes = _rewards(reward, reward_weights, options)
         rows = None if data is None or isinstance(data, (str, os.PathLike)) else rows_of(data)
         given = Given(
             **_given_model(model, tokenizer),
             peft_config=peft_config,
-            reward=given_reward(reward, reward_weights),
+            reward=given_reward(reward, weights),
             rows=rows,
             callbacks=callbacks,
+            notes=notes,
         )
         named = {
             "model": given.model_name() if given.model is not None else None if model is None else str(model),
@@ -115,7 +114,8 @@ def resume(
 
     `options`, or keywords, may give a new `gens`, `budget_tokens`, `budget_seconds`, `budget_flops`, `save_every`,
     `keep` or `merge`; None takes a limit away. Budgets count all that the run has spent, before it was stopped and
-    after. A run that was given a loaded model or Python functions as its reward needs them again. One that was not made
+    after. A run that was given a loaded model or Python functions as its reward (or as TRL's `reward_funcs`) needs them
+    again. One that was not made
     in this folder by this user, and whose options run code or read environment variables, is refused unless
     `trust_reward`.
 
@@ -123,10 +123,12 @@ def resume(
     options, versions. With `accept_changes` the run goes on, and its summary lists what was `changed`.
     """
     with _in_python():
+        given_words = {**(options or {}), **more}
+        reward, weights, notes = _rewards(reward, reward_weights, given_words)
         given = Given(
-            **_given_model(model, tokenizer), reward=given_reward(reward, reward_weights), callbacks=callbacks
+            **_given_model(model, tokenizer), reward=given_reward(reward, weights), callbacks=callbacks, notes=notes
         )
-        words = Source.of_python({**(options or {}), **more})
+        words = Source.of_python(given_words)
         return go_on(Path(folder), words, given=given, view=view, trust=trust_reward, accept_changes=accept_changes)
 
 
@@ -141,6 +143,32 @@ def _given_model(
     if tokenizer is None:
         raise InputError("model: found a loaded model without a tokenizer, expected tokenizer= beside it")
     return {"model": model, "tokenizer": tokenizer}
+
+
+def _rewards(
+    reward: Rewards | Options | Mapping[str, Any] | None, weights: Sequence[float] | None, options: dict[str, Any]
+) -> tuple[Rewards | None, Sequence[float] | None, list[str]]:
+    """The rewards and their weights, which are taken out of the `options` where they are there under another name, and
+    what is said of TRL's names for them."""
+    part = isinstance(reward, Options | Mapping)
+    options |= dict(Source.of_python({"reward": reward}).words) if part else {}
+    words = Vocabulary({})
+    said: dict[str, tuple[str, Any]] = {
+        "rewards": ("reward", None if part else reward),
+        "weights": ("reward_weights", weights),
+    }
+    for word in [word for word in options if words.words.get(word.replace("-", "_")) == ("reward", "name")]:
+        kind = "weights" if trl_name(word) == "reward_weights" else "rewards"
+        if (value := options.pop(word)) is not None:
+            if said[kind][1] is not None:
+                raise InputError(f"{said[kind][0]} and {word}: found both, expected one of them")
+            said[kind] = (word, value)
+    notes = [
+        trl_note(trl, word, Source([]), words)
+        for word, value in said.values()
+        if value is not None and (trl := trl_name(word)) is not None
+    ]
+    return said["rewards"][1], said["weights"][1], notes
 
 
 def _lora_words(config: LoraConfig | None) -> dict[str, Any]:

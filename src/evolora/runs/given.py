@@ -25,7 +25,7 @@ _MODEL, _FUNCTION = "<model ", "<function "
 @dataclass(frozen=True, kw_only=True)
 class Given:
     """Nothing, by default. `reward` is an expression with the Python functions among its terms; `callbacks` are called
-    with each generation's metrics."""
+    with each generation's metrics; `notes` are what is said of how they were given."""
 
     model: PreTrainedModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -33,6 +33,7 @@ class Given:
     reward: tuple[Expression, Mapping[str, Reward]] | None = None
     rows: list[dict[str, Any]] | None = None
     callbacks: Sequence[Callback] = field(default=())
+    notes: Sequence[str] = field(default=())
 
     def model_name(self) -> str:
         """What the options call the model that was given."""

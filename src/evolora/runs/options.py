@@ -19,7 +19,6 @@ from evolora.refiners.options import RefinerOptions
 from evolora.rewards.options import HUMAN, RewardOptions, checked_weights
 from evolora.runs.parts import (
     PARTS,
-    TRL_WORDS,
     AmbiguousWordError,
     BudgetOptions,
     FolderOptions,
@@ -27,6 +26,7 @@ from evolora.runs.parts import (
     UnknownWordError,
     Vocabulary,
     owner_of,
+    trl_name,
 )
 from evolora.runs.speech import Speech
 from evolora.strategies.options import StrategyOptions
@@ -255,6 +255,7 @@ def _types(source: Source) -> dict[str, str]:
 def _hear(source: Source, vocabulary: Vocabulary, given: _Given) -> None:
     """Note what the words of a source say."""
     weights: tuple[str, Any] | None = None
+    heard: dict[Place, tuple[str, Any]] = {}
     for word, value in source.words:
         try:
             part, name = vocabulary.place(word)
@@ -266,22 +267,30 @@ def _hear(source: Source, vocabulary: Vocabulary, given: _Given) -> None:
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
                 check_text(f"{source.speech.where}: {word}" if source.speech.where else source.named(word), text)
-        plain = word.replace("-", "_")
-        if plain in TRL_WORDS:
-            own = Speech("cli" if source.speech.kind == "cli" else "python").name(vocabulary.word(part, name))
-            given.notes.append(f"{source.named(word)}, TRL's name, is {own} here")
-        if plain == "reward_weights":
+        trl = trl_name(word)
+        if trl is not None:
+            given.notes.append(trl_note(trl, source.named(word), source, vocabulary))
+        if trl == "reward_weights":
             weights = (word, value)
             continue
-        if plain == "reward_funcs":
+        if trl == "reward_funcs":
             value = [value] if isinstance(value, str) else value
         if value is None and not can_do_without(vocabulary.fields[part, name]):
             continue  # Python's way to say nothing
+        before, other = heard.setdefault((part, name), (word, value))
+        if source.speech.kind != "cli" and other != value:
+            raise InputError(f"{source.named(before)} and {source.named(word)}: found both, expected one of them")
         given.values[part][name] = value
         given.origin[part, name] = (word, source)
     terms = given.values["reward"].get("name")
     if weights is not None or isinstance(terms, list | tuple):
         given.values["reward"]["name"] = _weighted(terms, weights, source)
+
+
+def trl_note(trl: str, said: str, source: Source, vocabulary: Vocabulary) -> str:
+    """What is said of a name of TRL's."""
+    own = Speech("cli" if source.speech.kind == "cli" else "python").name(vocabulary.word(*vocabulary.words[trl]))
+    return f"{said}, TRL's name, {'are factors in' if trl == 'reward_weights' else 'is'} {own} here"
 
 
 def _weighted(terms: Any, weights: tuple[str, Any] | None, source: Source) -> Any:

@@ -71,7 +71,7 @@ def start(
             raise InputError(f"--out {folder}: holds checkpoints without their config.toml, expected a new folder")
         with _rows_in(folder, given.rows) as data:
             config = config if data is None else config.replaced({"task": {"data": str(data)}})
-            for note in config.notes:
+            for note in (*config.notes, *given.notes):
                 view.say(note)
             parts = assemble(_located(config, folder), given, view)
             need_room_for_run(folder, parts)
@@ -165,7 +165,7 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, 
             merge_winner(folder, config, given, identity)
             summary = write_summary(folder, summary, ["best", "merged"])
         return Result(folder, summary, history)
-    for note in config.notes:
+    for note in (*config.notes, *given.notes):
         view.say(note)
     parts = assemble(config, given, view)
     need_room_for_run(folder, parts)
