@@ -22,7 +22,7 @@ from evolora.rewards.options import HUMAN
 from evolora.runs.config_file import config_toml, read_config, read_run_config
 from evolora.runs.help import full_help, option_help, short_help
 from evolora.runs.memory import check_at_once
-from evolora.runs.options import RunOptions, Source, make_options, trl_note
+from evolora.runs.options import RunOptions, Source, check_resumable, make_options, trl_note
 from evolora.runs.parts import RESUMABLE, TRL_WORDS, Place, Vocabulary, trl_name
 from evolora.runs.speech import Speech
 from evolora.runs.typed import Typed, typed_words
@@ -288,13 +288,8 @@ def _resumed_by_train(typed: Typed) -> int:
     folder = typed.resume or out
     if not folder:
         raise InputError("--resume: found no run folder, expected --resume RUN or --out RUN beside it")
-    for place, (word, _) in words.items():
-        if place not in _RESUME_OPTIONS:
-            allowed = ", ".join(Speech("cli").name(_DEFAULTS.word(*each)) for each in _RESUME_OPTIONS)
-            raise InputError(
-                f"{typed.source.named(word)} with --resume: a resumed run keeps its options, expected only {allowed}"
-            )
     words_left = Source(list(words.values()), typed.source.speech, typed.source.shown)
+    check_resumable(words_left)
     return _continue(Path(folder), words_left, _trust({"trust_reward": typed.trust_reward}), False)
 
 

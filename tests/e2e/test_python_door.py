@@ -1,14 +1,16 @@
 """`evolve` and `resume` with objects: what people have in hand."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
+import torch
 from datasets import Dataset
-from peft import AutoPeftModelForCausalLM, LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import AdaLoraConfig, AutoPeftModelForCausalLM, IA3Config, LoraConfig
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from evolora import GAConfig, InputError, evolve, resume
 from evolora.models.base import model_path
@@ -147,6 +149,29 @@ def test_callbacks_hear_of_every_generation_and_one_that_raises_loses_nothing(tm
     assert len(again.history) == 2
 
 
+def test_a_resumed_run_is_given_nothing_that_it_would_not_use(tmp_path: Path) -> None:
+    run = evolve(data=ROWS, out=tmp_path / "run", **{**SMALL, "gens": 1}).folder
+    for options in (
+        {"out": "elsewhere"}, {"output_dir": "elsewhere"}, {"learning_rate": 9}, {"gens": 1, "seed": 5}, {"genz": 2},
+        {"strategy": {"mutation_scale": 1}}, {"data": ROWS}, {"options": {"pop": 9}},
+        {"seed": 5, "accept_changes": True},
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"with resume: a resumed run keeps .*, expected only gens, budget_tokens"):
+            resume(run, **options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^model='gpt2': a resumed run keeps its model"):
+        resume(run, model="gpt2")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^reward=chrf: this run's was similarity, expected the same"):
+        resume(run, reward="chrf")
+    for options, words in (
+        ({"folder": 3}, "^folder: found 3, expected a path"),
+        ({"options": 3}, "^options: found 3, expected a mapping"),
+        ({"callbacks": 3}, "^callbacks: found 3"),
+    ):
+        with pytest.raises(InputError, match=words):
+            resume(**{"folder": run, **options})  # type: ignore[arg-type]
+    assert resume(run, gens=1, reward="similarity", keep=None).summary["generations"] == 1
+
+
 def test_ppo_alone_on_one_adapter_is_five_lines(loaded: dict[str, Any], tmp_path: Path) -> None:
     heard = Heard()
     # fmt: off
@@ -169,10 +194,61 @@ def test_options_as_objects_and_as_words_are_the_same_run(tmp_path: Path) -> Non
     assert by_object.summary["winner"]["genome_sha256"] == by_word.summary["winner"]["genome_sha256"]
 
 
+def test_a_run_inside_inference_mode_is_the_same_run(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": ROWS, "reward": near, **SMALL, "gens": 1}
+    outside = evolve(**options, out=tmp_path / "outside")
+    with torch.inference_mode():
+        inside = evolve(**options, out=tmp_path / "inside")
+        assert torch.is_inference_mode_enabled()
+    assert inside.summary["winner"] == outside.summary["winner"] and "ppo.reward" in inside.history[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda model: AutoModel.from_pretrained(model_path("tiny-gpt2")),
+            "^model: found GPT2Model, which has no head",
+        ),
+        (lambda model: model.to("meta"), "^model: found weights on the device meta, which are none"),
+        (lambda model: 3, "^model: found int, expected a name or a causal LM"),
+        (lambda model: torch.nn.Linear(2, 2), "^model: found Linear, expected"),
+    ],
+)
+def test_a_model_that_can_train_nothing_is_refused_at_once(
+    make: Any, words: str, loaded: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=words):
+        evolve(model=make(loaded["model"]), tokenizer=loaded["tokenizer"], data=ROWS, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_made_in_inference_mode_are_refused(loaded: dict[str, Any], tmp_path: Path) -> None:
+    with torch.inference_mode():
+        model = copy.deepcopy(loaded["model"])
+        with pytest.raises(InputError, match=r"^model: found weights made inside torch\.inference_mode"):
+            evolve(model=model, tokenizer=loaded["tokenizer"], data=ROWS, out=tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"model": "loaded"}, "tokenizer"),
+        ({"model": 3}, "^model: found int, expected a name"),
+        ({"peft_config": IA3Config()}, "^peft_config: found IA3Config, expected a LoraConfig"),
+        ({"peft_config": AdaLoraConfig(total_step=9)}, "^peft_config: found AdaLoraConfig, expected a LoraConfig"),
+        ({"peft_config": {"r": 4}}, "^peft_config: found dict, expected a LoraConfig"),
+        (
+            {"peft_config": LoraConfig(target_modules=["nothing"])},
+            r"^peft_config: target_modules=\['nothing'\]: Target",
+        ),
+        ({"peft_config": LoraConfig(target_modules=3)}, "^peft_config: target_modules=3: "),
+        ({"reward": 3}, "^reward: found 3, expected a function, the name of a reward or a list of these"),
+        ({"reward": near, "reward_weights": ["a"]}, "^reward_weights: found 'a', expected a finite number"),
+        ({"reward": near, "reward_weights": 3j}, "^reward_weights: found 3j, expected a finite number"),
+        ({"callbacks": print}, "^callbacks: found <built-in function print>, expected a list of functions"),
+        ({"callbacks": [print, 3]}, "^callbacks: found 3, expected a list of functions"),
+        ({"view": 3}, "^view: found int, expected an object with say, progress, generation and close"),
         ({"tokenizer": object()}, "model= beside it"),
         ({"reward": near, "reward_funcs": [near]}, "reward and reward_funcs"),
         ({"reward": {"name": near, "reward_funcs": near}}, r"reward\.name and reward\.reward_funcs: found both"),

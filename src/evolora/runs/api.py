@@ -6,13 +6,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
+import torch
+from peft import LoraConfig, PeftType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evolora.errors import InputError, names_refused
+from evolora.models.base import check_given
 from evolora.options import Options
-from evolora.runs.given import Callback, Given, Rewards, given_reward
-from evolora.runs.options import RunOptions, Source, make_options, python_words, trl_note
+from evolora.runs.given import Callback, Given, Rewards, checked_callbacks, given_reward
+from evolora.runs.options import RunOptions, Source, check_resumable, make_options, python_words, trl_note
 from evolora.runs.parts import Vocabulary, trl_name
 from evolora.runs.run import Result, go_on, start
 from evolora.runs.tracking.terminal import View
@@ -56,14 +58,20 @@ def evolve(
     **{"refiner.lr": 3e-4}), and TRL's names for them (`learning_rate`, `num_generations`, `max_completion_length`,
     `beta`, `output_dir`).
 
-    Raises InputError for bad options before any work, RewardError when the reward fails, `Interrupted` after Ctrl-C.
+    Inside `torch.no_grad` and `torch.inference_mode` it is the same run as outside.
+
+    Raises InputError for bad options and objects before any work, RewardError when the reward fails, `Interrupted`
+    after Ctrl-C.
 
     >>> import tempfile
     >>> result = evolve(task="arithmetic", gens=1, pop=2, elites=1, refiner="none", out=tempfile.mkdtemp() + "/run")
     >>> sorted(result.summary["winner"])
     ['genome_sha256', 'id', 'operator', 'test', 'validation']
     """
-    with _in_python():
+    with _in_python(view):
+        if peft_config is not None and getattr(peft_config, "peft_type", None) != PeftType.LORA:
+            found = type(peft_config).__name__
+            raise InputError(f"peft_config: found {found}, expected a LoraConfig of PEFT, the one kind that is evolved")
         reward, weights, notes = _rewards(reward, reward_weights, options)
         rows = None if data is None or isinstance(data, (str, os.PathLike)) else rows_of(data)
         given = Given(
@@ -71,7 +79,7 @@ def evolve(
             peft_config=peft_config,
             reward=given_reward(reward, weights),
             rows=rows,
-            callbacks=callbacks,
+            callbacks=checked_callbacks(callbacks),
             notes=notes,
         )
         named = {
@@ -115,20 +123,30 @@ def resume(
     `options`, or keywords, may give a new `gens`, `budget_tokens`, `budget_seconds`, `budget_flops`, `save_every`,
     `keep` or `merge`; None takes a limit away. Budgets count all that the run has spent, before it was stopped and
     after. A run that was given a loaded model or Python functions as its reward (or as TRL's `reward_funcs`) needs them
-    again. One that was not made
-    in this folder by this user, and whose options run code or read environment variables, is refused unless
-    `trust_reward`.
+    again. One that was not made in this folder by this user, and whose options run code or read environment
+    variables, is refused unless `trust_reward`.
 
-    Raises InputError where anything else has changed that the results depend on: data, model, tokenizer, reward,
-    options, versions. With `accept_changes` the run goes on, and its summary lists what was `changed`.
+    Raises InputError for any other option, and where anything else has changed that the results depend on: data, model,
+    tokenizer, reward, options, versions. With `accept_changes` the run goes on, and its summary lists what was
+    `changed`.
     """
-    with _in_python():
+    with _in_python(view):
+        if not isinstance(folder, (str, os.PathLike)):
+            raise InputError(f"folder: found {folder!r:.60}, expected a path")
+        if not isinstance(options, Mapping | None):
+            raise InputError(f"options: found {options!r:.60}, expected a mapping from names to values")
         given_words = {**(options or {}), **more}
         reward, weights, notes = _rewards(reward, reward_weights, given_words)
+        if isinstance(model, (str, os.PathLike)):
+            raise InputError(f"model={model!r}: a resumed run keeps its model, expected only a loaded one that it had")
         given = Given(
-            **_given_model(model, tokenizer), reward=given_reward(reward, weights), callbacks=callbacks, notes=notes
+            **_given_model(model, tokenizer),
+            reward=given_reward([reward] if isinstance(reward, str) else reward, weights),
+            callbacks=checked_callbacks(callbacks),
+            notes=notes,
         )
         words = Source.of_python(given_words)
+        check_resumable(words)
         return go_on(Path(folder), words, given=given, view=view, trust=trust_reward, accept_changes=accept_changes)
 
 
@@ -140,8 +158,7 @@ def _given_model(
         if tokenizer is not None:
             raise InputError("tokenizer: found one without a loaded model, expected model= beside it")
         return {}
-    if tokenizer is None:
-        raise InputError("model: found a loaded model without a tokenizer, expected tokenizer= beside it")
+    check_given(model, tokenizer)
     return {"model": model, "tokenizer": tokenizer}
 
 
@@ -187,10 +204,16 @@ def _refuse_both(words: Mapping[str, Any], config: RunOptions) -> None:
 
 
 @contextmanager
-def _in_python() -> Iterator[None]:
-    """Faults inside name options as Python does."""
+def _in_python(view: View | None) -> Iterator[None]:
+    """Faults inside name options as Python does. A caller's `torch.inference_mode` or `no_grad` is left inside: what is
+    refined needs gradients."""
+    for name in ("say", "progress", "generation", "close") if view is not None else ():
+        if not callable(getattr(view, name, None)):
+            raise InputError(
+                f"view: found {type(view).__name__}, expected an object with say, progress, generation and close"
+            )
     try:
-        with names_refused():
+        with names_refused(), torch.inference_mode(False), torch.enable_grad():
             yield
     except InputError as error:
         raise python_words(error) from None

@@ -1,6 +1,6 @@
 """What a run was given as Python objects, which no file holds: a resumed run needs them again."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,18 @@ def given_reward(
         return None
     if reward is None:
         raise InputError(f"reward_weights={weights!r}: expected rewards beside them")
-    return weighted([reward] if isinstance(reward, str) or callable(reward) else list(reward), weights)
+    rewards = [reward] if isinstance(reward, str) or callable(reward) else reward
+    if not isinstance(rewards, Iterable):
+        raise InputError(f"reward: found {reward!r:.60}, expected a function, the name of a reward or a list of these")
+    return weighted(list(rewards), weights)
+
+
+def checked_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
+    """Raise InputError where they are not functions."""
+    found = tuple(callbacks) if isinstance(callbacks, Iterable) else None
+    for wrong in (callbacks,) if found is None else (each for each in found if not callable(each)):
+        raise InputError(f"callbacks: found {wrong!r:.60}, expected a list of functions")
+    return found or ()
 
 
 def refuse_forgotten(model: str, reward: str | None, given: Given) -> None:

@@ -19,6 +19,7 @@ from evolora.refiners.options import RefinerOptions
 from evolora.rewards.options import HUMAN, RewardOptions, checked_weights
 from evolora.runs.parts import (
     PARTS,
+    RESUMABLE,
     AmbiguousWordError,
     BudgetOptions,
     FolderOptions,
@@ -285,6 +286,18 @@ def _hear(source: Source, vocabulary: Vocabulary, given: _Given) -> None:
     terms = given.values["reward"].get("name")
     if weights is not None or isinstance(terms, list | tuple):
         given.values["reward"]["name"] = _weighted(terms, weights, source)
+
+
+def check_resumable(source: Source) -> None:
+    """Raise InputError for what a resumed run cannot be given anew."""
+    words = Vocabulary({})
+    places = [words.place(word) for word in RESUMABLE]
+    for word, _ in source.words:
+        if words.words.get(word.replace("-", "_")) not in places:
+            allowed = ", ".join(source.speech.name(words.word(*place)) for place in places)
+            raise InputError(
+                f"{source.named(word)} with --resume: a resumed run keeps its options, expected only {allowed}"
+            )
 
 
 def trl_note(trl: str, said: str, source: Source, vocabulary: Vocabulary) -> str:

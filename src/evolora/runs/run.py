@@ -161,6 +161,8 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, 
         edited.append(str(fault))
     if not lost and not edited and (done := finished(folder, config, identity.run, view)) is not None:
         summary, history = done
+        if given.reward is not None and str(given.reward[0]) != config.reward.name:
+            raise InputError(f"--reward {given.reward[0]}: this run's was {config.reward.name}, expected the same")
         if config.run.merge and "merged" not in summary["sealed"]:
             merge_winner(folder, config, given, identity)
             summary = write_summary(folder, summary, ["best", "merged"])
