@@ -49,7 +49,8 @@ def evolve(
     `model` is a name (the bundled model by default) or a loaded causal LM with its `tokenizer`, which stay as they are;
     `peft_config` says what to adapt. `data` is a file, a folder, rows with a `prompt` and any further columns, which
     the reward gets by name: a list of dictionaries, a `datasets.Dataset` or `DatasetDict`, a pandas DataFrame; or there
-    is a `task`, or one `prompt` with its `target`.
+    is a `task`, or one `prompt` with its `target`. Of train and test alone, the validation rows are split off train by
+    the seed; of one split, both are.
 
     `reward` is a function with TRL's signature, the name of one, or a list of both with `reward_weights`; TRL's
     `reward_funcs` is the same. `strategy` and `refiner` are names or options (`GAConfig(mutation_scale=0.01)`). Each of

@@ -115,8 +115,8 @@ def _rows_in(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path |
         return
     try:
         text = "".join(json.dumps(without_nan(row), allow_nan=False) + "\n" for row in rows)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"data: {error}, expected rows that JSON can hold") from None
+    except (TypeError, ValueError):
+        raise _refused_row(rows) from None
     data = folder / ROWS
     write_text(data, text)
     try:
@@ -124,6 +124,17 @@ def _rows_in(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path |
     except BaseException:
         data.unlink()
         raise
+
+
+def _refused_row(rows: list[dict[str, Any]]) -> InputError:
+    """Says which value JSON cannot hold."""
+    for number, row in enumerate(rows):
+        for name, value in row.items():
+            try:
+                json.dumps(without_nan({name: value}), allow_nan=False)
+            except (TypeError, ValueError) as error:
+                return InputError(f"data[{number}]: column {name!r}: {error}, expected rows that JSON can hold")
+    raise AssertionError("all rows can be written")
 
 
 def go_on(
