@@ -537,6 +537,20 @@ def test_older_configurations_are_refused_in_a_sentence(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("es_scale = 0.05", "strategy.scale of strategy es"),
+        ("sep_cmaes_mutation_scale = 0.05", "strategy.mutation_scale of strategy sep-cmaes"),
+        ('strategy = "pbt"\npbt_share = 0.25', "strategy.share"),
+        ("ppo_critic_lr = 0.25", "refiner.critic_lr"),
+    ],
+)
+def test_names_of_older_versions_get_their_new_ones(line: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"0\.\d+: found an unknown option, expected {expected}$"):
+        from_toml(f"{line}\n", tmp_path)
+
+
 def test_help_is_one_screen_and_all_help_has_every_option() -> None:
     for kind in STRATEGIES:
         lines = short_help(typed_words(["--strategy", kind]).source).splitlines()
@@ -579,6 +593,8 @@ def test_every_public_name_is_found(room: str) -> None:
     for name in module.__all__:
         found = getattr(module, name)
         assert not isinstance(found, type(sys)), name
+    program = f"import evolora{room} as room\nassert set(room.__all__) <= set(dir(room)), dir(room)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0, "before any is used"
 
 
 def test_an_option_of_several_parts_says_where_it_is_written() -> None:

@@ -26,6 +26,7 @@ from evolora.runs.parts import (
     Place,
     UnknownWordError,
     Vocabulary,
+    by_its_type,
     owner_of,
     trl_name,
 )
@@ -329,6 +330,10 @@ def _unknown(word: str, value: Any, nearest: str | None, source: Source, vocabul
         part, kind = owner
         chosen = vocabulary.models[part].model_fields["type"].default
         return f"{said}: found an option of {part} {kind}, expected one of {part} {chosen}, which is chosen"
+    if (older := by_its_type(word)) is not None:
+        part, kind, name = older
+        of = "" if vocabulary.models[part] is PARTS[part][kind] else f" of {part} {kind}"
+        return f"{said}: found an unknown option, expected {source.speech.name(f'{part}.{name}')}{of}"
     if nearest is not None:
         if source.speech.kind == "cli":
             nearest = nearest if "." in nearest else nearest.replace("_", "-")

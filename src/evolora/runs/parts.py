@@ -205,3 +205,18 @@ def owner_of(word: str) -> tuple[str, str] | None:
             if any(place[0] == part for place in vocabulary._short.get(word, [])):
                 return part, kind
     return None
+
+
+def by_its_type(word: str) -> tuple[str, str, str] | None:
+    """Part, type and name of the option that a word means as older versions wrote it, by its type.
+
+    >>> by_its_type("es_scale")
+    ('strategy', 'es', 'scale')
+    """
+    plain = word.replace("-", "_")
+    for part in ("strategy", "refiner"):
+        for kind, model in PARTS[part].items():
+            name = plain.removeprefix(f"{kind.replace('-', '_')}_")
+            if name != plain and name in own_fields(model, part):
+                return part, kind, name
+    return None
