@@ -22,8 +22,8 @@ from evolora.rewards.options import HUMAN
 from evolora.runs.config_file import config_toml, read_config, read_run_config
 from evolora.runs.help import full_help, option_help, short_help
 from evolora.runs.memory import check_at_once
-from evolora.runs.options import RunOptions, Source, make_options
-from evolora.runs.parts import RESUMABLE, Place, Vocabulary
+from evolora.runs.options import RunOptions, Source, check_resumable, make_options, trl_note
+from evolora.runs.parts import RESUMABLE, TRL_WORDS, Place, Vocabulary, trl_name
 from evolora.runs.speech import Speech
 from evolora.runs.typed import Typed, typed_words
 from evolora.signals import NOTHING_YET
@@ -231,12 +231,18 @@ def _add_options(parser: argparse.ArgumentParser, places: Sequence[Place]) -> No
     for part, name in places:
         field = _DEFAULTS.fields[part, name]
         usual = _DEFAULTS.word(part, name)
-        others = [word for word, place in _DEFAULTS.words.items() if place == (part, name) and word != usual]
+        spellings: dict[str, list[str]] = {}
+        for word, place in _DEFAULTS.words.items():
+            if place == (part, name) and word != usual:
+                spellings.setdefault(trl_name(word) or f"{part}.{name}", []).append(word)
         cli = Speech("cli")
-        for words, text in (([usual], option_help(field)), (others, argparse.SUPPRESS)):
-            keywords: dict[str, Any] = {"dest": f"{part}.{name}", "default": argparse.SUPPRESS, "help": text}
+        usually = (f"{part}.{name}", [usual], option_help(field))
+        for dest, words, text in (usually, *((dest, words, argparse.SUPPRESS) for dest, words in spellings.items())):
+            keywords: dict[str, Any] = {"dest": dest, "default": argparse.SUPPRESS, "help": text}
             flags = [cli.name(word) for word in words]
-            if field.annotation is bool:
+            if dest in ("reward_funcs", "reward_weights"):
+                parser.add_argument(*flags, nargs="+", metavar="X", **keywords)
+            elif field.annotation is bool:
                 parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **keywords)
             else:
                 parser.add_argument(*flags, metavar="NONE|X" if can_do_without(field) else "X", **keywords)
@@ -253,10 +259,14 @@ def _add_resume_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _source(options: Mapping[str, Any], places: Sequence[Place]) -> Source:
-    """The options that were given."""
+    """The options that were given. What they are called here is said where TRL's names were used."""
+    cli = Speech("cli")
     given = [(f"{part}.{name}", part, name) for part, name in places if f"{part}.{name}" in options]
-    shown = {word: Speech("cli").name(_DEFAULTS.word(part, name)) for word, part, name in given}
-    return Source([(word, options[word]) for word, _, _ in given], Speech("cli"), shown)
+    shown = {word: cli.name(_DEFAULTS.word(part, name)) for word, part, name in given}
+    trl = [name for name, place in TRL_WORDS.items() if place in places and name in options]
+    for name in trl:
+        print(trl_note(name, cli.name(name), Source([], cli), _DEFAULTS), file=sys.stderr)
+    return Source([(word, options[word]) for word in (*(word for word, _, _ in given), *trl)], cli, shown)
 
 
 def _train(typed: Typed) -> int:
@@ -284,13 +294,8 @@ def _resumed_by_train(typed: Typed) -> int:
     folder = typed.resume or out
     if not folder:
         raise InputError("--resume: found no run folder, expected --resume RUN or --out RUN beside it")
-    for place, (word, _) in words.items():
-        if place not in _RESUME_OPTIONS:
-            allowed = ", ".join(Speech("cli").name(_DEFAULTS.word(*each)) for each in _RESUME_OPTIONS)
-            raise InputError(
-                f"{typed.source.named(word)} with --resume: a resumed run keeps its options, expected only {allowed}"
-            )
     words_left = Source(list(words.values()), typed.source.speech, typed.source.shown)
+    check_resumable(words_left)
     return _continue(Path(folder), words_left, _trust({"trust_reward": typed.trust_reward}), False)
 
 

@@ -66,6 +66,9 @@ def test_evaluate_another_split_task_or_checkpoint(finished: Path, evolora: Any)
     _, out, _ = evolora("evaluate", finished, "--split", "train")
     assert out.endswith("14 prompts\n")
     # Scored by that task's own reward and length, not by the run's.
+    named_by_trl = ["--reward-funcs", "exact", "chrf", "--reward-weights", "2", "1", "--max-completion-length", "4"]
+    code, _, errors = evolora("evaluate", finished, "--prompt", "4 + 3 =", "--target", "7", *named_by_trl, "--no-base")
+    assert (code, errors.count("TRL's name, ")) == (0, 3)
     code, out, _ = evolora("evaluate", finished, "--prompt", "4 + 3 =", "--target", "7", "--max-new-tokens", "4")
     assert code == 0 and out.endswith("1 prompts\n")
     code, out, _ = evolora("evaluate", finished, "--checkpoint", "gen0002", "--split", "validation")

@@ -1,17 +1,22 @@
 """`evolve` and `resume` with objects: what people have in hand."""
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pandas
 import pytest
+import torch
 from datasets import Dataset
-from peft import AutoPeftModelForCausalLM, LoraConfig
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from peft import AdaLoraConfig, AutoPeftModelForCausalLM, IA3Config, LoraConfig
+from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
 from evolora import GAConfig, InputError, evolve, resume
 from evolora.models.base import model_path
+from evolora.models.options import LoraOptions
+from evolora.runs.parts import Vocabulary
+from evolora.runs.tracking.terminal import Silence
 
 ROWS = [{"prompt": f"{a} + {b} =", "target": str(a + b)} for a in range(4) for b in range(3)]
 SMALL: dict[str, Any] = {"gens": 2, "pop": 3, "elites": 1, "eval_prompts": 4, "threads": 1, "max_new_tokens": 3}
@@ -20,6 +25,14 @@ SMALL |= {"rollout_prompts": 4, "rl_steps": 1, "validation_prompts": 4}
 
 def near(completions: list[str], target: list[str], **_: Any) -> list[float]:
     return [1 / (1 + abs(len(text.strip()) - len(right))) for text, right in zip(completions, target, strict=True)]
+
+
+class Heard(Silence):
+    def __init__(self) -> None:
+        self.lines: list[str] = []
+
+    def say(self, text: str) -> None:
+        self.lines.append(text)
 
 
 @pytest.fixture
@@ -76,7 +89,16 @@ def test_a_run_on_objects_resumes_with_them_to_the_same_bits(
     assert code == 2 and "evolora.resume(run, model=..., tokenizer=...)" in errors, "the command line says how"
     with pytest.raises(InputError, match=r"function near.*reward="):
         resume(half.folder, **loaded, gens=2)
-    again = resume(half.folder, **loaded, reward=[near, "exact"], reward_weights=[1.0, 0.5], gens=2)
+    heard = Heard()
+    again = resume(
+        half.folder,
+        **loaded,
+        reward_funcs=[near, "exact"],
+        reward_weights=[1.0, 0.5],
+        evolution={"gens": 2},
+        view=heard,
+    )
+    assert heard.lines.count("reward_funcs, TRL's name, is reward here") == 1
     assert again.summary["winner"]["genome_sha256"] == whole.summary["winner"]["genome_sha256"]
 
 
@@ -87,8 +109,22 @@ def test_a_peft_config_says_what_is_adapted_also_after_a_resume(tmp_path: Path) 
     saved = json.loads((again.adapter / "adapter_config.json").read_text())
     assert (saved["r"], saved["lora_alpha"], saved["target_modules"]) == (2, 8, r".*\.c_fc")
     assert saved["fan_in_fan_out"], "which GPT-2's layers need"
-    with pytest.raises(InputError, match="peft_config and lora"):
-        evolve(peft_config=config, lora={"r": 4}, data=ROWS, reward=near)
+
+
+LORA = [word for word, (part, _) in Vocabulary({}).words.items() if part == "lora"]
+
+
+@pytest.mark.parametrize("options", [*({word: 1} for word in LORA), {"lora": {"r": 4}}, {"lora": LoraOptions(r=4)}])
+def test_a_peft_config_stands_alone_under_every_name_of_what_it_says(options: dict[str, Any], tmp_path: Path) -> None:
+    values = {"modules": ["c_attn"], "dropout": 0.1, "rslora": True}
+    options = {
+        word: next((one for end, one in values.items() if word.endswith(end)), value) for word, value in options.items()
+    }
+    with pytest.raises(
+        InputError, match=f"^peft_config and {next(iter(options))}.*: found both, expected one of them$"
+    ):
+        evolve(peft_config=LoraConfig(r=4), **options, data=ROWS, reward=near, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_callbacks_hear_of_every_generation_and_one_that_raises_loses_nothing(tmp_path: Path) -> None:
@@ -113,17 +149,43 @@ def test_callbacks_hear_of_every_generation_and_one_that_raises_loses_nothing(tm
     assert len(again.history) == 2
 
 
+def test_a_resumed_run_is_given_nothing_that_it_would_not_use(tmp_path: Path) -> None:
+    run = evolve(data=ROWS, out=tmp_path / "run", **{**SMALL, "gens": 1}).folder
+    for options in (
+        {"out": "elsewhere"}, {"output_dir": "elsewhere"}, {"learning_rate": 9}, {"gens": 1, "seed": 5}, {"genz": 2},
+        {"strategy": {"mutation_scale": 1}}, {"data": ROWS}, {"options": {"pop": 9}},
+        {"seed": 5, "accept_changes": True},
+    ):  # fmt: skip
+        with pytest.raises(InputError, match=r"with resume: a resumed run keeps .*, expected only gens, budget_tokens"):
+            resume(run, **options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^model='gpt2': a resumed run keeps its model"):
+        resume(run, model="gpt2")  # type: ignore[arg-type]
+    with pytest.raises(InputError, match=r"^reward=chrf: this run's was similarity, expected the same"):
+        resume(run, reward="chrf")
+    for options, words in (
+        ({"folder": 3}, "^folder: found 3, expected a path"),
+        ({"options": 3}, "^options: found 3, expected a mapping"),
+        ({"callbacks": 3}, "^callbacks: found 3"),
+    ):
+        with pytest.raises(InputError, match=words):
+            resume(**{"folder": run, **options})  # type: ignore[arg-type]
+    assert resume(run, gens=1, reward="similarity", keep=None).summary["generations"] == 1
+
+
 def test_ppo_alone_on_one_adapter_is_five_lines(loaded: dict[str, Any], tmp_path: Path) -> None:
+    heard = Heard()
     # fmt: off
     result = evolve(
         **loaded, data=pandas.DataFrame(ROWS), reward_funcs=near, strategy="none", refiner="ppo",
-        learning_rate=3e-3, max_completion_length=3, gens=2, threads=1, output_dir=tmp_path / "run",
+        learning_rate=3e-3, max_completion_length=3, gens=2, threads=1, output_dir=tmp_path / "run", view=heard,
     )
     tuned = AutoPeftModelForCausalLM.from_pretrained(result.adapter)
     # fmt: on
     moved = max(float(weight.abs().max()) for name, weight in tuned.named_parameters() if "lora_B" in name)
     assert moved > 0 or result.summary["winner"]["operator"] != "ppo", "B is zero in the base alone"
     assert result.history[-1]["ppo.reward"] > 0
+    for trl in ("reward_funcs", "learning_rate", "max_completion_length", "output_dir"):
+        assert sum(line.startswith(f"{trl}, TRL's name, ") for line in heard.lines) == 1
 
 
 def test_options_as_objects_and_as_words_are_the_same_run(tmp_path: Path) -> None:
@@ -132,14 +194,68 @@ def test_options_as_objects_and_as_words_are_the_same_run(tmp_path: Path) -> Non
     assert by_object.summary["winner"]["genome_sha256"] == by_word.summary["winner"]["genome_sha256"]
 
 
+def test_a_run_inside_inference_mode_is_the_same_run(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"data": ROWS, "reward": near, **SMALL, "gens": 1}
+    outside = evolve(**options, out=tmp_path / "outside")
+    with torch.inference_mode():
+        inside = evolve(**options, out=tmp_path / "inside")
+        assert torch.is_inference_mode_enabled()
+    assert inside.summary["winner"] == outside.summary["winner"] and "ppo.reward" in inside.history[0]
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (
+            lambda model: AutoModel.from_pretrained(model_path("tiny-gpt2")),
+            "^model: found GPT2Model, which has no head",
+        ),
+        (lambda model: model.to("meta"), "^model: found weights on the device meta, which are none"),
+        (lambda model: 3, "^model: found int, expected a name or a causal LM"),
+        (lambda model: torch.nn.Linear(2, 2), "^model: found Linear, expected"),
+    ],
+)
+def test_a_model_that_can_train_nothing_is_refused_at_once(
+    make: Any, words: str, loaded: dict[str, Any], tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=words):
+        evolve(model=make(loaded["model"]), tokenizer=loaded["tokenizer"], data=ROWS, out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_made_in_inference_mode_are_refused(loaded: dict[str, Any], tmp_path: Path) -> None:
+    with torch.inference_mode():
+        model = copy.deepcopy(loaded["model"])
+        with pytest.raises(InputError, match=r"^model: found weights made inside torch\.inference_mode"):
+            evolve(model=model, tokenizer=loaded["tokenizer"], data=ROWS, out=tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("options", "words"),
     [
         ({"model": "loaded"}, "tokenizer"),
+        ({"model": 3}, "^model: found int, expected a name"),
+        ({"peft_config": IA3Config()}, "^peft_config: found IA3Config, expected a LoraConfig"),
+        ({"peft_config": AdaLoraConfig(total_step=9)}, "^peft_config: found AdaLoraConfig, expected a LoraConfig"),
+        ({"peft_config": {"r": 4}}, "^peft_config: found dict, expected a LoraConfig"),
+        (
+            {"peft_config": LoraConfig(target_modules=["nothing"])},
+            r"^peft_config: target_modules=\['nothing'\]: Target",
+        ),
+        ({"peft_config": LoraConfig(target_modules=3)}, "^peft_config: target_modules=3: "),
+        ({"reward": 3}, "^reward: found 3, expected a function, the name of a reward or a list of these"),
+        ({"reward": near, "reward_weights": ["a"]}, "^reward_weights: found 'a', expected a finite number"),
+        ({"reward": near, "reward_weights": 3j}, "^reward_weights: found 3j, expected a finite number"),
+        ({"callbacks": print}, "^callbacks: found <built-in function print>, expected a list of functions"),
+        ({"callbacks": [print, 3]}, "^callbacks: found 3, expected a list of functions"),
+        ({"view": 3}, "^view: found int, expected an object with say, progress, generation and close"),
         ({"tokenizer": object()}, "model= beside it"),
         ({"reward": near, "reward_funcs": [near]}, "reward and reward_funcs"),
+        ({"reward": {"name": near, "reward_funcs": near}}, r"reward\.name and reward\.reward_funcs: found both"),
+        ({"output_dir": "elsewhere"}, "out and output_dir: found both"),
         ({"reward_weights": [1.0]}, "reward_weights"),
         ({"data": {"train": ROWS, "dev": ROWS}}, "the splits train, dev"),
+        ({"data": [*ROWS, {**ROWS[0], "target": 1j}]}, r"^data\[12\]: column 'target': .*complex.*, expected rows"),
         ({"learning_rat": 1e-3}, "learning_rate"),
         ({"pop": 0}, "pop=0"),
     ],

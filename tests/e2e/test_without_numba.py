@@ -34,4 +34,8 @@ def test_what_needs_numba_is_refused(copied: Path, toy: Any, tmp_path: Path, com
         refused = command("-c", WITHOUT, "train", *toy.options(tmp_path / "no", *words), code=2)
         assert "pip install 'evolora[fast]'" in refused.stderr and len(refused.stderr.splitlines()) == 1
     refused = command("-c", WITHOUT, "resume", copied, "--gens", "7", code=2)
-    assert refused.stderr.startswith("evolora: --engine cpu: ") and not (tmp_path / "no").exists()
+    assert refused.stderr.startswith("evolora: --engine cpu: ") and "pip install 'evolora[fast]'" in refused.stderr
+    assert (
+        "--engine auto in a new run (a resumed one keeps its engine)" in refused.stderr
+        and not (tmp_path / "no").exists()
+    )

@@ -109,6 +109,7 @@ def test_what_is_not_scored() -> None:
         ("exact > 0.5", "a gate such as (json > 0) stands in brackets"),
         ("(exact", "found the end after '(exact', expected ')'"),
         ("2 + 3", "found no reward in it"),
+        ("1e999 * exact", "found 1e999, expected a finite number"),
         ("nice", "--reward is 'nice', expected one of similarity"),
         ("chrf-brevity", "'chrf-brevity'"),
         ("exact + nice", "'nice'"),

@@ -51,6 +51,11 @@ def test_two_functions_of_one_name_are_refused() -> None:
         ([short], [1.0, 2.0], "found 2 for 1 rewards"),
         ([3], None, "found 3, expected a function"),
         (["nonsense"], None, "nonsense"),
+        *(
+            [[short, "exact"], [1.0, weight], "reward_weights: found .*, expected a finite number for each"]
+            for weight in (float("nan"), float("inf"), "nan", "a", None, True, 10**400)
+        ),
+        ([short], 3j, "found 3j, expected a finite"),
     ],
 )
 def test_what_is_no_list_of_rewards_is_refused(rewards: Any, weights: Any, words: str) -> None:

@@ -358,6 +358,21 @@ def test_every_option_is_described_and_every_word_means_one() -> None:
         (["--max-completion-length", "7"], "completion", "max_new_tokens", 7),
         (["--output-dir", "here"], "run", "out", "here"),
         (["--reward-funcs", "exact", "--reward-weights", "2"], "reward", "name", "2 * (exact)"),
+        (
+            ["--reward-funcs", "exact", "chrf", "--reward-weights", "1", "2"],
+            "reward",
+            "name",
+            "1 * (exact) + 2 * (chrf)",
+        ),
+        (["--reward", "exact", "--reward=chrf"], "reward", "name", "(exact) + (chrf)"),
+        (
+            ["--reward", "exact", "--reward", "chrf", "--reward-weights", "1", "2"],
+            "reward",
+            "name",
+            "1 * (exact) + 2 * (chrf)",
+        ),
+        (["--refiner.learning_rate", "0.02"], "refiner", "lr", 0.02),
+        (["--refiner-learning-rate", "0.02"], "refiner", "lr", 0.02),
         (["--target-modules", "all-linear"], "lora", "target_modules", "all-linear"),
         (["--target-modules", ".*attn"], "lora", "target_modules", ".*attn"),
         (["--target-modules", "c_attn"], "lora", "target_modules", ["c_attn"]),
@@ -448,7 +463,58 @@ def test_names_of_trl_are_said_once() -> None:
     assert typed("--beta", "0.1", "--beta", "0.2").notes == ("--beta, TRL's name, is --kl-weight here",)
     assert make_options({"num_generations": 4}).notes == ("num_generations, TRL's name, is rollout_samples here",)
     assert make_options({"lr": 0.1}).notes == ()
+    weighted = typed("--reward-funcs", "exact", "--reward-weights", "2")
+    assert weighted.notes == (
+        "--reward-funcs, TRL's name, is --reward here",
+        "--reward-weights, TRL's name, are factors in --reward here",
+    )
     assert set(TRL_WORDS) <= set(Vocabulary({}).words)
+
+
+@pytest.mark.parametrize("trl", TRL_WORDS)
+def test_names_of_trl_are_words_of_their_parts_too(trl: str, tmp_path: Path) -> None:
+    part, name = TRL_WORDS[trl]
+    values = {"reward_funcs": ["exact", "chrf"], "reward_weights": [2], "output_dir": "here", "beta": 0.5}
+    value: Any = values.get(trl, 2)
+    rewards = "reward = 'exact'\n" if trl == "reward_weights" else ""
+    alone = from_toml(f"{rewards}{trl} = {value!r}\n", tmp_path)
+    head = "name = 'exact'\n" if rewards else ""
+    inside = from_toml(f"[{part}]\n{head}{trl} = {value!r}\n", tmp_path)
+    by_mapping = make_options({part: {**({"name": "exact"} if rewards else {}), trl: value}})
+    assert alone == inside == by_mapping
+    assert getattr(getattr(inside, part), name) != getattr(getattr(make_options(), part), name)
+    assert inside.notes[0].startswith(f"{part}.{trl}, TRL's name, ")
+    assert by_mapping.notes == inside.notes
+
+
+def test_two_words_for_one_option_are_refused_where_both_were_written_at_once(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^lr and learning_rate: found both, expected one of them$"):
+        make_options({"lr": 0.1, "learning_rate": 0.2})
+    with pytest.raises(InputError, match=r"^gens and evolution\.gens: found both"):
+        from_toml("gens = 3\n[evolution]\ngens = 4\n", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("word", "right"),
+    [
+        ("model.target_modules", "lora.target_modules"),
+        ("refiner.gens", "evolution.gens"),
+        ("model.beta", "refiner.kl_w"),
+    ],
+)
+def test_an_option_in_another_part_s_table_is_named_with_its_own(word: str, right: str, tmp_path: Path) -> None:
+    part, name = word.split(".")
+    with pytest.raises(InputError, match=f"{word} = 3: found an unknown option, .*, such as {right}"):
+        from_toml(f"[{part}]\n{name} = 3\n", tmp_path)
+
+
+def test_weights_are_finite_numbers(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^--reward-weights nan: found 'nan', expected a finite number"):
+        typed("--reward", "exact", "--reward-weights", "nan")
+    with pytest.raises(InputError, match=r"reward_weights = \[1, inf\]: found inf, expected a finite number"):
+        from_toml('reward_funcs = ["exact", "chrf"]\nreward_weights = [1, inf]\n', tmp_path)
+    with pytest.raises(InputError, match=r"number 1 is .*, expected .*a finite number"):
+        from_toml('[[reward]]\nterm = "exact"\nweight = nan\n', tmp_path)
 
 
 def test_later_wins(tmp_path: Path) -> None:
@@ -469,6 +535,20 @@ def test_older_configurations_are_refused_in_a_sentence(tmp_path: Path) -> None:
         with pytest.raises(InputError, match=r"config\.toml: .* older version of evolora") as error:
             read()
         assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("es_scale = 0.05", "strategy.scale of strategy es"),
+        ("sep_cmaes_mutation_scale = 0.05", "strategy.mutation_scale of strategy sep-cmaes"),
+        ('strategy = "pbt"\npbt_share = 0.25', "strategy.share"),
+        ("ppo_critic_lr = 0.25", "refiner.critic_lr"),
+    ],
+)
+def test_names_of_older_versions_get_their_new_ones(line: str, expected: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=rf"0\.\d+: found an unknown option, expected {expected}$"):
+        from_toml(f"{line}\n", tmp_path)
 
 
 def test_help_is_one_screen_and_all_help_has_every_option() -> None:
@@ -513,6 +593,8 @@ def test_every_public_name_is_found(room: str) -> None:
     for name in module.__all__:
         found = getattr(module, name)
         assert not isinstance(found, type(sys)), name
+    program = f"import evolora{room} as room\nassert set(room.__all__) <= set(dir(room)), dir(room)"
+    assert subprocess.run([sys.executable, "-c", program]).returncode == 0, "before any is used"
 
 
 def test_an_option_of_several_parts_says_where_it_is_written() -> None:

@@ -1,5 +1,6 @@
 """Rows from Python objects, as people have them."""
 
+import datetime
 from typing import Any
 
 import datasets
@@ -38,6 +39,24 @@ def test_three_splits_become_the_column_split() -> None:
     assert [row["split"] for row in found] == ["train"] * 4 + ["validation", "test"]
 
 
+def test_train_and_test_alone_are_named_too() -> None:
+    whole = datasets.Dataset.from_list(ROWS)
+    found = rows_of(datasets.DatasetDict({"train": whole, "test": whole.select([1])}))
+    assert found == rows_of({"test": ROWS[1:2], "train": ROWS})
+    assert [row["split"] for row in found] == ["train"] * 4 + ["test"]
+
+
+def test_dates_and_times_are_text() -> None:
+    frame = pandas.DataFrame({"prompt": ["a", "b"], "when": pandas.to_datetime(["2026-01-02 03:04", None])})
+    frame["day"] = datetime.date(2026, 1, 2)
+    frame["array"] = [np.array([1, 2]), np.array([3])]
+    assert rows_of(frame) == [
+        {"prompt": "a", "when": "2026-01-02T03:04:00", "day": "2026-01-02", "array": [1, 2]},
+        {"prompt": "b", "when": None, "day": "2026-01-02", "array": [3]},
+    ]
+    assert rows_of([{"prompt": "a", "when": np.datetime64("2026-01-02")}])[0]["when"] == "2026-01-02"
+
+
 @pytest.mark.parametrize(
     ("data", "words"),
     [
@@ -45,7 +64,8 @@ def test_three_splits_become_the_column_split() -> None:
         (3, "found int"),
         ([], "has no rows"),
         ([1, 2], r"data\[0\]: found 1"),
-        ({"train": ROWS, "test": ROWS}, "found the splits train, test"),
+        ({"train": ROWS, "dev": ROWS}, "found the splits train, dev"),
+        ({"train": ROWS, "validation": ROWS}, "found the splits train, validation"),
         ({}, "found the splits nothing"),
         ({"train": "text"}, r"data\['train'\]: found str"),
     ],

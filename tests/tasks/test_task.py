@@ -159,6 +159,30 @@ def test_a_split_column_decides_and_is_not_handed_on(tmp_path: Path) -> None:
         assert task.columns == ("target",) and task.held_out
 
 
+@pytest.mark.parametrize("as_folder", [True, False])
+def test_validation_is_split_off_train_where_there_is_none(tmp_path: Path, as_folder: bool) -> None:
+    rows, test = pairs(40), [{"prompt": "x", "target": "y"}]
+    if as_folder:
+        write(tmp_path, "train.jsonl", jsonl(*rows, rows[0]))
+        write(tmp_path, "test.jsonl", jsonl(*test))
+        path = tmp_path
+    else:
+        named = [{**row, "split": "train"} for row in (*rows, rows[0])] + [{**row, "split": "test"} for row in test]
+        path = write(tmp_path, "d.jsonl", jsonl(*named))
+    found = load(data=path, seed=1)
+    assert [e.prompt for e in found.test] == ["x"] and found.held_out
+    own, others = {e.prompt for e in found.train}, {e.prompt for e in found.validation}
+    assert len(others) == 6 and not own & others and own | others == {row["prompt"] for row in rows}
+    assert load(data=path, seed=1) == found and load(data=path, seed=2) != found
+
+
+def test_of_one_training_prompt_validation_is_the_same(tmp_path: Path) -> None:
+    write(tmp_path, "train.jsonl", jsonl(*pairs(1)))
+    write(tmp_path, "test.jsonl", jsonl({"prompt": "x", "target": "y"}))
+    task = load(data=tmp_path)
+    assert task.train == task.validation and len(task.train) == 1 and task.held_out
+
+
 def test_named_splits_that_share_a_prompt_are_not_held_out(tmp_path: Path) -> None:
     rows = [{"prompt": p, "target": "t", "split": s} for p, s in (("a", "train"), ("b", "validation"), ("b", "test"))]
     assert not load(data=write(tmp_path, "d.jsonl", jsonl(*rows))).held_out
@@ -327,7 +351,7 @@ def test_bad_data_is_refused_with_file_and_line(
     assert len(message) < 300 + len(str(tmp_path))
 
 
-@pytest.mark.parametrize("missing", SPLITS)
+@pytest.mark.parametrize("missing", ["train", "test"])
 def test_a_split_without_rows_is_refused(tmp_path: Path, missing: str) -> None:
     rows = [{**pair, "split": split} for pair, split in zip(pairs(2), sorted({*SPLITS} - {missing}), strict=True)]
     path = write(tmp_path, "d.jsonl", jsonl(*rows))
@@ -338,7 +362,7 @@ def test_a_split_without_rows_is_refused(tmp_path: Path, missing: str) -> None:
 def test_missing_files_are_refused(tmp_path: Path) -> None:
     assert str(tmp_path / "no.jsonl") in refusal(data=tmp_path / "no.jsonl")
     write(tmp_path, "train.jsonl", GOOD)
-    assert "neither validation.jsonl nor validation.csv" in refusal(data=tmp_path)
+    assert "neither test.jsonl nor test.csv" in refusal(data=tmp_path)
     write(tmp_path, "train.csv", "prompt\na\n")
     assert "both train.jsonl and train.csv" in refusal(data=tmp_path)
 

@@ -81,7 +81,10 @@ def resolved(
         if products == "compiled" and why is not None:
             raise InputError(f"--products compiled: there is no cpu engine here: {why}, expected --products auto")
     if kind == "cpu" and why is not None:
-        raise InputError(f"--engine cpu: cannot be had: {why}, expected --engine auto")
+        raise InputError(
+            f"--engine cpu: cannot be had: {why}, expected what it needs, or --engine auto in a new run (a resumed one "
+            "keeps its engine)"
+        )
     if kind == "cpu" and products == "auto":
         from evolora.engine.cpu.matmul.choice import fastest_products
 

@@ -233,24 +233,39 @@ def module_tree(model: PreTrainedModel) -> PreTrainedModel:
     return tree.eval()
 
 
-def given_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
-    """A model and a tokenizer that the caller has loaded, which stay as they are.
-
-    Raises InputError when it is no causal LM, or when its weights are quantised or not finite.
-    """
+def check_given(model: Any, tokenizer: Any) -> None:
+    """Raise InputError for objects that are no causal LM with weights of a kind that can be used, and its tokenizer."""
+    kind = type(model).__name__
     if not isinstance(model, PreTrainedModel):
-        kind = type(model).__name__
         hint = "; give its base, and the adapter's LoraConfig as peft_config=" if hasattr(model, "peft_config") else ""
         raise InputError(f"model: found {kind}, expected a name or a causal LM of transformers{hint}")
+    if tokenizer is None:
+        raise InputError("model: found a loaded model without a tokenizer, expected tokenizer= beside it")
     if not isinstance(tokenizer, PreTrainedTokenizerBase):
         raise InputError(
             f"tokenizer: found {type(tokenizer).__name__}, expected the tokenizer that belongs to the model= given"
         )
     _refuse_other_kinds("model", model.config)
+    if model.get_output_embeddings() is None:
+        raise InputError(f"model: found {kind}, which has no head, expected a causal LM, as AutoModelForCausalLM loads")
+    if any(weight.is_meta for weight in model.parameters()):
+        raise InputError("model: found weights on the device meta, which are none, expected a model that is loaded")
+    if any(weight.is_inference() for weight in model.parameters()):
+        raise InputError(
+            "model: found weights made inside torch.inference_mode, expected a model that is loaded outside"
+        )
     if tokenizer.eos_token_id is None:
         raise InputError("tokenizer: has no end-of-sequence token, expected one")
     if model.dtype not in (torch.float32, torch.bfloat16, torch.float16):
         raise InputError(f"model: found weights of {model.dtype}, expected float32, bfloat16 or float16")
+
+
+def given_base(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> BaseModel:
+    """A model and a tokenizer that the caller has loaded, which stay as they are.
+
+    Raises InputError for what `check_given` refuses, and for weights that are not finite.
+    """
+    check_given(model, tokenizer)
     try:
         _refuse_infinite(model)
     except ValueError as error:

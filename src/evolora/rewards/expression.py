@@ -295,6 +295,8 @@ class _Parser:
             return inner
         for place in (_FILE, _NUMBER, _MODULE):
             if found := self.take(place):
+                if place is _NUMBER and math.isinf(float(found)):
+                    raise InputError(f"--reward {self.text!r}: found {found}, expected a finite number.")
                 return Number(float(found)) if place is _NUMBER else Term(found)
         if name := self.take(_NAME):
             return self.arguments(name) if self.text.startswith("(", self.at) else Term(name)

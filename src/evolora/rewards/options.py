@@ -1,7 +1,10 @@
 """Options of the reward, and of how it is called."""
 
-from typing import ClassVar, Literal
+import math
+from collections.abc import Iterable
+from typing import Any, ClassVar, Literal
 
+from evolora.errors import InputError
 from evolora.options import Options, option
 
 HUMAN = "human"
@@ -42,3 +45,28 @@ class RewardOptions(Options):
                 f"--reward-timeout {self.timeout} with --reward-workers 0: expected at least one worker, which can be "
                 "stopped"
             )
+
+
+def checked_weights(weights: Any, rewards: int, said: str) -> list[Any]:
+    """The weights of so many rewards, as they were written. Raises InputError, naming what was `said`, for one too many
+    or too few, and for what is no finite number.
+
+    >>> checked_weights([1, "0.5"], 2, "reward_weights")
+    [1, '0.5']
+    """
+    several = isinstance(weights, Iterable) and not isinstance(weights, str)
+    found = list(weights) if several else [weights]
+    if len(found) != rewards:
+        raise InputError(f"{said}: found {len(found)} for {rewards} rewards, expected as many")
+    for weight in found:
+        if not is_finite(weight):
+            raise InputError(f"{said}: found {weight!r:.60}, expected a finite number for each reward")
+    return found
+
+
+def is_finite(weight: Any) -> bool:
+    """Whether it is a number that is neither infinite nor NaN."""
+    try:
+        return not isinstance(weight, bool) and math.isfinite(float(weight))
+    except (TypeError, ValueError, OverflowError):
+        return False

@@ -6,6 +6,7 @@ from evolora.errors import InputError
 from evolora.rewards.base import Reward, reward_name
 from evolora.rewards.expression import Expression, Node, Number, Product, Sum, Term
 from evolora.rewards.loading import parse_reward
+from evolora.rewards.options import checked_weights
 
 
 def weighted(
@@ -14,7 +15,7 @@ def weighted(
     """The weighted sum of `rewards`, all of weight 1 by default, and the Python functions among them by the text of
     their terms.
 
-    Raises InputError for no reward, for a weight too many or too few, or for a name that is none.
+    Raises InputError for no reward, for weights that are not as many finite numbers, and for a name that is none.
 
     >>> def polite(completions):
     ...     return [1.0 for _ in completions]
@@ -24,9 +25,7 @@ def weighted(
     """
     if not rewards:
         raise InputError("reward: found an empty list, expected at least one reward")
-    weights = [1.0] * len(rewards) if weights is None else list(weights)
-    if len(weights) != len(rewards):
-        raise InputError(f"reward_weights: found {len(weights)} for {len(rewards)} rewards, expected as many")
+    weights = checked_weights([1.0] * len(rewards) if weights is None else weights, len(rewards), "reward_weights")
     functions: dict[str, Reward] = {}
     parts: list[Node] = []
     for reward, weight in zip(rewards, weights, strict=True):

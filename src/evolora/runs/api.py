@@ -6,13 +6,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from peft import LoraConfig
+import torch
+from peft import LoraConfig, PeftType
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evolora.errors import InputError, names_refused
+from evolora.models.base import check_given
 from evolora.options import Options
-from evolora.runs.given import Callback, Given, Rewards, given_reward
-from evolora.runs.options import Source, make_options, python_words
+from evolora.runs.given import Callback, Given, Rewards, checked_callbacks, given_reward
+from evolora.runs.options import RunOptions, Source, check_resumable, make_options, python_words, trl_note
+from evolora.runs.parts import Vocabulary, trl_name
 from evolora.runs.run import Result, go_on, start
 from evolora.runs.tracking.terminal import View
 from evolora.tasks.objects import rows_of
@@ -29,7 +32,7 @@ def evolve(
     task: str | None = None,
     prompt: str | None = None,
     target: str | None = None,
-    reward: Rewards | None = None,
+    reward: Rewards | Options | Mapping[str, Any] | None = None,
     reward_weights: Sequence[float] | None = None,
     strategy: str | Options | Mapping[str, Any] | None = None,
     refiner: str | Options | Mapping[str, Any] | None = None,
@@ -46,7 +49,8 @@ def evolve(
     `model` is a name (the bundled model by default) or a loaded causal LM with its `tokenizer`, which stay as they are;
     `peft_config` says what to adapt. `data` is a file, a folder, rows with a `prompt` and any further columns, which
     the reward gets by name: a list of dictionaries, a `datasets.Dataset` or `DatasetDict`, a pandas DataFrame; or there
-    is a `task`, or one `prompt` with its `target`.
+    is a `task`, or one `prompt` with its `target`. Of train and test alone, the validation rows are split off train by
+    the seed; of one split, both are.
 
     `reward` is a function with TRL's signature, the name of one, or a list of both with `reward_weights`; TRL's
     `reward_funcs` is the same. `strategy` and `refiner` are names or options (`GAConfig(mutation_scale=0.01)`). Each of
@@ -55,25 +59,29 @@ def evolve(
     **{"refiner.lr": 3e-4}), and TRL's names for them (`learning_rate`, `num_generations`, `max_completion_length`,
     `beta`, `output_dir`).
 
-    Raises InputError for bad options before any work, RewardError when the reward fails, `Interrupted` after Ctrl-C.
+    Inside `torch.no_grad` and `torch.inference_mode` it is the same run as outside.
+
+    Raises InputError for bad options and objects before any work, RewardError when the reward fails, `Interrupted`
+    after Ctrl-C.
 
     >>> import tempfile
     >>> result = evolve(task="arithmetic", gens=1, pop=2, elites=1, refiner="none", out=tempfile.mkdtemp() + "/run")
     >>> sorted(result.summary["winner"])
     ['genome_sha256', 'id', 'operator', 'test', 'validation']
     """
-    with _in_python():
-        if "reward_funcs" in options:
-            if reward is not None:
-                raise InputError("reward and reward_funcs: found both, expected one of them")
-            reward = options.pop("reward_funcs")
+    with _in_python(view):
+        if peft_config is not None and getattr(peft_config, "peft_type", None) != PeftType.LORA:
+            found = type(peft_config).__name__
+            raise InputError(f"peft_config: found {found}, expected a LoraConfig of PEFT, the one kind that is evolved")
+        reward, weights, notes = _rewards(reward, reward_weights, options)
         rows = None if data is None or isinstance(data, (str, os.PathLike)) else rows_of(data)
         given = Given(
             **_given_model(model, tokenizer),
             peft_config=peft_config,
-            reward=given_reward(reward, reward_weights),
+            reward=given_reward(reward, weights),
             rows=rows,
-            callbacks=callbacks,
+            callbacks=checked_callbacks(callbacks),
+            notes=notes,
         )
         named = {
             "model": given.model_name() if given.model is not None else None if model is None else str(model),
@@ -89,10 +97,12 @@ def evolve(
             "pop": pop,
             "seed": seed,
             "out": out,
-            **_lora_words(peft_config, options),
         }
-        words = {name: value for name, value in named.items() if value is not None}
-        return start(make_options({**words, **options}), given=given, view=view)
+        words = {name: value for name, value in named.items() if value is not None} | options
+        config = make_options(_lora_words(peft_config), words)
+        if peft_config is not None:
+            _refuse_both(words, config)
+        return start(config, given=given, view=view)
 
 
 def resume(
@@ -113,18 +123,31 @@ def resume(
 
     `options`, or keywords, may give a new `gens`, `budget_tokens`, `budget_seconds`, `budget_flops`, `save_every`,
     `keep` or `merge`; None takes a limit away. Budgets count all that the run has spent, before it was stopped and
-    after. A run that was given a loaded model or Python functions as its reward needs them again. One that was not made
-    in this folder by this user, and whose options run code or read environment variables, is refused unless
-    `trust_reward`.
+    after. A run that was given a loaded model or Python functions as its reward (or as TRL's `reward_funcs`) needs them
+    again. One that was not made in this folder by this user, and whose options run code or read environment
+    variables, is refused unless `trust_reward`.
 
-    Raises InputError where anything else has changed that the results depend on: data, model, tokenizer, reward,
-    options, versions. With `accept_changes` the run goes on, and its summary lists what was `changed`.
+    Raises InputError for any other option, and where anything else has changed that the results depend on: data, model,
+    tokenizer, reward, options, versions. With `accept_changes` the run goes on, and its summary lists what was
+    `changed`.
     """
-    with _in_python():
+    with _in_python(view):
+        if not isinstance(folder, (str, os.PathLike)):
+            raise InputError(f"folder: found {folder!r:.60}, expected a path")
+        if not isinstance(options, Mapping | None):
+            raise InputError(f"options: found {options!r:.60}, expected a mapping from names to values")
+        given_words = {**(options or {}), **more}
+        reward, weights, notes = _rewards(reward, reward_weights, given_words)
+        if isinstance(model, (str, os.PathLike)):
+            raise InputError(f"model={model!r}: a resumed run keeps its model, expected only a loaded one that it had")
         given = Given(
-            **_given_model(model, tokenizer), reward=given_reward(reward, reward_weights), callbacks=callbacks
+            **_given_model(model, tokenizer),
+            reward=given_reward([reward] if isinstance(reward, str) else reward, weights),
+            callbacks=checked_callbacks(callbacks),
+            notes=notes,
         )
-        words = Source.of_python({**(options or {}), **more})
+        words = Source.of_python(given_words)
+        check_resumable(words)
         return go_on(Path(folder), words, given=given, view=view, trust=trust_reward, accept_changes=accept_changes)
 
 
@@ -136,25 +159,62 @@ def _given_model(
         if tokenizer is not None:
             raise InputError("tokenizer: found one without a loaded model, expected model= beside it")
         return {}
-    if tokenizer is None:
-        raise InputError("model: found a loaded model without a tokenizer, expected tokenizer= beside it")
+    check_given(model, tokenizer)
     return {"model": model, "tokenizer": tokenizer}
 
 
-def _lora_words(config: LoraConfig | None, options: Mapping[str, Any]) -> dict[str, Any]:
+def _rewards(
+    reward: Rewards | Options | Mapping[str, Any] | None, weights: Sequence[float] | None, options: dict[str, Any]
+) -> tuple[Rewards | None, Sequence[float] | None, list[str]]:
+    """The rewards and their weights, which are taken out of the `options` where they are there under another name, and
+    what is said of TRL's names for them."""
+    part = isinstance(reward, Options | Mapping)
+    options |= dict(Source.of_python({"reward": reward}).words) if part else {}
+    words = Vocabulary({})
+    said: dict[str, tuple[str, Any]] = {
+        "rewards": ("reward", None if part else reward),
+        "weights": ("reward_weights", weights),
+    }
+    for word in [word for word in options if words.words.get(word.replace("-", "_")) == ("reward", "name")]:
+        kind = "weights" if trl_name(word) == "reward_weights" else "rewards"
+        if (value := options.pop(word)) is not None:
+            if said[kind][1] is not None:
+                raise InputError(f"{said[kind][0]} and {word}: found both, expected one of them")
+            said[kind] = (word, value)
+    notes = [
+        trl_note(trl, word, Source([]), words)
+        for word, value in said.values()
+        if value is not None and (trl := trl_name(word)) is not None
+    ]
+    return said["rewards"][1], said["weights"][1], notes
+
+
+def _lora_words(config: LoraConfig | None) -> dict[str, Any]:
     """What a `peft_config` says, in the options' words."""
     if config is None:
         return {}
-    if both := sorted(name for name in options if name.startswith("lora") or name in ("target_modules", "rslora")):
-        raise InputError(f"peft_config and {both[0]}: found both, expected one of them")
     return {"lora.r": config.r, "lora.alpha": config.lora_alpha, "lora.dropout": config.lora_dropout}
 
 
+def _refuse_both(words: Mapping[str, Any], config: RunOptions) -> None:
+    """Raise InputError for an option of the adapters, by whatever name, beside a `peft_config`."""
+    for word, value in Source.of_python(words).words:
+        place = config.vocabulary.words.get(word.replace("-", "_"))
+        if place is not None and place[0] == "lora" and value is not None:
+            raise InputError(f"peft_config and {word}: found both, expected one of them")
+
+
 @contextmanager
-def _in_python() -> Iterator[None]:
-    """Faults inside name options as Python does."""
+def _in_python(view: View | None) -> Iterator[None]:
+    """Faults inside name options as Python does. A caller's `torch.inference_mode` or `no_grad` is left inside: what is
+    refined needs gradients."""
+    for name in ("say", "progress", "generation", "close") if view is not None else ():
+        if not callable(getattr(view, name, None)):
+            raise InputError(
+                f"view: found {type(view).__name__}, expected an object with say, progress, generation and close"
+            )
     try:
-        with names_refused():
+        with names_refused(), torch.inference_mode(False), torch.enable_grad():
             yield
     except InputError as error:
         raise python_words(error) from None

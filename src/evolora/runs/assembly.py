@@ -116,7 +116,7 @@ def assemble(
         lora, layout, founder = load_founder(base, adapter, used.model.name)
     else:
         lora = _lora(base, used) if given.peft_config is None else for_causal_lm(base.model, given.peft_config)
-        layout, founder = _layout(base, lora, used)
+        layout, founder = _layout(base, lora, used, given.peft_config)
         check_population(used, layout.genome_length)
     engine, products = resolved(base.model, layout, config.engine.type, config.engine.products)
     max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task)
@@ -269,18 +269,23 @@ def _lora(base: BaseModel, config: RunOptions) -> LoraConfig:
     )
 
 
-def _layout(base: BaseModel, lora: LoraConfig, config: RunOptions) -> tuple[GenomeLayout, Tensor]:
+def _layout(
+    base: BaseModel, lora: LoraConfig, config: RunOptions, given: LoraConfig | None
+) -> tuple[GenomeLayout, Tensor]:
     try:
         return lora_layout(base.model, lora, seed=keyed_seed(config.run.seed, "initial A"))
     except InputError:
         raise
     except (RuntimeError, MemoryError) as error:
         raise InputError(f"--lora-r {config.lora.r}: cannot be laid out: {reason_of(error)}") from None
-    except (ValueError, re.error) as error:
+    except (ValueError, TypeError, AttributeError, re.error) as error:
         # PEFT's own words: no module has such a name, or it knows no default for this architecture.
+        if given is not None:
+            named = sorted(given.target_modules) if isinstance(given.target_modules, set) else given.target_modules
+            raise InputError(f"peft_config: target_modules={named!r}: {reason_of(error)}") from None
         modules = config.lora.target_modules or "(default)"
-        given = modules if isinstance(modules, str) else " ".join(modules)
-        raise InputError(f"--target-modules {given}: {reason_of(error)}") from None
+        said = modules if isinstance(modules, str) else " ".join(modules)
+        raise InputError(f"--target-modules {said}: {reason_of(error)}") from None
 
 
 def _device(name: str) -> str:

@@ -11,6 +11,7 @@ import tomli_w
 
 from evolora.errors import CheckpointError, InputError
 from evolora.reading import read_text
+from evolora.rewards.options import is_finite
 from evolora.runs.options import RunOptions, Source
 from evolora.runs.parts import Vocabulary
 from evolora.runs.speech import Speech
@@ -97,10 +98,11 @@ def _with_reward_text(path: Path, options: dict[str, Any]) -> dict[str, Any]:
                 name not in known or isinstance(value, bool) or not isinstance(value, known[name])  # type: ignore[arg-type]
                 for name, value in term.items()
             )
+            or not is_finite(term.get("weight", 1))
         ):
             raise InputError(
                 f"{path}: [[reward]] number {number} is {term}, expected a term (text) and, if need be, a weight "
-                "(a number) and a gate (text)"
+                "(a finite number) and a gate (text)"
             )
         gate = f" * ({term['gate']})" if "gate" in term else ""
         parts.append(f"{term.get('weight', 1)} * ({term['term']}){gate}" if len(term) > 1 else f"({term['term']})")

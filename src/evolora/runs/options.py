@@ -16,17 +16,19 @@ from evolora.masking import conceal, keys_in
 from evolora.models.options import LoraOptions, ModelOptions
 from evolora.options import DRAFT, RUN, Options, can_do_without, extra, in_python, own_fields, told_fields
 from evolora.refiners.options import RefinerOptions
-from evolora.rewards.options import HUMAN, RewardOptions
+from evolora.rewards.options import HUMAN, RewardOptions, checked_weights
 from evolora.runs.parts import (
     PARTS,
-    TRL_WORDS,
+    RESUMABLE,
     AmbiguousWordError,
     BudgetOptions,
     FolderOptions,
     Place,
     UnknownWordError,
     Vocabulary,
+    by_its_type,
     owner_of,
+    trl_name,
 )
 from evolora.runs.speech import Speech
 from evolora.strategies.options import StrategyOptions
@@ -260,6 +262,7 @@ def _types(source: Source) -> dict[str, str]:
 def _hear(source: Source, vocabulary: Vocabulary, given: _Given) -> None:
     """Note what the words of a source say."""
     weights: tuple[str, Any] | None = None
+    heard: dict[Place, tuple[str, Any]] = {}
     for word, value in source.words:
         try:
             part, name = vocabulary.place(word)
@@ -271,17 +274,19 @@ def _hear(source: Source, vocabulary: Vocabulary, given: _Given) -> None:
         for text in value if isinstance(value, list) else [value]:
             if isinstance(text, str):
                 check_text(f"{source.speech.where}: {word}" if source.speech.where else source.named(word), text)
-        plain = word.replace("-", "_")
-        if plain in TRL_WORDS:
-            own = Speech("cli" if source.speech.kind == "cli" else "python").name(vocabulary.word(part, name))
-            given.notes.append(f"{source.named(word)}, TRL's name, is {own} here")
-        if plain == "reward_weights":
+        trl = trl_name(word)
+        if trl is not None:
+            given.notes.append(trl_note(trl, source.named(word), source, vocabulary))
+        if trl == "reward_weights":
             weights = (word, value)
             continue
-        if plain == "reward_funcs":
+        if trl == "reward_funcs":
             value = [value] if isinstance(value, str) else value
         if value is None and not can_do_without(vocabulary.fields[part, name]):
             continue  # Python's way to say nothing
+        before, other = heard.setdefault((part, name), (word, value))
+        if source.speech.kind != "cli" and other != value:
+            raise InputError(f"{source.named(before)} and {source.named(word)}: found both, expected one of them")
         given.values[part][name] = value
         given.origin[part, name] = (word, source)
     terms = given.values["reward"].get("name")
@@ -289,16 +294,32 @@ def _hear(source: Source, vocabulary: Vocabulary, given: _Given) -> None:
         given.values["reward"]["name"] = _weighted(terms, weights, source)
 
 
+def check_resumable(source: Source) -> None:
+    """Raise InputError for what a resumed run cannot be given anew."""
+    words = Vocabulary({})
+    places = [words.place(word) for word in RESUMABLE]
+    for word, _ in source.words:
+        if words.words.get(word.replace("-", "_")) not in places:
+            allowed = ", ".join(source.speech.name(words.word(*place)) for place in places)
+            raise InputError(
+                f"{source.named(word)} with --resume: a resumed run keeps its options, expected only {allowed}"
+            )
+
+
+def trl_note(trl: str, said: str, source: Source, vocabulary: Vocabulary) -> str:
+    """What is said of a name of TRL's."""
+    own = Speech("cli" if source.speech.kind == "cli" else "python").name(vocabulary.word(*vocabulary.words[trl]))
+    return f"{said}, TRL's name, {'are factors in' if trl == 'reward_weights' else 'is'} {own} here"
+
+
 def _weighted(terms: Any, weights: tuple[str, Any] | None, source: Source) -> Any:
     """Several rewards as one expression, as TRL sums them."""
     terms = [terms] if isinstance(terms, str) else list(terms or ())
-    factors = [1.0] * len(terms) if weights is None else weights[1]
-    factors = [factors] if isinstance(factors, str | int | float) else list(factors)
-    if len(factors) != len(terms) or not terms:
-        word, value = weights or ("reward_funcs", terms)
-        raise InputError(
-            f"{source.said(word, value)}: found {len(factors)} weights, expected one a reward, {len(terms)}"
-        )
+    word, value = weights or ("reward_funcs", terms)
+    said = source.said(word, value)
+    if not terms:
+        raise InputError(f"{said}: found no reward, expected at least one")
+    factors = checked_weights([1] * len(terms) if weights is None else value, len(terms), said)
     if not all(isinstance(term, str) for term in terms):
         return terms  # refused by the field
     if len(terms) == 1 and weights is None:
@@ -314,6 +335,10 @@ def _unknown(word: str, value: Any, nearest: str | None, source: Source, vocabul
         part, kind = owner
         chosen = vocabulary.models[part].model_fields["type"].default
         return f"{said}: found an option of {part} {kind}, expected one of {part} {chosen}, which is chosen"
+    if (older := by_its_type(word)) is not None:
+        part, kind, name = older
+        of = "" if vocabulary.models[part] is PARTS[part][kind] else f" of {part} {kind}"
+        return f"{said}: found an unknown option, expected {source.speech.name(f'{part}.{name}')}{of}"
     if nearest is not None:
         if source.speech.kind == "cli":
             nearest = nearest if "." in nearest else nearest.replace("_", "-")

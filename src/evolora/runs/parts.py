@@ -81,6 +81,9 @@ TRL_WORDS: Mapping[str, tuple[str, str]] = {
     "reward_weights": ("reward", "name"),
     "output_dir": ("run", "out"),
 }
+_TRL_SPELLINGS = {
+    f"{before}{word}": word for word, (part, _) in TRL_WORDS.items() for before in ("", f"{part}_", f"{part}.")
+}
 
 RESUMABLE = (
     "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "keep", "merge", "rating_host",
@@ -106,6 +109,15 @@ class AmbiguousWordError(KeyError):
     def __init__(self, word: str, places: list[Place]) -> None:
         super().__init__(word)
         self.places = places
+
+
+def trl_name(word: str) -> str | None:
+    """The name of TRL's that a word is, alone or behind its part's name.
+
+    >>> trl_name("refiner.learning-rate"), trl_name("lr")
+    ('learning_rate', None)
+    """
+    return _TRL_SPELLINGS.get(word.replace("-", "_"))
 
 
 @dataclass(frozen=True)
@@ -147,7 +159,7 @@ class Vocabulary:
         """Every word that means one option, as Python writes it."""
         words = {name: places[0] for name, places in self._short.items() if len(places) == 1}
         words |= {str(extra(field)["alias"]): place for place, field in self.fields.items() if extra(field)["alias"]}
-        words |= {word: place for word, place in TRL_WORDS.items() if place in self.fields}
+        words |= {word: TRL_WORDS[name] for word, name in _TRL_SPELLINGS.items() if TRL_WORDS[name] in self.fields}
         for separator in ("_", "."):
             words |= {f"{part}{separator}{name}": (part, name) for part, name in self.fields}
         return words | {part: (part, self.head(part)) for part in self.models}
@@ -164,7 +176,10 @@ class Vocabulary:
             return self.words[plain]
         if plain in self._short:
             raise AmbiguousWordError(word, self._short[plain])
-        # Of the ways to write the nearest one, the one that looks most like the word.
+        # Right but for its part; else, of the ways to write the nearest one, the one that looks most like the word.
+        name = plain.rpartition(".")[2]
+        if elsewhere := self._short.get(name) or [place for word, place in self.words.items() if word == name]:
+            raise UnknownWordError(word, ".".join(elsewhere[0]))
         near = difflib.get_close_matches(plain, [*self.words, *self._short], n=1, cutoff=0.6)
         raise UnknownWordError(word, near[0] if near else None)
 
@@ -189,4 +204,19 @@ def owner_of(word: str) -> tuple[str, str] | None:
                 return part, kind
             if any(place[0] == part for place in vocabulary._short.get(word, [])):
                 return part, kind
+    return None
+
+
+def by_its_type(word: str) -> tuple[str, str, str] | None:
+    """Part, type and name of the option that a word means as older versions wrote it, by its type.
+
+    >>> by_its_type("es_scale")
+    ('strategy', 'es', 'scale')
+    """
+    plain = word.replace("-", "_")
+    for part in ("strategy", "refiner"):
+        for kind, model in PARTS[part].items():
+            name = plain.removeprefix(f"{kind.replace('-', '_')}_")
+            if name != plain and name in own_fields(model, part):
+                return part, kind, name
     return None

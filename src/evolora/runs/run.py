@@ -71,7 +71,7 @@ def start(
             raise InputError(f"--out {folder}: holds checkpoints without their config.toml, expected a new folder")
         with _rows_in(folder, given.rows) as data:
             config = config if data is None else config.replaced({"task": {"data": str(data)}})
-            for note in config.notes:
+            for note in (*config.notes, *given.notes):
                 view.say(note)
             parts = assemble(_located(config, folder), given, view)
             need_room_for_run(folder, parts)
@@ -115,8 +115,8 @@ def _rows_in(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path |
         return
     try:
         text = "".join(json.dumps(without_nan(row), allow_nan=False) + "\n" for row in rows)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"data: {error}, expected rows that JSON can hold") from None
+    except (TypeError, ValueError):
+        raise _refused_row(rows) from None
     data = folder / ROWS
     write_text(data, text)
     try:
@@ -124,6 +124,17 @@ def _rows_in(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path |
     except BaseException:
         data.unlink()
         raise
+
+
+def _refused_row(rows: list[dict[str, Any]]) -> InputError:
+    """Says which value JSON cannot hold."""
+    for number, row in enumerate(rows):
+        for name, value in row.items():
+            try:
+                json.dumps(without_nan({name: value}), allow_nan=False)
+            except (TypeError, ValueError) as error:
+                return InputError(f"data[{number}]: column {name!r}: {error}, expected rows that JSON can hold")
+    raise AssertionError("all rows can be written")
 
 
 def go_on(
@@ -161,11 +172,13 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, 
         edited.append(str(fault))
     if not lost and not edited and (done := finished(folder, config, identity.run, view)) is not None:
         summary, history = done
+        if given.reward is not None and str(given.reward[0]) != config.reward.name:
+            raise InputError(f"--reward {given.reward[0]}: this run's was {config.reward.name}, expected the same")
         if config.run.merge and "merged" not in summary["sealed"]:
             merge_winner(folder, config, given, identity)
             summary = write_summary(folder, summary, ["best", "merged"])
         return Result(folder, summary, history)
-    for note in config.notes:
+    for note in (*config.notes, *given.notes):
         view.say(note)
     parts = assemble(config, given, view)
     need_room_for_run(folder, parts)

@@ -8,7 +8,7 @@ from pydantic.fields import FieldInfo
 
 from evolora.errors import InputError
 from evolora.runs.options import Source
-from evolora.runs.parts import PARTS, AmbiguousWordError, UnknownWordError, Vocabulary
+from evolora.runs.parts import PARTS, AmbiguousWordError, UnknownWordError, Vocabulary, trl_name
 from evolora.runs.speech import Speech
 
 
@@ -59,7 +59,7 @@ def typed_words(arguments: Sequence[str]) -> Typed:
         typed.files += rest
     if typed.trust_reward and typed.resume is None:
         raise InputError("--trust-reward: expected --resume RUN beside it")
-    typed.source = Source(words, Speech("cli"), shown)
+    typed.source = Source(_joined(words, vocabulary), Speech("cli"), shown)
     return typed
 
 
@@ -86,9 +86,25 @@ def _valued(option: str, values: list[str], vocabulary: Vocabulary) -> tuple[str
         return word, True, values
     if not values:
         raise InputError(f"{option}: found no value behind it, expected one")
-    if takes_several(field):
+    if takes_several(field) or trl_name(word) in ("reward_funcs", "reward_weights"):
         return word, values if len(values) > 1 or values[0] != "none" else "none", []
     return word, values[0], values[1:]
+
+
+def _joined(words: list[tuple[str, Any]], vocabulary: Vocabulary) -> list[tuple[str, Any]]:
+    """The words, of all rewards one with a list where there are several, and so of all their weights."""
+    joined: dict[object, tuple[str, Any]] = {}
+    for number, (word, value) in enumerate(words):
+        kind: object = number
+        if vocabulary.words.get(word.replace("-", "_")) == ("reward", "name"):
+            kind = "weights" if trl_name(word) == "reward_weights" else "rewards"
+        before = joined.get(kind)
+        joined[kind] = (word, value) if before is None else (before[0], [*_listed(before[1]), *_listed(value)])
+    return list(joined.values())
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
 
 
 def takes_several(field: FieldInfo) -> bool:

@@ -10,7 +10,8 @@ from typing import NamedTuple, NoReturn
 from evolora.errors import InputError
 from evolora.reading import open_file
 
-SPLITS = ("train", "validation", "test")
+VALIDATION = "validation"
+SPLITS = ("train", VALIDATION, "test")
 SPLIT_NAMES = ", ".join(SPLITS)
 SUFFIXES = (".jsonl", ".csv")
 
@@ -24,7 +25,8 @@ class Row(NamedTuple):
 
 
 def data_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file, or of a folder's train, validation and test files. Raises InputError for anything wrong."""
+    """The rows of a file, or of a folder's train, validation and test files, of which validation may be missing. Raises
+    InputError for anything wrong."""
     if not path.exists():
         refuse(f"--data {path}", f"does not exist, expected a {' or '.join(SUFFIXES)} file or a folder of them")
     if not path.is_dir():
@@ -32,6 +34,8 @@ def data_rows(path: Path) -> Iterator[Row]:
         return
     for split in SPLITS:
         found = [path / f"{split}{suffix}" for suffix in SUFFIXES if (path / f"{split}{suffix}").is_file()]
+        if not found and split == VALIDATION:
+            continue
         if len(found) != 1:
             both = "both " if found else "neither "
             refuse(f"--data {path}", f"has {both}{split}.jsonl {'and' if found else 'nor'} {split}.csv, expected one")

@@ -1,16 +1,17 @@
 """Rows from Python objects: lists of dictionaries, data sets of Hugging Face, pandas DataFrames."""
 
+import datetime
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from evolora.errors import InputError
-from evolora.tasks.files import SPLIT_NAMES, SPLITS, shown
+from evolora.tasks.files import SPLIT_NAMES, SPLITS, VALIDATION, shown
 
 
 def rows_of(data: Any) -> list[dict[str, Any]]:
     """The rows of `data`: an iterable of dictionaries (a list, a `datasets.Dataset`), a pandas DataFrame, or a mapping
-    of splits to such (a `datasets.DatasetDict`, a dictionary): of one split, which is split again, or of train,
-    validation and test, which become the column `split`.
+    of splits to such (a `datasets.DatasetDict`, a dictionary): of one split, which is split again, or of train, test
+    and, if there is one, validation, which become the column `split`. Dates and times become text.
 
     Raises InputError for anything else.
 
@@ -24,10 +25,11 @@ def rows_of(data: Any) -> list[dict[str, Any]]:
     if len(data) == 1:
         ((name, only),) = data.items()
         return _rows(only, f"data[{name!r}]")
-    if set(data) != set(SPLITS):
+    if set(data) | {VALIDATION} != set(SPLITS):
         found = ", ".join(map(str, data)) or "nothing"
         raise InputError(f"data: found the splits {found}, expected one split, or {SPLIT_NAMES}")
-    return [{**row, "split": split} for split in SPLITS for row in _rows(data[split], f"data[{split!r}]")]
+    splits = [split for split in SPLITS if split in data]
+    return [{**row, "split": split} for split in splits for row in _rows(data[split], f"data[{split!r}]")]
 
 
 def _rows(data: Any, place: str) -> list[dict[str, Any]]:
@@ -46,5 +48,8 @@ def _rows(data: Any, place: str) -> list[dict[str, Any]]:
 
 
 def _plain(value: Any) -> Any:
-    """numpy's numbers as Python's."""
-    return value.item() if hasattr(value, "item") and getattr(value, "ndim", None) == 0 else value
+    """numpy's numbers and arrays as Python's; dates and times as text, of which pandas' NaT is none."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, datetime.date | datetime.time):
+        return value.isoformat() if value == value else None
+    return value

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from evolora.errors import InputError, encodes
 from evolora.rng import keyed_seed
-from evolora.tasks.files import SPLIT_NAMES, SPLITS, Row, data_rows, file_rows, listed, refuse, shown
+from evolora.tasks.files import SPLIT_NAMES, SPLITS, VALIDATION, Row, data_rows, file_rows, listed, refuse, shown
 from evolora.tasks.gym import PREFIX as GYM
 from evolora.tasks.gym import gym_rows
 
@@ -135,7 +135,8 @@ def load_task(
       whose questions are generated from the seed.
     - `data` is a .jsonl or .csv file with a column `prompt`, or a folder that holds train, validation and test as such
       files. A prompt is text or, in JSONL, a list of chat messages. All further columns are handed to the reward. A
-      column `split` (train, validation or test) decides where a row goes; without it `split_by_prompt` does.
+      column `split` (train, validation or test) decides where a row goes; without it `split_by_prompt` does. Where
+      only train and test are there, by files or by column, the validation rows are split off train.
     - `prompt`, with or without `target`, is a task of one example.
 
     Fewer than three distinct prompts cannot be split: then all three splits are the whole data and `held_out` is false.
@@ -198,7 +199,7 @@ def split_by_prompt(
     >>> sorted(split), sorted(split.values())
     (['a', 'b', 'c'], ['test', 'train', 'validation'])
     """
-    ranked = sorted(set(prompts), key=lambda prompt: (keyed_seed(seed, "split", prompt), prompt))
+    ranked = _ranked(prompts, seed)
     count = len(ranked)
     if count < len(SPLITS):
         return None
@@ -206,6 +207,10 @@ def split_by_prompt(
     validation = min(max(1, round(validation_share * count)), count - test - 1)
     names = ["test"] * test + ["validation"] * validation + ["train"] * (count - test - validation)
     return dict(zip(ranked, names, strict=True))
+
+
+def _ranked(prompts: Iterable[str], seed: int) -> list[str]:
+    return sorted(set(prompts), key=lambda prompt: (keyed_seed(seed, "split", prompt), prompt))
 
 
 def _task_of(
@@ -240,6 +245,8 @@ def _task_of(
             split: tuple(e for e, named in zip(examples, named_splits, strict=True) if named == split)
             for split in SPLITS
         }
+        if not splits[VALIDATION] and splits["train"]:
+            splits |= _validation_off(splits["train"], seed, validation_share)
         for split in SPLITS:
             if not splits[split]:
                 refuse(source, f"has no row with the split '{split}', expected at least one for each of {SPLIT_NAMES}")
@@ -259,6 +266,18 @@ def _task_of(
         held_out=not any(example.prompt in seen for example in splits["test"]),
         columns=columns,
     )
+
+
+def _validation_off(train: tuple[Example, ...], seed: int, share: float) -> dict[str, tuple[Example, ...]]:
+    """Training examples as train and validation, by prompts ranked as in `split_by_prompt`. One prompt is both."""
+    ranked = _ranked((example.prompt for example in train), seed)
+    if len(ranked) == 1:
+        return {"train": train, VALIDATION: train}
+    chosen = set(ranked[: min(max(1, round(share * len(ranked))), len(ranked) - 1)])
+    return {
+        "train": tuple(example for example in train if example.prompt not in chosen),
+        VALIDATION: tuple(example for example in train if example.prompt in chosen),
+    }
 
 
 def _check_options(*, task: str | None, data: Path | str | None, prompt: str | None, target: str | None) -> None:
