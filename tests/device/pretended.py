@@ -259,7 +259,8 @@ def pretended() -> Iterator[torch.device]:
     """The device."""
     _registered()
     _device_constructors()  # which are kept: those of torch itself
-    with pytest.MonkeyPatch.context() as patch:
+    # Autograd has no thread for a device that comes after its first use in a process: it goes back in the caller's.
+    with pytest.MonkeyPatch.context() as patch, torch.autograd.set_multithreading_enabled(False):
         patch.setattr(torch, "Generator", Generator)
         for name in ("tensor", "as_tensor"):
             patch.setattr(torch, name, _from_the_cpu(getattr(torch, name)))

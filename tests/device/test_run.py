@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from evolora import evolve, resume
 from evolora.engine import calibration
 from evolora.engine.calibration import bytes_a_row, choose_rows
-from evolora.models.base import BaseModel
+from evolora.models.base import BaseModel, dtype_on
 
 Placed = Callable[..., BaseModel]
 
@@ -29,8 +30,10 @@ def distinct(completions: list[str], **_: Any) -> list[float]:
     return [len(set(text)) / 10 for text in completions]
 
 
-def run(placed: Placed, architecture: str, out: Path, *, on_device: bool, **options: Any) -> Any:
-    base = placed(architecture, on_device=on_device)
+def run(
+    placed: Placed, architecture: str, out: Path, *, on_device: bool, dtype: torch.dtype = torch.float32, **options: Any
+) -> Any:
+    base = placed(architecture, on_device=on_device, dtype=dtype)
     given = {"model": base.model, "tokenizer": base.tokenizer, "reward": distinct}
     every = {**SMALL, **options}
     if every.get("refiner") == "none":
@@ -101,3 +104,16 @@ def test_slices_are_sized_for_the_model_and_recorded(
     found = run(placed, "gpt2", tmp_path / "run", on_device=True, refiner="none", gens=1)
     written = tomllib.loads((found.folder / "config.toml").read_text())["engine"]
     assert written["rows_per_slice"] == 4096 and written["device"] == str(base.model.device)
+
+
+def test_bfloat16_is_trained_and_recorded(placed: Placed, tmp_path: Path) -> None:
+    found = run(placed, "llama", tmp_path / "run", on_device=True, dtype=torch.bfloat16)
+    assert tomllib.loads((found.folder / "config.toml").read_text())["model"]["dtype"] == "bfloat16"
+    assert all(entry["ppo.grad_norm"] > 0 and math.isfinite(entry["ppo.entropy"]) for entry in found.history)
+
+
+def test_auto_is_bfloat16_on_a_gpu_that_computes_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    for has, chosen in ((True, torch.bfloat16), (False, torch.float32)):
+        monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation, has=has: has)
+        assert dtype_on("cuda:1", "auto") == chosen and dtype_on("cuda", "float16") == torch.float16
+    assert dtype_on("cpu", "auto") == torch.float32

@@ -8,6 +8,9 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 HALVES = (torch.bfloat16, torch.float16)
+# Products of half precision that are not rounded to it: from torch 2.8 on, and not on every device. Without them the
+# weights are widened first, each time.
+_WIDE_PRODUCTS = "dtype" in torch.ops.aten.mm.overloads()
 
 
 def widen_logits(model: PreTrainedModel) -> None:
@@ -37,7 +40,7 @@ class _Product(torch.autograd.Function):
     def forward(ctx: Any, hidden: Tensor, weight: Tensor) -> Tensor:
         ctx.save_for_backward(weight)
         rows = hidden.reshape(-1, hidden.shape[-1])
-        if hidden.device.type == "cpu":  # which has no such product
+        if hidden.device.type in ("cpu", "mps") or not _WIDE_PRODUCTS:
             return (rows.float() @ weight.float().T).view(*hidden.shape[:-1], -1)
         return torch.mm(rows, weight.T, out_dtype=torch.float32).view(*hidden.shape[:-1], -1)
 
