@@ -44,11 +44,12 @@ class Refiner(Protocol):
     ) -> Refinement:
         """Refine `genomes` [k, genome_length], which stay as they are, on the prompts of `examples`.
 
-        `key` names each row's draws: (generation, individual id). With `steps` there are so many rollouts, each on an
-        equal part of `examples`; without, as many as the refiner is set to, each on all of them. `children` are the ids
-        of the refined individuals, for a refiner whose state travels with individuals; without them nothing of this
-        refinement does. `hyperparameters` are the individuals' own, None for the refiner's. `progress`, from 0 to 1, is
-        how much of the run is done, for what changes over it.
+        `key` names each row's draws: (generation, individual id). Up to rounding a row comes out as it would alone: a
+        generation's individuals may be refined in any slices, one call after another. With `steps` there are so many
+        rollouts, each on an equal part of `examples`; without, as many as the refiner is set to, each on all of them.
+        `children` are the ids of the refined individuals, for a refiner whose state travels with individuals; without
+        them nothing of this refinement does. `hyperparameters` are the individuals' own, None for the refiner's.
+        `progress`, from 0 to 1, is how much of the run is done, for what changes over it.
         """
         ...
 
