@@ -213,7 +213,8 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             elif config.kl_target is not None:
                 measured["kl_weight"] = settings.kl_weight
             measured |= rate_stats
-            stats = [{name: float(value[row]) for name, value in measured.items()} for row in range(len(key))]
+            table = torch.stack([value.to(rows.device, torch.float64) for value in measured.values()], -1)
+            stats = [dict(zip(measured, values, strict=True)) for values in table.tolist()]
             trajectory.append(rows.detach().to(genomes.device, copy=True))
             if config.kl_target is not None:
                 weight = adapted_kl_weight(
