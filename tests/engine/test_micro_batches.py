@@ -9,9 +9,9 @@ import torch
 from architectures import random_model
 from torch import Tensor
 
-from evolora.engine import calibration
-from evolora.engine.base import Completions, Scored, Scoring
-from evolora.engine.calibration import bytes_a_token_kept, choose_update_tokens
+from evolora.engine import calibration, micro_batches
+from evolora.engine.base import Completions, Decoding, Scored, Scoring
+from evolora.engine.calibration import bytes_a_token_kept, choose_update_tokens, give_memory_back
 from evolora.engine.choose import choose_engine
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.micro_batches import MicroBatchEngine
@@ -109,3 +109,21 @@ def test_tokens_are_those_of_half_the_memory_and_of_one_text_at_least(monkeypatc
     monkeypatch.setattr(calibration, "free_memory", lambda _: 2**30)
     assert choose_update_tokens(model, 20, 2) == 2**28 // bytes_a_token_kept(model, 20)
     assert choose_update_tokens(model, 10**7, 1) == 10**7
+
+
+def test_memory_is_given_back_between_writing_and_learning(
+    made: tuple[EagerEngine, Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, genomes = made
+    said: list[str] = []
+    monkeypatch.setattr(micro_batches, "give_memory_back", lambda: said.append("given back"))
+    parts = MicroBatchEngine(engine, 1000, gives_back=True)
+    for name, turn in (("writes", 2), ("learns", 2), ("writes", 1)):
+        for _ in range(turn):
+            if name == "writes":
+                parts.generate(genomes, PROMPTS, Decoding(max_new_tokens=1, ends=[], pad=0))
+            else:
+                _found(parts, genomes, None, Scoring(gradient=True))
+            said.append(name)
+    assert said == ["writes", "writes", "given back", "learns", "learns", "given back", "writes"]
+    give_memory_back()

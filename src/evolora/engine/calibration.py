@@ -1,6 +1,7 @@
 """What a run chooses by measuring the machine once: CPU threads and the size of a batch."""
 
 import contextlib
+import ctypes
 import os
 import re
 import time
@@ -21,6 +22,13 @@ MOST_ROWS = 512
 # Elsewhere a step takes about as long for few rows as for many: as many as its memory holds, within reason.
 MOST_ROWS_OF_DEVICE = 4096
 _LEAST_ROWS = 8
+# Rows of a large model that a part of a batch has at most: more are no faster, and the keys and values of those that
+# are decoded later need no memory yet.
+MOST_ROWS_DECODED = 48
+# A second copy of a large model's weights is worth batches of up to so many rows.
+MOST_ROWS_BY_PANELS = 96
+# Logits of a chunk: 64 MiB in float32, whatever the vocabulary.
+CHUNK = 2**24
 # Selective gradient checkpointing computes one of so many layers again as a whole.
 WHOLE_OF = 4
 
@@ -79,9 +87,10 @@ def choose_rows(model: PreTrainedModel, length: int) -> int:
     return max(_LEAST_ROWS, min(most, 1 << max(fit, 1).bit_length() - 1))
 
 
-def bytes_a_row(model: PreTrainedModel, length: int) -> int:
+def bytes_a_row(model: PreTrainedModel, length: int, read: int | None = None) -> int:
     """Memory that a row of `length` tokens takes while it is completed: keys and values, one layer's activations over
-    the prompt, the logits of one token and their float32 copies. An estimate, on the safe side."""
+    the prompt, the logits of one token and their float32 copies. An estimate, on the safe side; where it is known that
+    `read` tokens of the row are read at once, closer."""
     config = model.config.get_text_config(decoder=True)
     size = model.dtype.itemsize
     hidden, layers = config.hidden_size, config.num_hidden_layers
@@ -91,6 +100,8 @@ def bytes_a_row(model: PreTrainedModel, length: int) -> int:
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
     cache = 2 * layers * key_heads * head_size * length * size
     activations = (8 * hidden + 3 * inner) * length * size + heads * length * length * 4
+    if read is not None:
+        activations = (4 * hidden + 2 * inner) * read * size
     return int(2 * cache + activations + 4 * config.vocab_size * 4)  # rows leave by a copy of the cache
 
 
@@ -136,6 +147,12 @@ def bytes_a_token_kept(model: PreTrainedModel, length: int, checkpointing: Recom
     return int(config.num_hidden_layers * kept + again + gradients)
 
 
+def bytes_of_a_chunk(model: PreTrainedModel, tokens: int) -> int:
+    """What lives while the output embedding is computed for so many tokens, in chunks: logits, probabilities and their
+    gradients."""
+    return 3 * 4 * min(CHUNK, tokens * int(model.config.get_text_config(decoder=True).vocab_size))
+
+
 def free_memory(device: torch.device) -> int:
     """Bytes that are free on `device`, or could be, as those of the system's cache of files; where the system does not
     say, 4 GB."""
@@ -148,6 +165,12 @@ def free_memory(device: torch.device) -> int:
         return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
         return 4 * 2**30
+
+
+def give_memory_back() -> None:
+    """Let the system have what is free in this process's heap, where its C library can: glibc keeps it else."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def parameters_of(model: PreTrainedModel) -> int:

@@ -9,13 +9,13 @@ from transformers import PreTrainedModel
 
 from evolora.engine import cpu
 from evolora.engine.base import Engine, Prepares, Replicates
-from evolora.engine.calibration import choose_checkpointing, is_small
+from evolora.engine.calibration import MOST_ROWS_DECODED, choose_checkpointing, is_small
 from evolora.engine.eager.checkpointing import decoder_layers
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.micro_batches import MicroBatchEngine
 from evolora.engine.options import ENGINES, CheckpointingName, EngineName, ProductsName, RecomputedName
 from evolora.engine.progress import Progress
-from evolora.engine.split import MOST_ROWS_DECODED, SplitEngine
+from evolora.engine.split import SplitEngine
 from evolora.errors import InputError
 from evolora.models.genome import GenomeLayout
 
@@ -59,7 +59,8 @@ def choose_engine(
     most = None if is_small(model) else MOST_ROWS_DECODED
 
     def frugal(engine: Engine) -> Engine:
-        return engine if update_tokens is None else MicroBatchEngine(engine, update_tokens)
+        on_heap = model.device.type == "cpu" and not is_small(model)
+        return engine if update_tokens is None else MicroBatchEngine(engine, update_tokens, gives_back=on_heap)
 
     if side_by_side == 1 or not isinstance(engine, Replicates):
         return Choice(frugal(engine), words, engine)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evolora.engine.base import Completions, Decoding, Engine, Prompts, Scored, Scoring
+from evolora.engine.calibration import give_memory_back
 from evolora.engine.parts import Part, as_one_batch, genomes_of
 from evolora.models.cost import ModelSize
 from evolora.models.genome import GenomeLayout
@@ -20,10 +21,14 @@ class MicroBatchEngine:
     A batch of more is scored in micro-batches without a gradient. When it goes backwards each of them is scored once
     more, with one, and their gradients are summed in order: a third more operations, and the same result up to
     rounding. How a batch is cut depends on it and on `most_tokens` alone.
+
+    With `gives_back` what writing has left in the process's heap is given back to the system before an update, and what
+    updates have left before writing: tensors of one do not fit into the holes of the other.
     """
 
-    def __init__(self, engine: Engine, most_tokens: int) -> None:
-        self.engine, self.most_tokens = engine, most_tokens
+    def __init__(self, engine: Engine, most_tokens: int, *, gives_back: bool = False) -> None:
+        self.engine, self.most_tokens, self.gives_back = engine, most_tokens, gives_back
+        self._learned = False
         self.layout: GenomeLayout = engine.layout
         self.size: ModelSize = engine.size
         self.hidden, self.device, self.dtype, self.trains = engine.hidden, engine.device, engine.dtype, engine.trains
@@ -32,6 +37,7 @@ class MicroBatchEngine:
         self, genomes: Tensor | None, prompts: Prompts, how: Decoding, *, owners: Sequence[int] | None = None
     ) -> Completions:
         """See `Engine.generate`."""
+        self._turn(learns=False)
         return self.engine.generate(genomes, prompts, how, owners=owners)
 
     def score(
@@ -44,6 +50,7 @@ class MicroBatchEngine:
         owners: Sequence[int] | None = None,
     ) -> Scored:
         """See `Engine.score`. What has a trace needs no activations made again."""
+        self._turn(learns=how.gradient)
         lengths = [len(prompt) for prompt in prompts]
         if genomes is None or not how.gradient or completions.trace is not None:
             return self.engine.score(genomes, prompts, completions, how, owners=owners)
@@ -52,6 +59,11 @@ class MicroBatchEngine:
         if len(parts) == 1:
             return self.engine.score(genomes, prompts, completions, how, owners=owners)
         return _Recomputed(self.engine, genomes, prompts, completions, how, owners, parts)
+
+    def _turn(self, *, learns: bool) -> None:
+        if self.gives_back and learns != self._learned:
+            give_memory_back()
+        self._learned = learns
 
     def _parts(self, genomes: int, prompts: int, longest: int, owners: Sequence[int] | None) -> Iterator[Part]:
         most_rows = max(1, self.most_tokens // longest)

@@ -16,9 +16,6 @@ from evolora.engine.threads import Result, Threads
 # share, outweighs what is gained, and each part reads the weights for itself.
 LEAST_ROWS_DECODED = 32
 LEAST_ROWS_SCORED = 8
-# Rows of a large model that a part has at most: more are no faster, and the keys and values of those that are decoded
-# later need no memory yet.
-MOST_ROWS_DECODED = 48
 
 
 def split(individuals: int, rows: Sequence[int], count: int) -> list[Part]:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from evolora.engine.base import Scoring
-from evolora.engine.calibration import bytes_a_row
 from evolora.models.cost import ModelSize
 from evolora.population.writing import Writer, Written
 from evolora.refiners.options import PolicyGradientConfig
 from evolora.runs.assembly import Parts, assemble
+from evolora.runs.footprint import Footprint, footprint
 from evolora.runs.given import Given
 from evolora.runs.options import RunOptions
 from evolora.runs.tracking.terminal import Silence
@@ -23,30 +23,24 @@ from evolora.runs.tracking.terminal import Silence
 # About as long as each of the two measurements takes at most, where a few rows take less.
 _SECONDS = 5.0
 _FEW = 4
-_GIB = 2**30
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The options as the machine and the task resolve them, and what a run of them takes: bytes, nominal operations a
+    """The options as the machine and the task resolve them, and what a run of them takes: memory, nominal operations a
     generation at most, and seconds a generation."""
 
     options: RunOptions
-    model_bytes: int
-    genome_bytes: int
-    slice_bytes: int
+    memory: Footprint
     flops: float
     seconds: float
 
     def lines(self) -> list[str]:
         """What is told to the user."""
-        total = self.model_bytes + self.genome_bytes + self.slice_bytes
         gens = self.options.most_gens
         within = f", {_duration(self.seconds * gens)} for {gens} generations" if gens is not None else ""
         return [
-            f"memory: about {total / _GIB:.2f} GiB and what Python takes: model {self.model_bytes / _GIB:.2f}, "
-            f"population {self.genome_bytes / _GIB:.2f}, a slice of {self.options.engine.rows_per_slice} rows at most "
-            f"{self.slice_bytes / _GIB:.2f}",
+            *self.memory.lines(),
             f"time: about {_duration(self.seconds)} a generation{within}, with completions as long as the base writes "
             f"them now, and at most {self.flops:.2g} operations each, with completions of full length",
             "The time of the reward comes on top, and at the end that of the validation and test splits.",
@@ -57,6 +51,7 @@ def estimate(options: RunOptions) -> Estimate:
     """Load the parts of a run, leaving nothing behind, and estimate it. Raises InputError as a run would."""
     parts = assemble(options.replaced({"run": {"out": None}}), Given(), Silence())
     config = parts.config.replaced({"run": {"out": options.run.out}})
+    memory = footprint(parts)
     parts.scorer.close()
     size = ModelSize.of(parts.base.model, adapter=parts.layout.genome_length)
     prompts = parts.base.tokenizer([example.prompt for example in parts.task.train])["input_ids"]
@@ -77,19 +72,7 @@ def estimate(options: RunOptions) -> Estimate:
         flops += written * (size.forward([length]) + refiner.epochs * both)
         a_row = _seconds_to_write(parts, drawn, seeds=True) + refiner.epochs * _seconds_to_learn(parts, drawn)
         seconds += written * a_row
-    genome = parts.layout.genome_length * 4
-    rows = min(config.engine.rows_per_slice or 1, max(read, 1))
-    weights = sum(each.numel() * each.element_size() for each in parts.base.model.parameters())
-    return Estimate(
-        config,
-        # Compiled products keep the weights a second time, in their own order.
-        weights * (2 if config.engine.products == "compiled" else 1),
-        # The population, its refined and its children, the finalists; Adam's moments and the gradient of the refined.
-        genome * (2 * population + evolution.finalists + 4 * refined),
-        bytes_a_row(parts.base.model, length) * rows,
-        float(flops),
-        seconds,
-    )
+    return Estimate(config, memory, float(flops), seconds)
 
 
 @dataclass(frozen=True)

@@ -18,11 +18,12 @@ from evolora.files import check_regular, newest_checkpoint, without_nan, write_t
 from evolora.lock import owned
 from evolora.models.base import BUNDLED_MODEL
 from evolora.models.export import PEFT_CONFIG, config_text
-from evolora.runs.assembly import assemble
+from evolora.runs.assembly import Parts, assemble
 from evolora.runs.config_file import check_config, read_run_config
 from evolora.runs.disk import need_room_for_run
 from evolora.runs.fingerprint import fingerprint
 from evolora.runs.finish import merge_winner
+from evolora.runs.footprint import footprint
 from evolora.runs.generations import progress, run_to_end
 from evolora.runs.given import ROWS, Given
 from evolora.runs.identity import Identity, check_run, differences, new_identity, read_identity
@@ -74,7 +75,7 @@ def start(
             for note in (*config.notes, *given.notes):
                 view.say(note)
             parts = assemble(_located(config, folder), given, view)
-            need_room_for_run(folder, parts)
+            _need_room(folder, parts)
         if given.peft_config is not None:
             write_text(folder / PEFT_CONFIG, config_text(given.peft_config))
         identity = new_identity(fingerprint(parts, given))
@@ -82,6 +83,13 @@ def start(
         if (unnoted := note_made_here(folder, identity.run)) is not None:
             view.say(unnoted)
         return Result(folder, *run_to_end(folder, parts, given, identity))
+
+
+def _need_room(folder: Path, parts: Parts) -> None:
+    """On the disk; and say what memory the run will take."""
+    need_room_for_run(folder, parts)
+    for line in footprint(parts).lines():
+        parts.view.say(line)
 
 
 @contextmanager
@@ -181,7 +189,7 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, 
     for note in (*config.notes, *given.notes):
         view.say(note)
     parts = assemble(config, given, view)
-    need_room_for_run(folder, parts)
+    _need_room(folder, parts)
     now = fingerprint(parts, given)
     # Edited may be what a resumed run is given by options, too.
     changes = lost or list(differences(identity.fingerprint, now)) or edited

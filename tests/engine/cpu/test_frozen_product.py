@@ -21,7 +21,7 @@ from evolora.engine.cpu.matmul import frozen_linear as frozen_product
 from evolora.engine.cpu.matmul.frozen_linear import (
     _DROPPED_FROM,
     _LEAST_PRODUCTS,
-    MOST_ROWS,
+    MOST_ROWS_BY_PANELS,
     FrozenProduct,
     Kept,
     WeightPanels,
@@ -161,16 +161,16 @@ def test_kept_always_or_never() -> None:
     always = WeightPanels(weight, transposed=True, kept="always")
     made = always.of(weight, rows=1000)
     assert made is not None
-    assert all(always.of(weight, rows=rows) is made for rows in (0, 1, MOST_ROWS, _DROPPED_FROM, 5000, 1))
+    assert all(always.of(weight, rows=rows) is made for rows in (0, 1, MOST_ROWS_BY_PANELS, _DROPPED_FROM, 5000, 1))
     never = WeightPanels(weight, transposed=True, kept="never")
-    assert all(never.of(weight, rows=rows) is None for rows in (1, 2, MOST_ROWS, 5000))
+    assert all(never.of(weight, rows=rows) is None for rows in (1, 2, MOST_ROWS_BY_PANELS, 5000))
 
 
 def test_made_by_few_rows_used_by_more_and_dropped_by_many() -> None:
     weight = drawn(32, 16)
     panels = WeightPanels(weight, transposed=True, kept="for few rows")
-    assert panels.of(weight, rows=MOST_ROWS + 1) is None
-    made = panels.of(weight, rows=MOST_ROWS)
+    assert panels.of(weight, rows=MOST_ROWS_BY_PANELS + 1) is None
+    made = panels.of(weight, rows=MOST_ROWS_BY_PANELS)
     assert made is not None
     assert panels.of(weight, rows=1) is made
     assert panels.of(weight, rows=_DROPPED_FROM - 1) is made
@@ -190,7 +190,7 @@ def test_only_after_as_many_products_as_pay_for_it(monkeypatch: pytest.MonkeyPat
         count = 0
         while panels.of(weight, rows=2) is None:
             count += 1
-            panels.of(weight, rows=MOST_ROWS + 1)  # does not count
+            panels.of(weight, rows=MOST_ROWS_BY_PANELS + 1)  # does not count
         return count
 
     assert made_after() == _LEAST_PRODUCTS - 1 > 1
@@ -252,7 +252,7 @@ def load(layer: nn.Linear) -> None:
 @pytest.mark.parametrize(
     "change", [change_in_place, change_one_entry, change_unseen, change_data, change_parameter, load]
 )
-@pytest.mark.parametrize("rows", [2, MOST_ROWS + 1])
+@pytest.mark.parametrize("rows", [2, MOST_ROWS_BY_PANELS + 1])
 @pytest.mark.parametrize("kept", KEPT)
 def test_a_weight_that_has_changed_is_not_taken_for_what_it_was(
     change: Callable[[nn.Linear], None], rows: int, kept: Kept
@@ -423,20 +423,24 @@ def test_a_large_model_computes_the_same_with_and_without(
     monkeypatch.setattr(kernels, "is_small", lambda _: True)
     assert _kept(large) == "always"
     always = compiled(stock)
-    for rows in (1, 2, MOST_ROWS // 9, _DROPPED_FROM // 9, _DROPPED_FROM, 3):
+    for rows in (1, 2, MOST_ROWS_BY_PANELS // 9, _DROPPED_FROM // 9, _DROPPED_FROM, 3):
         expected = logits_of(plain, rows)
         for model in (large, always, off):
             assert torch.equal(logits_of(model, rows), expected)
     assert len(frozen_products(large)) > 4
-    assert all(product.panels(MOST_ROWS + 1) is not None for product in frozen_products(large)), "since the last batch"
-    assert all(product.panels(MOST_ROWS + 1) is None for product in frozen_products(plain) + frozen_products(off))
+    assert all(product.panels(MOST_ROWS_BY_PANELS + 1) is not None for product in frozen_products(large)), (
+        "since the last batch"
+    )
+    assert all(
+        product.panels(MOST_ROWS_BY_PANELS + 1) is None for product in frozen_products(plain) + frozen_products(off)
+    )
 
 
 def test_many_rows_give_a_large_models_memory_back(large: PreTrainedModel) -> None:
     logits_of(large, 2)
-    assert all(product.panels(MOST_ROWS + 1) is not None for product in frozen_products(large))
+    assert all(product.panels(MOST_ROWS_BY_PANELS + 1) is not None for product in frozen_products(large))
     logits_of(large, _DROPPED_FROM)
-    assert all(product.panels(MOST_ROWS + 1) is None for product in frozen_products(large))
+    assert all(product.panels(MOST_ROWS_BY_PANELS + 1) is None for product in frozen_products(large))
 
 
 def test_gradients_of_a_large_model(stock: PreTrainedModel, large: PreTrainedModel) -> None:

@@ -14,14 +14,14 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from evolora.engine.calibration import CHUNK
 from evolora.engine.eager.decoder import last_hidden_states
 from evolora.engine.eager.kernels import Kernels
 from evolora.engine.eager.log_probs import in_float32_at_least
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import adapts_head
 
-# Logits of a chunk: 64 MiB in float32, whatever the vocabulary.
-_CHUNK = 2**24
+_CHUNK = CHUNK
 _LEAST_TOKENS = 16
 
 

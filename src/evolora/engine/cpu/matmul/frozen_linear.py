@@ -11,13 +11,13 @@ import torch
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
+from evolora.engine.calibration import MOST_ROWS_BY_PANELS
 from evolora.engine.cpu.jit import in_float32, run_rows
 from evolora.engine.cpu.matmul.panels import Floats, arranged, multiply_plain, multiply_rows, panels_of
 
 # Panels are a second copy of a large model's weights. Batches of up to so many rows, or packs, are worth them; those of
 # more drop them, since that memory may be needed for their keys and values. Two limits, so that a batch near one does
 # not arrange them at each step.
-MOST_ROWS = 96
 _DROPPED_FROM = 128
 # Arranging the panels takes as long as about so many products gain by them.
 _LEAST_PRODUCTS = 8
@@ -50,7 +50,7 @@ class _Arranged:
 
 class WeightPanels:
     """The weight of one layer in panels, as [in, out] or, if `transposed`, from [out, in]: arranged when they are first
-    asked for, or after some products of up to `MOST_ROWS` rows and until one of many; again when it has changed."""
+    asked for, or after some products of few rows and until one of many; again when it has changed."""
 
     def __init__(self, weight: Tensor, *, transposed: bool, kept: Kept) -> None:
         self._weight = weight
@@ -78,7 +78,7 @@ class WeightPanels:
             return panels.of
         if panels is not None or rows >= _DROPPED_FROM:
             self._panels, self._products = None, 0
-        if rows > MOST_ROWS:
+        if rows > MOST_ROWS_BY_PANELS:
             return None
         self._products += 1
         return None if self._products < _LEAST_PRODUCTS else self._arrange(weight)
