@@ -24,7 +24,7 @@ from transformers import (
 from evolora.engine.base import Engine
 from evolora.engine.calibration import available_cores, choose_threads, threads_an_operation
 from evolora.engine.choose import choose_engine
-from evolora.models.base import BUNDLED_MODEL, load_base, model_path
+from evolora.models.base import BUNDLED_MODEL, given_base, model_path
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import lora_config, lora_layout
 from evolora.rng import keyed_generator
@@ -67,7 +67,7 @@ class Subject:
 
     def own(self) -> PreTrainedModel:
         """The model as evolora loads it."""
-        return load_base(self.folder).model
+        return given_base(self.stock(), self.tokenizer).model
 
     def engine(self) -> Engine:
         """What evolora asks that model through: the engine that it chooses, on all threads."""
@@ -144,7 +144,9 @@ def subject_of(
         model.generation_config.pad_token_id = PAD
         model.save_pretrained(path)
         word_tokenizer(vocabulary).save_pretrained(path)
-    base = load_base(str(path))
+    # Not by AutoTokenizer: some kinds of model have it take a tokenizer of theirs for any other.
+    model = AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32).requires_grad_(False).eval()
+    base = given_base(model, word_tokenizer(model.config.vocab_size))
     lora = lora_config(base.model, target_modules=target_modules)
     layout, founder = lora_layout(base.model, lora, seed=0)
     threads = threads or choose_threads(base.model, available_cores())

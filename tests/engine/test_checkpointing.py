@@ -10,7 +10,7 @@ from torch import Tensor
 
 from evolora.engine import calibration
 from evolora.engine.base import Completions, Scoring
-from evolora.engine.calibration import bytes_a_token_kept, choose_checkpointing
+from evolora.engine.calibration import choose_checkpointing
 from evolora.engine.choose import choose_engine, resolved_checkpointing
 from evolora.engine.cpu.engine import CpuEngine
 from evolora.engine.eager.engine import EagerEngine
@@ -60,15 +60,17 @@ def test_what_auto_comes_to(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model("llama")
     assert choose_checkpointing(model, 20, 100) == "off", "a small model"
     monkeypatch.setattr(calibration, "SMALL_MODEL", 0)
-    for room, chosen in ((2**40, "selective"), (200 * bytes_a_token_kept(model, 20, "on"), "on"), (0, "on")):
-        monkeypatch.setattr(calibration, "free_memory", lambda _, room=room: room)
-        assert choose_checkpointing(model, 20, 100) == chosen
-    monkeypatch.setattr(calibration, "free_memory", lambda _: 2**40)
-    assert resolved_checkpointing(model, "cpu", "auto", length=20, tokens=100) == "selective"
+    assert resolved_checkpointing(model, "cpu", "auto", length=20, tokens=100) == "on"
     assert resolved_checkpointing(model, "cpu", "off", length=20, tokens=100) == "off"
     gpt2 = random_model("gpt2")
     assert resolved_checkpointing(gpt2, "cpu", "auto", length=20, tokens=100) == "off", "it has passes of its own"
-    assert resolved_checkpointing(gpt2, "eager", "auto", length=20, tokens=100) == "selective"
+    assert resolved_checkpointing(gpt2, "eager", "auto", length=20, tokens=100) == "on"
+    monkeypatch.setattr(type(model), "device", torch.device("meta"))
+    kept = {"off": 100, "selective": 50, "on": 1}
+    monkeypatch.setattr(calibration, "bytes_a_token_kept", lambda _, __, way: kept[way])
+    for room, chosen in ((20_000, "off"), (10_000, "selective"), (9_999, "on")):
+        monkeypatch.setattr(calibration, "free_memory", lambda _, room=room: room)
+        assert choose_checkpointing(model, 20, 100) == chosen
 
 
 def test_what_transformers_cannot_checkpoint_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:

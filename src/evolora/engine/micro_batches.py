@@ -22,8 +22,8 @@ class MicroBatchEngine:
     more, with one, and their gradients are summed in order: a third more operations, and the same result up to
     rounding. How a batch is cut depends on it and on `most_tokens` alone.
 
-    With `gives_back` what writing has left in the process's heap is given back to the system before an update, and what
-    updates have left before writing: tensors of one do not fit into the holes of the other.
+    With `gives_back` what is free in the process's heap is given back to the system before each update and after the
+    last: tensors of one size do not fit into the holes of another, nor of another thread's.
     """
 
     def __init__(self, engine: Engine, most_tokens: int, *, gives_back: bool = False) -> None:
@@ -61,7 +61,7 @@ class MicroBatchEngine:
         return _Recomputed(self.engine, genomes, prompts, completions, how, owners, parts)
 
     def _turn(self, *, learns: bool) -> None:
-        if self.gives_back and learns != self._learned:
+        if self.gives_back and (learns or self._learned):
             give_memory_back()
         self._learned = learns
 

@@ -49,8 +49,8 @@ class EngineOptions(Options):
     gradient_checkpointing: CheckpointingName = option(
         "auto",
         "what an update computes again on its way back, to keep less: nothing (off), what costs little (selective), or "
-        "every layer (on); default: little of large models, and every layer where that does not fit into half the free "
-        "memory",
+        "every layer (on); default: nothing of small models, every layer of others on a CPU, else as little as fits "
+        "into half the free memory",
     )
     draft_rows: int = option(
         8, "most rows whose completions are drafted by their parent's and checked in one pass; 0 never", ge=0
