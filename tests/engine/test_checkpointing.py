@@ -2,11 +2,13 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from architectures import random_model
 from live_bytes import LiveBytes
 from torch import Tensor
+from transformers import DynamicCache, LlamaModel
 
 from evolora.engine import calibration
 from evolora.engine.base import Completions, Scoring
@@ -29,7 +31,8 @@ def _gradient(
     ids = torch.randint(1, 90, (rows * len(genomes), length), generator=generator)
     mask = torch.arange(length) < torch.randint(1, length + 1, (len(ids), 1), generator=generator)
     weights = torch.randn(ids.shape, generator=generator) * mask
-    how = Scoring(gradient=True, entropy_gradient=True, dropout=dropout, dropout_seed=5)
+    seeds = np.arange(len(genomes), dtype=np.uint64)
+    how = Scoring(gradient=True, entropy_gradient=True, dropout=dropout, dropout_seeds=seeds)
     with LiveBytes() as living:
         scored = engine.score(genomes, prompts, Completions(ids, mask), how)
         kept = living.now
@@ -54,6 +57,22 @@ def test_the_gradient_is_the_same(architecture: str, kind: Any) -> None:
             torch.testing.assert_close(own, expected, rtol=1e-4 * other, atol=1e-5 * other)
         assert kept < whole or other
         whole = kept
+
+
+def test_a_layer_that_is_given_a_cache_is_passed_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Passed again it would find there what it wrote itself."""
+    model = random_model("llama")
+    layout, founder = lora_layout(model, lora_config(model), seed=0)
+    engine = EagerEngine(model, layout)
+    expected = _gradient(engine, founder.repeat(2, 1))[1]
+    whole = LlamaModel.forward
+
+    def with_cache(self: LlamaModel, **given: Any) -> Any:
+        return whole(self, **{**given, "use_cache": True, "past_key_values": DynamicCache(config=self.config)})
+
+    monkeypatch.setattr(LlamaModel, "forward", with_cache)
+    for engine.checkpointing in ("selective", "on"):
+        torch.testing.assert_close(_gradient(engine, founder.repeat(2, 1))[1], expected)
 
 
 def test_what_auto_comes_to(monkeypatch: pytest.MonkeyPatch) -> None:

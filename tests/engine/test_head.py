@@ -57,6 +57,23 @@ def test_chunks_are_nearer_to_float64_than_rounding(monkeypatch: pytest.MonkeyPa
         assert (own - right).norm() <= 1e-5 * right.norm()
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_factor_that_is_not_known_is_seen_in_any_precision(dtype: torch.dtype) -> None:
+    model = random_model("llama").to(dtype)
+    layout, _ = lora_layout(model, lora_config(model), seed=0)
+    assert EagerEngine(model, layout)._head is not None
+    whole = model.forward
+
+    def scaled(*given: Any, **named: Any) -> Any:
+        found = whole(*given, **named)
+        found.logits = found.logits * 1.03
+        return found
+
+    engine = EagerEngine(model, layout)
+    engine.layers.model.forward = scaled
+    assert engine._head is None
+
+
 def test_an_adapted_or_unknown_head_is_left_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model("llama")
     layout, _ = lora_layout(model, lora_config(model, target_modules=["q_proj", "lm_head"]), seed=0)

@@ -1,8 +1,10 @@
 """The memory of an update: linear in its tokens, without the vocabulary, and as estimated. Counted tensor by tensor."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from live_bytes import LiveBytes
@@ -19,7 +21,7 @@ from evolora.engine.eager.packed_forward import PackedPass
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import _adapted_modules, as_peft_model, lora_config, lora_layout
 
-HOW = Scoring(gradient=True, dropout=0.1, dropout_seed=1)
+HOW = Scoring(gradient=True, dropout=0.1)
 # Of one chunk: its logits, its probabilities and their gradients.
 CHUNKS = 4 * 4 * 2**24
 
@@ -29,7 +31,8 @@ def update(engine: EagerEngine, genomes: Tensor, rows: int, length: int = 32) ->
     that lived."""
     completions = Completions.of_ids([[1 + row] * (length - 1) for row in range(rows * len(genomes))], 0)
     with LiveBytes() as living:
-        scored = engine.score(genomes, [[7, 8]] * rows, completions, HOW)
+        how = replace(HOW, dropout_seeds=np.arange(len(genomes), dtype=np.uint64) if HOW.dropout else None)
+        scored = engine.score(genomes, [[7, 8]] * rows, completions, how)
         kept = living.now
         scored.backward(torch.ones(len(completions.ids), length - 1))
     return kept, living

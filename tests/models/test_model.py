@@ -19,7 +19,15 @@ from peft.tuners.lora import LoraModel
 from peft.utils import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import BertConfig, BertForMaskedLM, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    CTRLConfig,
+    CTRLLMHeadModel,
+    PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.errors import CheckpointError, InputError
@@ -302,6 +310,12 @@ def test_an_architecture_that_peft_does_not_know_gets_its_attentions_projections
     assert default_targets(random_model("smollm3")) == ["q_proj", "v_proj"]
     assert default_targets(random_model("phi3")) == ["qkv_proj"]
     assert default_targets(random_model("mamba")) == ["in_proj", "x_proj"]
+
+
+def test_where_no_usual_name_is_found_the_layers_must_be_named() -> None:
+    model = CTRLLMHeadModel(CTRLConfig(vocab_size=64, n_embd=32, dff=64, n_layer=1, n_head=2, n_positions=16))
+    with pytest.raises(InputError, match=r"nothing of the usual names is found in CTRLLMHeadModel.*or all-linear"):
+        lora_layout(model, lora_config(model), seed=0)
 
 
 @pytest.mark.parametrize("excluded", [None, ["v_proj"], r".*\.v_proj"])

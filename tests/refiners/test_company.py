@@ -46,6 +46,7 @@ SETTINGS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "grpo, dropout, skip, minibatches": ("grpo", 0.05, {"equal_groups": "skip", "minibatches": 2}),
     "grpo, skip, replay": ("grpo", 0.0, {"equal_groups": "skip", "replay": 6}),
     "grpo, dropout, led rate, dapo": ("grpo", 0.05, {"update_kl": 1e-4, "loss_type": "dapo", "minibatches": 3}),
+    "grpo, dropout, skip, more minibatches than rows": ("grpo", 0.05, {"equal_groups": "skip", "minibatches": 9}),
     "grpo, early stop, KL target": ("grpo", 0.0, {"target_kl": 3e-4, "epochs": 3, "kl_target": 0.01}),
     "rloo, dropout, skip, everything": (
         "rloo",

@@ -170,6 +170,11 @@ def lora_layout(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> tup
                 f"--target-modules {config.target_modules}: the experts of {type(model).__name__} are tensors and no "
                 "layers, which cannot be adapted, expected layers by name, such as q_proj v_proj"
             ) from None
+        if config.target_modules is None:
+            raise InputError(
+                f"--target-modules: nothing of the usual names is found in {type(model).__name__}, expected the names "
+                "of its layers, or all-linear"
+            ) from None
         raise
     layout = GenomeLayout(tuple(_adapted_modules(peft_model)))
     if adapts_head(model, layout) and model.get_output_embeddings().weight is model.get_input_embeddings().weight:

@@ -449,7 +449,9 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             return
         drawn = [keyed_generator(self.seed, "minibatch", *each) for each in key]
         orders = [own[torch.randperm(len(own), generator=each)] for own, each in zip(rows, drawn, strict=True)]
-        for parts in zip_longest(*(order.chunk(self.config.minibatches) for order in orders)):
+        # Rows that are too few are chunked into fewer parts, and none into empty ones.
+        chunks = [order.chunk(self.config.minibatches) if len(order) else () for order in orders]
+        for parts in zip_longest(*chunks):
             yield [own[:0] if part is None else part for own, part in zip(rows, parts, strict=True)]
 
     def _pass_cost(self, rollout: Rollout, rows: Sequence[Tensor]) -> Cost:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
-from transformers import PreTrainedModel
+from transformers import Cache, PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from evolora.engine.calibration import WHOLE_OF
@@ -57,6 +57,8 @@ def checkpointed(layers: LoraLayers, how: RecomputedName) -> Iterator[None]:
 
 
 def _run(layers: LoraLayers, forward: Callable[..., Any], selective: bool, *given: Any, **named: Any) -> Any:
+    if any(isinstance(value, Cache) for value in (*given, *named.values())):
+        return forward(*given, **named)  # which would find there what it wrote itself
     contexts = functools.partial(_contexts, layers, selective)
     return checkpoint(forward, *given, use_reentrant=False, preserve_rng_state=False, context_fn=contexts, **named)
 

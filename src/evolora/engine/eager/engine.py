@@ -63,6 +63,8 @@ class EagerEngine:
             kernels.packs = False  # its rows' owners are known of whole batches only
         if tree.device.type != "cpu":
             widen_logits(tree)
+        if getattr(tree.config, "output_router_logits", False):
+            tree.config.output_router_logits = False  # of a loss that is not asked for, and that takes no packed mask
             _without_asking_for_padding(tree)
         self.hidden: int = tree.get_output_embeddings().weight.shape[1]
         self.device = tree.device
