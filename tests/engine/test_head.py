@@ -6,6 +6,7 @@ import pytest
 import torch
 from architectures import random_model
 from torch import Tensor
+from transformers import LlamaForCausalLM
 
 from evolora.engine.base import Completions, Scoring
 from evolora.engine.cpu.engine import CpuEngine
@@ -58,20 +59,21 @@ def test_chunks_are_nearer_to_float64_than_rounding(monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_a_factor_that_is_not_known_is_seen_in_any_precision(dtype: torch.dtype) -> None:
+def test_a_factor_that_is_not_known_is_seen_in_any_precision(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = random_model("llama").to(dtype)
     layout, _ = lora_layout(model, lora_config(model), seed=0)
     assert EagerEngine(model, layout)._head is not None
-    whole = model.forward
+    whole = LlamaForCausalLM.forward
 
-    def scaled(*given: Any, **named: Any) -> Any:
-        found = whole(*given, **named)
+    def scaled(self: LlamaForCausalLM, **given: Any) -> Any:
+        found = whole(self, **given)
         found.logits = found.logits * 1.03
         return found
 
-    engine = EagerEngine(model, layout)
-    engine.layers.model.forward = scaled
-    assert engine._head is None
+    monkeypatch.setattr(LlamaForCausalLM, "forward", scaled)
+    assert EagerEngine(model, layout)._head is None
 
 
 def test_an_adapted_or_unknown_head_is_left_whole(monkeypatch: pytest.MonkeyPatch) -> None:
