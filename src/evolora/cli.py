@@ -5,6 +5,7 @@ What takes long to import is imported by the command that needs it, once its opt
 
 import argparse
 import difflib
+import logging
 import math
 import re
 import signal
@@ -120,6 +121,7 @@ def _command_of(given: list[str]) -> int:
 
 def _quieten() -> None:
     """Keep the libraries' progress bars and notices off the screen: what matters, the run itself says."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it wherever it is installed
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

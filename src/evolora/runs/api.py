@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +214,9 @@ def _in_python(view: View | None) -> Iterator[None]:
                 f"view: found {type(view).__name__}, expected an object with say, progress, generation and close"
             )
     try:
-        with names_refused(), torch.inference_mode(False), torch.enable_grad():
+        # Entered where it is needed alone: it sets autograd's threads, too.
+        learning = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
+        with names_refused(), learning, torch.enable_grad():
             yield
     except InputError as error:
         raise python_words(error) from None
