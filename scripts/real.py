@@ -31,7 +31,8 @@ def main() -> int:
     ran = subprocess.run([*command, "train", str(OPTIONS), "--model", str(model), "--out", str(options.out), *more])
     if ran.returncode:
         return ran.returncode
-    seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024
+    seconds, peak = time.perf_counter() - start, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * unit / 2**30
     summary = json.loads((options.out / "summary.json").read_text())
     base, winner = summary["base"]["test"], summary["winner"]["test"]
     plain = score_by_peft(model, options.out / "best", new_tokens(options.out))

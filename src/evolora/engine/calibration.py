@@ -108,8 +108,10 @@ def bytes_a_row(model: PreTrainedModel, length: int, read: int | None = None) ->
 def choose_checkpointing(model: PreTrainedModel, length: int, tokens: int) -> RecomputedName:
     """What an update of so many tokens, in texts of up to `length`, computes again: nothing of a small model. Of others
     every layer on a CPU, whose memory others want too; elsewhere as little as fits into half the free memory."""
-    if is_small(model) or model.device.type == "cpu":
-        return "off" if is_small(model) else "on"
+    if is_small(model):
+        return "off"
+    if model.device.type == "cpu":
+        return "on"
     ways: list[RecomputedName] = ["off", "selective"]
     room = free_memory(model.device) // 2
     fit = (way for way in ways if tokens * bytes_a_token_kept(model, length, way) <= room)

@@ -17,6 +17,7 @@ from evolora.engine.calibration import (
 )
 from evolora.population.options import RolloutOptions
 from evolora.runs.assembly import Parts
+from evolora.runs.memory import rows_of_an_update
 
 _GIB = 2**30
 
@@ -67,7 +68,7 @@ def footprint(parts: Parts) -> Footprint:
     refined, tokens = 0, 0
     if isinstance(config.refiner, RolloutOptions):
         refined, prompts = evolution.refine, config.refiner.rollout_prompts
-        rows = max(rows, refined * prompts * config.refiner.rollout_samples)
+        rows = max(rows, rows_of_an_update(config))
         tokens = refined * prompts * (prompt + config.refiner.rollout_samples * new)  # what is shared is read once
     rows = min(rows, engine.rows_per_slice or rows)
     if threads > 1 and not is_small(model):

@@ -20,7 +20,6 @@ from evolora.engine.eager.owners import EqualGroups, ScoredRows
 from evolora.engine.eager.score import completion_log_probs
 from evolora.engine.eager.wide_logits import widen_logits
 from evolora.engine.options import RecomputedName
-from evolora.engine.progress import Progress
 from evolora.models.base import module_tree
 from evolora.models.cost import ModelSize
 from evolora.models.genome import GenomeLayout
@@ -70,9 +69,6 @@ class EagerEngine:
         self.device = tree.device
         self.dtype = torch.float64 if tree.dtype == torch.float64 else torch.float32
         self.layers = LoraLayers(tree, layout, layer=kernels.layer)
-
-    def prepare(self, progress: Progress, *, learns: bool, dropout: float) -> None:
-        """What `engine.choose.Choice.prepare` says: nothing, as torch compiles nothing."""
 
     def replica(self) -> Self:
         """Another engine with the same weights, for another thread."""
