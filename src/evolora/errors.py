@@ -30,11 +30,20 @@ class CheckpointError(_Masked, RuntimeError):
     """A checkpoint is missing, truncated or altered; the message names the file."""
 
 
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that there is no more memory, of the machine or of a device.
+
+    >>> out_of_memory(MemoryError()), out_of_memory(RuntimeError("CUDA out of memory.")), out_of_memory(RuntimeError())
+    (True, True, False)
+    """
+    return isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and bool(_NO_MORE.search(str(error))))
+
+
 def ran_out(error: BaseException) -> str | None:
     """What the machine lacked, in a sentence: memory, a disk's room, a file that can be read; None for an error of
     another kind."""
     first = (str(error).splitlines() or [""])[0][:300]
-    if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _NO_MORE.search(str(error))):
+    if out_of_memory(error):
         return f"out of memory: {first}".removesuffix(": ")
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename is not None else ""

@@ -3,6 +3,7 @@
 import errno
 import json
 import os
+import re
 import resource
 import shutil
 import signal
@@ -16,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from evolora.engine.eager.engine import EagerEngine
 from evolora.evolution.loop import Evolution
 from evolora.files import verify
 from evolora.signals import ENDING, answered_by, interrupt
@@ -275,3 +277,50 @@ def test_signals_that_are_ignored_or_handled_stay_so() -> None:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+NARROW = "DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."
+
+
+def test_an_update_without_memory_is_cut_and_the_run_goes_on(
+    toy: Any, llama: Path, evolora: Any, facts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run's config keeps what there was memory for: one that is resumed neither says it again nor is refused."""
+    whole, failed = EagerEngine._score, list[int]()
+
+    def narrow(self: EagerEngine, genomes: Any, prompts: Any, completions: Any, how: Any, times: int) -> Any:
+        if how.gradient and len(completions.ids) > room:
+            failed.append(len(completions.ids))
+            raise RuntimeError(NARROW)
+        return whole(self, genomes, prompts, completions, how, times)
+
+    monkeypatch.setattr(EagerEngine, "_score", narrow)
+    run, easy = tmp_path / "run", tmp_path / "easy"
+    options = ("--model", llama, "--threads", "1", "--max-new-tokens", "6", "--refine", "2", "--save-every", "100")
+    room = 10**6
+    assert evolora("train", *toy.options(easy, *options, gens=3))[0] == 0 and not failed
+    room = 4
+    code, out, errors = evolora("train", *toy.options(run, *options, gens=1))
+    assert code == 0, errors
+    (tokens,) = re.findall(r"out of memory: updates keep (\S+) tokens at a time from now on", out)
+    config = (run / "config.toml").read_text()
+    assert f"\nupdate_tokens = {tokens}\n" in config and failed
+    assert evolora("verify", run)[0] == 0
+    failed.clear()
+    code, out, _ = evolora("resume", run, "--gens", "2")
+    assert code == 0 and not failed and "out of memory" not in out
+    assert (run / "config.toml").read_text().count(f"update_tokens = {tokens}\n") == 1
+    room = 0
+    code, out, errors = evolora("resume", run, "--gens", "3")
+    assert code == 1 and len(errors.splitlines()) == 1 and failed[-1] == 1
+    assert errors == f"evolora: out of memory: {NARROW}; resume with: evolora resume {run}\n"
+    assert f"update_tokens = {tokens}\n" in (run / "config.toml").read_text(), "what failed is no reason to keep it"
+    verify(run / "checkpoints" / "gen0002")
+    room = 1
+    assert evolora("resume", run, "--update-tokens", "20")[0] == 0 and failed[-1] == 1
+    assert "update_tokens = 20\n" in (run / "config.toml").read_text()
+    for found, expected in zip(facts(run).metrics, facts(easy).metrics, strict=True):
+        numbers = [name for name, value in expected.items() if isinstance(value, float)]
+        assert numbers and [found[name] for name in numbers] == pytest.approx(
+            [expected[name] for name in numbers], rel=1e-3, abs=1e-4, nan_ok=True
+        )

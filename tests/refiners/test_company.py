@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evolora.engine import split
 from evolora.engine.base import Engine
+from evolora.engine.budget import Budget
 from evolora.engine.cpu.engine import CpuEngine
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.micro_batches import MicroBatchEngine
@@ -177,6 +178,6 @@ def test_llamas_come_out_the_same_by_parts_and_by_micro_batches(
     assert (step > 0).all()
     # Three parts are the three individuals, each as it is alone.
     assert torch.equal(refined(parts(3), [[0, 1, 2]]), refined(whole, [[0], [1], [2]]))
-    for engine in (parts(2), MicroBatchEngine(whole, 60)):
+    for engine in (parts(2), MicroBatchEngine(whole, Budget(60))):
         for slices in ([[0, 1, 2]], [[1], [2, 0]]):
             assert ((refined(engine, slices) - expected).norm(dim=1) <= 1e-6 * step).all()  # its norms are in float32

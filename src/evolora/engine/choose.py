@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from evolora.engine import cpu
 from evolora.engine.base import Engine, Prepares, Replicates
+from evolora.engine.budget import Budget
 from evolora.engine.calibration import MOST_ROWS_DECODED, choose_checkpointing, is_small
 from evolora.engine.eager.checkpointing import decoder_layers
 from evolora.engine.eager.engine import EagerEngine
@@ -43,11 +44,11 @@ def choose_engine(
     threads: int = 1,
     kind: EngineName = "auto",
     products: ProductsName = "auto",
-    update_tokens: int | None = None,
+    budget: Budget | None = None,
     checkpointing: RecomputedName = "off",
 ) -> Choice:
     """The fastest engine that can run `model`, or the one that is asked for, on up to `threads` parts of a batch at a
-    time, each of which keeps what the gradient needs of at most about `update_tokens` tokens, as far as
+    time, each of which keeps what the gradient needs of at most about as many tokens as the `budget` has, as far as
     `checkpointing` does not compute it again.
 
     Raises InputError for one that is asked for and cannot.
@@ -60,7 +61,7 @@ def choose_engine(
 
     def frugal(engine: Engine) -> Engine:
         on_heap = model.device.type == "cpu" and not is_small(model)
-        return engine if update_tokens is None else MicroBatchEngine(engine, update_tokens, gives_back=on_heap)
+        return engine if budget is None else MicroBatchEngine(engine, budget, gives_back=on_heap)
 
     if side_by_side == 1 or not isinstance(engine, Replicates):
         return Choice(frugal(engine), words, engine)

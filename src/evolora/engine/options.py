@@ -43,7 +43,7 @@ class EngineOptions(Options):
     update_tokens: int | None = option(
         None,
         "tokens whose activations an update keeps at a time, on each thread; more go in micro-batches; default: those "
-        "of half the free memory in all",
+        "of half the free memory in all, halved when memory runs out",
         ge=1,
     )
     gradient_checkpointing: CheckpointingName = option(

@@ -11,6 +11,7 @@ from peft import LoraConfig
 from torch import Tensor
 
 from evolora.engine.base import Engine
+from evolora.engine.budget import Budget
 from evolora.engine.calibration import (
     available_cores,
     choose_rows,
@@ -66,6 +67,7 @@ class Parts:
     task: Task
     scorer: Scorer
     engine: Engine
+    budget: Budget
     text: Text
     evaluator: LocalEvaluator
     max_new_tokens: int
@@ -164,13 +166,14 @@ def assemble(
             "completion": {"max_new_tokens": max_new_tokens},
         }
     )
+    budget = Budget(update_tokens)
     chosen = choose_engine(
         base.model,
         layout,
         threads=threads,
         kind=engine,
         products=products,
-        update_tokens=update_tokens,
+        budget=budget,
         checkpointing=checkpointing,
     )
     text = Text.of(base.model, base.tokenizer)
@@ -209,7 +212,7 @@ def assemble(
     if (found := check(chosen.one, base.model, lora, founder, text, name=config.model.name)) is not None:
         view.say(f"self-check: log-probabilities within {found.largest:.1g} of a plain pass and of PEFT's adapter")
     return Parts(
-        config, base, lora, layout, founder, task, scorer, chosen.engine, text, evaluator, max_new_tokens, view
+        config, base, lora, layout, founder, task, scorer, chosen.engine, budget, text, evaluator, max_new_tokens, view
     )
 
 

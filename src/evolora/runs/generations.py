@@ -49,8 +49,7 @@ def run_to_end(
         accepted = {"generation": evolution.generation, "what": changes}
         identity = replace(identity, changed=[*identity.changed, accepted])
         identity.write(folder)
-    text = config_toml(config)
-    write_text(folder / "config.toml", with_checksum(text), private=bool(keys_in(text)))
+    _write_config(folder, config)
     metrics.rewind(evolution.generation)
     lineage.rewind(evolution.generation if evolution.generation else -1)
     began = time.perf_counter()
@@ -83,6 +82,9 @@ def run_to_end(
                 parts.scorer.at(evolution.generation)
                 measured = evolution.step(done)
                 lineage.commit()
+                if (news := parts.budget.news()) is not None:
+                    parts.view.say(news)
+                    _write_config(folder, config.replaced({"engine": {"update_tokens": parts.budget.tokens}}))
                 if math.isnan(measured["fitness.best"]):
                     parts.view.say(
                         f"generation {evolution.generation}: the reward scored nothing, so nobody is selected; "
@@ -123,6 +125,11 @@ def run_to_end(
         lineage.close()
         parts.scorer.close()  # last: a reward of one's own may fail even here
     return summary, metrics.read()
+
+
+def _write_config(folder: Path, config: RunOptions) -> None:
+    text = config_toml(config)
+    write_text(folder / "config.toml", with_checksum(text), private=bool(keys_in(text)))
 
 
 def _save_after(end: BaseException, unsaved: Snapshot, folder: Path, parts: Parts, lineage: Lineage, run: str) -> None:

@@ -87,9 +87,10 @@ _TRL_SPELLINGS = {
 
 RESUMABLE = (
     "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "keep", "merge", "rating_host",
-    "rating_port", "trust_remote_code",
+    "rating_port", "trust_remote_code", "update_tokens",
 )  # fmt: skip
-"""The words for the options that a resumed run may be given anew: none of them changes what a generation computes."""
+"""The words for the options that a resumed run may be given anew: none of them changes what a generation computes,
+but for rounding."""
 
 Place = tuple[str, str]
 """A part, and one of its fields."""
