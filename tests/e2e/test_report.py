@@ -1,12 +1,17 @@
 """The report of a real run, by the command and in a real browser."""
 
 import shutil
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from evolora.runs.report.page import write_report
+
+# Markup, and a word without an end.
+HOSTILE = "</script><script>window.reached = 1</script><img src=x onerror='window.reached = 2'>" + "x" * 200
 
 
 def test_a_finished_run_has_a_report_which_the_command_writes_again(copied: Path, evolora: Any) -> None:
@@ -38,7 +43,10 @@ def test_a_report_that_cannot_be_written_ends_no_run(copied: Path, evolora: Any)
 def test_nothing_is_cut_and_nothing_fails_in_a_browser(
     finished: Path, tmp_path: Path, chromium: Any, width: int, theme: str
 ) -> None:
-    page = write_report(Path(shutil.copytree(finished, tmp_path / "run")))
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    with closing(sqlite3.connect(run / "lineage.sqlite")) as lineage, lineage:
+        lineage.execute("UPDATE samples SET prompt = prompt || ?1, completion = completion || ?1", (HOSTILE,))
+    page = write_report(run)
     chromium.get_log("browser")
     media = {"features": [{"name": "prefers-color-scheme", "value": theme}]}
     chromium.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
@@ -61,6 +69,8 @@ def test_nothing_is_cut_and_nothing_fails_in_a_browser(
         assert chromium.execute_script(who).startswith("generation 6, ")
         first = "const t = document.getElementById('film-time'); t.value = 0; t.dispatchEvent(new Event('input'));"
         assert chromium.execute_script(first + who) == "base model"
+        text = "return document.getElementById('film-text').textContent + '\\n' + window.reached"
+        assert chromium.execute_script(text).endswith(f"{HOSTILE}\nundefined")
         assert chromium.get_log("browser") == []
     finally:
         chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -32,6 +32,7 @@ def chart(
     known = [float(value) for value in every if value is not None]
     if not known or not x:
         return None
+    counted = all(at == int(at) for at in x)  # as generations are
     x_ticks, y_ticks = _ticks(min(x), max(x), 6), _ticks(min(known), max(known), 5)
     left, right = (min(x), max(x)) if max(x) > min(x) else (min(x) - 1, max(x) + 1)
     low, high = min(y_ticks[0], *known), max(y_ticks[-1], *known)
@@ -69,7 +70,7 @@ def chart(
         *(
             Markup('<span class="x" style="left:{:.2f}%">{}</span>').format(across(at) / 10, _tick(at))
             for at in x_ticks
-            if left <= at <= right
+            if left <= at <= right and (at == int(at) or not counted)
         ),
     ]
     return Markup('<ul class="legend">{}</ul>{}<p class="axis">{}</p>').format(
@@ -126,9 +127,10 @@ def _zones(x: Sequence[float], at: Sequence[float], lines: Sequence[Line], x_nam
         found = [(line.name, line.values[index]) for line in lines]
         words = [f"{name} {y:.4g}" for name, y in found if y is not None]
         title = "\n".join([f"{x_name} {value:.4g}", *words])
+        begin, end = max(0.0, center - width / 2), min(_WIDE, center + width / 2)
         zones.append(
             Markup('<rect class="zone" x="{:.1f}" y="0" width="{:.1f}" height="{}"><title>{}</title></rect>').format(
-                center - width / 2, width, _HIGH, title
+                begin, end - begin, _HIGH, title
             )
         )
     return zones
