@@ -14,6 +14,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader
 from markupsafe import Markup, escape
 
+from evolora.errors import CheckpointError
 from evolora.files import write_text
 from evolora.masking import mask
 from evolora.runs.report.charts import Line, chart, tree
@@ -22,6 +23,7 @@ from evolora.runs.report.statistics import bootstrap_interval
 from evolora.strategies.operators import CROSSOVERS
 
 REPORT = "report.html"
+_SUM = "\n<!-- sha256 "
 
 # What bounds the page: rows of prompts, frames of the film, ancestors in the picture, bytes of text in the first two.
 _ROWS, _FRAMES, _ANCESTORS = 400, 100, 200
@@ -32,8 +34,19 @@ _SAME_PROMPTS = {stage: stages for stages in (("population", "refined"), ("final
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` of the run in `folder`. Raises InputError for a folder that is no run."""
-    write_text(folder / REPORT, report_html(read_run(folder)))
+    write_text(folder / REPORT, _with_checksum(report_html(read_run(folder))))
     return folder / REPORT
+
+
+def check_report(path: Path) -> None:
+    """Raise CheckpointError when a report is not as it was written."""
+    whole = path.read_bytes().decode("utf-8", errors="replace")
+    if whole != _with_checksum(whole.rpartition(_SUM)[0]):
+        raise CheckpointError(f"{path}: altered, its checksum differs; 'evolora report {path.parent}' writes it anew")
+
+
+def _with_checksum(page: str) -> str:
+    return f"{page}{_SUM}{hashlib.sha256(page.encode()).hexdigest()} -->\n"
 
 
 def report_html(run: RunRecord) -> str:
