@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from evolora.errors import InputError
-from evolora.files import write_checked
+from evolora.files import read_checked, write_checked
 from evolora.population.lineage import Lineage
 from evolora.population.population import Individual
 from evolora.runs.report.charts import Line, chart
@@ -115,6 +115,14 @@ def test_the_gain_has_its_interval_and_evolution_and_rl_their_own(tmp_path: Path
     assert "the winner is better than the base model" in text and "+0.500" in text
     # The fittest that an operator made is one of the middle rows, the fittest of all an average.
     assert "3 0.500 0.503 0.502 0.501 0.500 \N{MINUS SIGN}0.002 +0.100" in text
+
+
+def test_where_nobody_beats_the_base_no_gain_is_claimed(tmp_path: Path) -> None:
+    run = made_up(tmp_path / "run", 3, 4)
+    summary = read_checked(run / "summary.json") or {}
+    write_checked(run / "summary.json", {**summary, "winner": {**summary["winner"], "id": 0}})
+    page = page_of(run)
+    assert "nobody beat the base model, which is the winner.</p>" in page and "All 1 of the family" in page
 
 
 def test_an_unfinished_run_with_damaged_files_has_a_report(tmp_path: Path) -> None:

@@ -95,9 +95,12 @@ def tree(places: Sequence[tuple[float, float, str, str]], edges: Sequence[tuple[
     marks = [
         Markup('<span class="x" style="left:{:.2f}%">{}</span>').format((20 + x / right * 960) / 10, _tick(x))
         for x in _ticks(0, right, 6)
-        if x <= right
+        if x <= right and x == int(x)
     ]
-    return Markup('{}<p class="axis">{}</p>').format(_plot(parts, marks), x_name)
+    rows = max(place[1] for place in places)
+    return Markup('<div class="tree" style="--rows:{:.0f}">{}</div><p class="axis">{}</p>').format(
+        rows, _plot(parts, marks), x_name
+    )
 
 
 def _plot(parts: Sequence[Markup], marks: Sequence[Markup]) -> Markup:

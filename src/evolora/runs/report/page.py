@@ -410,18 +410,16 @@ def _step(run: RunRecord, member: Member, parent: Member | None) -> dict[str, An
 
 def _picture(run: RunRecord, line: Sequence[Member], drawn: Mapping[int, Member]) -> Markup:
     main, rows = {member.id for member in line}, Counter[int]()
-    places: list[tuple[float, float, str, str]] = []
-    index: dict[int, int] = {}
+    places: dict[int, tuple[float, float, str, str]] = {}
     for member in sorted(drawn.values(), key=lambda member: member.id):
-        if member.id not in main:
-            rows[member.born] += 1
+        # To the right of parents that are as old.
+        peers = [places[id][0] + 0.35 for id in member.parents if id in places and drawn[id].born == member.born]
+        rows[member.born] += member.id not in main
         y = 0 if member.id in main else rows[member.born]
-        color = _COLORS[_kind(member.operator, run.refiner)]
-        index[member.id] = len(places)
-        places.append(
-            (float(member.born), float(y), color, f"{member.id}: {member.operator}, generation {member.born}")
-        )
+        title = f"{member.id}: {member.operator}, generation {member.born}"
+        places[member.id] = (max([float(member.born), *peers]), y, _COLORS[_kind(member.operator, run.refiner)], title)
+    index = {id: at for at, id in enumerate(places)}
     edges = [
         (index[member.id], index[parent]) for member in drawn.values() for parent in member.parents if parent in index
     ]
-    return tree(places, edges, "generation of birth")
+    return tree(list(places.values()), edges, "generation of birth")
