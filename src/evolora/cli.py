@@ -1,4 +1,5 @@
-"""The command line: evolora train | resume | rate | verify | evaluate | generate | export | votes | reward-model.
+"""The command line: evolora train | resume | rate | verify | report | evaluate | generate | export | votes |
+reward-model.
 
 What takes long to import is imported by the command that needs it, once its options are valid.
 """
@@ -148,6 +149,11 @@ def _parser() -> argparse.ArgumentParser:
 
     verified = _command(commands, "verify", "say of every file of a run whether it is whole", _verify)
     verified.add_argument("run", metavar="RUN", help="the run's folder")
+
+    reported = _command(
+        commands, "report", "write a run's report.html, finished or not, into its folder", _write_report
+    )
+    reported.add_argument("run", metavar="RUN", help="the run's folder")
 
     votes = _command(commands, "votes", "export or import the votes of a run with --reward human", None)
     ways = votes.add_subparsers(required=True, metavar="export|import", parser_class=_Parser)
@@ -340,6 +346,13 @@ def _verify(options: dict[str, Any]) -> int:
     return 1 if any(found.values()) else 0
 
 
+def _write_report(options: dict[str, Any]) -> int:
+    from evolora.runs.report.page import write_report
+
+    print(write_report(Path(options["run"])))
+    return 0
+
+
 def _export_votes(options: dict[str, Any]) -> int:
     from evolora.human.exchange import export_votes
 
@@ -399,6 +412,8 @@ def _report(result: "Result") -> None:
     )
     if result.merged:
         print(f"merged:  {result.merged}")
+    if (report := result.folder / "report.html").is_file():
+        print(f"report:  {report}")
 
 
 def _figures(test: dict[str, Any], *, digits: int = 3) -> str:

@@ -37,7 +37,7 @@ def strict(text: str) -> Any:
 def test_the_folder_holds_these_and_no_leftovers(finished: Path) -> None:
     assert {entry.name for entry in finished.iterdir()} == {
         "config.toml", "checkpoints", "best", "merged", "metrics.jsonl", "lineage.sqlite", "summary.json",
-        "identity.json",
+        "identity.json", "report.html",
     }  # fmt: skip
     assert [entry.name for entry in sorted((finished / "checkpoints").iterdir())] == ["gen0002", "gen0004", "gen0006"]
     leftovers = [path for path in finished.rglob("*") if path.name.startswith(".") or path.suffix == ".partial"]

@@ -14,6 +14,7 @@ from evolora.runs.config_file import check_config
 from evolora.runs.fingerprint import given_files
 from evolora.runs.identity import IDENTITY, Identity, check_run, read_identity
 from evolora.runs.recovery import LINEAGE, METRICS, check_lineage
+from evolora.runs.report.page import REPORT, check_report
 from evolora.runs.snapshot import check_checkpoint
 from evolora.runs.summary import SUMMARY, check_belonging, read_summary
 from evolora.runs.tracking.chain import check_chain
@@ -57,6 +58,8 @@ def _checks(folder: Path, identity: Identity) -> Iterator[tuple[str, Callable[[]
             yield name, partial(_check_sealed, folder, name, summary)
     yield METRICS, partial(check_chain, folder / METRICS, run, generations)
     yield LINEAGE, partial(check_lineage, folder / LINEAGE, run, generations)
+    if (folder / REPORT).exists():
+        yield REPORT, partial(check_report, folder / REPORT)
     if (folder / VOTES_FILE).exists():
         yield VOTES_FILE, partial(_check_votes, folder / VOTES_FILE)
 

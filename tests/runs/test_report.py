@@ -1,0 +1,148 @@
+"""The report: what it says of runs that are made up, how large it gets, and that text stays text."""
+
+import json
+import math
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from evolora.errors import InputError
+from evolora.files import read_checked, write_checked
+from evolora.population.lineage import Lineage
+from evolora.population.population import Individual
+from evolora.runs.report.charts import Line, chart
+from evolora.runs.report.data import read_run
+from evolora.runs.report.page import write_report
+from evolora.runs.tracking.terminal import MetricsLog
+
+HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\0\u202e"
+
+
+class Elements(HTMLParser):
+    """The page's tags, and the text that is seen."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.text: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append(tag)
+
+    def handle_data(self, data: str) -> None:
+        if self.tags and self.cdata_elem is None:  # in no script and no style
+            self.text.append(data)
+
+
+def made_up(folder: Path, gens: int, pop: int, *, text: str = "word ", fitness: float = 0.5, prompts: int = 8) -> Path:
+    """The files of a run that never was: every generation mutates, crosses and refines."""
+    folder.mkdir()
+    (folder / "config.toml").write_text('[model]\nname = "a-model"\n\n[refiner]\ntype = "ppo"\n# sha256 0\n')
+    lineage, genome = Lineage(folder / "lineage.sqlite", run="0"), torch.zeros(1)
+    log = MetricsLog(folder / "metrics.jsonl", "0")
+    operators = ("gaussian", "uniform+gaussian", "ppo", "average")
+    base = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=0.02)
+    lineage.born(base, genome)
+    lineage.measured(1, "validation", [base], [fitness / 2])
+    before, lines = [base, base], []
+    for generation in range(1, gens + 1):
+        members = [
+            Individual(
+                id=(generation - 1) * pop + row + 1,
+                parents=tuple({before[row % len(before)].id, before[(row + 1) % len(before)].id}),
+                operator=operators[row % 4],
+                born=generation,
+                mutation_scale=0.02,
+            )
+            for row in range(pop)
+        ]
+        for member in members:
+            lineage.born(member, genome)
+        lineage.measured(
+            generation, "population", [before[0], *members], [fitness + row / 999 for row in range(pop + 1)]
+        )
+        questions = [f"{number} {text}" for number in range(8)]
+        lineage.sampled(generation, members[0], "validation", questions, [text] * 8, [fitness] * 8)
+        lines.append({"generation": generation, "fitness.best": fitness, "validation": fitness, "ppo.gain": 0.1,
+                      "ppo.kl": generation / 9, "ppo.reward": fitness, "best.operator": "ppo"})  # fmt: skip
+        before = members
+    questions = [f"{number} {text}" for number in range(prompts)]
+    for individual in (base, before[0]):
+        lineage.sampled(
+            gens, individual, "test", questions, [text] * prompts, [fitness * bool(individual.id)] * prompts
+        )
+    lineage.commit()
+    lineage.close()
+    for line in lines:
+        log.append(line)
+    tested = {"reward": None if math.isnan(fitness) else fitness, "ci95": [None, None]}
+    winner = {"id": before[0].id, "operator": "gaussian", "test": tested}
+    summary = {"seed": 0, "base": {"test": tested}, "winner": winner, "held_out": True, "seconds": 1.5, "reward": text}
+    write_checked(folder / "summary.json", summary)
+    return folder
+
+
+def page_of(run: Path) -> str:
+    return write_report(run).read_text(encoding="utf-8")
+
+
+def test_a_run_of_200_generations_of_64_stays_small(tmp_path: Path) -> None:
+    page = page_of(made_up(tmp_path / "run", 200, 64, text="a longer completion " * 50, prompts=1000))
+    assert len(page.encode()) < 1_000_000 and len(Elements(page).tags) < 12_000
+    assert "The worst 400 of 1000" in page and "characters…]" in page
+
+
+def test_markup_in_prompts_and_completions_stays_text(tmp_path: Path) -> None:
+    plain = Elements(page_of(made_up(tmp_path / "plain", 3, 4)))
+    hostile = Elements(page_of(made_up(tmp_path / "hostile", 3, 4, text=HOSTILE)))
+    assert hostile.tags == plain.tags
+    assert any("<script>alert(1)</script>" in text for text in hostile.text)
+
+
+def test_a_run_without_any_score_draws_nothing_and_says_so(tmp_path: Path) -> None:
+    page = page_of(made_up(tmp_path / "run", 3, 4, fitness=math.nan))
+    text = " ".join(Elements(page).text)
+    assert "nothing was scored on the test split" in text and "not scored" in page and "nan" not in text.lower()
+    assert "Not measured: no generation has a score" in text and "Not measured: no generation has both a KL" in text
+
+
+def test_the_gain_has_its_interval_and_evolution_and_rl_their_own(tmp_path: Path) -> None:
+    text = " ".join(" ".join(Elements(page_of(made_up(tmp_path / "run", 3, 4))).text).split())
+    assert "the winner is better than the base model" in text and "+0.500" in text
+    # The fittest that an operator made is one of the middle rows, the fittest of all an average.
+    assert "3 0.500 0.503 0.502 0.501 0.500 \N{MINUS SIGN}0.002 +0.100" in text
+
+
+def test_where_nobody_beats_the_base_no_gain_is_claimed(tmp_path: Path) -> None:
+    run = made_up(tmp_path / "run", 3, 4)
+    summary = read_checked(run / "summary.json") or {}
+    write_checked(run / "summary.json", {**summary, "winner": {**summary["winner"], "id": 0}})
+    page = page_of(run)
+    assert "nobody beat the base model, which is the winner.</p>" in page and "All 1 of the family" in page
+
+
+def test_an_unfinished_run_with_damaged_files_has_a_report(tmp_path: Path) -> None:
+    run = made_up(tmp_path / "run", 3, 4)
+    (run / "summary.json").unlink()
+    (run / "lineage.sqlite").write_bytes(b"no database at all")
+    text = " ".join(Elements(page_of(run)).text)
+    assert "The run is not finished: 3 generations so far" in text and "lineage.sqlite: missing or damaged" in text
+
+
+def test_the_data_are_read_as_they_are(tmp_path: Path) -> None:
+    run = read_run(made_up(tmp_path / "run", 2, 4))
+    assert run.base is not None and run.base.id == 0 and run.refiner == "ppo" and len(run.members) == 9
+    assert run.options == {"model": 'name = "a-model"', "refiner": 'type = "ppo"'}
+    with pytest.raises(InputError, match="expected the folder of a run"):
+        read_run(tmp_path)
+
+
+def test_a_chart_has_gaps_where_nothing_was_measured() -> None:
+    drawn = str(chart([1, 2, 3, 4], [Line("a", [0.0, None, 1.0, 1.0], "blue", dashed=True)], x_name="x"))
+    assert 'd="M0.0 1000.0M666.7 0.0L1000.0 0.0"' in drawn
+    assert chart([1, 2], [Line("a", [None, None], "blue")], x_name="x") is None
+    assert json.dumps(str(chart([1], [Line("a", [0.3], "blue")], x_name="x"))).count("NaN") == 0
