@@ -49,7 +49,7 @@ _GENERATE_OPTIONS = [
     _DEFAULTS.place(word)
     for word in (
         "model", "revision", "trust_remote_code", "attn_implementation", "quantization", "device", "dtype", "threads",
-        "chat_template", "max_new_tokens", "temperature", "seed",
+        "chat_template", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed",
     )
 ]  # fmt: skip
 _EXPORT_OPTIONS = [_DEFAULTS.place(word) for word in ("revision", "trust_remote_code")]

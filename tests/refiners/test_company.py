@@ -49,6 +49,11 @@ SETTINGS: dict[str, tuple[str, float, dict[str, Any]]] = {
     "grpo, dropout, led rate, dapo": ("grpo", 0.05, {"update_kl": 1e-4, "loss_type": "dapo", "minibatches": 3}),
     "grpo, dropout, skip, more minibatches than rows": ("grpo", 0.05, {"equal_groups": "skip", "minibatches": 9}),
     "grpo, early stop, KL target": ("grpo", 0.0, {"target_kl": 3e-4, "epochs": 3, "kl_target": 0.01}),
+    "grpo, dropout, nucleus, cut ones masked, KL": (
+        "grpo",
+        0.05,
+        {"top_p": 0.9, "mask_truncated": True, "kl_weight": 0.05, "minibatches": 2},
+    ),
     "rloo, dropout, skip, everything": (
         "rloo",
         0.05,

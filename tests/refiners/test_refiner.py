@@ -13,8 +13,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from evolora.engine.base import Completions, Decoding, Scoring, differentiable_scores
 from evolora.engine.choose import choose_engine
+from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.text import Text
+from evolora.errors import InputError
 from evolora.models.base import BaseModel, load_base
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import lora_config, lora_layout
@@ -33,7 +36,9 @@ from evolora.refiners.advantages import equal_groups, group_signal, unequal_grou
 from evolora.refiners.critic import Critic
 from evolora.refiners.kl_control import adapted_kl_weight
 from evolora.refiners.optimiser import RowAdam
+from evolora.refiners.policy_gradient import Minibatch
 from evolora.refiners.rollouts import Share
+from evolora.refiners.rollouts import statistics as statistics_of
 from evolora.rewards import RewardScorer
 from evolora.tasks.task import Example, load_task
 
@@ -75,7 +80,7 @@ def make(
         choose_engine(base.model, layout).engine,
         Text.of(base.model, base.tokenizer),
         RewardScorer(reward),  # type: ignore[arg-type]
-        config(max_new_tokens=8, **options),  # type: ignore[arg-type]
+        config(**{"max_new_tokens": 8, **options}),
         seed=seed,
         dropout=dropout,
     )
@@ -334,6 +339,88 @@ def test_equal_scores_are_equal_however_their_mean_is_rounded(score: float, size
     assert not bool(unequal_groups(scores, scored, group_size=size).any())
     assert float(group_signal(scores, scored, group_size=size, noise=0.0)) == 0
     assert float(equal_groups(scores, scored, group_size=size)) == 1
+
+
+@kinds
+def test_completions_that_were_cut_are_left_out_of_updates_and_their_rewards_count(
+    kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, genome = founder
+    found = {}
+    for masked in (True, False):
+        refiner = make(kind, base, layout, mask_truncated=masked, rl_steps=1, rollout_samples=3, max_new_tokens=3)
+        rollout = refiner.collect(genome[None], EXAMPLES, [(1, 0, 0)])
+        end = torch.tensor(refiner.writer.text.ends)
+        ended = torch.tensor([bool(torch.isin(torch.tensor(row[-1]), end)) for row in rollout.completions.rows()])
+        assert 0 < int(ended.sum()) < len(ended), "some are cut and some are not"
+        assert torch.equal(refiner.told_apart(rollout)[0], ended if masked else torch.ones_like(ended))
+        assert bool(rollout.scored.all())
+        found[masked] = refiner.refine(genome[None], EXAMPLES, key=[(1, 0)])
+    assert found[True].stats[0]["reward"] == found[False].stats[0]["reward"]
+    assert not torch.equal(found[True].genomes, found[False].genomes)
+
+
+@pytest.mark.parametrize("options", [{"kl_place": "reward"}, {"kl_place": "loss"}, {"kind": "grpo"}, {"kind": "rloo"}])
+def test_with_a_truncation_ratios_are_within_what_was_kept_and_the_kl_over_everything(
+    options: dict[str, Any], base: BaseModel, founder: tuple[GenomeLayout, Tensor]
+) -> None:
+    layout, _ = founder
+    genomes = 4 * population(founder, 1)
+    refiner = make(options.pop("kind", "ppo"), base, layout, top_p=0.7, kl_weight=0.5, rl_steps=1, **options)
+    rollout = refiner.collect(genomes, EXAMPLES, [(1, 0, 0)])
+    whole = replace(rollout.completions, kept=None, features=None, trace=None)
+    engine, how = refiner.engine, Scoring()
+    own, reference = (engine.score(who, rollout.prompts, whole, how).log_probs for who in (genomes, None))
+    torch.testing.assert_close(rollout.whole_log_probs[0], own, atol=1e-4, rtol=0)
+    torch.testing.assert_close(rollout.reference_log_probs[0], reference, atol=1e-4, rtol=0)
+    assert (rollout.log_probs >= rollout.whole_log_probs - 1e-4).all()
+    kl = ((own - reference) * rollout.mask[0]).sum(-1).mean()
+    assert float(statistics_of(rollout)["kl"]) == pytest.approx(float(kl), abs=1e-3)
+    # The gradient at the sampling weights, where all ratios are 1: that of the losses' terms, by whole passes.
+    rows = genomes.clone().requires_grad_()
+    refiner.begin([{}])
+    advantages, _ = refiner.credit(rollout)
+    share = Share.of([torch.arange(rollout.scores.shape[1])], rows.device)
+    losses = refiner.losses(rows, rollout, advantages, share, [0])
+    assert float(losses["approx_kl"]) < 1e-6
+    losses["loss"].sum().backward()
+    kept = replace(rollout.completions, features=None, trace=None)
+
+    def by_the_formula(of: Any) -> Tensor:
+        again = genomes.clone().requires_grad_()
+        log_probs, full = (
+            differentiable_scores(engine, again, rollout.prompts, each, how)[0][None] for each in (kept, of)
+        )
+        batch = Minibatch(
+            log_probs=log_probs,
+            whole_log_probs=full,
+            old_log_probs=log_probs.detach(),
+            reference_log_probs=reference[None],
+            advantages=advantages,
+            mask=rollout.mask,
+            batch_tokens=rollout.mask.sum((-1, -2)),
+            kl_weight=refiner.settings(rollout).kl_weight,
+        )
+        refiner.policy_loss(batch)[0].sum().backward()
+        assert again.grad is not None
+        return again.grad
+
+    assert rows.grad is not None
+    assert (rows.grad - by_the_formula(whole)).norm() < 1e-3 * rows.grad.norm()
+    in_the_loss = refiner.name == "grpo" or getattr(refiner.config, "kl_place", None) == "loss"
+    assert ((rows.grad - by_the_formula(kept)).norm() > 1e-2 * rows.grad.norm()) == in_the_loss
+
+
+def test_an_engine_that_does_not_truncate_is_refused(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    refiner = make("grpo", base, founder[0], top_k=3)
+
+    class Plain(EagerEngine):
+        def _generate(self, prompts: Any, how: Decoding, times: int) -> Completions:
+            return super()._generate(prompts, replace(how, truncation=None), times)
+
+    refiner.writer = replace(refiner.writer, engine=Plain(base.model, founder[0]))
+    with pytest.raises(InputError, match=r"--top-k.*Plain, that samples of whole distributions"):
+        refiner.refine(founder[1][None], EXAMPLES)
 
 
 def test_where_all_groups_are_equal_no_update_is_made(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from evolora.engine.options import Truncation
 from evolora.engine.progress import Progress
 from evolora.models.cost import ModelSize
 from evolora.models.genome import GenomeLayout
@@ -35,8 +36,9 @@ class Decoding:
     """How completions are written: at most `max_new_tokens`, up to and with one of the token ids `ends`; finished rows
     are filled with `pad`.
 
-    Greedy without `seeds`. With them, an entry for each row [rows], tokens are sampled, purely (no top-k, no top-p),
-    from softmax(logits / temperature): a row's tokens depend on its own seed, not on who shares the batch. `drafts`,
+    Greedy without `seeds`. With them, an entry for each row [rows], tokens are sampled, from all of softmax(logits /
+    temperature) or with a `truncation` from what that keeps: a row's tokens depend on its own seed, not on who shares
+    the batch. `drafts`,
     token ids for each row (an empty list for none), are guesses at the completions, which may speed them up and change
     nothing. With `features` the completions have the hidden states that their tokens were chosen from, where the engine
     can give them; with `trace` it may keep what the gradient needs.
@@ -47,6 +49,7 @@ class Decoding:
     pad: int
     temperature: float = 1.0
     seeds: npt.NDArray[np.uint64] | None = None
+    truncation: Truncation | None = None
     drafts: Prompts | None = None
     features: bool = False
     trace: bool = False
@@ -91,15 +94,17 @@ class Completions:
     """What the model wrote after each prompt.
 
     `ids` [rows, length]; `mask` [rows, length] is true up to and with the first end-of-sequence token. Sampling also
-    gives `log_probs` [rows, length], of the tempered distribution that was sampled from; `features` [rows, length,
-    hidden], where they were asked for and the engine gives them, are the last hidden states that each token was chosen
-    from. `trace` is the engine's own.
+    gives `log_probs` [rows, length], of the tempered distribution that was sampled from, and with a truncation `kept`
+    [rows, length, bytes], a bit for each token of the vocabulary: what it was sampled from, and is scored among.
+    `features` [rows, length, hidden], where they were asked for and the engine gives them, are the last hidden states
+    that each token was chosen from. `trace` is the engine's own.
     """
 
     ids: Tensor
     mask: Tensor
     log_probs: Tensor | None = None
     features: Tensor | None = None
+    kept: Tensor | None = None
     trace: Any = field(default=None, compare=False)
 
     @property
@@ -119,6 +124,7 @@ class Completions:
             mask=self.mask[rows],
             log_probs=None if self.log_probs is None else self.log_probs[rows],
             features=None if self.features is None else self.features[rows],
+            kept=None if self.kept is None else self.kept[rows],
         )
 
     def release(self) -> None:
@@ -147,6 +153,7 @@ class Completions:
                 F.pad(part.mask, (0, more)),
                 None if part.log_probs is None else F.pad(part.log_probs, (0, more)),
                 None if part.features is None else F.pad(part.features, (0, 0, 0, more)),
+                None if part.kept is None else F.pad(part.kept, (0, 0, 0, more)),
             )
 
         def stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
@@ -158,6 +165,7 @@ class Completions:
             torch.cat([part.mask for part in wide]),
             stacked([part.log_probs for part in wide]),
             stacked([part.features for part in wide]),
+            stacked([part.kept for part in wide]),
         )
 
 
@@ -215,7 +223,8 @@ class Engine(Protocol):
         *,
         owners: Sequence[int] | None = None,
     ) -> Scored:
-        """Log-probabilities of `completions`, whose rows are as `generate` gives them."""
+        """Log-probabilities of `completions`, whose rows are as `generate` gives them: where they say what was `kept`,
+        among these tokens alone."""
         ...
 
     def close(self) -> None:

@@ -1,6 +1,7 @@
 """Options of the engine, and of how it completes prompts."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
 from evolora.options import Options, option
@@ -57,6 +58,18 @@ class EngineOptions(Options):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class Truncation:
+    """Which tokens sampling keeps of softmax(logits / temperature): the `top_k` likeliest (0: all); of these the fewest
+    likeliest that have the share `top_p` (nucleus sampling: Holtzman et al., 2020, arXiv 1904.09751); and those of at
+    least `min_p` times the likeliest's probability (Nguyen et al., 2024, arXiv 2407.01082). As transformers has them,
+    but for ties, which are kept together."""
+
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+
+
 class CompletionOptions(Options):
     """How prompts are completed."""
 
@@ -64,6 +77,23 @@ class CompletionOptions(Options):
         None, "longest completion in tokens; default from the targets", of="completion", common=True, ge=1
     )
     temperature: float = option(1.0, "sampling temperature of the rollouts", of="completion", gt=0)
+    top_k: int = option(0, "rollouts sample among so many likeliest tokens; 0: among all", of="completion", ge=0)
+    top_p: float = option(
+        1.0, "rollouts sample among the fewest likeliest tokens that have this share", of="completion", gt=0, le=1
+    )
+    min_p: float = option(
+        0.0,
+        "rollouts sample among tokens of at least this share of the likeliest's probability",
+        of="completion",
+        ge=0,
+        le=1,
+    )
+
+    @property
+    def truncation(self) -> Truncation | None:
+        """What sampling keeps of each distribution; None for all of it."""
+        found = Truncation(top_k=self.top_k, top_p=self.top_p, min_p=self.min_p)
+        return None if found == Truncation() else found
 
     @property
     def longest(self) -> int:

@@ -4,6 +4,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evolora.engine.base import Completions, Decoding
@@ -42,6 +44,11 @@ class Text:
     def decode(self, completions: Completions) -> list[str]:
         """The completions as text, without special tokens."""
         return [str(text) for text in self.tokenizer.batch_decode(completions.rows(), skip_special_tokens=True)]
+
+    def ended(self, completions: Completions) -> Tensor:
+        """Which completions, [rows], were not cut at the longest length."""
+        ends = torch.tensor(self.ends, device=completions.ids.device)
+        return (torch.isin(completions.ids, ends) & completions.mask).any(-1)
 
     def decoding(self, max_new_tokens: int, **options: Any) -> Decoding:
         """How completions are written that end as this tokenizer's do."""

@@ -37,4 +37,5 @@ class GRPORefiner(PolicyGradientRefiner[GRPOConfig]):
             kl_weight=batch.kl_weight,
             max_length=self.config.longest,
             batch_tokens=batch.batch_tokens,
+            whole_logp=batch.whole_log_probs,
         )

@@ -104,12 +104,21 @@ def clipped_policy_loss(
     return masked_mean(terms, mask), _update_stats(clipped, mask, log_ratio, mask)
 
 
-def kl_terms(logp: Tensor, old_logp: Tensor, ref_logp: Tensor, mask: Tensor, *, kl_weight: float | Tensor) -> Tensor:
+def kl_terms(
+    logp: Tensor,
+    old_logp: Tensor,
+    ref_logp: Tensor,
+    mask: Tensor,
+    *,
+    kl_weight: float | Tensor,
+    whole_logp: Tensor | None = None,
+) -> Tensor:
     """The KL penalty of each token's loss: `kl_weight` (one, or each individual's, [k]) * r * k3, where r is the ratio
     of the policy to that at sampling, which makes the gradient unbiased (DeepSeek-AI, 2025, arXiv 2512.02556). 0
-    outside the mask."""
+    outside the mask. Where `logp` is of a truncated distribution, the KL is of `whole_logp`, of the whole one."""
     ratio = _inside(logp - old_logp, mask).exp()
-    return _each(kl_weight) * ratio * k3_kl(_inside(logp, mask), _inside(ref_logp, mask))
+    own = logp if whole_logp is None else whole_logp
+    return _each(kl_weight) * ratio * k3_kl(_inside(own, mask), _inside(ref_logp, mask))
 
 
 def grpo_loss(
@@ -125,8 +134,9 @@ def grpo_loss(
     kl_weight: float | Tensor,
     max_length: int,
     batch_tokens: Tensor,
+    whole_logp: Tensor | None = None,
 ) -> tuple[Tensor, dict[str, Tensor]]:
-    """GRPO's loss, to be minimised: [k], and its statistics as in `clipped_policy_loss`.
+    """GRPO's loss, to be minimised: [k], and its statistics as in `clipped_policy_loss`; `whole_logp` as in `kl_terms`.
 
     Each token costs -min(A r, A clip(r, 1 - clip_range, 1 + clip_range_high)) + kl_weight * r * k3 (Shao et al., 2024,
     arXiv 2402.03300, equation 3; the factor r of the KL makes its gradient unbiased, DeepSeek-AI, 2025, arXiv
@@ -158,7 +168,7 @@ def grpo_loss(
     log_ratio = _inside(logp - old_logp, mask)
     terms, clipped = _clipped_terms(log_ratio, advantages[..., None], clip_range, clip_range_high)
     if torch.as_tensor(kl_weight).any():
-        terms = terms + kl_terms(logp, old_logp, ref_logp, mask, kl_weight=kl_weight)
+        terms = terms + kl_terms(logp, old_logp, ref_logp, mask, kl_weight=kl_weight, whole_logp=whole_logp)
     sums, lengths = _inside(terms, mask).sum(-1), mask.bool().sum(-1)
     completions = (lengths > 0).sum(-1).clamp(min=1)
     if loss_type == "grpo":

@@ -67,6 +67,9 @@ class PolicyGradientConfig(RefinerOptions, CompletionOptions, RolloutOptions, Hy
     equal_groups: Literal["skip", "keep"] = option(
         "keep", "prompts whose completions all earn the same: skip them in updates, or keep them"
     )
+    mask_truncated: bool = option(
+        False, "leave completions that were cut at the longest length out of updates; their rewards count"
+    )
     clip_range: float = option(0.2, "clipping of the policy ratio", gt=0)
     kl_target: float | None = option(
         None,

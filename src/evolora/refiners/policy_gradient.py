@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evolora.engine.base import Engine, Scoring, differentiable_scores, lengths_read
+from evolora.engine.base import Completions, Engine, Scoring, differentiable_scores, lengths_read
 from evolora.engine.text import Text
 from evolora.models.cost import Cost, Costs
 from evolora.population.evaluation import Evaluation
@@ -46,11 +46,13 @@ Config = TypeVar("Config", bound=PolicyGradientConfig)
 class Minibatch:
     """Some rows of a rollout under the present policy: tensors [k, rows, time], but `advantages` as `credit` gave them.
 
-    `batch_tokens` [k] is the number of the tokens that count in the rollout times the share of its rows that are here;
-    `kl_weight` [k].
+    `whole_log_probs` are of the whole distribution, where what was sampled from was truncated, and only where the KL
+    needs them. `batch_tokens` [k] is the number of the tokens that count in the rollout times the share of its rows
+    that are here; `kl_weight` [k].
     """
 
     log_probs: Tensor
+    whole_log_probs: Tensor | None
     old_log_probs: Tensor
     reference_log_probs: Tensor
     advantages: Tensor
@@ -291,6 +293,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             samples=self.config.rollout_samples,
             max_new_tokens=self.config.longest,
             temperature=self.config.temperature,
+            truncation=self.config.truncation,
             keep_features=self.keep_features,
             # An update in several minibatches, or with dropout, computes other things than decoding did.
             keep_trace=self.config.minibatches == 1 and not self.dropout,
@@ -384,10 +387,12 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
 
     def told_apart(self, rollout: Rollout) -> Tensor:
         """Which completions updates are made of, [k, rows]: with `--equal-groups skip` those whose group's rewards
-        differ (dynamic sampling: DAPO, Yu et al., 2025, arXiv 2503.14476), else all."""
+        differ, with `--mask-truncated` those that were not cut at the longest length, else all (dynamic sampling and
+        overlong filtering: DAPO, Yu et al., 2025, arXiv 2503.14476)."""
+        told = rollout.ended if self.config.mask_truncated else torch.ones_like(rollout.ended)
         if self.config.equal_groups == "keep" or self.config.rollout_samples == 1:
-            return torch.ones_like(rollout.scores, dtype=torch.bool)
-        return unequal_groups(rollout.scores, rollout.scored, group_size=self.config.rollout_samples)
+            return told
+        return told & unequal_groups(rollout.scores, rollout.scored, group_size=self.config.rollout_samples)
 
     def losses(
         self,
@@ -414,16 +419,23 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             dropout_seeds=np.array(seeds, np.uint64),
         )
         if traced or share.all_of(rollout):  # a trace has all rows
+            prompts, owners = rollout.prompts, None
             completions = rollout.completions if traced else replace(rollout.completions, features=None, trace=None)
-            found = differentiable_scores(self.engine, rows, rollout.prompts, completions, how)
-            log_probs, entropy = (share.of_all(each.unflatten(0, told.shape)) for each in found)
         else:
-            texts = share.texts(rollout)
-            found = differentiable_scores(self.engine, rows, *texts, how, owners=share.owners())
-            log_probs, entropy = map(share.of_texts, found)
+            (prompts, completions), owners = share.texts(rollout), share.owners()
+
+        def scored(completions: Completions, how: Scoring) -> Iterator[Tensor]:
+            for each in differentiable_scores(self.engine, rows, prompts, completions, how, owners=owners):
+                yield share.of_all(each.unflatten(0, told.shape)) if owners is None else share.of_texts(each)
+
+        log_probs, entropy = scored(completions, how)
+        whole = None
+        if completions.kept is not None and rollout.kl_measured:
+            whole, _ = scored(replace(completions, kept=None), replace(how, entropy_gradient=False))
         policy_loss, policy_stats = self.policy_loss(
             Minibatch(
                 log_probs=log_probs,
+                whole_log_probs=whole,
                 old_log_probs=share.of_all(rollout.log_probs),
                 reference_log_probs=share.of_all(rollout.reference_log_probs),
                 advantages=share.of_all(advantages),
@@ -437,10 +449,12 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         return {"loss": loss, "policy_loss": policy_loss, "entropy": mean_entropy, **policy_stats}
 
     def _rollout_cost(self, rollout: Rollout) -> Cost:
-        """Of sampling, and of the reference's pass where the KL is measured."""
+        """Of sampling, and of the passes that the KL takes where it is measured."""
         size, lengths = self.engine.size, lengths_read(rollout.prompts, rollout.completions)
-        reference = size.forward(lengths, adapted=False) if rollout.kl_measured else 0
-        return Cost(rollout.completions.tokens, size.forward(lengths) + reference)
+        passes = size.forward(lengths) * (2 if rollout.kl_measured and rollout.completions.kept is not None else 1)
+        if rollout.kl_measured:
+            passes += size.forward(lengths, adapted=False)
+        return Cost(rollout.completions.tokens, passes)
 
     def _minibatches(self, rows: Sequence[Tensor], key: Sequence[tuple[int, ...]]) -> Iterator[list[Tensor]]:
         """Each individual's `rows` in an order of its own, in parts; some have fewer, or none."""

@@ -92,7 +92,7 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
         assert rollout.features is not None
         rewards = per_token_reward(
             rollout.scores,
-            rollout.log_probs,
+            rollout.whole_log_probs,
             rollout.reference_log_probs,
             rollout.mask,
             kl_weight=self.settings(rollout).kl_weight if self.config.kl_place == "reward" else 0.0,
@@ -119,6 +119,7 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
                 batch.reference_log_probs,
                 batch.mask,
                 kl_weight=batch.kl_weight,
+                whole_logp=batch.whole_log_probs,
             )
             loss = loss + masked_mean(terms, batch.mask)
         return loss, stats

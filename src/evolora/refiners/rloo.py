@@ -21,7 +21,7 @@ class RLOORefiner(PolicyGradientRefiner[RLOOConfig]):
 
     def credit(self, rollout: Rollout) -> tuple[Tensor, dict[str, Tensor]]:
         size, scored = self.config.rollout_samples, rollout.scored
-        kl = k1_kl(rollout.log_probs, rollout.reference_log_probs).where(rollout.mask, 0.0).sum(-1)
+        kl = k1_kl(rollout.whole_log_probs, rollout.reference_log_probs).where(rollout.mask, 0.0).sum(-1)
         advantages = leave_one_out_advantages(
             rollout.scores - self.settings(rollout).kl_weight[:, None] * kl,
             scored,

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from evolora.engine.base import Completions, Scoring
+from evolora.engine.options import Truncation
+from evolora.errors import InputError
 from evolora.population.writing import Writer, rewarded
 from evolora.refiners.losses import k1_kl, k3_kl
 from evolora.rewards import Scorer
@@ -33,6 +35,8 @@ class Rollout:
     one prompt are consecutive rows.
 
     Without a KL penalty nobody asks the reference: its log-probabilities are the policy's, and `kl_measured` is false.
+    What was sampled of a truncated distribution has `log_probs` within what was kept of it; `whole_log_probs` are of
+    the whole one, which the KL is over. `ended` [k, rows] says which completions were not cut at the longest length.
     `settings` are the individuals' own, None for the refiner's.
     """
 
@@ -41,7 +45,9 @@ class Rollout:
     scores: Tensor
     mask: Tensor
     log_probs: Tensor
+    whole_log_probs: Tensor
     reference_log_probs: Tensor
+    ended: Tensor
     features: Tensor | None
     failed: int
     kl_measured: bool = True
@@ -63,6 +69,7 @@ def collect(
     samples: int,
     max_new_tokens: int,
     temperature: float,
+    truncation: Truncation | None,
     keep_features: bool,
     keep_trace: bool,
     with_reference: bool,
@@ -84,19 +91,25 @@ def collect(
         max_new_tokens,
         seeds=np.concatenate(of_rows),
         temperature=temperature,
+        truncation=truncation,
         features=keep_features,
         trace=keep_trace,
     )
     prompts, completions = written.prompts, written.completions
     assert completions is not None and completions.log_probs is not None
+    if truncation is not None and completions.kept is None:
+        found = f"an engine, {type(engine).__name__}, that samples of whole distributions"
+        raise InputError(f"--top-k, --top-p, --min-p: found {found}, expected them at their defaults")
     features = completions.features
     if keep_features and features is None:
         how = Scoring(temperature=temperature, features=True)
         features = engine.score(genomes, prompts, replace(completions, trace=None), how).features
-    reference = completions.log_probs
+    whole = reference = completions.log_probs
     if with_reference:
-        how = Scoring(temperature=temperature)
-        reference = engine.score(None, prompts * k, replace(completions, trace=None), how).log_probs
+        how, plain = Scoring(temperature=temperature), replace(completions, kept=None, trace=None)
+        reference = engine.score(None, prompts * k, plain, how).log_probs
+        if completions.kept is not None:
+            whole = engine.score(genomes, prompts, plain, how).log_probs
     scores = rewarded(scorer, written)
     found = torch.from_numpy(scores.rewards).to(dtype).to(completions.mask.device).unflatten(0, (k, -1))
     mask = completions.mask.unflatten(0, (k, -1)) & ~found.isnan()[..., None]
@@ -106,7 +119,9 @@ def collect(
         scores=found.nan_to_num(),
         mask=mask,
         log_probs=completions.log_probs.unflatten(0, (k, -1)),
+        whole_log_probs=whole.unflatten(0, (k, -1)),
         reference_log_probs=reference.unflatten(0, (k, -1)),
+        ended=writer.text.ended(completions).unflatten(0, (k, -1)),
         features=None if features is None else features.unflatten(0, (k, -1)),
         failed=int(scores.failed.sum()),
         kl_measured=with_reference,
@@ -168,6 +183,6 @@ def statistics(rollout: Rollout) -> dict[str, Tensor]:
     }
     if rollout.kl_measured:
         for name, estimator in (("kl", k1_kl), ("kl_k3", k3_kl)):
-            kl = estimator(rollout.log_probs, rollout.reference_log_probs)
+            kl = estimator(rollout.whole_log_probs, rollout.reference_log_probs)
             stats[name] = (kl * rollout.mask).sum((-1, -2)) / rows
     return stats

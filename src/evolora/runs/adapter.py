@@ -139,6 +139,7 @@ def complete(
         parts.max_new_tokens,
         seeds=seeds,
         temperature=parts.config.completion.temperature,
+        truncation=parts.config.completion.truncation,
     ).texts
 
 

@@ -80,6 +80,7 @@ TRL_WORDS: Mapping[str, tuple[str, str]] = {
     "reward_funcs": ("reward", "name"),
     "reward_weights": ("reward", "name"),
     "output_dir": ("run", "out"),
+    "mask_truncated_completions": ("refiner", "mask_truncated"),
 }
 _TRL_SPELLINGS = {
     f"{before}{word}": word for word, (part, _) in TRL_WORDS.items() for before in ("", f"{part}_", f"{part}.")

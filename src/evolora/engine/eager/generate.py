@@ -11,6 +11,7 @@ from evolora.engine.base import Completions, Decoding, Prompts
 from evolora.engine.eager.decoder import DecodingBatch
 from evolora.engine.eager.kernels import Choice, Kernels
 from evolora.engine.eager.lora_layers import LoraLayers
+from evolora.engine.eager.truncation import as_bits, kept_by, restricted
 from evolora.rng import keyed_uniforms
 
 
@@ -40,10 +41,10 @@ def generate(
 ) -> Completions:
     """Complete each prompt, of rows in equal groups for the genomes that `layers` run with, as `how` says.
 
-    Sampling is pure: one keyed uniform number a token, looked up in the cumulative distribution of softmax(logits /
-    temperature). Drafts are all checked in the first pass: what agrees is kept, the rest decoded. That is speculative
-    decoding (Leviathan et al., 2023, arXiv 2211.17192) with a given draft; each token is chosen as it would be without,
-    so the result is the same.
+    Sampling takes one keyed uniform number a token, looked up in the cumulative distribution of softmax(logits /
+    temperature), or of what a truncation keeps of it. Drafts are all checked in the first pass: what agrees is kept,
+    the rest decoded. That is speculative decoding (Leviathan et al., 2023, arXiv 2211.17192) with a given draft; each
+    token is chosen as it would be without, so the result is the same.
 
     Rows that have finished leave the batch; who has is looked at in every step on a CPU, elsewhere every few steps, for
     which the device is waited for. The tokens of greedy decoding equal those of transformers' own
@@ -74,19 +75,25 @@ def generate(
         prompts.texts,
         room=room,
         keep_features=how.features,
-        keep_trace=how.trace,
+        keep_trace=how.trace and how.truncation is None,  # it knows whole distributions
         use_cache=use_cache,
     ) as batch:
         logits = batch.start(guesses)
-        every = 1 if device.type == "cpu" or batch.multi_step else kernels.steps_between_looks
+        several = batch.multi_step and how.truncation is None
+        every = 1 if device.type == "cpu" or several else kernels.steps_between_looks
         for made in itertools.count(1):
             places = written[:, None] + torch.arange(logits.shape[1], device=device)
+            bits = None
             if uniforms is None:
                 tokens, log_probs = kernels.likeliest(logits), None
             else:
                 uniform = uniforms[rows[:, None], places.clamp(max=max_new_tokens - 1)]
+                flat = logits.flatten(0, 1)
+                if how.truncation is not None:
+                    bits = as_bits(kept_by(how.truncation, flat, how.temperature))
+                    flat = restricted(flat, bits, how.temperature)
                 tokens, log_probs = (
-                    x.view_as(uniform) for x in kernels.sample(logits.flatten(0, 1), uniform.flatten(), how.temperature)
+                    x.view_as(uniform) for x in kernels.sample(flat, uniform.flatten(), how.temperature)
                 )
             ended = (tokens[..., None] == ends).any(-1)
             good = alive[:, None]
@@ -101,7 +108,7 @@ def generate(
                 last = (taken - 1).clamp(min=0)[:, None]
                 token, over = tokens.gather(1, last)[:, 0], ended.gather(1, last)[:, 0]
                 written = written + taken
-            page.write(rows, places, good, tokens, log_probs, batch.features)
+            page.write(rows, places, good, tokens, log_probs, batch.features, bits)
             alive = alive & ~over & (written < max_new_tokens)
             if guesses is not None:
                 batch.accept(good[:, 1:])
@@ -114,7 +121,7 @@ def generate(
                     batch.keep(living)
                     kept = living.to(device)
                     rows, written, token, alive = rows[kept], written[kept], token[kept], alive[kept]
-                if not batch.multi_step:
+                if not several:
                     break
                 following = written[:, None] + torch.arange(max_new_tokens, device=device)
                 draws = None if uniforms is None else uniforms[rows[:, None], following.clamp(max=max_new_tokens - 1)]
@@ -153,6 +160,7 @@ class _Page:
         self._written: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         self._log_probs: list[Tensor] = []
         self._features: list[Tensor] = []
+        self._kept: list[Tensor] = []
 
     def write(
         self,
@@ -162,8 +170,10 @@ class _Page:
         tokens: Tensor,
         log_probs: Tensor | None,
         features: Tensor | None,
+        bits: Tensor | None = None,
     ) -> None:
-        """Write the `good` of `tokens` [rows, steps], their log-probabilities and features at their `places`."""
+        """Write the `good` of `tokens` [rows, steps], their log-probabilities, features and the `bits` [rows * steps,
+        bytes] of what they were sampled from at their `places`."""
         self._written.append(
             (rows[:, None].expand_as(places).flatten(), places.flatten(), good.flatten(), tokens.flatten())
         )
@@ -171,6 +181,8 @@ class _Page:
             self._log_probs.append(log_probs.flatten())
         if features is not None:
             self._features.append(features.flatten(0, 1))
+        if bits is not None:
+            self._kept.append(bits)
 
     def completions(self) -> Completions:
         """As wide as the longest."""
@@ -187,11 +199,12 @@ class _Page:
         ids = torch.full(shape, self._pad, device=self._device)
         mask = torch.zeros(shape, dtype=torch.bool, device=self._device)
         mask[at] = True
-        log_probs = features = None
-        if self._log_probs:
-            found = torch.cat(self._log_probs)
-            log_probs = page(found, found.new_zeros(shape))
-        if self._features:
-            found = torch.cat(self._features)
-            features = page(found, found.new_zeros(*shape, found.shape[-1]))
-        return Completions(page(tokens, ids), mask, log_probs, features)
+
+        def page_of(pieces: list[Tensor]) -> Tensor | None:
+            if not pieces:
+                return None
+            found = torch.cat(pieces)
+            return page(found, found.new_zeros(*shape, *found.shape[1:]))
+
+        others = map(page_of, (self._log_probs, self._features, self._kept))
+        return Completions(page(tokens, ids), mask, *others)

@@ -6,6 +6,7 @@ A token's log-probability depends on the genomes through its own hidden state al
 beforehand.)
 """
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,6 +19,7 @@ from evolora.engine.calibration import CHUNK
 from evolora.engine.eager.decoder import last_hidden_states
 from evolora.engine.eager.kernels import Kernels
 from evolora.engine.eager.log_probs import in_float32_at_least
+from evolora.engine.eager.truncation import restricted
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import adapts_head
 
@@ -59,14 +61,21 @@ class FrozenHead:
         return max(_LEAST_TOKENS, _CHUNK // self.vocabulary)
 
     def token_log_probs(
-        self, kernels: Kernels, hidden: Tensor, tokens: Tensor, *, temperature: float, entropy_gradient: bool
+        self,
+        kernels: Kernels,
+        hidden: Tensor,
+        tokens: Tensor,
+        kept: Tensor | None,
+        *,
+        temperature: float,
+        entropy_gradient: bool,
     ) -> tuple[Tensor, Tensor]:
         """Of `tokens` [n] and the hidden states that they were chosen from, [n, hidden]: log-probabilities and
-        entropies, both [n], as `kernels` compute them. Differentiable once in the hidden states, the entropies only
-        with `entropy_gradient`."""
+        entropies, both [n], as `kernels` compute them, where something was `kept` [n, bytes] among that. Differentiable
+        once in the hidden states, the entropies only with `entropy_gradient`."""
         how = {"temperature": temperature, "entropy_gradient": entropy_gradient}
         found: tuple[Tensor, Tensor] = _InChunks.apply(  # type: ignore[no-untyped-call]
-            hidden, self, kernels, tokens, how, torch.is_grad_enabled() and hidden.requires_grad
+            hidden, self, kernels, tokens, kept, how, torch.is_grad_enabled() and hidden.requires_grad
         )
         log_probs, entropy = found
         return log_probs, entropy if entropy_gradient else entropy.detach()
@@ -75,15 +84,26 @@ class FrozenHead:
 class _InChunks(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: FrozenHead, kernels: Kernels, tokens: Tensor, how: dict[str, Any], learns: bool
+        ctx: Any,
+        hidden: Tensor,
+        head: FrozenHead,
+        kernels: Kernels,
+        tokens: Tensor,
+        kept: Tensor | None,
+        how: dict[str, Any],
+        learns: bool,
     ) -> tuple[Tensor, Tensor]:
         found: list[tuple[Tensor, Tensor]] = []
         gradients: list[Tensor] = []
         of_entropies: list[Tensor] = []
-        for some, own in zip(hidden.split(head.tokens), tokens.split(head.tokens), strict=True):
+        bits = itertools.repeat(None) if kept is None else kept.split(head.tokens)
+        for some, own, among in zip(hidden.split(head.tokens), tokens.split(head.tokens), bits, strict=False):
             states = some.detach().requires_grad_(learns)
             with torch.set_grad_enabled(learns):
-                log_probs, entropy = kernels.token_log_probs(in_float32_at_least(head.logits(states)), own, **how)
+                logits = in_float32_at_least(head.logits(states))
+                if among is not None:
+                    logits = restricted(logits, among, how["temperature"])
+                log_probs, entropy = kernels.token_log_probs(logits, own, **how)
                 if learns:  # rows do not mix: the gradient of the sum has each row's
                     also = how["entropy_gradient"]
                     gradients += torch.autograd.grad(log_probs.sum(), states, retain_graph=also)
@@ -94,11 +114,11 @@ class _InChunks(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, of_log_probs: Tensor, of_entropies: Tensor) -> tuple[Tensor, None, None, None, None, None]:
+    def backward(ctx: Any, of_log_probs: Tensor, of_entropies: Tensor) -> tuple[Tensor | None, ...]:
         result = torch.zeros_like(ctx.saved_tensors[0])
         for own, given in zip(ctx.saved_tensors, (of_log_probs, of_entropies), strict=False):
             result.addcmul_(own, given[:, None].to(own.dtype))
-        return result, None, None, None, None, None
+        return (result, *[None] * 6)
 
 
 def _finish(model: PreTrainedModel) -> Callable[[Tensor], Tensor]:

@@ -16,6 +16,7 @@ from evolora.engine.eager.kernels import Kernels
 from evolora.engine.eager.log_probs import in_float32_at_least
 from evolora.engine.eager.lora_layers import LoraLayers
 from evolora.engine.eager.packed_forward import PackedPass, can_pack
+from evolora.engine.eager.truncation import restricted
 from evolora.models.base import accepts
 
 
@@ -41,11 +42,15 @@ def completion_log_probs(
     forward = _packed if can_pack(layers.model, kernels, longest) else _padded
     hidden, logits = forward(layers, prompts, completions, how, logits=not many, keep=how.features or many)
     options: dict[str, Any] = {"temperature": how.temperature, "entropy_gradient": how.entropy_gradient}
+    kept = None if completions.kept is None else completions.kept[mask]
     if logits is not None:
-        chosen, entropy = kernels.token_log_probs(in_float32_at_least(logits), ids[mask], **options)
+        logits = in_float32_at_least(logits)
+        if kept is not None:
+            logits = restricted(logits, kept, how.temperature)
+        chosen, entropy = kernels.token_log_probs(logits, ids[mask], **options)
     else:
         assert head is not None and hidden is not None
-        chosen, entropy = head.token_log_probs(kernels, hidden, ids[mask], **options)
+        chosen, entropy = head.token_log_probs(kernels, hidden, ids[mask], kept, **options)
     blank = chosen.new_zeros(ids.shape)
     features = None
     if how.features and hidden is not None:
