@@ -65,7 +65,7 @@ class FrozenHead:
         kernels: Kernels,
         hidden: Tensor,
         tokens: Tensor,
-        kept: Tensor | None,
+        kept: Tensor | None = None,
         *,
         temperature: float,
         entropy_gradient: bool,
