@@ -443,7 +443,8 @@ def _report(result: "Result") -> None:
     tokens, flops = summary["tokens"], summary["flops"]
     operations = sum(flops.values()) - flops["test"]
     print(
-        f"\n{summary['task']}, {'held-out ' if summary['held_out'] else ''}test prompts: {summary['test_prompts']}\n"
+        f"\n{summary['task']}, {'held-out ' if summary['held_out'] else ''}test prompts: {summary['test_prompts']}; "
+        "the intervals are over prompts alone, not over seeds (--seeds)\n"
         f"  base model  {_figures(base)}\n"
         f"  winner      {_figures(winner)}  individual {summary['winner']['id']}, by {summary['winner']['operator']}\n"
         f"{_vote_line(summary)}"

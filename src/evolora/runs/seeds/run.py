@@ -1,6 +1,7 @@
 """The same run under several seeds, from its options or from its folder, to one summary."""
 
 import secrets
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -170,7 +171,8 @@ def _to_end(of: _All) -> SeedsResult:
         own = view if of.workers > 1 else of.views()
         with _said_of_all(folder, seeds, seed):
             if of.workers == 1:
-                own.say(f"seed {seed}, {number} of {len(seeds.seeds)}:")
+                before = ": finished before" if _is_finished(folder, seed, of.words) else ""
+                own.say(f"seed {seed}, {number} of {len(seeds.seeds)}{before}")
             runs[seed] = run_seed(folder, seed, of.words, of.given, own, accept_changes=of.accept_changes)
         if of.workers == 1:
             _report(folder, own)
@@ -234,9 +236,10 @@ def _made(folder: Path, seeds: tuple[int, ...]) -> Iterator[None]:
         yield
     except BaseException:
         if not any((seed_folder(folder, seed) / "config.toml").is_file() for seed in seeds):
-            for name in (SEEDS, ROWS, PEFT_CONFIG):
-                if folder / name not in before:
-                    (folder / name).unlink(missing_ok=True)
+            for path in {folder / name for name in (SEEDS, ROWS, PEFT_CONFIG)} - before:
+                path.unlink(missing_ok=True)
+            for run in {seed_folder(folder, seed) for seed in seeds} - before:
+                shutil.rmtree(run, ignore_errors=True)
             with suppress(OSError):
                 for path in new:
                     path.rmdir()

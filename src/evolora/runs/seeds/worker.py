@@ -38,6 +38,7 @@ class _Lines(io.TextIOBase):
 
 def main() -> int:
     """Run or resume one seed."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # while nothing is there yet
     asked, answers = os.fdopen(os.dup(0), "rb"), os.fdopen(os.dup(1), "wb")
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)  # a reward has no keyboard
     os.dup2(2, 1)
@@ -64,14 +65,15 @@ def main() -> int:
 
 
 def _done(job: dict[str, Any]) -> dict[str, Any]:
+    from evolora.runs.quiet import quieten
+
+    quieten()  # before anything imports what it quietens
     from evolora.errors import CheckpointError, InputError, RewardError, ran_out
     from evolora.runs.given import Given
-    from evolora.runs.quiet import quieten
     from evolora.runs.seeds.run import peft_config_in, run_seed
     from evolora.runs.tracking.terminal import choose_view
 
     try:
-        quieten()
         given = Given(peft_config=peft_config_in(job["folder"]))
         run_seed(
             job["folder"], job["seed"], job["words"], given, choose_view(), accept_changes=job["accept_changes"]

@@ -37,6 +37,8 @@ class _Process:
     ) -> None:
         self.seed = seed
         self.end: dict[str, Any] = {}
+        self.spoke = False
+        self.stopped_by: int | None = None
         self._process = subprocess.Popen(
             [sys.executable, "-P", str(worker.__file__)],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
@@ -55,9 +57,11 @@ class _Process:
                     told.put((self, json.loads(line)))
         told.put((self, None))
 
-    def signal(self, number: int) -> None:
+    def stop(self, number: int) -> None:
+        """Ask it to end; before it has said anything, it has nothing to keep."""
+        self.stopped_by = number
         with contextlib.suppress(OSError):
-            self._process.send_signal(number)
+            self._process.send_signal(number if self.spoke else signal.SIGKILL)
 
     def wait(self) -> int:
         assert self._process.stdin is not None
@@ -84,21 +88,27 @@ def side_by_side(
     asked: list[int] = []
     failure: BaseException | None = None
 
-    def pass_on(number: int, _: object = None) -> None:
-        asked.append(number)
+    def stop(number: int) -> None:
         for process in running.values():
-            process.signal(number)
+            process.stop(number)
+
+    def ask(number: int, _: object) -> None:
+        asked.append(number)
+        stop(number)
 
     main = threading.current_thread() is threading.main_thread()
-    with answered_by(pass_on) if main else contextlib.nullcontext():
+    with answered_by(ask) if main else contextlib.nullcontext():
         try:
-            while running or (waiting and not asked):
-                while waiting and not asked and len(running) < workers:
+            while running or (waiting and not asked and failure is None):
+                while waiting and len(running) < workers and not asked and failure is None:
                     seed, share = waiting.pop(0), next(each for each in range(workers) if each not in running)
                     _until_left(seed_folder(folder, seed))
                     running[share] = _Process(seed, _job(folder, seed, words, share, workers, accept_changes), told)
+                    if asked:  # meanwhile
+                        stop(asked[0])
                 process, message = told.get()
                 if message is not None and "say" in message:
+                    process.spoke = True
                     say(f"seed {process.seed}  {message['say']}")
                 elif message is not None:
                     process.end = message
@@ -107,18 +117,15 @@ def side_by_side(
                     running = {share: each for share, each in running.items() if each is not process}
                     if found is None:
                         ended()
-                    elif failure is None or isinstance(failure, KeyboardInterrupt):
+                    elif failure is None:
                         failure = found
                         if not asked:
-                            pass_on(signal.SIGTERM)
+                            stop(signal.SIGTERM)
         finally:
-            for process in running.values():  # whatever was raised here
-                process.signal(signal.SIGTERM)
+            stop(signal.SIGTERM)  # whatever was raised here
             for process in running.values():
                 process.wait()
-    if failure is None and asked:
-        failure = Signalled(asked[0])
-    if isinstance(failure, KeyboardInterrupt) and asked:
+    if asked and (failure is None or isinstance(failure, KeyboardInterrupt)):
         raise Signalled(asked[0]) from failure
     if failure is not None:
         raise failure
@@ -126,7 +133,8 @@ def side_by_side(
 
 def _job(folder: Path, seed: int, words: Source, share: int, workers: int, accept_changes: bool) -> bytes:
     cores = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else list(range(available_cores()))
-    own = cores[share * len(cores) // workers : (share + 1) * len(cores) // workers]
+    each = len(cores) // workers  # of all the same: how many threads there are rounds otherwise
+    own = cores[share * each : (share + 1) * each]
     said = {"folder": folder, "seed": seed, "words": words, "accept_changes": accept_changes}
     return json.dumps(
         {"path": sys.path, "cores": own, "job": base64.b64encode(pickle.dumps(said)).decode()}
@@ -157,7 +165,7 @@ def _failure(process: _Process, code: int) -> BaseException | None:
         return InputError(said)
     if kind in _ERRORS:
         return _ERRORS[kind](f"seed {process.seed}: {said}")
-    if -code in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):  # before it could answer
-        return Signalled(-code)
-    how = said or (f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}")
-    return ChildProcessError(f"seed {process.seed}: {how}" if said else f"seed {process.seed}: its process {how}")
+    if process.stopped_by is not None:
+        return Signalled(process.stopped_by)
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    return ChildProcessError(f"seed {process.seed}: {said or f'its process {how}'}")
