@@ -312,3 +312,23 @@ def test_from_python(toy: Any, tmp_path: Path) -> None:
     for name in ("base", "winner", "gain", "best"):
         assert again.summary[name] == result.summary[name]
     assert kept.stat().st_mtime_ns == before
+
+
+@pytest.mark.parametrize("width", [375, 1440])
+def test_the_page_fits_and_leads_to_each_seeds_own(copied: Path, chromium: Any, width: int) -> None:
+    chromium.get_log("browser")
+    size = {"width": width, "height": 900, "deviceScaleFactor": 1, "mobile": width < 500}
+    chromium.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    try:
+        chromium.get((copied / "report.html").as_uri())
+        assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
+        wider = "return [...document.querySelectorAll('.scroll')].filter(e => e.scrollWidth > e.clientWidth).length"
+        assert width < 500 or chromium.execute_script(wider) == 0
+        legend = "return [...document.querySelectorAll('#validation .legend li')].map(each => each.textContent)"
+        shown = ["seed 0", "seed 1", "seed 2", "mean", "base", "95% interval of the mean over seeds"]
+        assert chromium.execute_script(legend) == shown
+        chromium.execute_script("document.querySelectorAll('#seeds a')[1].click()")
+        assert chromium.current_url == (copied / "seed-1" / "report.html").as_uri()
+        assert chromium.get_log("browser") == []
+    finally:
+        chromium.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -48,10 +48,10 @@ def test_the_best_is_chosen_on_validation() -> None:
     assert best_of(rows) == 6
 
 
-def test_a_band_where_two_seeds_have_got() -> None:
-    mean, low, high = _band([[0.2, 0.4], [0.5, None], [None, None]])
+def test_a_band_where_three_seeds_have_got() -> None:
+    mean, low, high = _band([[0.2, 0.4, 0.3], [0.5, None, 0.5], [None, None, None]])
     assert mean[:2] == pytest.approx([0.3, 0.5]) and mean[2] is None
-    edges = stats.ttest_1samp([0.2, 0.4], 0).confidence_interval(0.95)
+    edges = stats.ttest_1samp([0.2, 0.4, 0.3], 0).confidence_interval(0.95)
     assert (low[0], high[0]) == pytest.approx((edges.low, edges.high))
     assert (low[1:], high[1:]) == ([None, None], [None, None])
 

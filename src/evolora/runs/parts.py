@@ -61,7 +61,6 @@ class FolderOptions(Seeded):
     keep: int = option(
         2,
         "newest checkpoints that are kept, beside the first one with the best individual; 0: all are",
-        common=True,
         ge=0,
     )
     merge: bool = option(False, "also write the winner merged into the base model", common=True)

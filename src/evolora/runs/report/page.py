@@ -58,7 +58,8 @@ def rendered(template: str, **values: Any) -> str:
     )  # fmt: skip
     environment.filters |= {"figure": _figure, "signed": _signed, "count": _count}
     style = resources.files("evolora.runs.report") / "static" / "report.css"
-    return environment.get_template(template).render(style=Markup(style.read_text(encoding="utf-8")), **values)
+    shown = {"style": Markup(style.read_text(encoding="utf-8")), "figure": _figure, "signed": _signed}
+    return environment.get_template(template).render(**shown, **values)
 
 
 def report_html(run: RunRecord) -> str:

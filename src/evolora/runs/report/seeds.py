@@ -1,6 +1,5 @@
 """`report.html` of a run under several seeds: what they came to together, and the way to each one's own page."""
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,8 @@ from evolora.runs.summary import SUMMARY
 
 # As many curves can be told apart.
 _COLORS = ("blue", "violet", "grey")
+# The interval of two is 13 times as wide as they are apart, and would be all that the chart shows.
+_ENOUGH = 3
 
 
 def write_seeds_report(folder: Path) -> Path:
@@ -62,6 +63,7 @@ def seeds_html(folder: Path) -> str:
         better=sum((row["gain"] or 0) > 0 for row in finished),
         measured=sum(row["gain"] is not None for row in finished),
         seconds=sum(row["seconds"] for row in finished),
+        tokens=sum(row["tokens"] for row in finished),
         validation=_validation_chart(runs),
         warnings=_warnings(runs, summary),
         options={} if some is None else some.options,
@@ -91,7 +93,8 @@ def _validation_chart(runs: Mapping[int, RunRecord]) -> Markup | None:
     lines.append(Line("mean", mean, "green"))
     if base is not None:
         lines.append(Line("base", [base] * len(generations), "red", dashed=True))
-    return chart(generations, lines, x_name="generation", band=("95% interval of the mean over seeds", low, high))
+    band = ("95% interval of the mean over seeds", low, high) if any(edge is not None for edge in low) else None
+    return chart(generations, lines, x_name="generation", band=band)
 
 
 def _band(columns: Sequence[Sequence[float | None]]) -> tuple[list[float | None], ...]:
@@ -99,8 +102,7 @@ def _band(columns: Sequence[Sequence[float | None]]) -> tuple[list[float | None]
     cells: list[tuple[float | None, ...]] = []
     for column in columns:
         known = [value for value in column if value is not None]
-        low, high = t_interval(known)
-        edges = (None, None) if math.isnan(low) else (low, high)
+        edges = (None, None) if len(known) < _ENOUGH else t_interval(known)
         cells.append((float(np.mean(known)) if known else None, *edges))
     return tuple([cell[place] for cell in cells] for place in range(3))
 
