@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from evolora.rewards import Reward, register_reward
     from evolora.runs.api import evolve, resume
     from evolora.runs.run import Result
+    from evolora.runs.seeds.run import SeedsResult
     from evolora.runs.stopping import Interrupted
     from evolora.strategies.options import ESConfig, GAConfig
 
@@ -26,6 +27,7 @@ _named = lazily(
         "evolora.rewards": "register_reward Reward",
         "evolora.runs.api": "evolve resume",
         "evolora.runs.run": "Result",
+        "evolora.runs.seeds.run": "SeedsResult",
         "evolora.runs.stopping": "Interrupted",
         "evolora.strategies.options": "ESConfig GAConfig",
     },
@@ -52,6 +54,7 @@ __all__ = [
     "Result",
     "Reward",
     "RewardError",
+    "SeedsResult",
     "evolve",
     "register_reward",
     "resume",

@@ -6,12 +6,10 @@ What takes long to import is imported by the command that needs it, once its opt
 
 import argparse
 import difflib
-import logging
 import math
 import re
 import signal
 import sys
-import warnings
 from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
@@ -26,12 +24,14 @@ from evolora.runs.help import full_help, option_help, short_help
 from evolora.runs.memory import check_at_once
 from evolora.runs.options import RunOptions, Source, check_resumable, make_options, trl_note
 from evolora.runs.parts import RESUMABLE, TRL_WORDS, Place, Vocabulary, trl_name
+from evolora.runs.quiet import quieten
 from evolora.runs.speech import Speech
 from evolora.runs.typed import Typed, typed_words
 from evolora.signals import NOTHING_YET
 
 if TYPE_CHECKING:
     from evolora.runs.run import Result
+    from evolora.runs.seeds.run import SeedsResult
     from evolora.runs.trust import Trust
 
 _DEFAULTS = Vocabulary({})
@@ -118,16 +118,6 @@ def _command_of(given: list[str]) -> int:
     options = vars(parser.parse_args(given))
     command = options.pop("command")
     return int(command(options))
-
-
-def _quieten() -> None:
-    """Keep the libraries' progress bars and notices off the screen: what matters, the run itself says."""
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # PEFT imports it wherever it is installed
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    transformers_logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning)
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -286,13 +276,24 @@ def _train(typed: Typed) -> int:
     sources = [read_config(Path(path)) for path in typed.files]
     options = make_options(*sources, typed.source)
     check_at_once(options)
-    _quieten()
+    quieten()
     if typed.dry_run:
         return _dry_run(options)
     from evolora.runs.run import start
     from evolora.runs.tracking.terminal import choose_view
 
+    if options.run.seeds is not None:
+        return _train_seeds(options)
     _report(start(options, view=choose_view()))
+    return 0
+
+
+def _train_seeds(options: RunOptions) -> int:
+    from evolora.runs.given import Given
+    from evolora.runs.seeds.run import start_seeds
+    from evolora.runs.tracking.terminal import choose_view
+
+    _report_seeds(start_seeds(options, given=Given(), views=choose_view))
     return 0
 
 
@@ -338,9 +339,12 @@ def _rate(options: dict[str, Any]) -> int:
 
 
 def _verify(options: dict[str, Any]) -> int:
+    from evolora.runs.seeds.folder import is_seeds
+    from evolora.runs.seeds.whole import verify_seeds
     from evolora.runs.whole import verify_run
 
-    found = verify_run(Path(options["run"]))
+    folder = Path(options["run"])
+    found = verify_seeds(folder) if is_seeds(folder) else verify_run(folder)
     for name, fault in found.items():
         print(f"{name}: whole" if fault is None else fault)
     return 1 if any(found.values()) else 0
@@ -348,8 +352,16 @@ def _verify(options: dict[str, Any]) -> int:
 
 def _write_report(options: dict[str, Any]) -> int:
     from evolora.runs.report.page import write_report
+    from evolora.runs.report.seeds import write_seeds_report
+    from evolora.runs.seeds.folder import is_seeds, read_seeds, seed_folder
 
-    print(write_report(Path(options["run"])))
+    folder = Path(options["run"])
+    if not is_seeds(folder):
+        print(write_report(folder))
+        return 0
+    for seed in read_seeds(folder).begun(folder):
+        write_report(seed_folder(folder, seed))
+    print(write_seeds_report(folder))
     return 0
 
 
@@ -370,7 +382,7 @@ def _import_votes(options: dict[str, Any]) -> int:
 
 
 def _train_reward_model(options: dict[str, Any]) -> int:
-    _quieten()
+    quieten()
     from evolora.human.reward_model_training import train_reward_model
 
     trained = train_reward_model(
@@ -383,14 +395,46 @@ def _train_reward_model(options: dict[str, Any]) -> int:
 
 
 def _continue(folder: Path, words: Source, trust: "Trust", accept_changes: bool) -> int:
+    if (folder / "seeds.json").is_file():
+        return _continue_seeds(folder, words, trust, accept_changes)
     if (folder / "config.toml").is_file():
         make_options(read_run_config(folder), words)  # refused at once
-    _quieten()
+    quieten()
     from evolora.runs.run import go_on
     from evolora.runs.tracking.terminal import choose_view
 
     _report(go_on(folder, words, view=choose_view(), trust=trust, accept_changes=accept_changes))
     return 0
+
+
+def _continue_seeds(folder: Path, words: Source, trust: "Trust", accept_changes: bool) -> int:
+    quieten()
+    from evolora.runs.given import Given
+    from evolora.runs.seeds.run import go_on_seeds
+    from evolora.runs.tracking.terminal import choose_view
+
+    result = go_on_seeds(folder, words, given=Given(), views=choose_view, trust=trust, accept_changes=accept_changes)
+    _report_seeds(result)
+    return 0
+
+
+def _report_seeds(result: "SeedsResult") -> None:
+    from evolora.runs.seeds.summary import lines
+
+    print("", *lines(result.folder, result.summary), sep="\n")
+    if (report := result.folder / "report.html").is_file():
+        print(f"report:  {report}")
+
+
+def _run_of(options: Mapping[str, Any]) -> Path:
+    """The run, or the adapter, that a command is given; of a run under several seeds that of the best."""
+    folder = Path(options["path"])
+    if (folder / "seeds.json").is_file():
+        from evolora.runs.seeds.summary import best_run
+
+        folder, said = best_run(folder)
+        print(said, file=sys.stderr)
+    return folder
 
 
 def _report(result: "Result") -> None:
@@ -399,7 +443,8 @@ def _report(result: "Result") -> None:
     tokens, flops = summary["tokens"], summary["flops"]
     operations = sum(flops.values()) - flops["test"]
     print(
-        f"\n{summary['task']}, {'held-out ' if summary['held_out'] else ''}test prompts: {summary['test_prompts']}\n"
+        f"\n{summary['task']}, {'held-out ' if summary['held_out'] else ''}test prompts: {summary['test_prompts']}; "
+        "the intervals are over prompts alone, not over seeds (--seeds)\n"
         f"  base model  {_figures(base)}\n"
         f"  winner      {_figures(winner)}  individual {summary['winner']['id']}, by {summary['winner']['operator']}\n"
         f"{_vote_line(summary)}"
@@ -450,11 +495,11 @@ def _inspection_lines(summary: dict[str, Any]) -> str:
 
 
 def _evaluate(options: dict[str, Any]) -> int:
-    _quieten()
+    quieten()
     from evolora.runs.adapter import evaluate
 
     score = evaluate(
-        Path(options["path"]),
+        _run_of(options),
         split=options["split"],
         checkpoint=options["checkpoint"],
         options=_source(options, _APPLY_OPTIONS),
@@ -473,11 +518,11 @@ def _evaluate(options: dict[str, Any]) -> int:
 
 
 def _generate(options: dict[str, Any]) -> int:
-    _quieten()
+    quieten()
     from evolora.runs.adapter import complete
 
     texts = complete(
-        Path(options["path"]),
+        _run_of(options),
         options["text"],
         samples=options["samples"],
         checkpoint=options["checkpoint"],
@@ -488,11 +533,11 @@ def _generate(options: dict[str, Any]) -> int:
 
 
 def _export(options: dict[str, Any]) -> int:
-    _quieten()
+    quieten()
     from evolora.runs.adapter import export, folder_named
 
     written = export(
-        Path(options["path"]),
+        _run_of(options),
         Path(options["to"]),
         merge=options["merge"],
         checkpoint=options["checkpoint"],

@@ -41,9 +41,10 @@ def write_text(path: Path, text: str, *, private: bool = False) -> None:
     _sync_folder(path.parent)
 
 
-def write_checked(path: Path, content: Mapping[str, Any]) -> None:
-    """Write a JSON object with its own checksum in it, whole or not at all."""
-    write_text(path, json.dumps({**content, _SUM: _content_sha256(content)}, indent=2, allow_nan=False) + "\n")
+def write_checked(path: Path, content: Mapping[str, Any], *, private: bool = False) -> None:
+    """Write a JSON object with its own checksum in it, as `write_text`."""
+    text = json.dumps({**content, _SUM: _content_sha256(content)}, indent=2, allow_nan=False) + "\n"
+    write_text(path, text, private=private)
 
 
 def read_checked(path: Path) -> dict[str, Any] | None:

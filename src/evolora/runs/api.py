@@ -17,7 +17,9 @@ from evolora.runs.given import Callback, Given, Rewards, checked_callbacks, give
 from evolora.runs.options import RunOptions, Source, check_resumable, make_options, python_words, trl_note
 from evolora.runs.parts import Vocabulary, trl_name
 from evolora.runs.run import Result, go_on, start
-from evolora.runs.tracking.terminal import View
+from evolora.runs.seeds.folder import is_seeds
+from evolora.runs.seeds.run import go_on_seeds, start_seeds
+from evolora.runs.tracking.terminal import Silence, View
 from evolora.tasks.objects import rows_of
 
 Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]] | Mapping[str, Any]
@@ -39,6 +41,7 @@ def evolve(
     gens: int | None = None,
     pop: int | None = None,
     seed: int | None = None,
+    seeds: int | Sequence[int] | None = None,
     out: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callback] = (),
     view: View | None = None,
@@ -58,6 +61,10 @@ def evolve(
     `evolora train --help-all` lists, by their short or full names (`lr=3e-4`, `lora={"r": 4}`,
     **{"refiner.lr": 3e-4}), and TRL's names for them (`learning_rate`, `num_generations`, `max_completion_length`,
     `beta`, `output_dir`).
+
+    With `seeds`, how many from `seed` on or which, the same run is made under each of them: the `SeedsResult` that is
+    returned has each one's result in `runs`, and the means over the seeds, with their intervals, in its summary. With
+    `seed_workers` they run side by side, in processes, which have no use for Python's objects.
 
     Inside `torch.no_grad` and `torch.inference_mode` it is the same run as outside.
 
@@ -96,12 +103,15 @@ def evolve(
             "gens": gens,
             "pop": pop,
             "seed": seed,
+            "seeds": seeds,
             "out": out,
         }
         words = {name: value for name, value in named.items() if value is not None} | options
         config = make_options(_lora_words(peft_config), words)
         if peft_config is not None:
             _refuse_both(words, config)
+        if config.run.seeds is not None:
+            return start_seeds(config, given=given, views=lambda: view or Silence())
         return start(config, given=given, view=view)
 
 
@@ -148,7 +158,10 @@ def resume(
         )
         words = Source.of_python(given_words)
         check_resumable(words)
-        return go_on(Path(folder), words, given=given, view=view, trust=trust_reward, accept_changes=accept_changes)
+        run, how = Path(folder), {"trust": trust_reward, "accept_changes": accept_changes}
+        if is_seeds(run):
+            return go_on_seeds(run, words, given=given, views=lambda: view or Silence(), **how)
+        return go_on(run, words, given=given, view=view, **how)
 
 
 def _given_model(

@@ -83,17 +83,18 @@ def assemble(
     `scores`, the reward is not made, and no code of it is imported: nothing that is written has a score.
     """
     used = config.used()
+    data_seed = used.run.seed if used.task.split_seed is None else used.task.split_seed
     task = load_task(
         task=used.task.name,
         data=used.task.data,
         prompt=used.task.prompt,
         target=used.task.target,
         reward=used.reward.name if scores else _UNSCORED,
-        seed=used.run.seed,
+        seed=data_seed,
     )
     whole = task
     task = capped(
-        whole, validation=config.task.max_validation_prompts, test=config.task.max_test_prompts, seed=config.run.seed
+        whole, validation=config.task.max_validation_prompts, test=config.task.max_test_prompts, seed=data_seed
     )
     refuse_forgotten(config.model.name, task.reward, given)
     expression, functions = given.reward or (None, {})

@@ -2,6 +2,7 @@
 base write and learn for some seconds."""
 
 import itertools
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -44,11 +45,26 @@ class Estimate:
             f"time: about {_duration(self.seconds)} a generation{within}, with completions as long as the base writes "
             f"them now, and at most {self.flops:.2g} operations each, with completions of full length",
             "The time of the reward comes on top, and at the end that of the validation and test splits.",
+            *self._of_seeds(),
         ]
+
+    def _of_seeds(self) -> list[str]:
+        run, gens = self.options.run, self.options.most_gens
+        if not run.each_seed:
+            return []
+        count = len(run.each_seed)
+        at_once = min(run.seed_workers or 1, count)
+        how = "one after another"
+        if at_once > 1:
+            how = f"{at_once} at a time, which take {at_once} times the memory and share the cores"
+        total = "" if gens is None else f": {_duration(self.seconds * gens * math.ceil(count / at_once))} in all"
+        return [f"seeds: {count}, each as above, {how}{total}" + (" at the least" if total and at_once > 1 else "")]
 
 
 def estimate(options: RunOptions) -> Estimate:
     """Load the parts of a run, leaving nothing behind, and estimate it. Raises InputError as a run would."""
+    if options.run.each_seed:
+        options = options.replaced({"run": {"seed": options.run.each_seed[0]}})
     parts = assemble(options.replaced({"run": {"out": None}}), Given(), Silence())
     config = parts.config.replaced({"run": {"out": options.run.out}})
     memory = footprint(parts)

@@ -12,6 +12,8 @@ from evolora.errors import CheckpointError, InputError
 from evolora.files import read_checked, write_checked
 
 IDENTITY = "identity.json"
+# In the folder of a run under several seeds.
+SEEDS = "seeds.json"
 
 Fingerprint = Mapping[str, Mapping[str, Any]]
 """Groups of named entries: plain values, or checksums."""
@@ -51,9 +53,10 @@ def read_identity(folder: Path) -> Identity:
 
 
 def run_id(folder: Path) -> str | None:
-    """The id of the run in `folder`; None where there is none that can be read."""
+    """The id of the run in `folder`, or of one under several seeds; None where there is none that can be read."""
     try:
-        found = json.loads((folder / IDENTITY).read_text(encoding="utf-8"))
+        path = folder / (SEEDS if (folder / SEEDS).is_file() else IDENTITY)
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
     run = found.get("run") if isinstance(found, dict) else None
@@ -74,6 +77,12 @@ def differences(before: Fingerprint, now: Fingerprint) -> Iterator[str]:
         for name in dict.fromkeys((*old, *new)):
             if old.get(name) != new.get(name):
                 yield f"{group} {name} {_short(old.get(name))} -> {_short(new.get(name))}".removeprefix("option ")
+
+
+def but_for_seed(fingerprint: Fingerprint) -> Fingerprint:
+    """What runs under several seeds have in common."""
+    options = fingerprint.get("option", {})
+    return {**fingerprint, "option": {name: value for name, value in options.items() if name != "--seed"}}
 
 
 def _short(value: Any) -> str:

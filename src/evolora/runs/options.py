@@ -215,6 +215,8 @@ def make_options(*sources: Source | Mapping[str, Any]) -> RunOptions:
                 f"--racing {options.evolution.racing} with --reward human: expected none, votes come once all have "
                 "written"
             )
+        if options.run.seeds is not None and options.reward.name == HUMAN:
+            raise ValueError("--seeds with --reward human: expected none, people would have to judge every run")
         if options.model.quantization is not None and options.run.merge:
             raise ValueError(
                 f"--merge with --quantization {options.model.quantization}: expected none, 'evolora export RUN --to "

@@ -1,12 +1,14 @@
 """The parts that a run's options are written in, and the words for each option."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
+from pydantic import field_validator
 from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
 
 from evolora.engine.options import CompletionOptions, EngineOptions
 from evolora.evolution.options import LoopConfig
@@ -42,17 +44,77 @@ class BudgetOptions(Options):
 
 
 class FolderOptions(Seeded):
-    """The run itself: its seed and its folder."""
+    """The run itself: its seed, or its seeds, and its folder.
 
+    >>> FolderOptions(seed=4, seeds=3).each_seed, FolderOptions(seeds="1,7").each_seed, FolderOptions().each_seed
+    ((4, 5, 6), (1, 7), ())
+    """
+
+    seeds: int | tuple[int, ...] | None = option(
+        None, "run it under so many seeds, from --seed on, or under these, such as 1,2,3", common=True
+    )
+    seed_workers: int | None = option(
+        None, "with --seeds: runs side by side, which share the CPU's cores; default: one after another", ge=1
+    )
     out: str | None = option(None, "run folder; default runs/<task>-<time>", common=True)
     save_every: int = option(5, "generations between checkpoints", common=True, ge=1)
     keep: int = option(
         2,
         "newest checkpoints that are kept, beside the first one with the best individual; 0: all are",
-        common=True,
         ge=0,
     )
     merge: bool = option(False, "also write the winner merged into the base model", common=True)
+
+    @property
+    def each_seed(self) -> tuple[int, ...]:
+        """The seeds of a run under several, the first one first; none of a run under one."""
+        if isinstance(self.seeds, int):
+            return tuple(range(self.seed, self.seed + self.seeds))
+        return self.seeds or ()
+
+    @field_validator("seeds", mode="before")
+    @classmethod
+    def _read_seeds(cls, value: Any) -> Any:
+        if value is None:
+            return None
+        words = value.split(",") if isinstance(value, str) else value
+        several = isinstance(words, Iterable)
+        try:
+            numbers = [_whole(word) for word in (words if several else [words])]
+        except ValueError:
+            raise _refused("how many seeds, such as 5, or which, such as 1,2,3") from None
+        if isinstance(value, str) and len(numbers) == 1:
+            several = False
+        if min(numbers, default=0) < 0:
+            raise _refused("seeds of 0 or more")
+        if not 2 <= (len(numbers) if several else numbers[0]) <= _MOST_SEEDS:
+            raise _refused(f"from 2 to {_MOST_SEEDS} seeds, --seed is for one run")
+        if len(set(numbers)) < len(numbers):
+            raise _refused("seeds that differ")
+        return tuple(numbers) if several else numbers[0]
+
+    def go_together(self) -> None:
+        super().go_together()
+        if self.seed_workers is not None and self.seeds is None:
+            raise ValueError(f"--seed-workers {self.seed_workers}: expected --seeds beside it")
+        if isinstance(self.seeds, tuple) and "seed" in self.model_fields_set and self.seed != self.seeds[0]:
+            written = ",".join(map(str, self.seeds))
+            raise ValueError(f"--seed {self.seed} with --seeds {written}: expected one of them")
+
+
+# More than anybody runs: a slip of the keys.
+_MOST_SEEDS = 1000
+
+
+def _whole(value: Any) -> int:
+    """A whole number, or text of one."""
+    if isinstance(value, bool) or not isinstance(value, (int, str)):
+        raise ValueError(value)
+    return int(value)
+
+
+def _refused(expected: str) -> PydanticCustomError:
+    return PydanticCustomError("seeds", "expected {expected}", {"expected": expected})
 
 
 PARTS: Mapping[str, Mapping[str, type[Options]]] = {
@@ -88,7 +150,7 @@ _TRL_SPELLINGS = {
 
 RESUMABLE = (
     "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "keep", "merge", "rating_host",
-    "rating_port", "trust_remote_code", "update_tokens",
+    "rating_port", "trust_remote_code", "update_tokens", "seed_workers",
 )  # fmt: skip
 """The words for the options that a resumed run may be given anew: none of them changes what a generation computes,
 but for rounding."""

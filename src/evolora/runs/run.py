@@ -4,7 +4,7 @@ import itertools
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,7 +26,15 @@ from evolora.runs.finish import merge_winner
 from evolora.runs.footprint import footprint
 from evolora.runs.generations import progress, run_to_end
 from evolora.runs.given import ROWS, Given
-from evolora.runs.identity import Identity, check_run, differences, new_identity, read_identity
+from evolora.runs.identity import (
+    Fingerprint,
+    Identity,
+    but_for_seed,
+    check_run,
+    differences,
+    new_identity,
+    read_identity,
+)
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.recovery import METRICS, check_ledgers, set_aside
 from evolora.runs.snapshot import checkpoint_run
@@ -59,10 +67,13 @@ def start(
     *,
     given: Given | None = None,
     view: View | None = None,
+    like: Fingerprint | None = None,
+    accept_changes: bool = False,
 ) -> Result:
-    """Start a run in a new folder, with what it was given as objects."""
+    """Start a run in a new folder, with what it was given as objects. Raises InputError where it depends on anything
+    but what a run `like` it depended on, the seed aside, unless `accept_changes`."""
     given, view = given or Given(), view or Silence()
-    folder = Path(config.used().run.out or _default_folder(config)).absolute()
+    folder = Path(config.used().run.out or default_folder(config)).absolute()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
     with _made(folder), owned(folder, view.say):
@@ -70,19 +81,22 @@ def start(
             raise InputError(f"--out {folder}: holds a run already, resume it with 'evolora resume {folder}'")
         if any((folder / "checkpoints").glob("gen*")):
             raise InputError(f"--out {folder}: holds checkpoints without their config.toml, expected a new folder")
-        with _rows_in(folder, given.rows) as data:
+        with rows_in(folder, given.rows) as data:
             config = config if data is None else config.replaced({"task": {"data": str(data)}})
             for note in (*config.notes, *given.notes):
                 view.say(note)
-            parts = assemble(_located(config, folder), given, view)
+            parts = assemble(located(config, folder), given, view)
             _need_room(folder, parts)
         if given.peft_config is not None:
             write_text(folder / PEFT_CONFIG, config_text(given.peft_config))
-        identity = new_identity(fingerprint(parts, given))
+        now = fingerprint(parts, given)
+        changes = [] if like is None else list(differences(but_for_seed(like), but_for_seed(now)))
+        _check_changes(folder, changes, accept_changes, view)
+        identity = new_identity(now)
         identity.write(folder)
         if (unnoted := note_made_here(folder, identity.run)) is not None:
             view.say(unnoted)
-        return Result(folder, *run_to_end(folder, parts, given, identity))
+        return Result(folder, *run_to_end(folder, parts, given, identity, changes))
 
 
 def _need_room(folder: Path, parts: Parts) -> None:
@@ -113,7 +127,7 @@ def _made(folder: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _rows_in(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path | None]:
+def rows_in(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path | None]:
     """The file with the rows that were given from Python, which a resumed run will need; gone again if it is refused.
 
     Raises InputError for rows that JSON cannot hold.
@@ -166,7 +180,7 @@ def go_on(
 
 def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, accept_changes: bool) -> Result:
     if (folder / PEFT_CONFIG).is_file():
-        given = replace(given, peft_config=_peft_config(folder / PEFT_CONFIG))
+        given = replace(given, peft_config=peft_config(folder / PEFT_CONFIG))
     identity, lost = _identity(folder, accept_changes)
     known = read_run_config(folder)
     config = make_options(known, words)
@@ -193,17 +207,21 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, 
     now = fingerprint(parts, given)
     # Edited may be what a resumed run is given by options, too.
     changes = lost or list(differences(identity.fingerprint, now)) or edited
-    if changes and not accept_changes:
+    _check_changes(folder, changes, accept_changes, view)
+    return Result(folder, *run_to_end(folder, parts, given, replace(identity, fingerprint=now), changes))
+
+
+def _check_changes(folder: Path, changes: Sequence[str], accept: bool, view: View) -> None:
+    if changes and not accept:
         raise InputError(
             f"{folder}: what the run depends on has changed: {'; '.join(changes)}; expected the same, "
             "or resume's --accept-changes"
         )
     for change in changes:
         view.say(f"changed, as accepted: {change}")
-    return Result(folder, *run_to_end(folder, parts, given, replace(identity, fingerprint=now), changes))
 
 
-def _peft_config(path: Path) -> LoraConfig:
+def peft_config(path: Path) -> LoraConfig:
     try:
         return LoraConfig(**json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
@@ -260,7 +278,7 @@ def _need_checkpoint(folder: Path, fault: CheckpointError) -> None:
         raise CheckpointError(f"{fault}; there is no checkpoint to make it again from") from None
 
 
-def _default_folder(config: RunOptions) -> Path:
+def default_folder(config: RunOptions) -> Path:
     task = config.task
     name = task.name or (Path(task.data).stem if task.data else "prompt" if task.prompt else "translate")
     name = re.sub(r"[^\w.-]+", "-", name).strip("-")  # a gym: task's options are no part of a path
@@ -269,7 +287,7 @@ def _default_folder(config: RunOptions) -> Path:
     return next(path for path in itertools.chain([folder], others) if not path.exists())
 
 
-def _located(config: RunOptions, folder: Path) -> RunOptions:
+def located(config: RunOptions, folder: Path) -> RunOptions:
     """Paths made absolute: a run can be resumed from any folder."""
     model, data = config.model, config.task.data
     path: dict[str, Any] = {}

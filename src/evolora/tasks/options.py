@@ -22,6 +22,11 @@ class TaskOptions(Options):
         1000, "validation prompts that are used, drawn by the seed where there are more", ge=1
     )
     max_test_prompts: int = option(1000, "test prompts that are used, drawn by the seed where there are more", ge=1)
+    split_seed: int | None = option(
+        None,
+        "seed of the data alone: what is split off, drawn or generated; default: --seed, of --seeds the first",
+        ge=0,
+    )
 
     def go_together(self) -> None:
         super().go_together()

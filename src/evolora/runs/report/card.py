@@ -54,7 +54,8 @@ evaluation and {summary["tokens"]["rollout"]:,} for rollouts.
 | base model | {_figure(base["reward"])} | {" to ".join(map(_figure, base["ci95"]))} |
 | this adapter | {_figure(winner["reward"])} | {" to ".join(map(_figure, winner["ci95"]))} |
 
-The mean over {summary["test_prompts"]} prompts {kind}, greedy decoding, at most {max_new_tokens} new tokens.
+The mean over {summary["test_prompts"]} prompts {kind}, greedy decoding, at most {max_new_tokens} new tokens. The
+intervals are over these prompts alone: this is one run, with one seed, and another may end elsewhere.
 
 | prompt | completion | reward |
 |---|---|---|

@@ -34,33 +34,41 @@ _SAME_PROMPTS = {stage: stages for stages in (("population", "refined"), ("final
 
 def write_report(folder: Path) -> Path:
     """Write `report.html` of the run in `folder`. Raises InputError for a folder that is no run."""
-    write_text(folder / REPORT, _with_checksum(report_html(read_run(folder))))
+    write_text(folder / REPORT, with_checksum(report_html(read_run(folder))))
     return folder / REPORT
 
 
 def check_report(path: Path) -> None:
     """Raise CheckpointError when a report is not as it was written."""
     whole = path.read_bytes().decode("utf-8", errors="replace")
-    if whole != _with_checksum(whole.rpartition(_SUM)[0]):
+    if whole != with_checksum(whole.rpartition(_SUM)[0]):
         raise CheckpointError(f"{path}: altered, its checksum differs; 'evolora report {path.parent}' writes it anew")
 
 
-def _with_checksum(page: str) -> str:
+def with_checksum(page: str) -> str:
+    """A page with its checksum as a comment at its end."""
     return f"{page}{_SUM}{hashlib.sha256(page.encode()).hexdigest()} -->\n"
 
 
-def report_html(run: RunRecord) -> str:
-    """The page."""
+def rendered(template: str, **values: Any) -> str:
+    """A page of this room, in its style."""
     environment = Environment(
         loader=PackageLoader("evolora.runs.report"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
     environment.filters |= {"figure": _figure, "signed": _signed, "count": _count}
-    static = resources.files("evolora.runs.report") / "static"
-    script = (static / "report.js").read_text(encoding="utf-8")
+    style = resources.files("evolora.runs.report") / "static" / "report.css"
+    shown = {"style": Markup(style.read_text(encoding="utf-8")), "figure": _figure, "signed": _signed}
+    return environment.get_template(template).render(**shown, **values)
+
+
+def report_html(run: RunRecord) -> str:
+    """The page."""
+    script = (resources.files("evolora.runs.report") / "static" / "report.js").read_text(encoding="utf-8")
     summary = run.summary or {}
     generations = [int(line["generation"]) for line in run.metrics]
-    return environment.get_template("report.html").render(
+    return rendered(
+        "report.html",
         run=run,
         summary=summary,
         name=run.folder.absolute().name,
@@ -68,7 +76,6 @@ def report_html(run: RunRecord) -> str:
         model=summary.get("model") or run.option("model", "name") or "a model",
         reward=mask(str(summary.get("reward") or run.option("reward", "name") or "a reward")),
         result=_result(run),
-        style=Markup((static / "report.css").read_text(encoding="utf-8")),
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
         generations=generations,
