@@ -27,7 +27,8 @@ from evolora.runs.memory import check_at_once
 from evolora.runs.options import RunOptions, Source, check_resumable, make_options, trl_note
 from evolora.runs.parts import RESUMABLE, TRL_WORDS, Place, Vocabulary, trl_name
 from evolora.runs.speech import Speech
-from evolora.runs.typed import Typed, typed_words
+from evolora.runs.tracking.clients import need_trackers
+from evolora.runs.typed import Typed, takes_several, typed_words
 from evolora.signals import NOTHING_YET
 
 if TYPE_CHECKING:
@@ -248,7 +249,7 @@ def _add_options(parser: argparse.ArgumentParser, places: Sequence[Place]) -> No
         for dest, words, text in (usually, *((dest, words, argparse.SUPPRESS) for dest, words in spellings.items())):
             keywords: dict[str, Any] = {"dest": dest, "default": argparse.SUPPRESS, "help": text}
             flags = [cli.name(word) for word in words]
-            if dest in ("reward_funcs", "reward_weights"):
+            if dest in ("reward_funcs", "reward_weights") or takes_several(field):
                 parser.add_argument(*flags, nargs="+", metavar="X", **keywords)
             elif field.annotation is bool:
                 parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **keywords)
@@ -286,6 +287,7 @@ def _train(typed: Typed) -> int:
     sources = [read_config(Path(path)) for path in typed.files]
     options = make_options(*sources, typed.source)
     check_at_once(options)
+    need_trackers(options.run.report_to)
     _quieten()
     if typed.dry_run:
         return _dry_run(options)

@@ -29,6 +29,7 @@ from evolora.runs.snapshot import Snapshot, restore
 from evolora.runs.stopping import Interrupted, Stop
 from evolora.runs.summary import SUMMARY
 from evolora.runs.tracking.terminal import MetricsLog
+from evolora.runs.tracking.trackers import Trackers
 
 
 def run_to_end(
@@ -58,12 +59,14 @@ def run_to_end(
         return seconds_before + time.perf_counter() - began
 
     parts.view.say(f"run folder: {folder}")
+    trackers = Trackers(config.run.report_to, folder, name=folder.name, run=identity.run, say=parts.view.say)
     callback_state = ProcessState("a callback")
     unsaved: Snapshot | None = None
     feedback: HumanFeedback | None = None
     stop = Stop(parts.view.say)
     try:
         with stop.listening():
+            trackers.start(config.parts(), metrics.read())
             if config.reward.name == HUMAN:
                 assert isinstance(parts.scorer, VotedScorer)
                 feedback = evolution.judge = open_page(
@@ -91,12 +94,14 @@ def run_to_end(
                         "--eval-prompts says on how many prompts it is asked"
                     )
                 logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}
-                metrics.append({**measured, **logged, "time.total": seconds()})
+                line = {**measured, **logged, "time.total": seconds()}
+                metrics.append(line)
+                trackers.generation(line)
                 done = progress(config, measured)
                 parts.view.generation(measured, config.most_gens, done)
                 for callback in given.callbacks:
                     with callback_state.kept():
-                        callback({**measured, **logged})
+                        callback(line)
                 unsaved = Snapshot.of(evolution, seconds())
                 if done >= 1 or stop() or evolution.generation % config.run.save_every == 0:
                     unsaved.write(folder, parts, lineage, identity.run)
@@ -107,6 +112,7 @@ def run_to_end(
                     raise KeyboardInterrupt
             stop.patient = False
             summary = finish(folder, parts, evolution, lineage, seconds, given, identity)
+            trackers.summary(summary)
     except BaseException as end:
         # Whatever ends it in the middle of a generation: the whole ones before it must not be lost.
         if unsaved is not None:
@@ -120,6 +126,7 @@ def run_to_end(
         raise
     finally:
         parts.view.close()
+        trackers.close()
         if feedback is not None:
             feedback.close()
         lineage.close()

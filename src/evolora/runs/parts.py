@@ -4,8 +4,9 @@ import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
+from pydantic import BeforeValidator
 from pydantic.fields import FieldInfo
 
 from evolora.engine.options import CompletionOptions, EngineOptions
@@ -41,6 +42,12 @@ class BudgetOptions(Options):
     )
 
 
+def _trackers(value: Any) -> Any:
+    """One name is a list of one; no name, and `none`, is none."""
+    names = [value] if isinstance(value, str) else value
+    return None if names in ([], ["none"]) else names
+
+
 class FolderOptions(Seeded):
     """The run itself: its seed and its folder."""
 
@@ -53,6 +60,9 @@ class FolderOptions(Seeded):
         ge=0,
     )
     merge: bool = option(False, "also write the winner merged into the base model", common=True)
+    report_to: Annotated[
+        list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] | None, BeforeValidator(_trackers)
+    ] = option(None, "trackers: tensorboard, trackio, wandb, mlflow, or several of them", common=True)
 
 
 PARTS: Mapping[str, Mapping[str, type[Options]]] = {
@@ -87,7 +97,7 @@ _TRL_SPELLINGS = {
 
 RESUMABLE = (
     "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "keep", "merge", "rating_host",
-    "rating_port", "trust_remote_code", "update_tokens",
+    "rating_port", "trust_remote_code", "update_tokens", "report_to",
 )  # fmt: skip
 """The words for the options that a resumed run may be given anew: none of them changes what a generation computes,
 but for rounding."""

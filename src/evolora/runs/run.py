@@ -31,6 +31,7 @@ from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.recovery import METRICS, check_ledgers, set_aside
 from evolora.runs.snapshot import checkpoint_run
 from evolora.runs.summary import SUMMARY, check_belonging, read_summary, write_summary
+from evolora.runs.tracking.clients import need_trackers
 from evolora.runs.tracking.terminal import MetricsLog, Silence, View
 from evolora.runs.trust import Trust, check_trust, note_made_here, said_places
 
@@ -62,6 +63,7 @@ def start(
 ) -> Result:
     """Start a run in a new folder, with what it was given as objects."""
     given, view = given or Given(), view or Silence()
+    need_trackers(config.run.report_to)
     folder = Path(config.used().run.out or _default_folder(config)).absolute()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
@@ -170,6 +172,7 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, 
     identity, lost = _identity(folder, accept_changes)
     known = read_run_config(folder)
     config = make_options(known, words)
+    need_trackers(config.run.report_to)
     own = said_places(words, config) | ({("reward", "name")} if given.reward is not None else set())
     check_trust(folder, known, config, trust, own=own, wanted="--trust-reward, for somebody whom you trust")
     config = config.replaced({"run": {"out": _out(config, folder)}})
