@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +13,7 @@ from evolora.errors import InputError, names_refused
 from evolora.models.base import check_given
 from evolora.options import Options
 from evolora.runs.given import Callback, Given, Rewards, checked_callbacks, given_reward
+from evolora.runs.keeping.names import find_run
 from evolora.runs.options import RunOptions, Source, check_resumable, make_options, python_words, trl_note
 from evolora.runs.parts import Vocabulary, trl_name
 from evolora.runs.run import Result, go_on, start
@@ -148,7 +148,7 @@ def resume(
         )
         words = Source.of_python(given_words)
         check_resumable(words)
-        return go_on(Path(folder), words, given=given, view=view, trust=trust_reward, accept_changes=accept_changes)
+        return go_on(find_run(folder), words, given=given, view=view, trust=trust_reward, accept_changes=accept_changes)
 
 
 def _given_model(

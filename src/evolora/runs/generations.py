@@ -23,6 +23,7 @@ from evolora.runs.config_file import config_toml, with_checksum
 from evolora.runs.finish import finish
 from evolora.runs.given import Given
 from evolora.runs.identity import Identity
+from evolora.runs.keeping.names import run_name
 from evolora.runs.options import RunOptions
 from evolora.runs.recovery import LINEAGE, METRICS, recover
 from evolora.runs.snapshot import Snapshot, restore
@@ -58,8 +59,9 @@ def run_to_end(
     def seconds() -> float:
         return seconds_before + time.perf_counter() - began
 
+    parts.view.say(f"run: {run_name(folder)}")
     parts.view.say(f"run folder: {folder}")
-    trackers = Trackers(config.run.report_to, folder, name=folder.name, run=identity.run, say=parts.view.say)
+    trackers = Trackers(config.run.report_to, folder, name=run_name(folder), run=identity.run, say=parts.view.say)
     callback_state = ProcessState("a callback")
     unsaved: Snapshot | None = None
     feedback: HumanFeedback | None = None

@@ -51,7 +51,10 @@ def _trackers(value: Any) -> Any:
 class FolderOptions(Seeded):
     """The run itself: its seed and its folder."""
 
-    out: str | None = option(None, "run folder; default runs/<task>-<time>", common=True)
+    out: str | None = option(None, "run folder; default runs/<time>-<name>", common=True)
+    name: str | None = option(
+        None, "what the run is called, in runs/; default two words", common=True, alias="name", free_text=True
+    )
     save_every: int = option(5, "generations between checkpoints", common=True, ge=1)
     keep: int = option(
         2,
@@ -63,6 +66,10 @@ class FolderOptions(Seeded):
     report_to: Annotated[
         list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] | None, BeforeValidator(_trackers)
     ] = option(None, "trackers: tensorboard, trackio, wandb, mlflow, or several of them", common=True)
+
+    def go_together(self) -> None:
+        if self.name is not None and self.out is not None:
+            raise ValueError(f"--name {self.name} with --out: expected one of them, a run is called as its folder is")
 
 
 PARTS: Mapping[str, Mapping[str, type[Options]]] = {

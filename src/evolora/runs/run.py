@@ -1,9 +1,6 @@
 """A run from its options, or from its folder: whose it is, whether it may go on, and what it leaves."""
 
-import itertools
 import json
-import re
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -27,6 +24,7 @@ from evolora.runs.footprint import footprint
 from evolora.runs.generations import progress, run_to_end
 from evolora.runs.given import ROWS, Given
 from evolora.runs.identity import Identity, check_run, differences, new_identity, read_identity
+from evolora.runs.keeping.names import new_folder
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.recovery import METRICS, check_ledgers, set_aside
 from evolora.runs.snapshot import checkpoint_run
@@ -64,7 +62,7 @@ def start(
     """Start a run in a new folder, with what it was given as objects."""
     given, view = given or Given(), view or Silence()
     need_trackers(config.run.report_to)
-    folder = Path(config.used().run.out or _default_folder(config)).absolute()
+    folder = Path(config.used().run.out or new_folder(config.run.name)).absolute()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
     with _made(folder), owned(folder, view.say):
@@ -263,15 +261,6 @@ def _need_checkpoint(folder: Path, fault: CheckpointError) -> None:
         raise CheckpointError(f"{fault}; there is no checkpoint to make it again from") from None
 
 
-def _default_folder(config: RunOptions) -> Path:
-    task = config.task
-    name = task.name or (Path(task.data).stem if task.data else "prompt" if task.prompt else "translate")
-    name = re.sub(r"[^\w.-]+", "-", name).strip("-")  # a gym: task's options are no part of a path
-    folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    return next(path for path in itertools.chain([folder], others) if not path.exists())
-
-
 def _located(config: RunOptions, folder: Path) -> RunOptions:
     """Paths made absolute: a run can be resumed from any folder."""
     model, data = config.model, config.task.data
@@ -281,7 +270,8 @@ def _located(config: RunOptions, folder: Path) -> RunOptions:
     if model.name != BUNDLED_MODEL and Path(model.name).is_dir():
         path["name"] = str(Path(model.name).absolute())
     task = {} if data is None else {"data": _absolute(data)}
-    return config.replaced({"run": {"out": _out(config, folder)}, "task": task, "model": path})
+    own = {"out": _out(config, folder), "name": None}  # the folder has it
+    return config.replaced({"run": own, "task": task, "model": path})
 
 
 def _out(config: RunOptions, folder: Path) -> str:
