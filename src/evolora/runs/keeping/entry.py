@@ -148,8 +148,15 @@ def read_entries(folder: Path) -> list[Entry]:
         raise InputError(f"{folder}: found no folder there, expected one with runs")
     if (own := read_entry(folder)) is not None:
         return [own]
-    inner = (read_entry(path) for path in sorted(folder.iterdir()) if path.is_dir())
-    return sorted((entry for entry in inner if entry is not None), key=lambda entry: entry.made)
+    found = []
+    for path in folder.iterdir():
+        try:
+            entry = read_entry(path) if path.is_dir() else None
+        except OSError as fault:  # one that may not be looked into
+            made = datetime.fromtimestamp(path.lstat().st_mtime).astimezone()
+            entry = Entry(run_name(path), path, made, 0, faults=(f"{fault.filename or path}: {fault.strerror}",))
+        found += [] if entry is None else [entry]
+    return sorted(found, key=lambda entry: entry.made)
 
 
 def _regular(path: Path) -> None:

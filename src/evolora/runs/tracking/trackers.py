@@ -87,7 +87,10 @@ class Trackers:
 
     def close(self) -> None:
         """Let them end, which takes some of them a while."""
-        self._each(_Tracked.finish)
+        try:
+            self._each(_Tracked.finish)
+        except KeyboardInterrupt:  # the run has ended, whatever they still send
+            self._say("interrupted before the trackers had ended")
         self._working = []
 
     def _each(self, act: Callable[[_Tracked], object]) -> None:
