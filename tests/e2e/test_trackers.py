@@ -1,7 +1,6 @@
 """`--report-to`: what each tracker has of a run, read back from its own files, is what `metrics.jsonl` says."""
 
 import json
-import math
 import os
 import sqlite3
 import struct
@@ -240,22 +239,3 @@ def test_one_that_nobody_knows_is_refused(evolora: Any, tmp_path: Path) -> None:
         errors.startswith("evolora: --report-to tensorbord: input should be 'tensorboard', ")
         and errors.count("\n") == 1
     )
-
-
-def test_a_figure_that_is_none_is_left_out() -> None:
-    from evolora.runs.tracking.clients import Client
-
-    class Kept(Client):
-        def make(self) -> Any:
-            return self
-
-        def start(self) -> None: ...
-
-        def where(self) -> str:
-            return "here"
-
-    kept = Kept(Path(), "name", "id", None)
-    heard: list[Any] = []
-    kept.tracker = type("Tracker", (), {"log": lambda _, values, step: heard.append((values, step))})()
-    kept.log({"validation": None, "best": math.pi}, 4)
-    assert heard == [({"best": math.pi}, 4)]
