@@ -52,9 +52,7 @@ class FolderOptions(Seeded):
     """The run itself: its seed and its folder."""
 
     out: str | None = option(None, "run folder; default runs/<time>-<name>", common=True)
-    name: str | None = option(
-        None, "what the run is called, in runs/; default two words", common=True, alias="name", free_text=True
-    )
+    name: str | None = option(None, "what the run is called, in runs/; default two words", common=True, alias="name")
     save_every: int = option(5, "generations between checkpoints", common=True, ge=1)
     keep: int = option(
         2,
