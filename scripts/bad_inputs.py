@@ -170,6 +170,9 @@ class Maker:
                 ["votes", "export", text, "--to", "to"],
                 ["votes", "import", run, text],
                 ["rate", text],
+                ["ls", text],
+                ["show", text, "--json"],
+                ["rm", text, "--yes"],
                 ["reward-model", "train", text, "--out", "to"],
                 self.reward_model("--" + self.chance.choice(("lr", "r", "alpha", "holdout", "seed")), text),
                 [text, text],
@@ -352,6 +355,9 @@ class Maker:
                 ["generate", "run", "word"],
                 ["export", "run", "--to", "to"],
                 ["votes", "export", "run", "--to", "to"],
+                ["ls", "."],
+                ["show", "run"],
+                ["rm", "run", "--yes"],
             ]
         )
 

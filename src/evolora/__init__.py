@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from evolora.refiners.options import GRPOConfig, PPOConfig, RLOOConfig
     from evolora.rewards import Reward, register_reward
     from evolora.runs.api import evolve, resume
+    from evolora.runs.callbacks import Callback
     from evolora.runs.run import Result
     from evolora.runs.seeds.run import SeedsResult
     from evolora.runs.stopping import Interrupted
@@ -26,6 +27,7 @@ _named = lazily(
         "evolora.refiners.options": "GRPOConfig PPOConfig RLOOConfig",
         "evolora.rewards": "register_reward Reward",
         "evolora.runs.api": "evolve resume",
+        "evolora.runs.callbacks": "Callback",
         "evolora.runs.run": "Result",
         "evolora.runs.seeds.run": "SeedsResult",
         "evolora.runs.stopping": "Interrupted",
@@ -43,6 +45,7 @@ def __getattr__(name: str) -> Any:
 
 
 __all__ = [
+    "Callback",
     "CheckpointError",
     "ESConfig",
     "GAConfig",

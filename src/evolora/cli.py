@@ -1,5 +1,5 @@
-"""The command line: evolora train | resume | rate | verify | report | evaluate | generate | export | votes |
-reward-model.
+"""The command line: evolora train | resume | rate | ls | show | rm | verify | report | evaluate | generate | export |
+votes | reward-model.
 
 What takes long to import is imported by the command that needs it, once its options are valid.
 """
@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -21,12 +22,16 @@ from evolora.options import can_do_without
 from evolora.rewards.options import HUMAN
 from evolora.runs.config_file import config_toml, read_config, read_run_config
 from evolora.runs.help import full_help, option_help, short_help
+from evolora.runs.keeping.commands import add_commands
+from evolora.runs.keeping.names import find_run
 from evolora.runs.memory import check_at_once
 from evolora.runs.options import RunOptions, Source, check_resumable, make_options, trl_note
 from evolora.runs.parts import RESUMABLE, TRL_WORDS, Place, Vocabulary, trl_name
 from evolora.runs.quiet import quieten
 from evolora.runs.speech import Speech
-from evolora.runs.typed import Typed, typed_words
+from evolora.runs.tracking.clients import need_trackers
+from evolora.runs.typed import Typed, takes_several, typed_words
+from evolora.screen import asked
 from evolora.signals import NOTHING_YET
 
 if TYPE_CHECKING:
@@ -130,28 +135,30 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("train", help="start a run")  # whose words depend on each other: `typed_words` reads them
 
     resumed = _command(commands, "resume", "continue a run that was stopped, or give it more generations", _resume)
-    resumed.add_argument("run", metavar="RUN", help="the run's folder")
+    resumed.add_argument("run", metavar="RUN", help="the run's folder or name")
     _add_resume_options(resumed)
 
     rated = _command(commands, "rate", "open the rating page of a run with --reward human again, and go on", _rate)
-    rated.add_argument("run", metavar="RUN", help="the run's folder")
+    rated.add_argument("run", metavar="RUN", help="the run's folder or name")
     _add_resume_options(rated)
 
+    add_commands(partial(_command, commands))
+
     verified = _command(commands, "verify", "say of every file of a run whether it is whole", _verify)
-    verified.add_argument("run", metavar="RUN", help="the run's folder")
+    verified.add_argument("run", metavar="RUN", help="the run's folder or name")
 
     reported = _command(
         commands, "report", "write a run's report.html, finished or not, into its folder", _write_report
     )
-    reported.add_argument("run", metavar="RUN", help="the run's folder")
+    reported.add_argument("run", metavar="RUN", help="the run's folder or name")
 
     votes = _command(commands, "votes", "export or import the votes of a run with --reward human", None)
     ways = votes.add_subparsers(required=True, metavar="export|import", parser_class=_Parser)
     exported_votes = _command(ways, "export", "write them as JSONL of prompt, chosen, rejected", _export_votes)
-    exported_votes.add_argument("run", metavar="RUN", help="the run's folder")
+    exported_votes.add_argument("run", metavar="RUN", help="the run's folder or name")
     exported_votes.add_argument("--to", metavar="FILE", required=True, help="a new file")
     imported_votes = _command(ways, "import", "add those of a JSONL file of prompt, chosen, rejected", _import_votes)
-    imported_votes.add_argument("run", metavar="RUN", help="the run's folder")
+    imported_votes.add_argument("run", metavar="RUN", help="the run's folder or name")
     imported_votes.add_argument("file", metavar="FILE", help="the votes")
 
     reward_model = _command(commands, "reward-model", "train a reward model from preferences", None)
@@ -204,7 +211,7 @@ def _command(commands: Any, name: str, help_text: str, function: Any) -> argpars
 
 
 def _add_adapter(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or an adapter's")
+    parser.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or name, or an adapter's folder")
     parser.add_argument("--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner")
 
 
@@ -214,14 +221,9 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _asked(question: str) -> bool:
-    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
-
-
 def _trust(options: Mapping[str, Any]) -> "Trust":
     """What the user says of a run that was not made here: in an option, or when asked on a terminal."""
-    return bool(options["trust_reward"]) or (_asked if sys.stdin is not None and sys.stdin.isatty() else False)
+    return bool(options["trust_reward"]) or (asked if sys.stdin is not None and sys.stdin.isatty() else False)
 
 
 def _add_options(parser: argparse.ArgumentParser, places: Sequence[Place]) -> None:
@@ -238,7 +240,7 @@ def _add_options(parser: argparse.ArgumentParser, places: Sequence[Place]) -> No
         for dest, words, text in (usually, *((dest, words, argparse.SUPPRESS) for dest, words in spellings.items())):
             keywords: dict[str, Any] = {"dest": dest, "default": argparse.SUPPRESS, "help": text}
             flags = [cli.name(word) for word in words]
-            if dest in ("reward_funcs", "reward_weights"):
+            if dest in ("reward_funcs", "reward_weights") or takes_several(field):
                 parser.add_argument(*flags, nargs="+", metavar="X", **keywords)
             elif field.annotation is bool:
                 parser.add_argument(*flags, action=argparse.BooleanOptionalAction, **keywords)
@@ -276,6 +278,7 @@ def _train(typed: Typed) -> int:
     sources = [read_config(Path(path)) for path in typed.files]
     options = make_options(*sources, typed.source)
     check_at_once(options)
+    need_trackers(options.run.report_to)
     quieten()
     if typed.dry_run:
         return _dry_run(options)
@@ -305,7 +308,7 @@ def _resumed_by_train(typed: Typed) -> int:
         raise InputError("--resume: found no run folder, expected --resume RUN or --out RUN beside it")
     words_left = Source(list(words.values()), typed.source.speech, typed.source.shown)
     check_resumable(words_left)
-    return _continue(Path(folder), words_left, _trust({"trust_reward": typed.trust_reward}), False)
+    return _continue(find_run(folder), words_left, _trust({"trust_reward": typed.trust_reward}), False)
 
 
 def _dry_run(options: RunOptions) -> int:
@@ -319,11 +322,11 @@ def _dry_run(options: RunOptions) -> int:
 
 def _resume(options: dict[str, Any]) -> int:
     words = _source(options, _RESUME_OPTIONS)
-    return _continue(Path(options["run"]), words, _trust(options), options["accept_changes"])
+    return _continue(find_run(options["run"]), words, _trust(options), options["accept_changes"])
 
 
 def _rate(options: dict[str, Any]) -> int:
-    folder, words = Path(options["run"]), _source(options, _RESUME_OPTIONS)
+    folder, words = find_run(options["run"]), _source(options, _RESUME_OPTIONS)
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
     config = make_options(read_run_config(folder))
@@ -343,7 +346,7 @@ def _verify(options: dict[str, Any]) -> int:
     from evolora.runs.seeds.whole import verify_seeds
     from evolora.runs.whole import verify_run
 
-    folder = Path(options["run"])
+    folder = find_run(options["run"])
     found = verify_seeds(folder) if is_seeds(folder) else verify_run(folder)
     for name, fault in found.items():
         print(f"{name}: whole" if fault is None else fault)
@@ -355,7 +358,7 @@ def _write_report(options: dict[str, Any]) -> int:
     from evolora.runs.report.seeds import write_seeds_report
     from evolora.runs.seeds.folder import is_seeds, read_seeds, seed_folder
 
-    folder = Path(options["run"])
+    folder = find_run(options["run"])
     if not is_seeds(folder):
         print(write_report(folder))
         return 0
@@ -368,7 +371,7 @@ def _write_report(options: dict[str, Any]) -> int:
 def _export_votes(options: dict[str, Any]) -> int:
     from evolora.human.exchange import export_votes
 
-    count = export_votes(Path(options["run"]), Path(options["to"]))
+    count = export_votes(find_run(options["run"]), Path(options["to"]))
     print(f"{count} votes written to {options['to']}")
     return 0
 
@@ -376,7 +379,7 @@ def _export_votes(options: dict[str, Any]) -> int:
 def _import_votes(options: dict[str, Any]) -> int:
     from evolora.human.exchange import import_votes
 
-    count = import_votes(Path(options["run"]), Path(options["file"]))
+    count = import_votes(find_run(options["run"]), Path(options["file"]))
     print(f"{count} votes added to {options['run']}")
     return 0
 
@@ -386,7 +389,7 @@ def _train_reward_model(options: dict[str, Any]) -> int:
     from evolora.human.reward_model_training import train_reward_model
 
     trained = train_reward_model(
-        Path(options["file"]),
+        find_run(options["file"]),
         Path(options["out"]),
         **{option.replace("-", "_"): options[option.replace("-", "_")] for option, _, _ in _REWARD_MODEL_OPTIONS},
     )
@@ -428,7 +431,7 @@ def _report_seeds(result: "SeedsResult") -> None:
 
 def _run_of(options: Mapping[str, Any]) -> Path:
     """The run, or the adapter, that a command is given; of a run under several seeds that of the best."""
-    folder = Path(options["path"])
+    folder = find_run(options["path"])
     if (folder / "seeds.json").is_file():
         from evolora.runs.seeds.summary import best_run
 

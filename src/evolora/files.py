@@ -12,9 +12,6 @@ from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import load_file, save_file
-from torch import Tensor
-
 from evolora.errors import CheckpointError, InputError
 
 MANIFEST = "manifest.json"
@@ -53,7 +50,7 @@ def read_checked(path: Path) -> dict[str, Any] | None:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return None
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         raise CheckpointError(f"{path}: truncated or altered, it cannot be read") from None
     if not isinstance(found, dict) or _SUM not in found:
         raise CheckpointError(f"{path}: found no checksum in it, altered or of an older version")
@@ -98,6 +95,9 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 def write_state(folder: Path, state: Mapping[str, Any]) -> None:
     """Write a state of tensors and JSON values, by name, as `state.safetensors` and `state.json`."""
+    from safetensors.torch import save_file
+    from torch import Tensor
+
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items() if isinstance(value, Tensor)}
     rest = {name: value for name, value in state.items() if not isinstance(value, Tensor)}
     save_file(tensors, folder / "state.safetensors")
@@ -106,6 +106,8 @@ def write_state(folder: Path, state: Mapping[str, Any]) -> None:
 
 def read_state(folder: Path) -> dict[str, Any]:
     """The state that `write_state` wrote. The floats come back bit for bit."""
+    from safetensors.torch import load_file
+
     text = (folder / "state.json").read_text(encoding="utf-8")
     rest: dict[str, Any] = json.loads(text, object_hook=lambda read: float(read[_FLOAT]) if _FLOAT in read else read)
     return {**load_file(folder / "state.safetensors"), **rest}

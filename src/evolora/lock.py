@@ -40,8 +40,27 @@ def owned(folder: Path, say: Callable[[str], None]) -> Iterator[None]:
             os.close(handle)
 
 
+def holder(folder: Path) -> str | None:
+    """Who owns the run in `folder` now; None where nobody does, or the file system cannot tell."""
+    try:
+        handle = os.open(folder / LOCK, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError:
+        return None
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _owner(handle)
+    except OSError:
+        return None
+    else:
+        return None
+    finally:
+        os.close(handle)
+
+
 def _locked(path: Path, folder: Path) -> int:
     """The open, locked file with this process's number in it."""
+    tries = 3  # `holder` keeps the lock for a moment when it looks
     while True:
         handle = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
@@ -53,6 +72,9 @@ def _locked(path: Path, folder: Path) -> int:
         except BlockingIOError:
             owner = _owner(handle)
             os.close(handle)
+            if tries := tries - 1:
+                time.sleep(0.01)
+                continue
             raise InputError(
                 f"{folder}: in use by {owner}, expected a folder that no other process works on; wait for it, or end it"
             ) from None

@@ -1,6 +1,7 @@
 """Text streams that never fail: nobody's work ends because what it says cannot be written."""
 
 import contextlib
+import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
 
@@ -55,3 +56,9 @@ class Screen:
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
+
+
+def asked(question: str) -> bool:
+    """Whether the user says yes."""
+    print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+    return sys.stdin.readline().strip().lower() in ("y", "yes")

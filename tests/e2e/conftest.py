@@ -229,7 +229,7 @@ def facts() -> Callable[[Path], Facts]:
             for line in lines
         ]
         summary = json.loads((folder / "summary.json").read_text())
-        for own in ("seconds", "time", "run", "sha256", "sealed"):
+        for own in ("seconds", "time", "run", "name", "sha256", "sealed"):
             del summary[own]
         database = sqlite3.connect(folder / "lineage.sqlite")
         tables = ("individuals", "parents", "fitness", "samples")

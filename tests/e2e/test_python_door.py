@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy
 import pandas
 import pytest
 import torch
@@ -12,9 +13,11 @@ from datasets import Dataset
 from peft import AdaLoraConfig, AutoPeftModelForCausalLM, IA3Config, LoraConfig
 from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
 
-from evolora import GAConfig, InputError, evolve, resume
+from evolora import Callback, GAConfig, InputError, evolve, resume
+from evolora.files import checkpoint_folder
 from evolora.models.base import model_path
 from evolora.models.options import LoraOptions
+from evolora.runs.callbacks import Run
 from evolora.runs.parts import Vocabulary
 from evolora.runs.tracking.terminal import Silence
 
@@ -144,9 +147,49 @@ def test_callbacks_hear_of_every_generation_and_one_that_raises_loses_nothing(tm
 
     with pytest.raises(RuntimeError, match="enough"):
         evolve(data=ROWS, reward=near, out=tmp_path / "stopped", callbacks=[enough], **SMALL)
+    assert checkpoint_folder(tmp_path / "stopped", 1).is_dir(), "the generation that it was called after is kept"
     again = resume(tmp_path / "stopped", reward=near)
     assert again.summary["winner"]["genome_sha256"] == result.summary["winner"]["genome_sha256"]
     assert len(again.history) == 2
+
+
+def test_a_callback_hears_of_start_and_end_saves_the_best_and_ends_the_run(tmp_path: Path) -> None:
+    class Watch(Callback):
+        def __init__(self) -> None:
+            self.heard: list[Any] = []
+
+        def on_start(self, run: Any) -> None:
+            self.heard.append(("start", run.name, run.generation, run.generations))
+
+        def on_generation(self, run: Any, metrics: Any) -> bool:
+            self.heard.append((run.generation, metrics["fitness.best"]))
+            run.save_best(tmp_path / "so far")
+            return run.generation == 1 and len(self.heard) == 2
+
+        def on_end(self, run: Any, summary: Any) -> None:
+            self.heard.append(("end", summary["generations"], (run.folder / "summary.json").is_file()))
+
+    watch, view = Watch(), Heard()
+    stopped = evolve(data=ROWS, reward=near, out=tmp_path / "run", callbacks=[watch], view=view, **SMALL)
+    best = stopped.history[0]["fitness.best"]
+    assert watch.heard == [("start", "run", 0, 2), (1, best), ("end", 1, True)]
+    assert "generation 1: a callback ends the run" in view.lines
+    assert stopped.summary["generations"] == 1 and stopped.adapter.is_dir()
+    saved = AutoPeftModelForCausalLM.from_pretrained(tmp_path / "so far")
+    assert any("lora" in name for name, _ in saved.named_parameters())
+    with pytest.raises(InputError, match=r"^save_best: found .*, which is no adapter, expected a new folder"):
+        Run(tmp_path, "run", 2, None, None).save_best(tmp_path)  # type: ignore[arg-type]
+
+    went_on = resume(tmp_path / "run", reward=near, callbacks=[watch])
+    whole = evolve(data=ROWS, reward=near, out=tmp_path / "whole", **SMALL)
+    assert watch.heard[3:] == [("start", "run", 1, 2), (2, whole.history[1]["fitness.best"]), ("end", 2, True)]
+    assert went_on.summary["winner"]["genome_sha256"] == whole.summary["winner"]["genome_sha256"]
+
+
+@pytest.mark.parametrize(("answer", "generations"), [(True, 1), (numpy.True_, 1), (1, 2), ("stop", 2), (None, 2)])
+def test_only_true_ends_a_run(answer: object, generations: int, tmp_path: Path) -> None:
+    result = evolve(data=ROWS, reward=near, out=tmp_path / "run", callbacks=[lambda _: answer], **SMALL)
+    assert result.summary["generations"] == generations
 
 
 def test_a_resumed_run_is_given_nothing_that_it_would_not_use(tmp_path: Path) -> None:
@@ -248,6 +291,7 @@ def test_weights_made_in_inference_mode_are_refused(loaded: dict[str, Any], tmp_
         ({"reward": near, "reward_weights": 3j}, "^reward_weights: found 3j, expected a finite number"),
         ({"callbacks": print}, "^callbacks: found <built-in function print>, expected a list of functions"),
         ({"callbacks": [print, 3]}, "^callbacks: found 3, expected a list of functions"),
+        ({"callbacks": [Callback]}, "^callbacks: found <class .*Callback'>, expected .* or Callback objects"),
         ({"view": 3}, "^view: found int, expected an object with say, progress, generation and close"),
         ({"tokenizer": object()}, "model= beside it"),
         ({"reward": near, "reward_funcs": [near]}, "reward and reward_funcs"),

@@ -31,7 +31,8 @@ def card(texts: list[str], *, name: str = "me/model", reward: str = "chrf", task
     figures = {"test": {"reward": 0.5, "ci95": [0.4, 0.6]}}
     inspection = inspect_completions(["p"] * 8, (["x"] * 8, [0.0] * 8), (["``` <b> ``` | ![](u)"] * 8, [1.0] * 8))
     summary = {
-        "version": "1", "seed": 0, "model": name, "task": task, "strategy": "ga", "refiner": "ppo", "held_out": True,
+        "version": "1", "seed": 0, "name": name, "model": name, "task": task, "strategy": "ga", "refiner": "ppo",
+        "held_out": True,
         "test_prompts": 8, "generations": 1, "tokens": {"evaluation": 1, "rollout": 1}, "base": figures,
         "winner": figures, "inspection": inspection.as_dict() | {"warnings": [texts[0].replace("\n", " ")]},
     }  # fmt: skip

@@ -3,7 +3,6 @@
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +12,9 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from evolora.errors import InputError, names_refused
 from evolora.models.base import check_given
 from evolora.options import Options
-from evolora.runs.given import Callback, Given, Rewards, checked_callbacks, given_reward
+from evolora.runs.callbacks import Callback, Function, checked_callbacks
+from evolora.runs.given import Given, Rewards, given_reward
+from evolora.runs.keeping.names import find_run
 from evolora.runs.options import RunOptions, Source, check_resumable, make_options, python_words, trl_note
 from evolora.runs.parts import Vocabulary, trl_name
 from evolora.runs.run import Result, go_on, start
@@ -43,7 +44,7 @@ def evolve(
     seed: int | None = None,
     seeds: int | Sequence[int] | None = None,
     out: str | os.PathLike[str] | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback | Function] = (),
     view: View | None = None,
     **options: Any,
 ) -> Result:
@@ -57,10 +58,11 @@ def evolve(
 
     `reward` is a function with TRL's signature, the name of one, or a list of both with `reward_weights`; TRL's
     `reward_funcs` is the same. `strategy` and `refiner` are names or options (`GAConfig(mutation_scale=0.01)`). Each of
-    `callbacks` is called after every generation with its metrics. All other `options` are those that
-    `evolora train --help-all` lists, by their short or full names (`lr=3e-4`, `lora={"r": 4}`,
-    **{"refiner.lr": 3e-4}), and TRL's names for them (`learning_rate`, `num_generations`, `max_completion_length`,
-    `beta`, `output_dir`).
+    `callbacks` is called after every generation with its metrics, and ends the run there when it returns True; one that
+    is a `Callback` hears of start and end, too. What one raises ends the run, and `resume` goes on. `report_to` names
+    trackers. All other `options` are those that `evolora train --help-all` lists, by their short or full names
+    (`lr=3e-4`, `lora={"r": 4}`, **{"refiner.lr": 3e-4}), and TRL's names for them (`learning_rate`,
+    `num_generations`, `max_completion_length`, `beta`, `output_dir`).
 
     With `seeds`, how many from `seed` on or which, the same run is made under each of them: the `SeedsResult` that is
     returned has each one's result in `runs`, and the means over the seeds, with their intervals, in its summary. With
@@ -122,7 +124,7 @@ def resume(
     tokenizer: PreTrainedTokenizerBase | None = None,
     reward: Rewards | None = None,
     reward_weights: Sequence[float] | None = None,
-    callbacks: Sequence[Callback] = (),
+    callbacks: Sequence[Callback | Function] = (),
     view: View | None = None,
     trust_reward: bool = False,
     accept_changes: bool = False,
@@ -132,10 +134,10 @@ def resume(
     """Continue a run from its newest whole checkpoint, to the same bits as if it had never stopped.
 
     `options`, or keywords, may give a new `gens`, `budget_tokens`, `budget_seconds`, `budget_flops`, `save_every`,
-    `keep` or `merge`; None takes a limit away. Budgets count all that the run has spent, before it was stopped and
-    after. A run that was given a loaded model or Python functions as its reward (or as TRL's `reward_funcs`) needs them
-    again. One that was not made in this folder by this user, and whose options run code or read environment
-    variables, is refused unless `trust_reward`.
+    `keep`, `merge` or `report_to`; None takes a limit away. Budgets count all that the run has spent, before it was
+    stopped and after. A run that was given a loaded model or Python functions as its reward (or as TRL's
+    `reward_funcs`) needs them again. One that was not made in this folder by this user, and whose options run code or
+    read environment variables, is refused unless `trust_reward`.
 
     Raises InputError for any other option, and where anything else has changed that the results depend on: data, model,
     tokenizer, reward, options, versions. With `accept_changes` the run goes on, and its summary lists what was
@@ -158,7 +160,7 @@ def resume(
         )
         words = Source.of_python(given_words)
         check_resumable(words)
-        run, how = Path(folder), {"trust": trust_reward, "accept_changes": accept_changes}
+        run, how = find_run(folder), {"trust": trust_reward, "accept_changes": accept_changes}
         if is_seeds(run):
             return go_on_seeds(run, words, given=given, views=lambda: view or Silence(), **how)
         return go_on(run, words, given=given, view=view, **how)

@@ -92,6 +92,7 @@ def _options(config: RunOptions) -> dict[str, Any]:
     vocabulary = config.vocabulary
     free = {vocabulary.words[word] for word in RESUMABLE} | {
         ("run", "out"),
+        ("run", "name"),
         ("model", "name"),
         ("model", "chat_template"),
         ("reward", "name"),

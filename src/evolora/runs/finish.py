@@ -28,6 +28,7 @@ from evolora.runs.assembly import Parts
 from evolora.runs.fingerprint import weights_sha256
 from evolora.runs.given import Given
 from evolora.runs.identity import Identity
+from evolora.runs.keeping.names import run_name
 from evolora.runs.options import RunOptions
 from evolora.runs.report.card import model_card
 from evolora.runs.report.page import REPORT, write_report
@@ -81,6 +82,7 @@ def finish(
     }
     summary = {
         "run": identity.run,
+        "name": run_name(folder),
         "version": importlib.metadata.version("evolora"),
         "seed": config.run.seed,
         "model": shown_model(parts.base.path if given.model is not None else config.model.name),

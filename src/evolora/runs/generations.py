@@ -16,19 +16,21 @@ from evolora.masking import keys_in
 from evolora.models.cost import Costs
 from evolora.population.lineage import Lineage
 from evolora.rewards.options import HUMAN
-from evolora.rewards.process_state import ProcessState
 from evolora.runs.assembly import Parts
 from evolora.runs.building import build_evolution
+from evolora.runs.callbacks import Callbacks, Run
 from evolora.runs.config_file import config_toml, with_checksum
 from evolora.runs.finish import finish
 from evolora.runs.given import Given
 from evolora.runs.identity import Identity
+from evolora.runs.keeping.names import run_name
 from evolora.runs.options import RunOptions
 from evolora.runs.recovery import LINEAGE, METRICS, recover
 from evolora.runs.snapshot import Snapshot, restore
 from evolora.runs.stopping import Interrupted, Stop
 from evolora.runs.summary import SUMMARY
 from evolora.runs.tracking.terminal import MetricsLog
+from evolora.runs.tracking.trackers import Trackers
 
 
 def run_to_end(
@@ -57,13 +59,18 @@ def run_to_end(
     def seconds() -> float:
         return seconds_before + time.perf_counter() - began
 
+    parts.view.say(f"run: {run_name(folder)}")
     parts.view.say(f"run folder: {folder}")
-    callback_state = ProcessState("a callback")
+    trackers = Trackers(config.run.report_to, folder, name=run_name(folder), run=identity.run, say=parts.view.say)
+    run = Run(folder, run_name(folder), config.most_gens, parts, evolution)
+    callbacks = Callbacks(given.callbacks, run)
     unsaved: Snapshot | None = None
     feedback: HumanFeedback | None = None
     stop = Stop(parts.view.say)
     try:
         with stop.listening():
+            trackers.start(config.parts(), metrics.read())
+            callbacks.start()
             if config.reward.name == HUMAN:
                 assert isinstance(parts.scorer, VotedScorer)
                 feedback = evolution.judge = open_page(
@@ -91,13 +98,15 @@ def run_to_end(
                         "--eval-prompts says on how many prompts it is asked"
                     )
                 logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}
-                metrics.append({**measured, **logged, "time.total": seconds()})
+                line = {**measured, **logged, "time.total": seconds()}
+                metrics.append(line)
+                unsaved = Snapshot.of(evolution, seconds())
+                trackers.generation(line)
                 done = progress(config, measured)
                 parts.view.generation(measured, config.most_gens, done)
-                for callback in given.callbacks:
-                    with callback_state.kept():
-                        callback({**measured, **logged})
-                unsaved = Snapshot.of(evolution, seconds())
+                if callbacks.generation(line):
+                    parts.view.say(f"generation {evolution.generation}: a callback ends the run")
+                    done = 1
                 if done >= 1 or stop() or evolution.generation % config.run.save_every == 0:
                     unsaved.write(folder, parts, lineage, identity.run)
                     unsaved = None
@@ -107,6 +116,8 @@ def run_to_end(
                     raise KeyboardInterrupt
             stop.patient = False
             summary = finish(folder, parts, evolution, lineage, seconds, given, identity)
+            trackers.summary(summary)
+            callbacks.end(summary)
     except BaseException as end:
         # Whatever ends it in the middle of a generation: the whole ones before it must not be lost.
         if unsaved is not None:
@@ -123,6 +134,7 @@ def run_to_end(
         if feedback is not None:
             feedback.close()
         lineage.close()
+        trackers.close()
         parts.scorer.close()  # last: a reward of one's own may fail even here
     return summary, metrics.read()
 

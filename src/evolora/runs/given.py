@@ -1,6 +1,6 @@
 """What a run was given as Python objects, which no file holds: a resumed run needs them again."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,8 +11,8 @@ from evolora.errors import InputError
 from evolora.rewards.base import Reward
 from evolora.rewards.expression import Expression
 from evolora.rewards.several import weighted
+from evolora.runs.callbacks import Callback, Function
 
-Callback = Callable[[dict[str, Any]], object]
 Rewards = Reward | str | Sequence[Reward | str]
 
 # In a run's folder: the rows that it was given as objects.
@@ -24,15 +24,15 @@ _MODEL, _FUNCTION = "<model ", "<function "
 
 @dataclass(frozen=True, kw_only=True)
 class Given:
-    """Nothing, by default. `reward` is an expression with the Python functions among its terms; `callbacks` are called
-    with each generation's metrics; `notes` are what is said of how they were given."""
+    """Nothing, by default. `reward` is an expression with the Python functions among its terms; `callbacks` hear
+    of each generation; `notes` are what is said of how they were given."""
 
     model: PreTrainedModel | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     peft_config: LoraConfig | None = None
     reward: tuple[Expression, Mapping[str, Reward]] | None = None
     rows: list[dict[str, Any]] | None = None
-    callbacks: Sequence[Callback] = field(default=())
+    callbacks: Sequence[Callback | Function] = field(default=())
     notes: Sequence[str] = field(default=())
 
     def model_name(self) -> str:
@@ -53,14 +53,6 @@ def given_reward(
     if not isinstance(rewards, Iterable):
         raise InputError(f"reward: found {reward!r:.60}, expected a function, the name of a reward or a list of these")
     return weighted(list(rewards), weights)
-
-
-def checked_callbacks(callbacks: Sequence[Callback]) -> tuple[Callback, ...]:
-    """Raise InputError where they are not functions."""
-    found = tuple(callbacks) if isinstance(callbacks, Iterable) else None
-    for wrong in (callbacks,) if found is None else (each for each in found if not callable(each)):
-        raise InputError(f"callbacks: found {wrong!r:.60}, expected a list of functions")
-    return found or ()
 
 
 def refuse_forgotten(model: str, reward: str | None, given: Given) -> None:

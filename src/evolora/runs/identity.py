@@ -5,6 +5,7 @@ import json
 import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -27,16 +28,18 @@ class Identity:
     run: str
     fingerprint: Fingerprint
     changed: Sequence[Mapping[str, Any]] = ()
+    made: datetime | None = None
+    """When the run was begun; None of one that an older version began."""
 
     def write(self, folder: Path) -> None:
-        write_checked(
-            folder / IDENTITY, {"run": self.run, "fingerprint": self.fingerprint, "changed": list(self.changed)}
-        )
+        made = {} if self.made is None else {"made": self.made.isoformat(timespec="seconds")}
+        content = {"run": self.run, **made, "fingerprint": self.fingerprint, "changed": list(self.changed)}
+        write_checked(folder / IDENTITY, content)
 
 
 def new_identity(fingerprint: Fingerprint) -> Identity:
     """A new run's."""
-    return Identity(secrets.token_hex(16), fingerprint)
+    return Identity(secrets.token_hex(16), fingerprint, made=datetime.now().astimezone())
 
 
 def read_identity(folder: Path) -> Identity:
@@ -49,7 +52,8 @@ def read_identity(folder: Path) -> Identity:
         raise InputError(
             f"{folder}: found no {IDENTITY} with a fingerprint, expected the folder of a run of this version of evolora"
         )
-    return Identity(found["run"], found["fingerprint"], found["changed"])
+    made = datetime.fromisoformat(found["made"]) if "made" in found else None
+    return Identity(found["run"], found["fingerprint"], found["changed"], made)
 
 
 def run_id(folder: Path) -> str | None:
@@ -57,7 +61,7 @@ def run_id(folder: Path) -> str | None:
     try:
         path = folder / (SEEDS if (folder / SEEDS).is_file() else IDENTITY)
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     run = found.get("run") if isinstance(found, dict) else None
     return run if isinstance(run, str) else None

@@ -4,9 +4,9 @@ import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import field_validator
+from pydantic import BeforeValidator, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -43,6 +43,12 @@ class BudgetOptions(Options):
     )
 
 
+def _trackers(value: Any) -> Any:
+    """One name is a list of one; no name, and `none`, is none."""
+    names = [value] if isinstance(value, str) else value
+    return None if names in ([], ["none"]) else names
+
+
 class FolderOptions(Seeded):
     """The run itself: its seed, or its seeds, and its folder.
 
@@ -56,7 +62,8 @@ class FolderOptions(Seeded):
     seed_workers: int | None = option(
         None, "with --seeds: runs side by side, which share the CPU's cores; default: one after another", ge=1
     )
-    out: str | None = option(None, "run folder; default runs/<task>-<time>", common=True)
+    out: str | None = option(None, "run folder; default runs/<time>-<name>", common=True)
+    name: str | None = option(None, "what the run is called, in runs/; default two words", common=True, alias="name")
     save_every: int = option(5, "generations between checkpoints", common=True, ge=1)
     keep: int = option(
         2,
@@ -64,6 +71,9 @@ class FolderOptions(Seeded):
         ge=0,
     )
     merge: bool = option(False, "also write the winner merged into the base model", common=True)
+    report_to: Annotated[
+        list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] | None, BeforeValidator(_trackers)
+    ] = option(None, "trackers: tensorboard, trackio, wandb, mlflow, or several of them", common=True)
 
     @property
     def each_seed(self) -> tuple[int, ...]:
@@ -95,6 +105,8 @@ class FolderOptions(Seeded):
 
     def go_together(self) -> None:
         super().go_together()
+        if self.name is not None and self.out is not None:
+            raise ValueError(f"--name {self.name} with --out: expected one of them, a run is called as its folder is")
         if self.seed_workers is not None and self.seeds is None:
             raise ValueError(f"--seed-workers {self.seed_workers}: expected --seeds beside it")
         if isinstance(self.seeds, tuple) and "seed" in self.model_fields_set and self.seed != self.seeds[0]:
@@ -150,7 +162,7 @@ _TRL_SPELLINGS = {
 
 RESUMABLE = (
     "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "keep", "merge", "rating_host",
-    "rating_port", "trust_remote_code", "update_tokens", "seed_workers",
+    "rating_port", "trust_remote_code", "update_tokens", "seed_workers", "report_to",
 )  # fmt: skip
 """The words for the options that a resumed run may be given anew: none of them changes what a generation computes,
 but for rounding."""

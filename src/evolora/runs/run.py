@@ -1,9 +1,6 @@
 """A run from its options, or from its folder: whose it is, whether it may go on, and what it leaves."""
 
-import itertools
 import json
-import re
-import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -35,10 +32,12 @@ from evolora.runs.identity import (
     new_identity,
     read_identity,
 )
+from evolora.runs.keeping.names import new_folder
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.recovery import METRICS, check_ledgers, set_aside
 from evolora.runs.snapshot import checkpoint_run
 from evolora.runs.summary import SUMMARY, check_belonging, read_summary, write_summary
+from evolora.runs.tracking.clients import need_trackers
 from evolora.runs.tracking.terminal import MetricsLog, Silence, View
 from evolora.runs.trust import Trust, check_trust, note_made_here, said_places
 
@@ -73,7 +72,8 @@ def start(
     """Start a run in a new folder, with what it was given as objects. Raises InputError where it depends on anything
     but what a run `like` it depended on, the seed aside, unless `accept_changes`."""
     given, view = given or Given(), view or Silence()
-    folder = Path(config.used().run.out or default_folder(config)).absolute()
+    need_trackers(config.run.report_to)
+    folder = Path(config.used().run.out or new_folder(config.run.name)).absolute()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
     with _made(folder), owned(folder, view.say):
@@ -184,6 +184,7 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, 
     identity, lost = _identity(folder, accept_changes)
     known = read_run_config(folder)
     config = make_options(known, words)
+    need_trackers(config.run.report_to)
     own = said_places(words, config) | ({("reward", "name")} if given.reward is not None else set())
     check_trust(folder, known, config, trust, own=own, wanted="--trust-reward, for somebody whom you trust")
     config = config.replaced({"run": {"out": _out(config, folder)}})
@@ -278,15 +279,6 @@ def _need_checkpoint(folder: Path, fault: CheckpointError) -> None:
         raise CheckpointError(f"{fault}; there is no checkpoint to make it again from") from None
 
 
-def default_folder(config: RunOptions) -> Path:
-    task = config.task
-    name = task.name or (Path(task.data).stem if task.data else "prompt" if task.prompt else "translate")
-    name = re.sub(r"[^\w.-]+", "-", name).strip("-")  # a gym: task's options are no part of a path
-    folder = Path("runs") / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-    others = (folder.with_name(f"{folder.name}-{number}") for number in itertools.count(2))
-    return next(path for path in itertools.chain([folder], others) if not path.exists())
-
-
 def located(config: RunOptions, folder: Path) -> RunOptions:
     """Paths made absolute: a run can be resumed from any folder."""
     model, data = config.model, config.task.data
@@ -296,7 +288,8 @@ def located(config: RunOptions, folder: Path) -> RunOptions:
     if model.name != BUNDLED_MODEL and Path(model.name).is_dir():
         path["name"] = str(Path(model.name).absolute())
     task = {} if data is None else {"data": _absolute(data)}
-    return config.replaced({"run": {"out": _out(config, folder)}, "task": task, "model": path})
+    own = {"out": _out(config, folder), "name": None}  # the folder has it
+    return config.replaced({"run": own, "task": task, "model": path})
 
 
 def _out(config: RunOptions, folder: Path) -> str:

@@ -45,7 +45,7 @@ library_name: peft
 
 Found by [evolora](https://pypi.org/project/evolora/) {summary["version"]}, which evolves LoRA weights and refines the
 best by reinforcement learning: strategy `{summary["strategy"]}`, refiner `{summary["refiner"]}`.
-Reward: {code_span(reward)}.
+Reward: {code_span(reward)}. Run: {code_span(summary["name"])}.
 Seed {summary["seed"]}, {summary["generations"]} generations, {summary["tokens"]["evaluation"]:,} tokens generated for
 evaluation and {summary["tokens"]["rollout"]:,} for rollouts.
 

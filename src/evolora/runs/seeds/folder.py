@@ -64,7 +64,7 @@ class Seeds:
     def options(self, folder: Path, seed: int, words: Source) -> RunOptions:
         """Those of the run under one of the seeds, with those that `words` say now."""
         config = make_options(self.words(folder), words)
-        own = {"seed": seed, "seeds": None, "seed_workers": None, "out": str(seed_folder(folder, seed))}
+        own = {"seed": seed, "seeds": None, "seed_workers": None, "name": None, "out": str(seed_folder(folder, seed))}
         return replace(config.replaced({"run": own}), notes=())  # which are said once
 
     def begun(self, folder: Path) -> list[int]:

@@ -18,11 +18,12 @@ from evolora.models.export import PEFT_CONFIG, config_text
 from evolora.runs.config_file import read_run_config
 from evolora.runs.given import ROWS, Given
 from evolora.runs.identity import IDENTITY, SEEDS, Fingerprint, read_identity
+from evolora.runs.keeping.names import new_folder
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.recovery import LINEAGE, METRICS
 from evolora.runs.report.page import REPORT
 from evolora.runs.report.seeds import write_seeds_report
-from evolora.runs.run import Result, default_folder, finished, go_on, located, peft_config, rows_in, start
+from evolora.runs.run import Result, finished, go_on, located, peft_config, rows_in, start
 from evolora.runs.seeds.folder import Seeds, for_each_run, read_seeds, seed_folder
 from evolora.runs.seeds.summary import summed_up
 from evolora.runs.seeds.workers import side_by_side
@@ -55,7 +56,7 @@ class SeedsResult(Result):
 
 def start_seeds(config: RunOptions, *, given: Given, views: Callable[[], View]) -> SeedsResult:
     """Start a run under several seeds in a new folder; each run is shown by a view of its own."""
-    folder, view = Path(config.used().run.out or default_folder(config)).absolute(), views()
+    folder, view = Path(config.used().run.out or new_folder(config.run.name)).absolute(), views()
     workers = _checked_workers(config, given)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")

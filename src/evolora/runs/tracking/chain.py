@@ -42,6 +42,17 @@ def check_chain(path: Path, run: str, generation: int) -> None:
         check_run(path, found[2].decode(), run)
 
 
+def chain_of(path: Path) -> list[dict[str, Any]]:
+    """What the lines say. Raises CheckpointError, naming the line, where one is altered or missing, but for a last one
+    that was cut short."""
+    text = path.read_bytes()
+    whole = whole_lines(path)
+    if b"\n" in text[len(whole) :]:
+        number = whole.count(b"\n") + 1
+        raise CheckpointError(f"{path}: line {number} is altered, or one is missing before it")
+    return [json.loads(line) for line in whole.splitlines()]
+
+
 def whole_lines(path: Path) -> bytes:
     """The first lines that are as they were written."""
     kept, before = b"", ""

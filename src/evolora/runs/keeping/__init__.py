@@ -1,0 +1,1 @@
+"""The runs that there are: what they are called, how they stand, and their end."""
