@@ -11,6 +11,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from evolora.models.base import load_base
+
 FIRST, SECOND = "0123456789abcdef0123456789abcdef01234567", "89abcdef0123456789abcdef0123456789abcdef"
 HUB_NAME = "some-org/tiny"
 PROMPT = "Translate 'chat' to English:"
@@ -180,6 +182,25 @@ def test_code_of_a_model_is_run_by_who_trusts_it_and_by_nobody_else(
     (with_code / "own.py").write_text((with_code / "own.py").read_text() + "\nCHANGED = True\n")
     code, _, errors = evolora("resume", run, "--gens", "3", trusted)
     assert code == 2 and "model code" in errors
+
+
+def test_a_run_on_a_base_that_was_quantised_before(llama: Path, toy: Any, evolora: Any, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes", reason="the extra `quantization` is not installed")
+    quantised, run = tmp_path / "quantised", tmp_path / "run"
+    base = load_base(str(llama), quantization="nf4")
+    base.model.save_pretrained(quantised)
+    base.tokenizer.save_pretrained(quantised)
+    words = ["--model", quantised, "--data", toy.data, "--out", run]
+    for more, said in (
+        (["--reward", toy.reward, "--merge"], f"--merge with --model {quantised}: found weights quantised by bitsandb"),
+        (["--reward", "human"], f"--reward human with --model {quantised}: found weights quantised by bitsandbytes"),
+    ):
+        code, _, errors = evolora("train", *words, *more)
+        assert (code, errors.count("\n")) == (2, 1) and said in errors and not run.exists()
+    assert evolora("train", *words, "--reward", toy.reward, "--pop", "3", "--gens", "1", "--rl-steps", "1")[0] == 0
+    code, _, errors = evolora("export", run, "--to", tmp_path / "merged", "--merge")
+    assert code == 2 and f"{run}: its base was quantised (bitsandbytes), and nothing is merged into that" in errors
+    assert evolora("export", run, "--to", tmp_path / "merged", "--merge", "--base", llama)[0] == 0
 
 
 @pytest.mark.parametrize("kind", ["nf4", "int8"])

@@ -1,6 +1,9 @@
 """Adapters on a quantised base compute what PEFT computes on the same one."""
 
+import functools
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,10 +20,10 @@ from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.self_check import check_engine
 from evolora.engine.text import Text
 from evolora.errors import InputError
-from evolora.models.base import BaseModel, load_base, module_tree
+from evolora.models.base import BaseModel, given_base, load_base, module_tree
 from evolora.models.cost import ModelSize
 from evolora.models.lora import as_peft_model, lora_config, lora_layout
-from evolora.models.quantization import quantised_layers
+from evolora.models.quantization import quantised_layers, rounding
 from evolora.runs.fingerprint import weights_sha256
 
 pytest.importorskip("bitsandbytes", reason="the extra `quantization` is not installed")
@@ -35,8 +38,24 @@ def kind(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
-@pytest.fixture(params=["llama", "gpt2"])
-def base(kind: str, request: pytest.FixtureRequest, model_folder: Folder) -> BaseModel:
+@pytest.fixture(scope="session")
+def saved(model_folder: Folder, tmp_path_factory: pytest.TempPathFactory) -> Folder:
+    """The folder of a model that was quantised before it was saved."""
+
+    @functools.cache
+    def make(kind: str) -> Path:
+        base, folder = load_base(str(model_folder("llama")), quantization=kind), tmp_path_factory.mktemp(kind)
+        base.model.save_pretrained(folder)
+        base.tokenizer.save_pretrained(folder)
+        return folder
+
+    return make
+
+
+@pytest.fixture(params=["llama", "gpt2", "saved"])
+def base(kind: str, request: pytest.FixtureRequest, model_folder: Folder, saved: Folder) -> BaseModel:
+    if request.param == "saved":
+        return load_base(str(saved(kind)))
     return load_base(str(model_folder(request.param)), quantization=kind)
 
 
@@ -110,6 +129,39 @@ def test_it_costs_what_its_weights_are_and_is_known_by_their_scales(
     save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(InputError, match=r"its tensor model\.layers\.0\.mlp\.up_proj\.weight has values that are not"):
         load_base(str(tmp_path), quantization=kind)
+
+
+def test_one_that_was_quantised_before_it_was_saved_is_the_same(kind: str, saved: Folder, model_folder: Folder) -> None:
+    now = load_base(str(model_folder("llama")), quantization=kind)
+    assert weights_sha256(load_base(str(saved(kind))).model) == weights_sha256(now.model)
+    with pytest.raises(InputError, match=f"--quantization {kind}: found weights that are quantised already, expected"):
+        load_base(str(saved(kind)), quantization=kind)
+    with pytest.raises(InputError, match="model: found weights quantised by bitsandbytes, expected an unquantised one"):
+        given_base(now.model, now.tokenizer)
+
+
+def test_it_rounds_as_its_files_say_that_it_computes(saved: Folder, tmp_path: Path) -> None:
+    shutil.copytree(saved("nf4"), tmp_path, dirs_exist_ok=True)
+    config = json.loads((tmp_path / "config.json").read_text())
+    whole, ids = load_base(str(tmp_path)).model, torch.tensor([[5, 6, 7, 8]])
+    assert rounding(whole) == torch.finfo(torch.float32).eps
+    config["quantization_config"]["bnb_4bit_compute_dtype"] = "bfloat16"
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    base = load_base(str(tmp_path))
+    assert rounding(base.model) == torch.finfo(torch.bfloat16).eps
+    assert (base.model(ids).logits - whole(ids).logits).abs().max() > 1e-3
+    lora = lora_config(base.model)
+    layout, founder = lora_layout(base.model, lora, seed=0)
+    engine, text = EagerEngine(base.model, layout), Text.of(base.model, base.tokenizer)
+    assert not check_engine(engine, base.model, lora, founder, text, name="tiny").too_large
+
+
+def test_a_saved_one_without_bitsandbytes_is_refused_in_a_sentence(
+    saved: Folder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(InputError, match=r"found no bitsandbytes, expected what pip install 'evolora\[quantization\]'"):
+        load_base(str(saved("nf4")))
 
 
 def test_without_bitsandbytes_it_is_refused_in_a_sentence(tmp_path: Path) -> None:

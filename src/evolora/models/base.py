@@ -31,9 +31,11 @@ from evolora.files import is_sealed, verify
 from evolora.models.foreign import check_model_folder, check_sizes, loading, refuse_code, weight_files
 from evolora.models.options import ModelOptions
 from evolora.models.quantization import (
+    BITSANDBYTES,
     keep_weights_as_they_are,
     loading_options,
     need_bitsandbytes,
+    quantised_by,
     refuse_infinite_files,
     shared_state,
 )
@@ -87,18 +89,18 @@ def load_base(
 ) -> BaseModel:
     """Load a causal LM, frozen and in evaluation mode, and its tokenizer: of a hub name all from the commit that its
     `revision` stands for. Code that comes with it is run with `trust_remote_code` alone. By a `quantization`, `nf4` or
-    `int8`, all its linear layers but the head are quantised. `check` may refuse its configuration before any weights
-    are read.
+    `int8`, all its linear layers but the head are quantised; one that bitsandbytes quantised before it was saved stays
+    as it is. `check` may refuse its configuration before any weights are read.
 
-    Raises InputError when there is no such model, when it is no causal LM, when its weights are pickled, quantised
-    already, incomplete or not finite, when any of its files cannot be read, and when what quantises is missing or
+    Raises InputError when there is no such model, when it is no causal LM, when its weights are pickled, quantised by
+    anything else, incomplete or not finite, when any of its files cannot be read, and when what quantises is missing or
     cannot compute there; CheckpointError when it is one of a run's folders and altered.
     """
     path, subject = model_path(name), f"--model {name}" if revision is None else f"--model {name} --revision {revision}"
     folder = Path(path)
     if quantization is not None:
         subject += f" --quantization {quantization}"
-        need_bitsandbytes(quantization)
+        need_bitsandbytes(f"--quantization {quantization}")
     if revision is not None and folder.is_dir():
         raise InputError(f"--revision {revision} with --model {name}: a folder has none, expected a hub name")
     if is_sealed(folder):
@@ -119,6 +121,8 @@ def load_base(
             _refuse_unknown_code(subject, path, commit)
         config = AutoConfig.from_pretrained(path, **source)
         _refuse_other_kinds(subject, config, trusted=trust_remote_code)
+        if saved_quantised := quantised_by(config) is not None:
+            _check_quantised(subject, config, again=quantization is not None)
         check_sizes(subject, config, folder)
         if check is not None:
             check(config)
@@ -131,7 +135,7 @@ def load_base(
         if tokenizer.pad_token_id is None:
             tokenizer.pad_token = tokenizer.eos_token
         attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
-        if quantization is None:
+        if quantization is None and not saved_quantised:
             model = load_whole(AutoModelForCausalLM, path, dtype=dtype, **source, **attention).to(device)
         else:
             few_bits = loading_options(quantization, dtype, device)
@@ -246,6 +250,11 @@ def check_given(model: Any, tokenizer: Any) -> None:
             f"tokenizer: found {type(tokenizer).__name__}, expected the tokenizer that belongs to the model= given"
         )
     _refuse_other_kinds("model", model.config)
+    if (method := quantised_by(model.config)) is not None:
+        raise InputError(
+            f"model: found weights quantised by {method}, expected an unquantised one, or in its place the name of a "
+            f"folder with weights quantised by {BITSANDBYTES}"
+        )
     if model.get_output_embeddings() is None:
         raise InputError(f"model: found {kind}, which has no head, expected a causal LM, as AutoModelForCausalLM loads")
     if any(weight.is_meta for weight in model.parameters()):
@@ -288,12 +297,18 @@ def _refuse_other_kinds(subject: str, config: Any, *, trusted: bool = False) -> 
         architectures = [MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(config.model_type, architectures[0])]
     if config.is_encoder_decoder or not causal.intersection(architectures):
         raise InputError(f"{subject}: found {architectures[0]}, expected a causal language model")
-    if (quantisation := getattr(config, "quantization_config", None)) is not None:
-        method = quantisation.get("quant_method") if isinstance(quantisation, dict) else quantisation.quant_method
+
+
+def _check_quantised(subject: str, config: Any, *, again: bool) -> None:
+    """Raise InputError for weights that were quantised before they were saved, but by bitsandbytes, and `again`."""
+    if (method := quantised_by(config)) != BITSANDBYTES:
         raise InputError(
-            f"{subject}: found weights quantised by {method}, expected an unquantised base model; --quantization "
-            "quantises one as it is loaded"
+            f"{subject}: found weights quantised by {method}, expected an unquantised base model, which --quantization "
+            f"quantises as it is loaded, or one by {BITSANDBYTES}"
         )
+    if again:
+        raise InputError(f"{subject}: found weights that are quantised already, expected no --quantization beside them")
+    need_bitsandbytes(subject)
 
 
 def accepts(model: PreTrainedModel, argument: str) -> bool:

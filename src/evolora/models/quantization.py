@@ -1,4 +1,5 @@
-"""A frozen base in four or eight bits, by bitsandbytes: what QLoRA has under its adapters, which stay in float32."""
+"""A frozen base in four or eight bits, by bitsandbytes: what QLoRA has under its adapters, which stay in float32. It is
+quantised as it is loaded, or was when it was saved."""
 
 import logging
 import math
@@ -14,17 +15,29 @@ from transformers import BitsAndBytesConfig, PreTrainedModel
 
 from evolora.errors import InputError
 
+BITSANDBYTES = "bitsandbytes"
 _LAYERS = ("Linear4bit", "Linear8bitLt")
 # LLM.int8() rounds a layer's inputs to so many steps, too.
 _STEPS_OF_INT8 = 127
 
 
-def need_bitsandbytes(kind: str) -> None:
-    """Raise InputError where what quantises is not installed."""
+def quantised_by(config: Any) -> str | None:
+    """What the files of a model with this configuration say that its weights are quantised by, if they are."""
+    own = getattr(config, "quantization_config", None)
+    if own is None:
+        return None
+    if not isinstance(own, dict):
+        own = own.to_dict()
+    few_bits = own.get("load_in_4bit") or own.get("load_in_8bit")  # all that older files say
+    method = own.get("quant_method") or (BITSANDBYTES if few_bits else "a method that they do not name")
+    return str(getattr(method, "value", method))
+
+
+def need_bitsandbytes(subject: str) -> None:
+    """Raise InputError where what quantises is not installed; the `subject` asks for it."""
     if missing := [name for name in ("bitsandbytes", "accelerate") if find_spec(name) is None]:
         raise InputError(
-            f"--quantization {kind}: found no {' and no '.join(missing)}, expected what pip install "
-            "'evolora[quantization]' brings"
+            f"{subject}: found no {' and no '.join(missing)}, expected what pip install 'evolora[quantization]' brings"
         )
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns of every product's rounding
 
@@ -37,8 +50,11 @@ def settings(kind: str, dtype: str) -> dict[str, Any]:
     return {"load_in_4bit": True, **nf4}
 
 
-def loading_options(kind: str, dtype: torch.dtype, device: str) -> dict[str, Any]:
-    """What `from_pretrained` is told, so that it quantises the linear layers but the head as they are read."""
+def loading_options(kind: str | None, dtype: torch.dtype, device: str) -> dict[str, Any]:
+    """What `from_pretrained` is told, so that it quantises the linear layers but the head as they are read; without a
+    `kind` of what is quantised already."""
+    if kind is None:
+        return {"device_map": {"": device}}
     config = BitsAndBytesConfig(**settings(kind, str(dtype).removeprefix("torch.")))
     return {"quantization_config": config, "device_map": {"": device}}
 
@@ -78,9 +94,12 @@ def entries(weight: Tensor) -> int:
 
 
 def rounding(model: PreTrainedModel) -> float:
-    """By what share a layer rounds: its numbers' precision, and in eight bits that of its inputs."""
-    own = float(torch.finfo(model.dtype).eps)
-    eight = any(type(layer).__name__ == "Linear8bitLt" for layer in quantised_layers(model))
+    """By what share a layer rounds: its numbers' precision, in four bits that in which it computes, in eight that of
+    its inputs, too."""
+    layers = list(quantised_layers(model))
+    computed = {model.dtype, *(getattr(layer, "compute_dtype", None) or model.dtype for layer in layers)}
+    own = max(float(torch.finfo(dtype).eps) for dtype in computed)
+    eight = any(type(layer).__name__ == "Linear8bitLt" for layer in layers)
     return max(own, 1 / _STEPS_OF_INT8) if eight else own
 
 

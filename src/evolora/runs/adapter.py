@@ -16,6 +16,7 @@ from evolora.files import MANIFEST, check_regular, verify, whole_folder
 from evolora.models.base import BaseModel, load_chosen
 from evolora.models.export import CARD, export_merged, load_adapter, name_base
 from evolora.models.options import ModelOptions
+from evolora.models.quantization import quantised_by
 from evolora.population.evaluation import Evaluation
 from evolora.population.writing import Writer
 from evolora.rng import keyed_seed
@@ -184,16 +185,22 @@ def _base_to_merge(path: Path, folder: Path, lora: LoraConfig, base: ModelOption
     """The base model that an adapter is merged into: that of its run, as its run loaded it and with the weights that it
     had, or the one that the user or the adapter names."""
     of_run = base is None and (path / "config.toml").is_file()
+
+    def refuse_quantised(method: str | None) -> None:
+        if method is not None:
+            raise InputError(
+                f"{path}: its base was quantised ({method}), and nothing is merged into that, expected --base NAME, "
+                "into whose own weights the adapter is merged"
+            )
+
     if base is None:
         known = make_options(read_run_config(path)).model if of_run else ModelOptions()
-        if known.quantization is not None:
-            raise InputError(
-                f"{path}: its base was quantised ({known.quantization}), and nothing is merged into that, expected "
-                "--base NAME, into whose own weights the adapter is merged"
-            )
+        refuse_quantised(known.quantization)
         base = known.model_copy(update=dict(_named_base(folder, lora)))
     name = base.name
-    into = load_chosen(base.model_copy(update={"trust_remote_code": trust}))
+    into = load_chosen(
+        base.model_copy(update={"trust_remote_code": trust}), check=lambda model: refuse_quantised(quantised_by(model))
+    )
     load_founder(into, folder, name)
     if of_run and read_identity(path).fingerprint["model"]["weights"] != weights_sha256(into.model):
         raise InputError(

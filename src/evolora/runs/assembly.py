@@ -5,6 +5,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from peft import LoraConfig
@@ -34,6 +35,7 @@ from evolora.models.export import load_adapter
 from evolora.models.foreign import own_code, reason_of
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import for_causal_lm, lora_config, lora_layout
+from evolora.models.quantization import quantised_by
 from evolora.population.evaluation import LocalEvaluator
 from evolora.rewards import (
     RewardContext,
@@ -246,7 +248,28 @@ def _voted_scorer(config: RunOptions, base: BaseModel, device: str, *, finished:
 def _base(config: RunOptions, given: Given, device: str) -> BaseModel:
     if given.model is not None and given.tokenizer is not None:
         return given_base(given.model, given.tokenizer)
-    return load_chosen(config.model, device=device, check=lambda model: check_memory(config, model))
+
+    def check(model: Any) -> None:
+        check_memory(config, model)
+        if (method := quantised_by(model)) is not None:
+            _refuse_beside_quantised(config, method)
+
+    return load_chosen(config.model, device=device, check=check)
+
+
+def _refuse_beside_quantised(config: RunOptions, method: str) -> None:
+    """Raise InputError for what a base whose weights were quantised before cannot have."""
+    name = config.model.name
+    if config.run.merge:
+        raise InputError(
+            f"--merge with --model {name}: found weights quantised by {method}, expected none, 'evolora export RUN "
+            "--to MODEL --merge --base NAME' merges into the weights before they were quantised"
+        )
+    if config.reward.name == HUMAN:
+        raise InputError(
+            f"--reward {HUMAN} with --model {name}: found weights quantised by {method}, expected unquantised ones, on "
+            "which a reward model can be fitted"
+        )
 
 
 def load_founder(base: BaseModel, adapter: Path, model: str) -> tuple[LoraConfig, GenomeLayout, Tensor]:

@@ -11,12 +11,13 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
     """One layer's keys and values, [rows, heads, length, size], with room for `capacity` positions.
 
     transformers' own DynamicLayer copies everything for each new token. Here `keys` and `values` are [rows, capacity,
-    heads, size], so that a row's are read in the order they lie in memory.
+    heads, size], so that a row's are read in the order they lie in memory. What attends gets views of them, or with
+    `copies` tensors in the order of transformers' own.
     """
 
-    def __init__(self, capacity: int) -> None:
+    def __init__(self, capacity: int, *, copies: bool = False) -> None:
         super().__init__()
-        self.capacity = capacity
+        self.capacity, self.copies = capacity, copies
         self.length = 0
 
     def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
@@ -25,13 +26,14 @@ class RoomyLayer(DynamicLayer):  # type: ignore[misc]
         self.is_initialized = True
 
     def update(self, key_states: Tensor, value_states: Tensor, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Append these, and return all so far, as views."""
+        """Append these, and return all so far."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
         start, self.length = self.length, self.length + key_states.shape[-2]
         self.keys[:, start : self.length] = key_states.transpose(1, 2)
         self.values[:, start : self.length] = value_states.transpose(1, 2)
-        return self.keys[:, : self.length].transpose(1, 2), self.values[:, : self.length].transpose(1, 2)
+        keys, values = (states[:, : self.length].transpose(1, 2) for states in (self.keys, self.values))
+        return (keys.contiguous(), values.contiguous()) if self.copies else (keys, values)
 
     def fill(self, packed: "RoomyLayer", index: Tensor) -> None:
         """Start with the positions that stand at `index` [rows, length] in the flattened packs of another."""
@@ -75,7 +77,7 @@ class RoomyCache(Cache):  # type: ignore[misc]
         flattened packs [packs * width]."""
         layers = []
         for packed in self.layers:
-            layer = type(packed)(capacity)
+            layer = type(packed)(capacity, copies=packed.copies)
             layer.fill(packed, index)
             layers.append(layer)
         cache = type(self)(layers=layers)
@@ -95,9 +97,11 @@ def make_cache(
     `longest`, or of `capacity`; else (sliding windows that it outgrows, recurrent layers) the one that transformers
     makes for it."""
     cache = DynamicCache(config=model.config)
-    if all(_attends_to_all(own, longest or capacity) for own in cache.layers):
-        return kind(layers=[layer(capacity) for _ in cache.layers])
-    return cache
+    if not all(_attends_to_all(own, longest or capacity) for own in cache.layers):
+        return cache
+    # Attention that is the architecture's own code may take keys for contiguous, as DynamicCache's are.
+    copies = model.config._attn_implementation == "eager" and not model._supports_attention_backend
+    return kind(layers=[layer(capacity, copies=copies) for _ in cache.layers])
 
 
 def _attends_to_all(layer: CacheLayerMixin, longest: int) -> bool:

@@ -63,7 +63,7 @@ def attention(
     mixed = torch.matmul(weights, value)
     if shared:
         mixed = mixed.view(rows, heads, asked, value.shape[-1])
-    return mixed.transpose(1, 2), None
+    return mixed.transpose(1, 2).contiguous(), None  # as sdpa's is: some architectures view it
 
 
 def cached_attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float) -> Tensor | None:
