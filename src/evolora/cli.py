@@ -1,10 +1,11 @@
 """The command line: evolora train | resume | rate | verify | report | evaluate | generate | export | votes |
-reward-model.
+reward-model | words.
 
 What takes long to import is imported by the command that needs it, once its options are valid.
 """
 
 import argparse
+import contextlib
 import difflib
 import logging
 import math
@@ -12,7 +13,7 @@ import re
 import signal
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -27,11 +28,14 @@ from evolora.runs.memory import check_at_once
 from evolora.runs.options import RunOptions, Source, check_resumable, make_options, trl_note
 from evolora.runs.parts import RESUMABLE, TRL_WORDS, Place, Vocabulary, trl_name
 from evolora.runs.speech import Speech
+from evolora.runs.tracking.choice import SHOWN_BY, Pausing, Shows, choose_view
+from evolora.runs.tracking.plain import JsonLines
 from evolora.runs.typed import Typed, typed_words
 from evolora.signals import NOTHING_YET
 
 if TYPE_CHECKING:
     from evolora.runs.run import Result
+    from evolora.runs.tracking.view import View
     from evolora.runs.trust import Trust
 
 _DEFAULTS = Vocabulary({})
@@ -194,6 +198,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_options(generated, _GENERATE_OPTIONS)
 
+    _command(commands, "words", "say what the words on the screen mean", _say_words)
+
     exported = _command(commands, "export", "write an adapter, or the merged model, to a folder", _export)
     _add_adapter(exported)
     exported.add_argument("--to", metavar="DIR", required=True, help="a new folder")
@@ -263,6 +269,9 @@ def _add_resume_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on although data, model, reward, options or versions have changed; the summary will say so",
     )
+    ways = parser.add_mutually_exclusive_group()
+    for option, text in zip(SHOWN_BY, ("only what it came to in the end", "all that happens, as JSON"), strict=True):
+        ways.add_argument(option, action="store_true", help=text)
     _add_options(parser, _RESUME_OPTIONS)
 
 
@@ -286,14 +295,25 @@ def _train(typed: Typed) -> int:
     sources = [read_config(Path(path)) for path in typed.files]
     options = make_options(*sources, typed.source)
     check_at_once(options)
-    _quieten()
     if typed.dry_run:
         return _dry_run(options)
-    from evolora.runs.run import start
-    from evolora.runs.tracking.terminal import choose_view
+    with _loading(options, typed.shows) as view:
+        from evolora.runs.run import start
 
-    _report(start(options, view=choose_view()))
+        result = start(options, view=view)
+    _report(result, view)
     return 0
+
+
+@contextlib.contextmanager
+def _loading(options: RunOptions, shows: Shows) -> Iterator["View"]:
+    """The view of a run, which is there before what takes seconds to import."""
+    if shows == "quiet" and options.reward.name == HUMAN:
+        raise InputError("--quiet with --reward human: expected no --quiet, the page's address has to be said")
+    with contextlib.closing(choose_view(shows)) as view:
+        view.progress("loading torch and transformers", 0, 0)
+        _quieten()
+        yield view
 
 
 def _resumed_by_train(typed: Typed) -> int:
@@ -304,10 +324,11 @@ def _resumed_by_train(typed: Typed) -> int:
         raise InputError("--resume: found no run folder, expected --resume RUN or --out RUN beside it")
     words_left = Source(list(words.values()), typed.source.speech, typed.source.shown)
     check_resumable(words_left)
-    return _continue(Path(folder), words_left, _trust({"trust_reward": typed.trust_reward}), False)
+    return _continue(Path(folder), words_left, _trust({"trust_reward": typed.trust_reward}), False, typed.shows)
 
 
 def _dry_run(options: RunOptions) -> int:
+    _quieten()
     from evolora.runs.estimate import estimate
 
     found = estimate(options)
@@ -318,7 +339,7 @@ def _dry_run(options: RunOptions) -> int:
 
 def _resume(options: dict[str, Any]) -> int:
     words = _source(options, _RESUME_OPTIONS)
-    return _continue(Path(options["run"]), words, _trust(options), options["accept_changes"])
+    return _continue(Path(options["run"]), words, _trust(options), options["accept_changes"], _shows(options))
 
 
 def _rate(options: dict[str, Any]) -> int:
@@ -334,7 +355,7 @@ def _rate(options: dict[str, Any]) -> int:
 
         if finished(folder, config, read_identity(folder).run) is not None:
             raise InputError(f"{folder}: the run is finished, expected more generations, such as --gens 40, to rate")
-    return _continue(folder, words, _trust(options), options["accept_changes"])
+    return _continue(folder, words, _trust(options), options["accept_changes"], _shows(options))
 
 
 def _verify(options: dict[str, Any]) -> int:
@@ -382,19 +403,38 @@ def _train_reward_model(options: dict[str, Any]) -> int:
     return 0
 
 
-def _continue(folder: Path, words: Source, trust: "Trust", accept_changes: bool) -> int:
-    if (folder / "config.toml").is_file():
-        make_options(read_run_config(folder), words)  # refused at once
-    _quieten()
-    from evolora.runs.run import go_on
-    from evolora.runs.tracking.terminal import choose_view
+def _asked_below(view: "View", trust: "Trust") -> "Trust":
+    """The same, where a question is not drawn over."""
+    if not callable(trust) or not isinstance(view, Pausing):
+        return trust
 
-    _report(go_on(folder, words, view=choose_view(), trust=trust, accept_changes=accept_changes))
+    def ask(question: str) -> bool:
+        with view.paused():
+            return trust(question)
+
+    return ask
+
+
+def _shows(options: Mapping[str, Any]) -> Shows:
+    return "quiet" if options["quiet"] else "json" if options["json_lines"] else "auto"
+
+
+def _continue(folder: Path, words: Source, trust: "Trust", accept_changes: bool, shows: Shows) -> int:
+    known = [read_run_config(folder)] if (folder / "config.toml").is_file() else []
+    options = make_options(*known, words)  # refused at once
+    with _loading(options, shows) as view:
+        from evolora.runs.run import go_on
+
+        result = go_on(folder, words, view=view, trust=_asked_below(view, trust), accept_changes=accept_changes)
+    _report(result, view)
     return 0
 
 
-def _report(result: "Result") -> None:
+def _report(result: "Result", view: "View") -> None:
     summary = result.summary
+    if isinstance(view, JsonLines):
+        view.tell("end", {"folder": str(result.folder), "summary": summary})
+        return
     base, winner = summary["base"]["test"], summary["winner"]["test"]
     tokens, flops = summary["tokens"], summary["flops"]
     operations = sum(flops.values()) - flops["test"]
@@ -469,6 +509,13 @@ def _evaluate(options: dict[str, Any]) -> int:
         print(f"{options['split']} reward of the base model {base}")
     own = _figures({"reward": score.reward, "ci95": score.ci95}, digits=4)
     print(f"{options['split']} reward {own}, {len(score.rows)} prompts")
+    return 0
+
+
+def _say_words(_: dict[str, Any]) -> int:
+    from evolora.runs.tracking.words import WORDS
+
+    print("\n".join(f"{word:<13} {meaning}" for word, meaning in WORDS.items()))
     return 0
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from evolora.engine.base import Completions, Scoring
+from evolora.engine.progress import NOBODY, Reporter
 from evolora.population.writing import Writer, rewarded
 from evolora.refiners.losses import k1_kl, k3_kl
 from evolora.rewards import Scorer
@@ -68,6 +69,7 @@ def collect(
     with_reference: bool,
     settings: Settings | None,
     dtype: torch.dtype,
+    reporter: Reporter = NOBODY,
 ) -> Rollout:
     """Sample and score `samples` completions of each example's prompt from each of `genomes` [k, genome_length], whose
     draws are those of its entry of `seeds` [k]; `keep_trace` with what decoding computed, `with_reference` with the
@@ -97,6 +99,7 @@ def collect(
     if with_reference:
         how = Scoring(temperature=temperature)
         reference = engine.score(None, prompts * k, replace(completions, trace=None), how).log_probs
+    reporter.part("rewarding")
     scores = rewarded(scorer, written)
     found = torch.from_numpy(scores.rewards).to(dtype).to(completions.mask.device).unflatten(0, (k, -1))
     mask = completions.mask.unflatten(0, (k, -1)) & ~found.isnan()[..., None]
