@@ -43,6 +43,15 @@ ASCII = Glyphs(
 )
 
 
+def generation_line(shown: Shown, width: int) -> Text:
+    """The last generation, for what stays above the picture."""
+    line = Text()
+    for cell in figures.fitting(figures.cells(shown, left=False), width):
+        line.append(f"{cell.label} ", "dim").append(f"{cell.value}  ", cell.style)
+    line.rstrip()
+    return line
+
+
 def draw(shown: Shown, width: int, height: int, glyphs: Glyphs = FANCY) -> list[Text]:
     """At most so many lines of at most so many cells. Where not all has room, the least is left out."""
     lines = _fitting(shown, min(width, WIDEST), height, glyphs)
@@ -84,7 +93,7 @@ def _head(shown: Shown, width: int, glyphs: Glyphs) -> list[Text]:
     if not math.isnan(shown.left):
         clock += f"  {figures.duration(shown.left):>7} left"
     frame = glyphs.spinner[int(shown.elapsed * 8) % len(glyphs.spinner)]
-    under_way = Text(f"{frame} ", "cyan").append(figures.phase(shown), "bold")
+    under_way = Text().append(f"{frame} ", "cyan").append(figures.phase(shown), "bold")
     if not shown.gens and not shown.limits:
         return [_spread(under_way, Text(clock.strip(), "dim"), width)]
     number = len(shown.curve) + (0 if shown.share >= 1 else 1)
@@ -92,8 +101,8 @@ def _head(shown: Shown, width: int, glyphs: Glyphs) -> list[Text]:
     share = 0.0 if math.isnan(shown.share) else shown.share
     room = max(width - len(name) - len(clock) - 9, 0)
     full = round(share * room)
-    line = Text(f"{name}  ", "bold").append(glyphs.bar[0] * full, "cyan").append(glyphs.bar[1] * (room - full), "dim")
-    line.append(f" {share:>4.0%}").append(clock, "dim")
+    line = Text().append(f"{name}  ", "bold").append(glyphs.bar[0] * full, "cyan")
+    line.append(glyphs.bar[1] * (room - full), "dim").append(f" {share:>4.0%}").append(clock, "dim")
     return [line, _spread(under_way, Text(shown.title, "dim"), width)]
 
 
@@ -140,7 +149,9 @@ def _figures(shown: Shown, width: int) -> list[Text]:
     lines = [
         line
         for label, cells in rows
-        for line in _flow(label, [Text(f"{name} ", "dim").append(value, style) for name, value, style in cells], width)
+        for line in _flow(
+            label, [Text().append(f"{name} ", "dim").append(value, style) for name, value, style in cells], width
+        )
     ]
     return lines + _flow("budget", _budget(shown), width)
 
@@ -156,14 +167,18 @@ def _budget(shown: Shown) -> list[Text]:
     found = []
     for name, value in used.items():
         limit = shown.limits.get(name.lower())
-        text = Text(f"{name} ", "dim").append("-" if math.isnan(value) else figures.amount(value))
+        text = _named(name, "-" if math.isnan(value) else figures.amount(value))
         found.append(text if limit is None else text.append(f" of {figures.amount(limit)}", "dim"))
     return found
 
 
+def _named(name: str, value: str, style: str = "") -> Text:
+    return Text().append(f"{name} ", "dim").append(value, style)
+
+
 def _flow(label: str, cells: list[Text], width: int) -> list[Text]:
     """Cells behind a label, of one width each, on as many lines as they need."""
-    lines = [Text(label.ljust(_LABEL), "dim")]
+    lines = [Text().append(label.ljust(_LABEL), "dim")]
     for text in cells:
         text = text.copy()
         if text.cell_len < _CELL:
@@ -186,7 +201,8 @@ def _curve(shown: Shown, width: int, height: int, glyphs: Glyphs) -> list[Text]:
     drawn = curve(values, span, max(width - _LABEL - 7, 1), height, low, high)
     scale = [figures.reward(high), *[" " * 5] * (height - 2), figures.reward(low)]
     return [
-        Text(("validation" if not row else "").ljust(_LABEL), "dim")
+        Text()
+        .append(("validation" if not row else "").ljust(_LABEL), "dim")
         .append(f"{scale[row]}  ", "dim")
         .append(glyphs.curve(line), "green")
         for row, line in enumerate(drawn)
@@ -213,7 +229,10 @@ def _sample(shown: Shown, width: int, glyphs: Glyphs) -> list[Text]:
 
 
 def _labelled(label: str, texts: list[str], style: str = "") -> list[Text]:
-    return [Text((label if not row else "").ljust(_LABEL), "dim").append(text, style) for row, text in enumerate(texts)]
+    labels = [label, *[""] * (len(texts) - 1)]
+    return [
+        Text().append(name.ljust(_LABEL), "dim").append(text, style) for name, text in zip(labels, texts, strict=True)
+    ]
 
 
 def readable(text: str, glyphs: Glyphs) -> str:

@@ -12,8 +12,7 @@ from rich.live import Live
 from rich.text import Text
 
 from evolora.engine.progress import Sample
-from evolora.runs.tracking import figures
-from evolora.runs.tracking.drawing import ASCII, FANCY, draw
+from evolora.runs.tracking.drawing import ASCII, FANCY, draw, generation_line
 from evolora.runs.tracking.shown import Shown
 from evolora.runs.tracking.view import Outset
 from evolora.screen import Screen
@@ -79,11 +78,7 @@ class LiveView:
 
     def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None:
         self._shown.generation(metrics, gens, done)
-        line = Text()
-        for cell in figures.fitting(figures.cells(self._shown, left=False), self._console.width):
-            line.append(f"{cell.label} ", "dim").append(f"{cell.value}  ", cell.style)
-        line.rstrip()
-        self._console.print(line, no_wrap=True)
+        self._console.print(generation_line(self._shown, self._console.width), no_wrap=True)
 
     def close(self) -> None:
         self._live.stop()
