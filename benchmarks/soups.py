@@ -28,7 +28,7 @@ from evolora.runs import run as runs
 from evolora.runs.assembly import assemble
 from evolora.runs.config_file import read_run_config
 from evolora.runs.options import make_options
-from evolora.runs.tracking.terminal import Silence
+from evolora.runs.tracking.view import Silence
 
 
 def measure(task: str, flops: float, seed: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ from evolora.runs.assembly import Parts, assemble
 from evolora.runs.config_file import read_run_config
 from evolora.runs.given import Given, given_reward
 from evolora.runs.options import make_options
-from evolora.runs.tracking.terminal import Silence
+from evolora.runs.tracking.view import Silence
 from evolora.tasks.task import columns_of
 from study.best_of_n import best_of_n
 from study.budget import Budget, Point, cost_of, thinned

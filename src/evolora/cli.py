@@ -1,16 +1,17 @@
 """The command line: evolora train | resume | rate | ls | show | rm | verify | report | evaluate | generate | export |
-votes | reward-model.
+votes | reward-model | words.
 
 What takes long to import is imported by the command that needs it, once its options are valid.
 """
 
 import argparse
+import contextlib
 import difflib
 import math
 import re
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from importlib.metadata import version
 from pathlib import Path
@@ -29,7 +30,9 @@ from evolora.runs.options import RunOptions, Source, check_resumable, make_optio
 from evolora.runs.parts import RESUMABLE, TRL_WORDS, Place, Vocabulary, trl_name
 from evolora.runs.quiet import quieten
 from evolora.runs.speech import Speech
+from evolora.runs.tracking.choice import SHOWN_BY, Pausing, Shows, choose_view
 from evolora.runs.tracking.clients import need_trackers
+from evolora.runs.tracking.plain import JsonLines
 from evolora.runs.typed import Typed, takes_several, typed_words
 from evolora.screen import asked
 from evolora.signals import NOTHING_YET
@@ -37,6 +40,7 @@ from evolora.signals import NOTHING_YET
 if TYPE_CHECKING:
     from evolora.runs.run import Result
     from evolora.runs.seeds.run import SeedsResult
+    from evolora.runs.tracking.view import View
     from evolora.runs.trust import Trust
 
 _DEFAULTS = Vocabulary({})
@@ -191,6 +195,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_options(generated, _GENERATE_OPTIONS)
 
+    _command(commands, "words", "say what the words on the screen mean", _say_words)
+
     exported = _command(commands, "export", "write an adapter, or the merged model, to a folder", _export)
     _add_adapter(exported)
     exported.add_argument("--to", metavar="DIR", required=True, help="a new folder")
@@ -255,6 +261,9 @@ def _add_resume_options(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="go on although data, model, reward, options or versions have changed; the summary will say so",
     )
+    ways = parser.add_mutually_exclusive_group()
+    for option, text in zip(SHOWN_BY, ("only what it came to in the end", "all that happens, as JSON"), strict=True):
+        ways.add_argument(option, action="store_true", help=text)
     _add_options(parser, _RESUME_OPTIONS)
 
 
@@ -279,25 +288,35 @@ def _train(typed: Typed) -> int:
     options = make_options(*sources, typed.source)
     check_at_once(options)
     need_trackers(options.run.report_to)
-    quieten()
     if typed.dry_run:
         return _dry_run(options)
-    from evolora.runs.run import start
-    from evolora.runs.tracking.terminal import choose_view
+    with _loading(options, typed.shows) as view:
+        from evolora.runs.run import start
 
-    if options.run.seeds is not None:
-        return _train_seeds(options)
-    _report(start(options, view=choose_view()))
+        if options.run.seeds is not None:
+            return _train_seeds(options, view, typed.shows)
+        result = start(options, view=view)
+    _report(result, view)
     return 0
 
 
-def _train_seeds(options: RunOptions) -> int:
+def _train_seeds(options: RunOptions, view: "View", shows: Shows) -> int:
     from evolora.runs.given import Given
     from evolora.runs.seeds.run import start_seeds
-    from evolora.runs.tracking.terminal import choose_view
 
-    _report_seeds(start_seeds(options, given=Given(), views=choose_view))
+    _report_seeds(start_seeds(options, given=Given(), view=view, views=lambda: choose_view(shows)), view)
     return 0
+
+
+@contextlib.contextmanager
+def _loading(options: RunOptions, shows: Shows) -> Iterator["View"]:
+    """The view of a run, which is there before what takes seconds to import."""
+    if shows == "quiet" and options.reward.name == HUMAN:
+        raise InputError("--quiet with --reward human: expected no --quiet, the page's address has to be said")
+    with contextlib.closing(choose_view(shows)) as view:
+        view.progress("loading torch and transformers", 0, 0)
+        quieten()
+        yield view
 
 
 def _resumed_by_train(typed: Typed) -> int:
@@ -308,10 +327,11 @@ def _resumed_by_train(typed: Typed) -> int:
         raise InputError("--resume: found no run folder, expected --resume RUN or --out RUN beside it")
     words_left = Source(list(words.values()), typed.source.speech, typed.source.shown)
     check_resumable(words_left)
-    return _continue(find_run(folder), words_left, _trust({"trust_reward": typed.trust_reward}), False)
+    return _continue(find_run(folder), words_left, _trust({"trust_reward": typed.trust_reward}), False, typed.shows)
 
 
 def _dry_run(options: RunOptions) -> int:
+    quieten()
     from evolora.runs.estimate import estimate
 
     found = estimate(options)
@@ -322,7 +342,7 @@ def _dry_run(options: RunOptions) -> int:
 
 def _resume(options: dict[str, Any]) -> int:
     words = _source(options, _RESUME_OPTIONS)
-    return _continue(find_run(options["run"]), words, _trust(options), options["accept_changes"])
+    return _continue(find_run(options["run"]), words, _trust(options), options["accept_changes"], _shows(options))
 
 
 def _rate(options: dict[str, Any]) -> int:
@@ -338,7 +358,7 @@ def _rate(options: dict[str, Any]) -> int:
 
         if finished(folder, config, read_identity(folder).run) is not None:
             raise InputError(f"{folder}: the run is finished, expected more generations, such as --gens 40, to rate")
-    return _continue(folder, words, _trust(options), options["accept_changes"])
+    return _continue(folder, words, _trust(options), options["accept_changes"], _shows(options))
 
 
 def _verify(options: dict[str, Any]) -> int:
@@ -397,33 +417,54 @@ def _train_reward_model(options: dict[str, Any]) -> int:
     return 0
 
 
-def _continue(folder: Path, words: Source, trust: "Trust", accept_changes: bool) -> int:
+def _asked_below(view: "View", trust: "Trust") -> "Trust":
+    """The same, where a question is not drawn over."""
+    if not callable(trust) or not isinstance(view, Pausing):
+        return trust
+
+    def ask(question: str) -> bool:
+        with view.paused():
+            return trust(question)
+
+    return ask
+
+
+def _shows(options: Mapping[str, Any]) -> Shows:
+    return "quiet" if options["quiet"] else "json" if options["json_lines"] else "auto"
+
+
+def _continue(folder: Path, words: Source, trust: "Trust", accept_changes: bool, shows: Shows) -> int:
     if (folder / "seeds.json").is_file():
-        return _continue_seeds(folder, words, trust, accept_changes)
-    if (folder / "config.toml").is_file():
-        make_options(read_run_config(folder), words)  # refused at once
-    quieten()
-    from evolora.runs.run import go_on
-    from evolora.runs.tracking.terminal import choose_view
+        return _continue_seeds(folder, words, trust, accept_changes, shows)
+    known = [read_run_config(folder)] if (folder / "config.toml").is_file() else []
+    options = make_options(*known, words)  # refused at once
+    with _loading(options, shows) as view:
+        from evolora.runs.run import go_on
 
-    _report(go_on(folder, words, view=choose_view(), trust=trust, accept_changes=accept_changes))
+        result = go_on(folder, words, view=view, trust=_asked_below(view, trust), accept_changes=accept_changes)
+    _report(result, view)
     return 0
 
 
-def _continue_seeds(folder: Path, words: Source, trust: "Trust", accept_changes: bool) -> int:
-    quieten()
-    from evolora.runs.given import Given
-    from evolora.runs.seeds.run import go_on_seeds
-    from evolora.runs.tracking.terminal import choose_view
+def _continue_seeds(folder: Path, words: Source, trust: "Trust", accept_changes: bool, shows: Shows) -> int:
+    with _loading(make_options(words), shows) as view:
+        from evolora.runs.given import Given
+        from evolora.runs.seeds.run import go_on_seeds
 
-    result = go_on_seeds(folder, words, given=Given(), views=choose_view, trust=trust, accept_changes=accept_changes)
-    _report_seeds(result)
+        result = go_on_seeds(
+            folder, words, given=Given(), view=view, views=lambda: choose_view(shows),
+            trust=_asked_below(view, trust), accept_changes=accept_changes,
+        )  # fmt: skip
+    _report_seeds(result, view)
     return 0
 
 
-def _report_seeds(result: "SeedsResult") -> None:
+def _report_seeds(result: "SeedsResult", view: "View") -> None:
     from evolora.runs.seeds.summary import lines
 
+    if isinstance(view, JsonLines):
+        view.tell("end", {"folder": str(result.folder), "summary": result.summary})
+        return
     print("", *lines(result.folder, result.summary), sep="\n")
     if (report := result.folder / "report.html").is_file():
         print(f"report:  {report}")
@@ -440,8 +481,11 @@ def _run_of(options: Mapping[str, Any]) -> Path:
     return folder
 
 
-def _report(result: "Result") -> None:
+def _report(result: "Result", view: "View") -> None:
     summary = result.summary
+    if isinstance(view, JsonLines):
+        view.tell("end", {"folder": str(result.folder), "summary": summary})
+        return
     base, winner = summary["base"]["test"], summary["winner"]["test"]
     tokens, flops = summary["tokens"], summary["flops"]
     operations = sum(flops.values()) - flops["test"]
@@ -517,6 +561,13 @@ def _evaluate(options: dict[str, Any]) -> int:
         print(f"{options['split']} reward of the base model {base}")
     own = _figures({"reward": score.reward, "ci95": score.ci95}, digits=4)
     print(f"{options['split']} reward {own}, {len(score.rows)} prompts")
+    return 0
+
+
+def _say_words(_: dict[str, Any]) -> int:
+    from evolora.runs.tracking.words import WORDS
+
+    print("\n".join(f"{word:<13} {meaning}" for word, meaning in WORDS.items()))
     return 0
 
 

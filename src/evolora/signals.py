@@ -9,6 +9,9 @@ from types import FrameType
 ENDING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
 NOTHING_YET = "Interrupted before there was anything to keep."
 
+leaving: list[str] = []
+"""What a screen wants to be told when the process ends at once: that the cursor is to be seen again, say."""
+
 exit_now = os._exit
 """The real one: while a user's function runs, `os._exit` raises (`rewards/process_state.py`)."""
 
@@ -29,7 +32,7 @@ def interrupt(number: int, frame: FrameType | None) -> None:
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):
             with contextlib.suppress(OSError):
-                os.write(2, f"{NOTHING_YET}\n".encode())
+                os.write(2, f"{''.join(leaving)}{NOTHING_YET}\n".encode())
             exit_now(128 + number)
         frame = frame.f_back
     raise Signalled(number)

@@ -1,6 +1,7 @@
 """The other commands, the other ways to say what to tune for, and what is shown meanwhile."""
 
 import csv
+import itertools
 import json
 import re
 import sqlite3
@@ -21,6 +22,7 @@ from evolora.runs.config_file import read_run_config
 from evolora.runs.options import make_options
 from evolora.runs.report.inspection import Inspection
 from evolora.runs.summary import read_summary
+from evolora.runs.tracking.words import WORDS
 
 
 def winner_reward(run: Path) -> float:
@@ -262,21 +264,83 @@ def test_plain_lines_where_there_is_no_terminal(toy: Any, command: Any, trainer:
     assert "\x1b" not in done.stdout + done.stderr and done.stderr == ""
     lines = [line for line in done.stdout.splitlines() if line.startswith("gen ")]
     assert [line.split()[1] for line in lines] == ["1/3", "2/3", "3/3"]
-    assert all(word in lines[0] for word in ("best", "mean", "validation", "ppo", "tok/s", "left"))
+    assert all(word in lines[0] for word in ("best", "mean", "validation", "ppo", "evolution", "tok/s", "left"))
     assert f"adapter: {tmp_path / 'run' / 'best'}" in done.stdout
 
 
-def test_a_live_table_on_a_terminal(toy: Any, trainer: str, tmp_path: Path) -> None:
-    arguments = [trainer, *toy.options(tmp_path / "run", gens=3)]
-    child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60, dimensions=(40, 140))
+def test_a_live_screen_on_a_terminal(toy: Any, trainer: str, tmp_path: Path) -> None:
+    """It says what is under way from the first second on, and leaves one line a generation."""
+    arguments = [trainer, *toy.options(tmp_path / "run", gens=3, reward=toy.slow_reward)]
+    child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60, dimensions=(40, 80))
     shown = ""
-    for wanted in ("run folder", "validation", "1/3", "3/3", "winner", pexpect.EOF):
+    for wanted in (
+        "loading torch", "run folder", "generation 1 of 3", "s left", "what the words mean", r"gen \S*1/3",
+        "generation 2 of 3", r"gen \S*3/3", "winner", pexpect.EOF,
+    ):  # fmt: skip
         child.expect(wanted)
         shown += child.before + (child.after if isinstance(child.after, str) else "")
     child.close()
     assert child.exitstatus == 0, shown
-    assert "\x1b[" in shown, "it redraws itself"
-    assert "Traceback" not in shown and "gen 1/3" not in shown
+    assert shown.count("\x1b[?25l") == shown.count("\x1b[?25h") == 1, "the cursor is hidden, and there again"
+    assert "Traceback" not in shown
+    assert re.findall(r"gen \S*?(\d/3)", shown) == ["1/3", "2/3", "3/3"]
+
+
+def test_a_signal_while_the_screen_loads_leaves_the_cursor(toy: Any, trainer: str, tmp_path: Path) -> None:
+    arguments = [trainer, *toy.options(tmp_path / "run")]
+    child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60, dimensions=(40, 80))
+    child.expect("loading torch")
+    child.sendintr()
+    child.expect("Interrupted before there was anything to keep.")
+    before = child.before
+    child.expect(pexpect.EOF)
+    child.close()
+    assert child.exitstatus == 130 and "\x1b[?25h" in before
+
+
+def test_json_lines_are_all_that_is_printed(toy: Any, command: Any, trainer: str, tmp_path: Path) -> None:
+    done = command(trainer, *toy.options(tmp_path / "run", "--json-lines", gens=1))
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    assert done.stderr == "" and events[-1]["summary"] == read_summary(tmp_path / "run")
+    told = [event["what"] for event in events if event["event"] == "progress"]
+    phases = list(dict.fromkeys(told))
+    for first, then in itertools.pairwise(
+        (
+            "loading torch and transformers", "loading the model", "base on validation", "evaluating",
+            "rollout 1 of 1", "update", "evaluating the refined", "validating", "saving", "choosing the winner",
+            "testing the base", "testing the winner", "writing the report",
+        )
+    ):  # fmt: skip
+        assert phases.index(first) < phases.index(then)
+    (generation,) = [event for event in events if event["event"] == "generation"]
+    assert generation["metrics"]["generation"] == 1 and generation["done"] == 1
+    assert next(event["who"] for event in events if event["event"] == "wrote") == "base"
+    assert all({"done", "total"} <= event.keys() for event in events if event["event"] == "progress")
+
+
+def test_quiet_is_only_what_it_came_to(toy: Any, evolora: Any, tmp_path: Path) -> None:
+    code, out, errors = evolora("train", *toy.options(tmp_path / "run", "--quiet", gens=1))
+    assert (code, errors) == (0, "") and out.startswith("\nwords")
+    code, out, errors = evolora("resume", tmp_path / "run", "--gens", "2", "--quiet")
+    assert code == 0 and "gen " not in out and "2 generations in" in out
+    assert evolora("train", "--quiet", "--json-lines")[0::2] == (
+        2, "evolora: --quiet and --json-lines: found both, expected one of them\n",
+    )  # fmt: skip
+    assert "expected no --quiet" in evolora("train", "--quiet", "--reward", "human")[2]
+
+
+def test_where_the_prints_of_a_reward_go_is_said_once(toy: Any, evolora: Any, tmp_path: Path) -> None:
+    reward, run = tmp_path / "talks.py", tmp_path / "run"
+    reward.write_text("def talks(completions, **_):\n    print('hello')\n    return [len(t) for t in completions]\n")
+    code, out, _ = evolora("train", *toy.options(run, gens=2, reward=f"{reward}:talks"))
+    assert code == 0 and "hello" not in out
+    assert out.count(f"what the reward prints goes to {run / 'reward.log'}\n") == 1
+    assert "hello" in (run / "reward.log").read_text()
+
+
+def test_the_words_are_explained(evolora: Any) -> None:
+    code, out, _ = evolora("words")
+    assert code == 0 and [line.split("  ")[0].strip() for line in out.splitlines()] == list(WORDS)
 
 
 def test_ctrl_c_on_a_terminal_leaves_it_usable(toy: Any, trainer: str, tmp_path: Path) -> None:
@@ -296,7 +360,7 @@ def test_ctrl_c_on_a_terminal_leaves_it_usable(toy: Any, trainer: str, tmp_path:
 # --- from Python -------------------------------------------------------------------------------------------------
 
 
-def test_evolve_with_rows_and_a_function(toy: Any, tmp_path: Path) -> None:
+def test_evolve_with_rows_and_a_function(toy: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     seen: list[dict[str, list[object]]] = []
 
     def reward(completions: list[str], prompts: list[str], weight: list[float], **_: object) -> list[float]:
@@ -306,12 +370,14 @@ def test_evolve_with_rows_and_a_function(toy: Any, tmp_path: Path) -> None:
     rows = [{"prompt": f"{number} + 1 =", "weight": number / 4} for number in range(1, 7)]
     out = tmp_path / "run"
     result = evolve(model=str(toy.model), data=rows, reward=reward, gens=2, pop=4, mutation_scale=0.1, out=str(out))
+    assert "gen 1/2" in capsys.readouterr().out
     assert result.folder == out and result.adapter == out / "best" and result.merged is None
     assert [line["generation"] for line in result.history] == [1, 2]
     assert result.summary == read_summary(out)
     assert all(len(call["weight"]) == len(call["prompts"]) for call in seen)
     # The rows are kept for a resumed run, which needs the function again.
-    again = resume(out, reward=reward, options={"gens": 3})
+    again = resume(out, reward=reward, options={"gens": 3}, view=None)
+    assert capsys.readouterr().out == ""
     assert [line["generation"] for line in again.history] == [1, 2, 3]
     with pytest.raises(InputError, match="reward"):
         resume(out, options={"gens": 4})

@@ -19,7 +19,7 @@ from evolora.models.base import model_path
 from evolora.models.options import LoraOptions
 from evolora.runs.callbacks import Run
 from evolora.runs.parts import Vocabulary
-from evolora.runs.tracking.terminal import Silence
+from evolora.runs.tracking.view import Silence
 
 ROWS = [{"prompt": f"{a} + {b} =", "target": str(a + b)} for a in range(4) for b in range(3)]
 SMALL: dict[str, Any] = {"gens": 2, "pop": 3, "elites": 1, "eval_prompts": 4, "threads": 1, "max_new_tokens": 3}
@@ -292,7 +292,10 @@ def test_weights_made_in_inference_mode_are_refused(loaded: dict[str, Any], tmp_
         ({"callbacks": print}, "^callbacks: found <built-in function print>, expected a list of functions"),
         ({"callbacks": [print, 3]}, "^callbacks: found 3, expected a list of functions"),
         ({"callbacks": [Callback]}, "^callbacks: found <class .*Callback'>, expected .* or Callback objects"),
-        ({"view": 3}, "^view: found int, expected an object with say, progress, generation and close"),
+        (
+            {"view": 3},
+            "^view: found 3 without say, expected 'auto', None or an object with say, progress, wrote,",
+        ),
         ({"tokenizer": object()}, "model= beside it"),
         ({"reward": near, "reward_funcs": [near]}, "reward and reward_funcs"),
         ({"reward": {"name": near, "reward_funcs": near}}, r"reward\.name and reward\.reward_funcs: found both"),

@@ -25,7 +25,7 @@ from evolora.files import (
 )
 from evolora.population.lineage import Lineage
 from evolora.population.population import Individual
-from evolora.runs.tracking.terminal import MetricsLog, PlainView
+from evolora.runs.tracking.metrics_log import MetricsLog
 
 
 def make_checkpoint(run: Path, generation: int, value: float = 0.1) -> Path:
@@ -156,42 +156,6 @@ def test_metrics_of_another_run_are_found(tmp_path: Path) -> None:
     log = metrics_of(tmp_path, 2, run="1" * 32)
     with pytest.raises(InputError, match=f"metrics.jsonl: is of run {'1' * 32}, expected what belongs to run {RUN}"):
         MetricsLog(log.path, RUN).check(2)
-
-
-def test_the_progress_line_names_the_refiner(capsys: pytest.CaptureFixture[str]) -> None:
-    metrics = {"generation": 1, "fitness.best": 0.5, "fitness.mean": 0.25, "validation": 0.4, "best.operator": "grpo"}
-    metrics |= {"grpo.gain": 0.1, "grpo.accepted": 1, "grpo.refined": 2, "grpo.kl": 0.3, "time.tokens_per_second": 9.0}
-    PlainView().generation(metrics, 2, 0.5)
-    assert "  grpo +0.100 (1/2 in)  kl 0.30  by grpo  " in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("gens", "done", "generation", "shown"),
-    [
-        (20, (0.05, 0.1), "gen  2/20", "18s left"),
-        (20, (0.25, 0.5), "gen  2/20", "2s left"),  # a budget is nearer than the last generation
-        (None, (0.25, 0.5), "gen 2 (50%)", "2s left"),
-        (None, (0.5, 1.25), "gen 2 (125%)", "0s left"),
-    ],
-)
-def test_progress_is_by_the_limit_that_is_nearest(
-    gens: int | None,
-    done: tuple[float, float],
-    generation: str,
-    shown: str,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """A second passes between the first generation and the second."""
-    moments = iter([10.0, 11.0, 12.0])
-    monkeypatch.setattr("evolora.runs.tracking.terminal.time.perf_counter", lambda: next(moments))
-    view = PlainView()
-    metrics = {"fitness.best": 0.5, "fitness.mean": 0.25, "validation": 0.4, "best.operator": "ppo"}
-    for number, share in enumerate(done, 1):
-        view.generation({**metrics, "generation": number, "time.tokens_per_second": 9.0}, gens, share)
-    first, second = capsys.readouterr().out.splitlines()
-    assert first.endswith("- left")
-    assert second.startswith(generation) and second.endswith(f"  {shown}")
 
 
 def person(number: int, born: int, parents: tuple[int, ...] = ()) -> Individual:

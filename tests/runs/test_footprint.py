@@ -5,7 +5,7 @@ from pathlib import Path
 
 from evolora import evolve
 from evolora.runs.footprint import Footprint
-from evolora.runs.tracking.terminal import Silence
+from evolora.runs.tracking.view import Silence
 
 GIB = 2**30
 

@@ -9,7 +9,7 @@ from evolora.errors import CheckpointError
 from evolora.population.lineage import Lineage
 from evolora.rewards.cache import CachedReward
 from evolora.runs.recovery import REWARDS, recover
-from evolora.runs.tracking.terminal import MetricsLog
+from evolora.runs.tracking.metrics_log import MetricsLog
 
 
 def lengths(completions: list[str], **columns: object) -> list[float]:

@@ -16,7 +16,7 @@ from evolora.population.population import Individual
 from evolora.runs.report.charts import Line, chart
 from evolora.runs.report.data import read_run
 from evolora.runs.report.page import write_report
-from evolora.runs.tracking.terminal import MetricsLog
+from evolora.runs.tracking.metrics_log import MetricsLog
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\0\u202e"
 

@@ -1,4 +1,4 @@
-"""The refined individuals' part in a generation: how they mutate, their metrics, and what becomes of them."""
+"""What operators and the refined add to a generation: how the refined mutate, their metrics, what becomes of them."""
 
 import math
 from typing import Any
@@ -10,6 +10,18 @@ from evolora.population.population import AVERAGE, Population
 from evolora.refiners import Refinement
 
 Floats = npt.NDArray[np.float64]
+
+# Operators that make nobody new: the same weights again, or an average of those that are there.
+_NOT_NEW = ("base", AVERAGE, "copy", "migration")
+
+
+def added_by_operators(population: Population, fitness: Floats, generation: int) -> float:
+    """How much fitter the best is for those whom operators made for this generation: 0 where none of them is the best,
+    NaN where nobody else is there to compare with."""
+    new = np.array([one.born == generation and one.operator not in _NOT_NEW for one in population.individuals])
+    others = fitness[~new & ~np.isnan(fitness)]
+    made = fitness[new & ~np.isnan(fitness)]
+    return max(0.0, float(made.max(initial=-math.inf) - others.max())) if len(others) else math.nan
 
 
 def mutation_scales(parents: Population, refinement: Refinement, *, rule: str) -> list[float]:

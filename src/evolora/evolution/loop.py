@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from evolora.evolution.acceptance import mutation_scales, refined_metrics, survival
+from evolora.engine.progress import NOBODY, Reporter, Sample
+from evolora.evolution.acceptance import added_by_operators, mutation_scales, refined_metrics, survival
 from evolora.evolution.hall_of_fame import HallOfFame
 from evolora.evolution.options import LoopConfig
 from evolora.evolution.racing import Race, losers, race
@@ -29,6 +30,14 @@ Floats = npt.NDArray[np.float64]
 
 # Completions of a generation's best that the lineage keeps for people to read.
 SAMPLES = 8
+# What is under way when somebody is measured.
+_PHASES = {
+    "population": "evaluating",
+    "refined": "evaluating the refined",
+    "validation": "validating",
+    "final": "choosing the winner",
+    "soup": "choosing the winner, or an average",
+}
 # The error level at which the best is clearly better, over all its rivals.
 CLEAR = 0.05
 
@@ -71,6 +80,7 @@ class Evolution:
     lineage: Lineage
     config: LoopConfig
     judge: Judge | None = None
+    reporter: Reporter = NOBODY
     generation: int = 0
     costs: Costs = field(default_factory=Costs)
     # Of all generations, over all resumptions.
@@ -85,6 +95,12 @@ class Evolution:
     def __post_init__(self) -> None:
         self.hall_of_fame = HallOfFame(self.config.finalists)
 
+    @property
+    def phases(self) -> int:
+        """How many the next generation has, as the reporter is told them."""
+        of_refinement = 0 if self.refiner is None else 2 * self.config.rl_steps + 1
+        return 2 + of_refinement + self.hall_of_fame.empty + (self.judge is not None)
+
     def step(self, progress: float = 0.0) -> dict[str, Any]:
         """One generation, when `progress`, from 0 to 1, of the run is done. Returns its metrics, as docs/metrics.md
         defines them."""
@@ -95,7 +111,12 @@ class Evolution:
         population = self.strategy.ask()
         prompts = self._draw("evaluation", self.task.train, self.config.eval_prompts)
         population, evaluation = self.measure(population, prompts, "population")
-        metrics: dict[str, Any] = {"generation": self.generation, "failed": int(np.isnan(evaluation.fitness).sum())}
+        metrics: dict[str, Any] = {
+            "generation": self.generation,
+            "failed": int(np.isnan(evaluation.fitness).sum()),
+            "cut": self._cut(evaluation),
+            "evolution.added": added_by_operators(population, evaluation.fitness, self.generation),
+        }
         if metrics["failed"] < len(population):
             metrics |= self._learn(population, evaluation, prompts, progress)
         else:
@@ -222,6 +243,7 @@ class Evolution:
                 fitness[row], rewards[row] = refined_fitness[index], refined_evaluation.rewards[index]
                 genomes[row], individuals[row] = refined.genomes[index], refined.individuals[index]
         metrics = refined_metrics(self.refiner.name, refinement, gains, accepted)
+        metrics[f"{self.refiner.name}.added"] = float(np.nanmax(fitness) - np.nanmax(evaluation.fitness))
         return Population(genomes, tuple(individuals)), replace(evaluation, fitness=fitness, rewards=rewards), metrics
 
     def _to_be_refined(self, population: Population, evaluation: Evaluation) -> list[int]:
@@ -245,6 +267,8 @@ class Evolution:
         self, population: Population, examples: Sequence[Example], stage: str, drafts: Drafts | None = None
     ) -> tuple[Population, Evaluation]:
         """Evaluate and record: the population with its history, and what was measured."""
+        base = stage == "validation" and self.hall_of_fame.empty
+        self.reporter.begin("base on validation" if base else _PHASES.get(stage, stage))
         with self.costs.timed("evaluation"):
             if stage == "population" and self.config.racing is not None:
                 self.race = race(
@@ -286,7 +310,22 @@ class Evolution:
                 evaluation.completions[0][:SAMPLES],
                 evaluation.rewards[0][:SAMPLES],
             )
+            self.reporter.wrote(
+                population.individuals[0].operator,
+                float(fitness[0]),
+                [
+                    sample(*each)
+                    for each in zip(
+                        examples[:SAMPLES], evaluation.completions[0], evaluation.rewards[0].tolist(), strict=False
+                    )
+                ],
+            )
         return population, evaluation
+
+    def _cut(self, evaluation: Evaluation) -> float:
+        """The share of completions that the limit cut; those that a race left out are none."""
+        written = [ids for own in evaluation.completion_ids for ids in own if ids]
+        return sum(map(self.evaluator.cut, written)) / len(written) if written else math.nan
 
     def _race_metrics(self) -> dict[str, Any]:
         if self.race is None:
@@ -349,6 +388,13 @@ class Evolution:
         self.evaluator.load_state_dict(_under("evaluator.", state))
         if self.refiner is not None:
             self.refiner.load_state_dict(_under("refiner.", state))
+
+
+def sample(example: Example, completion: str, reward: float) -> Sample:
+    """What was written, for people to read: of chat messages the last is what it answers."""
+    target = example.columns.get("target")
+    prompt = example.prompt if example.messages is None else example.messages[-1]["content"]
+    return Sample(prompt, None if target is None else str(target), completion, reward)
 
 
 def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:

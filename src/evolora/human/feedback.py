@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from evolora.engine.progress import NOBODY, Reporter
 from evolora.errors import InputError
 from evolora.human.bradley_terry import Fit, comparisons, fit_strengths
 from evolora.human.choice import choose_pairs
@@ -120,6 +121,7 @@ class HumanFeedback(Judge):
         temperature: float,
         stop: Callable[[], bool],
         say: Callable[[str], None],
+        reporter: Reporter = NOBODY,
     ) -> None:
         self.evaluator = evaluator
         self.scorer = scorer
@@ -130,6 +132,7 @@ class HumanFeedback(Judge):
         self.temperature = temperature
         self.stop = stop
         self.say = say
+        self.reporter = reporter
 
     def judge(
         self, generation: int, population: Population, examples: Sequence[Example], evaluation: Evaluation
@@ -170,15 +173,20 @@ class HumanFeedback(Judge):
         if wanted < self.votes:
             self.say(f"generation {generation}: only {wanted} questions to ask, the rest is written the same")
         self.store.ask(generation, chosen)
+        self.reporter.begin(f"votes at {self.page.url}", wanted)
         self.page.wait_for(
             wanted,
             generation,
             self.stop,
-            on_vote=lambda: self._show(generation, wanted, self._fit(generation, ids, prior), ""),
+            on_vote=lambda: self._voted(generation, wanted, self._fit(generation, ids, prior)),
         )
         if self.store.count(generation) < wanted and self.stop():
             raise KeyboardInterrupt
         self.store.close_generation()
+
+    def _voted(self, generation: int, wanted: int, fit: Fit) -> None:
+        self.reporter.at(self.store.count(generation), wanted)
+        self._show(generation, wanted, fit, "")
 
     def _prior(self, ids: Sequence[int], evaluation: Evaluation) -> dict[int, float]:
         """The prior's means: the log-odds whose probability is the mean reward."""
@@ -220,6 +228,7 @@ def open_page(
     generation: int,
     stop: Callable[[], bool],
     say: Callable[[str], None],
+    reporter: Reporter = NOBODY,
 ) -> HumanFeedback:
     """Open the page of the run in `folder`, and say where it is; the scorer is as it was after `generation`. Raises
     InputError when the address cannot be had."""
@@ -233,7 +242,16 @@ def open_page(
     say(f"Rate completions at {page.url}")
     scorer.learn(store.preferences(until=generation))
     return HumanFeedback(
-        evaluator, scorer, store, page, options.votes, seed=seed, temperature=temperature, stop=stop, say=say
+        evaluator,
+        scorer,
+        store,
+        page,
+        options.votes,
+        seed=seed,
+        temperature=temperature,
+        stop=stop,
+        say=say,
+        reporter=reporter,
     )
 
 

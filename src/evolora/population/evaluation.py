@@ -10,6 +10,7 @@ import numpy.typing as npt
 from torch import Tensor
 
 from evolora.engine.base import Engine
+from evolora.engine.progress import NOBODY, Reporter
 from evolora.engine.text import Text
 from evolora.models.cost import Cost
 from evolora.population.population import Population
@@ -45,6 +46,11 @@ class Evaluator(Protocol):
         """Fitness of `genomes` [n, genome_length] on `examples`; maximised. `drafts` may speed it up and change
         nothing."""
         ...
+
+    def cut(self, ids: Sequence[int]) -> bool:
+        """Whether a completion, which it wrote, ended at the limit and not by itself."""
+        del ids
+        return False
 
     def keep(self, genomes: Tensor) -> None:
         """Only these genomes may be evaluated again."""
@@ -103,12 +109,14 @@ class LocalEvaluator(Evaluator):
         max_new_tokens: int,
         rows_per_slice: int = 512,
         draft_rows: int = 8,
+        reporter: Reporter = NOBODY,
     ) -> None:
         self.writer = Writer(engine, text)
         self.scorer = scorer
         self.max_new_tokens = max_new_tokens
         self.rows_per_slice = rows_per_slice
         self.draft_rows = draft_rows
+        self.reporter = reporter
 
     def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
         """Fitness of `genomes` [n, genome_length] on `examples`: each individual's mean reward over its scored
@@ -122,14 +130,23 @@ class LocalEvaluator(Evaluator):
         if drafts is not None and n * each <= self.draft_rows:
             guesses = [draft for own in drafts for draft in own]
         written = self.writer.write_in_slices(
-            genomes, examples, self.max_new_tokens, rows=self.rows_per_slice, drafts=guesses
+            genomes,
+            examples,
+            self.max_new_tokens,
+            rows=self.rows_per_slice,
+            reporter=self.reporter,
+            drafts=guesses,
         )
+        self.reporter.part("rewarding")
         scores = rewarded(self.scorer, written)
         rewards = scores.rewards.reshape(n, each)
         terms = {name: values.reshape(n, each) for name, values in scores.terms.items()}
         texts = [written.texts[row * each : (row + 1) * each] for row in range(n)]
         ids = [written.ids[row * each : (row + 1) * each] for row in range(n)]
         return Evaluation(mean_fitness(rewards), rewards, texts, written.cost, int(scores.failed.sum()), ids, terms)
+
+    def cut(self, ids: Sequence[int]) -> bool:
+        return len(ids) >= self.max_new_tokens and ids[-1] not in self.writer.text.ends
 
     def sample(
         self, genomes: Tensor, examples: Sequence[Example], *, key: Sequence[int], seed: int, temperature: float

@@ -77,6 +77,9 @@ class RememberingEvaluator(Evaluator):
             terms,
         )
 
+    def cut(self, ids: Sequence[int]) -> bool:
+        return self.evaluator.cut(ids)
+
     def keep(self, genomes: Tensor) -> None:
         """Forget all but these genomes."""
         names = set(self._names.of(genomes))

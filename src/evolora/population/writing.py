@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from evolora.engine.base import Completions, Engine, lengths_read
+from evolora.engine.progress import NOBODY, Reporter
 from evolora.engine.text import Text
 from evolora.models.cost import Cost
 from evolora.rewards.scorer import Scores
@@ -48,16 +49,26 @@ class Writer:
         return self._written(genomes, examples, prompts, self.text.decoding(max_new_tokens, **how))
 
     def write_in_slices(
-        self, genomes: Tensor, examples: Sequence[Example], max_new_tokens: int, *, rows: int, **how: Any
+        self,
+        genomes: Tensor,
+        examples: Sequence[Example],
+        max_new_tokens: int,
+        *,
+        rows: int,
+        reporter: Reporter = NOBODY,
+        **how: Any,
     ) -> Written:
         """The same, at most `rows` of the batch at a time. The slices depend on that, the number of genomes and that of
-        examples only, so that the same batch rounds the same way whenever it is made again."""
+        examples only, so that the same batch rounds the same way whenever it is made again. The `reporter` hears of
+        every slice how many genomes are done, or completions, where a slice has no whole genome."""
         n, each = len(genomes), len(examples)
         whole = self.text.decoding(max_new_tokens, **how)
         prompts = self.text.encode([example.prompt for example in examples])
         texts: list[list[str]] = [[] for _ in range(n)]
         ids: list[list[list[int]]] = [[] for _ in range(n)]
         cost = Cost()
+        unit = each if n > 1 and each <= rows else 1
+        reporter.at(0, n * each // unit)
         for first in range(0, each, rows):
             part = slice(first, min(first + rows, each))
             width = part.stop - first
@@ -67,6 +78,7 @@ class Writer:
                 at = torch.cat([row * each + torch.arange(first, part.stop) for row in own])
                 found = self._written(genomes[own.start : own.stop], examples[part], prompts[part], whole.of_rows(at))
                 cost += found.cost
+                reporter.at((n * first + own.stop * width) // unit, n * each // unit)
                 for index, row in enumerate(own):
                     texts[row] += found.texts[index * width : (index + 1) * width]
                     ids[row] += found.ids[index * width : (index + 1) * width]

@@ -24,10 +24,11 @@ class RefinerOptions(Options):
 
     type: str = option(common=True)
 
-    def build(self, *parts: Any, seed: int, dropout: float) -> "Refiner | None":
-        """The refiner of these options, on `parts`: the engine, the text's side of it and the scorer."""
+    def build(self, *parts: Any, **more: Any) -> "Refiner | None":
+        """The refiner of these options, on `parts`: the engine, the text's side of it and the scorer; with the run's
+        `seed`, the adapter's `dropout`, and the `reporter` that hears what it is at."""
         module, _, name = self.builds.partition(":")
-        refiner: Refiner = getattr(importlib.import_module(module), name)(*parts, self, seed=seed, dropout=dropout)
+        refiner: Refiner = getattr(importlib.import_module(module), name)(*parts, self, **more)
         return refiner
 
 
@@ -36,8 +37,8 @@ class NoRefinerConfig(RefinerOptions):
 
     type: Literal["none"] = option("none", "evolution alone", common=True)
 
-    def build(self, *parts: Any, seed: int, dropout: float) -> None:
-        del parts, seed, dropout
+    def build(self, *parts: Any, **more: Any) -> None:
+        del parts, more
 
 
 class PolicyGradientConfig(RefinerOptions, CompletionOptions, RolloutOptions, HyperparameterOptions):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from evolora.engine.base import Completions, Engine, Scoring, differentiable_scores, lengths_read
+from evolora.engine.progress import NOBODY, Reporter
 from evolora.engine.text import Text
 from evolora.models.cost import Cost, Costs
 from evolora.population.evaluation import Evaluation
@@ -90,10 +91,12 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         *,
         seed: int,
         dropout: float = 0.0,
+        reporter: Reporter = NOBODY,
     ) -> None:
         self.engine = engine
         self.writer = Writer(engine, text)
         self.dropout = dropout
+        self.reporter = reporter
         self.scorer = scorer
         self.config = config
         self.seed = seed
@@ -188,7 +191,9 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         trajectory = []
         costs, failed = Costs(), 0
         self.begin(carried)
-        for step in range(steps or config.rl_steps):
+        count = steps or config.rl_steps
+        for step in range(count):
+            self.reporter.begin(f"rollout {step + 1} of {count}")
             of_step = [(*each, step) for each in key]
             with costs.timed("rollout"):
                 part = examples if steps is None else examples[step * size : (step + 1) * size]
@@ -198,6 +203,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             if self.imitation is not None:
                 self.imitation.remember(pupils, part, rollout.completions.rows(), rollout.scores, rollout.scored)
             with costs.timed("update"):
+                self.reporter.begin("update", count * config.updates, done=step * config.updates)
                 advantages, credit_stats = self.credit(rollout)
                 # An early stop ends the updates on one rollout: the next rollout starts from a policy on target.
                 stopped.zero_()
@@ -300,6 +306,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             with_reference=bool((settings or self._default_settings(len(genomes))).kl_weight.any()),
             settings=settings,
             dtype=self.dtype,
+            reporter=self.reporter,
         )
 
     def _update(
@@ -342,6 +349,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 losses.pop("loss").sum().backward()
                 assert rows.grad is not None
                 losses["grad_norm"] = clip_rows(rows.grad, self.config.max_grad_norm)
+                self.reporter.step()
                 learning = share.there.any(1) & ~stopped
                 # A diverged row stops too.
                 stopped |= ~optimiser.step(rows.grad, learning)

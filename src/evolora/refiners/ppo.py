@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 
 from evolora.engine.base import Engine
+from evolora.engine.progress import NOBODY, Reporter
 from evolora.engine.text import Text
-from evolora.refiners.advantages import generalized_advantages, whiten
+from evolora.refiners.advantages import equal_groups, generalized_advantages, whiten
 from evolora.refiners.carried import Carried
 from evolora.refiners.critic import Critic
 from evolora.refiners.losses import (
@@ -71,8 +72,9 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
         *,
         seed: int,
         dropout: float = 0.0,
+        reporter: Reporter = NOBODY,
     ) -> None:
-        super().__init__(engine, text, scorer, config, seed=seed, dropout=dropout)
+        super().__init__(engine, text, scorer, config, seed=seed, dropout=dropout, reporter=reporter)
         self.critic = Critic(
             engine.hidden,
             lr=config.critic_lr,
@@ -103,10 +105,13 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
             rewards, values, rollout.mask, discount=self.config.discount, trace_decay=self.config.trace_decay
         )
         self._heads, value_loss = self.critic.fit(self._heads, rollout.features, returns, rollout.mask)
-        return whiten(advantages, rollout.mask & self.told_apart(rollout)[..., None]), {
+        stats = {
             "value_loss": value_loss,
             "explained_variance": _explained_variance(values, returns, rollout.mask),
         }
+        if (size := self.config.rollout_samples) > 1:
+            stats["equal_groups"] = equal_groups(rollout.scores, rollout.scored, group_size=size)
+        return whiten(advantages, rollout.mask & self.told_apart(rollout)[..., None]), stats
 
     def policy_loss(self, batch: Minibatch) -> tuple[Tensor, dict[str, Tensor]]:
         loss, stats = clipped_policy_loss(

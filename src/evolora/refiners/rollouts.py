@@ -9,6 +9,7 @@ from torch import Tensor
 
 from evolora.engine.base import Completions, Scoring
 from evolora.engine.options import Truncation
+from evolora.engine.progress import NOBODY, Reporter
 from evolora.errors import InputError
 from evolora.population.writing import Writer, rewarded
 from evolora.refiners.losses import k1_kl, k3_kl
@@ -75,6 +76,7 @@ def collect(
     with_reference: bool,
     settings: Settings | None,
     dtype: torch.dtype,
+    reporter: Reporter = NOBODY,
 ) -> Rollout:
     """Sample and score `samples` completions of each example's prompt from each of `genomes` [k, genome_length], whose
     draws are those of its entry of `seeds` [k]; `keep_trace` with what decoding computed, `with_reference` with the
@@ -110,6 +112,7 @@ def collect(
         reference = engine.score(None, prompts * k, plain, how).log_probs
         if completions.kept is not None:
             whole = engine.score(genomes, prompts, plain, how).log_probs
+    reporter.part("rewarding")
     scores = rewarded(scorer, written)
     found = torch.from_numpy(scores.rewards).to(dtype).to(completions.mask.device).unflatten(0, (k, -1))
     mask = completions.mask.unflatten(0, (k, -1)) & ~found.isnan()[..., None]

@@ -32,7 +32,7 @@ from evolora.runs.report.inspection import Inspection
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.snapshot import check_checkpoint
 from evolora.runs.summary import check_belonging, read_summary
-from evolora.runs.tracking.terminal import Silence
+from evolora.runs.tracking.view import Silence
 from evolora.runs.trust import Trust, check_trust, said_places
 from evolora.tasks.chat import chat_prompt
 from evolora.tasks.task import Example

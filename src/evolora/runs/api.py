@@ -2,8 +2,8 @@
 
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
-from typing import Any
+from contextlib import closing, contextmanager, nullcontext
+from typing import Any, Literal
 
 import torch
 from peft import LoraConfig, PeftType
@@ -20,8 +20,11 @@ from evolora.runs.parts import Vocabulary, trl_name
 from evolora.runs.run import Result, go_on, start
 from evolora.runs.seeds.folder import is_seeds
 from evolora.runs.seeds.run import go_on_seeds, start_seeds
-from evolora.runs.tracking.terminal import Silence, View
+from evolora.runs.tracking.choice import choose_view
+from evolora.runs.tracking.view import Silence, View
 from evolora.tasks.objects import rows_of
+
+_VIEWED = [name for name in vars(Silence) if not name.startswith("_")]
 
 Data = str | os.PathLike[str] | Iterable[Mapping[str, Any]] | Mapping[str, Any]
 
@@ -45,7 +48,7 @@ def evolve(
     seeds: int | Sequence[int] | None = None,
     out: str | os.PathLike[str] | None = None,
     callbacks: Sequence[Callback | Function] = (),
-    view: View | None = None,
+    view: View | Literal["auto"] | None = "auto",
     **options: Any,
 ) -> Result:
     """Evolve and reinforce LoRA adapters, and return the winner.
@@ -68,17 +71,20 @@ def evolve(
     returned has each one's result in `runs`, and the means over the seeds, with their intervals, in its summary. With
     `seed_workers` they run side by side, in processes, which have no use for Python's objects.
 
-    Inside `torch.no_grad` and `torch.inference_mode` it is the same run as outside.
+    It shows what `evolora train` shows, in a notebook too; `view=None` is silent, and a view of one's own (see
+    `evolora.runs.tracking.view`) is told all that happens. Inside `torch.no_grad` and `torch.inference_mode` it is the
+    same run as outside.
 
     Raises InputError for bad options and objects before any work, RewardError when the reward fails, `Interrupted`
     after Ctrl-C.
 
     >>> import tempfile
-    >>> result = evolve(task="arithmetic", gens=1, pop=2, elites=1, refiner="none", out=tempfile.mkdtemp() + "/run")
+    >>> folder = tempfile.mkdtemp() + "/run"
+    >>> result = evolve(task="arithmetic", gens=1, pop=2, elites=1, refiner="none", out=folder, view=None)
     >>> sorted(result.summary["winner"])
     ['genome_sha256', 'id', 'operator', 'test', 'validation']
     """
-    with _in_python(view):
+    with _in_python():
         if peft_config is not None and getattr(peft_config, "peft_type", None) != PeftType.LORA:
             found = type(peft_config).__name__
             raise InputError(f"peft_config: found {found}, expected a LoraConfig of PEFT, the one kind that is evolved")
@@ -112,9 +118,10 @@ def evolve(
         config = make_options(_lora_words(peft_config), words)
         if peft_config is not None:
             _refuse_both(words, config)
-        if config.run.seeds is not None:
-            return start_seeds(config, given=given, views=lambda: view or Silence())
-        return start(config, given=given, view=view)
+        with _shown(view) as shown:
+            if config.run.seeds is not None:
+                return start_seeds(config, given=given, view=shown, views=lambda: _view(view))
+            return start(config, given=given, view=shown)
 
 
 def resume(
@@ -125,7 +132,7 @@ def resume(
     reward: Rewards | None = None,
     reward_weights: Sequence[float] | None = None,
     callbacks: Sequence[Callback | Function] = (),
-    view: View | None = None,
+    view: View | Literal["auto"] | None = "auto",
     trust_reward: bool = False,
     accept_changes: bool = False,
     options: Mapping[str, Any] | None = None,
@@ -143,7 +150,7 @@ def resume(
     tokenizer, reward, options, versions. With `accept_changes` the run goes on, and its summary lists what was
     `changed`.
     """
-    with _in_python(view):
+    with _in_python():
         if not isinstance(folder, (str, os.PathLike)):
             raise InputError(f"folder: found {folder!r:.60}, expected a path")
         if not isinstance(options, Mapping | None):
@@ -161,9 +168,10 @@ def resume(
         words = Source.of_python(given_words)
         check_resumable(words)
         run, how = find_run(folder), {"trust": trust_reward, "accept_changes": accept_changes}
-        if is_seeds(run):
-            return go_on_seeds(run, words, given=given, views=lambda: view or Silence(), **how)
-        return go_on(run, words, given=given, view=view, **how)
+        with _shown(view) as shown:
+            if is_seeds(run):
+                return go_on_seeds(run, words, given=given, view=shown, views=lambda: _view(view), **how)
+            return go_on(run, words, given=given, view=shown, **how)
 
 
 def _given_model(
@@ -220,14 +228,26 @@ def _refuse_both(words: Mapping[str, Any], config: RunOptions) -> None:
 
 
 @contextmanager
-def _in_python(view: View | None) -> Iterator[None]:
+def _shown(view: View | Literal["auto"] | None) -> Iterator[View]:
+    """What is asked for as a view, which is closed in the end."""
+    missing = [name for name in _VIEWED if view not in ("auto", None) and not callable(getattr(view, name, None))]
+    if missing:
+        raise InputError(
+            f"view: found {view!r:.60} without {missing[0]}, expected 'auto', None or an object with "
+            f"{', '.join(_VIEWED[:-1])} and {_VIEWED[-1]}"
+        )
+    with closing(_view(view)) as shown:
+        yield shown
+
+
+def _view(view: View | Literal["auto"] | None) -> View:
+    return choose_view() if view == "auto" else Silence() if view is None else view
+
+
+@contextmanager
+def _in_python() -> Iterator[None]:
     """Faults inside name options as Python does. A caller's `torch.inference_mode` or `no_grad` is left inside: what is
     refined needs gradients."""
-    for name in ("say", "progress", "generation", "close") if view is not None else ():
-        if not callable(getattr(view, name, None)):
-            raise InputError(
-                f"view: found {type(view).__name__}, expected an object with say, progress, generation and close"
-            )
     try:
         # Entered where it is needed alone: it sets autograd's threads, too.
         learning = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()

@@ -23,6 +23,7 @@ from evolora.engine.calibration import (
 )
 from evolora.engine.choose import choose_engine, resolved, resolved_checkpointing
 from evolora.engine.options import NO_TARGETS
+from evolora.engine.progress import Reporter
 from evolora.engine.self_check import check_engine, checked
 from evolora.engine.text import Text
 from evolora.environment import references
@@ -50,7 +51,8 @@ from evolora.rng import keyed_seed
 from evolora.runs.given import Given, refuse_forgotten
 from evolora.runs.memory import check_memory, check_population, rows_of_an_update
 from evolora.runs.options import RunOptions
-from evolora.runs.tracking.terminal import View
+from evolora.runs.recovery import REWARD_LOG
+from evolora.runs.tracking.view import View
 from evolora.tasks.chat import use_template, with_prompts
 from evolora.tasks.task import Task, capped, load_task
 
@@ -74,6 +76,7 @@ class Parts:
     evaluator: LocalEvaluator
     max_new_tokens: int
     view: View
+    reporter: Reporter
 
 
 def assemble(
@@ -84,8 +87,9 @@ def assemble(
     With an `adapter`, its configuration is used instead of the options, and its genome is the founder. Unless it
     `scores`, the reward is not made, and no code of it is imported: nothing that is written has a score.
     """
-    used = config.used()
+    used, reporter = config.used(), Reporter(view)
     data_seed = used.run.seed if used.task.split_seed is None else used.task.split_seed
+    reporter.begin("reading the data")
     task = load_task(
         task=used.task.name,
         data=used.task.data,
@@ -108,6 +112,7 @@ def assemble(
     device = _device(used.engine.device) if given.model is None else str(given.model.device)
     if adapter is None:
         config.strategy.need()
+    reporter.begin("loading the model")
     base = _base(used, given, device)
     if used.model.chat_template is not None:
         use_template(base.tokenizer, Path(used.model.chat_template))
@@ -126,6 +131,7 @@ def assemble(
     engine, products = resolved(base.model, layout, config.engine.type, config.engine.products)
     max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task)
     scoring = _scoring(used, conversational=task.conversational)
+    reporter.begin("loading the reward")
     scorer: Scorer
     if human:
         scorer = _voted_scorer(used, base, device, finished=adapter is not None)
@@ -169,6 +175,7 @@ def assemble(
             "completion": {"max_new_tokens": max_new_tokens},
         }
     )
+    reporter.begin("making the engine")
     budget = Budget(update_tokens)
     chosen = choose_engine(
         base.model,
@@ -187,6 +194,7 @@ def assemble(
         max_new_tokens=max_new_tokens,
         rows_per_slice=rows_per_slice,
         draft_rows=config.engine.draft_rows,
+        reporter=reporter,
     )
     named = mask(config.model.name.strip("<>")) + (f" at {base.revision[:12]}" if base.revision else "")
     view.say(
@@ -209,13 +217,27 @@ def assemble(
     if not task.held_out:
         view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
     chosen.prepare(view, learns=adapter is None and config.refiner.type != "none", dropout=lora.lora_dropout)
+    reporter.begin("checking the engine")
     # Of a loaded one nobody knows what was done to it, nor what code of its own does.
     known = given.model is None and not own_code(base.model)
     check = checked if known else check_engine
     if (found := check(chosen.one, base.model, lora, founder, text, name=config.model.name)) is not None:
         view.say(f"self-check: log-probabilities within {found.largest:.1g} of a plain pass and of PEFT's adapter")
     return Parts(
-        config, base, lora, layout, founder, task, scorer, chosen.engine, budget, text, evaluator, max_new_tokens, view
+        config,
+        base,
+        lora,
+        layout,
+        founder,
+        task,
+        scorer,
+        chosen.engine,
+        budget,
+        text,
+        evaluator,
+        max_new_tokens,
+        view,
+        reporter,
     )
 
 
@@ -232,7 +254,7 @@ def _scoring(config: RunOptions, *, conversational: bool) -> ScoringOptions:
         timeout=config.reward.timeout,
         # A reward that varies is not to be kept.
         cache=folder / "rewards.sqlite" if folder and config.reward.cache and config.evolution.remember else None,
-        log=folder / "reward.log" if folder else None,
+        log=folder / REWARD_LOG if folder else None,
         conversational=conversational,
     )
 

@@ -13,12 +13,18 @@ def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
     return Evolution(
         strategy=config.strategy.build(parts.founder, parts.layout, seed=seed),
         refiner=config.refiner.build(
-            parts.engine, parts.text, parts.scorer, seed=seed, dropout=parts.lora.lora_dropout
+            parts.engine,
+            parts.text,
+            parts.scorer,
+            seed=seed,
+            dropout=parts.lora.lora_dropout,
+            reporter=parts.reporter,
         ),
         evaluator=_evaluator(parts),
         task=parts.task,
         lineage=lineage,
         config=config.evolution,
+        reporter=parts.reporter,
     )
 
 

@@ -9,7 +9,7 @@ from evolora.errors import InputError
 from evolora.files import checkpoint_folder, checkpoints
 from evolora.runs.assembly import Parts
 from evolora.runs.recovery import METRICS
-from evolora.runs.tracking.terminal import MetricsLog
+from evolora.runs.tracking.metrics_log import MetricsLog
 
 # What is text in a checkpoint takes less than the weights of most models, and a small model's take less than this.
 _MARGIN, _LEAST = 1.25, 2**20

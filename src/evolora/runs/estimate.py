@@ -19,7 +19,7 @@ from evolora.runs.assembly import Parts, assemble
 from evolora.runs.footprint import Footprint, footprint
 from evolora.runs.given import Given
 from evolora.runs.options import RunOptions
-from evolora.runs.tracking.terminal import Silence
+from evolora.runs.tracking.view import Silence
 
 # About as long as each of the two measurements takes at most, where a few rows take less.
 _SECONDS = 5.0

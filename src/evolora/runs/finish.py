@@ -52,7 +52,9 @@ def finish(
     base = evolution.base()
     individual, genome = winner.individuals[0], winner.genomes[0]
     start = time.perf_counter()
+    parts.reporter.begin("testing the base")
     base_test = parts.evaluator.evaluate(parts.founder[None], parts.task.test)
+    parts.reporter.begin("testing the winner")
     winner_test = parts.evaluator.evaluate(winner.genomes, parts.task.test)
     test_cost = base_test.cost + winner_test.cost + Cost(seconds=time.perf_counter() - start)
     if math.isnan(validation) and not individual.history and individual.id == base.id:
@@ -127,13 +129,16 @@ def finish(
         loaded=config.model,
         examples=examples,
     )
+    parts.reporter.begin("saving the winner")
     export_adapter(folder / "best", parts.base, parts.lora, parts.layout, genome, card)
     if config.run.merge:
+        parts.reporter.begin("merging the winner")
         merge_winner(folder, config, given, identity)
     elif (folder / "merged").is_dir():
         parts.view.say(f"{folder / 'merged'}: is of an earlier winner; --merge writes it anew")
     summary["seconds"] = seconds()
     whole = write_summary(folder, summary, ["best", "merged"] if config.run.merge else ["best"])
+    parts.reporter.begin("writing the report")
     try:
         write_report(folder)
     except Exception as error:  # nothing of the run is lost with it

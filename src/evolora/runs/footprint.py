@@ -83,7 +83,7 @@ def footprint(parts: Parts) -> Footprint:
         weights = sum(each.nbytes for each in model.parameters())
         written = max(written, bytes_a_row(model, prompt + new, prompt) * min(rows, MOST_ROWS_BY_PANELS) + weights)
     return Footprint(
-        _taken(device),
+        taken_memory(device),
         # The population, its refined and its children, the finalists; Adam's moments and the gradient of the refined.
         genome * (2 * individuals + evolution.finalists + 4 * refined),
         written,
@@ -92,7 +92,8 @@ def footprint(parts: Parts) -> Footprint:
     )
 
 
-def _taken(device: torch.device) -> int:
+def taken_memory(device: torch.device) -> int:
+    """Bytes that this process has there now; 0 where nobody says."""
     if device.type == "cuda":
         return int(torch.cuda.memory_allocated(device))
     try:

@@ -1,18 +1,20 @@
 """A run from its newest checkpoint to its end: the loop, its checkpoints, and whatever ends it."""
 
 import copy
+import itertools
 import math
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from evolora.errors import CheckpointError, InputError, RewardError, ran_out
+from evolora.evolution.loop import Evolution, sample
 from evolora.files import write_text
 from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
-from evolora.masking import keys_in
+from evolora.masking import keys_in, mask
 from evolora.models.cost import Costs
 from evolora.population.lineage import Lineage
 from evolora.rewards.options import HUMAN
@@ -21,16 +23,26 @@ from evolora.runs.building import build_evolution
 from evolora.runs.callbacks import Callbacks, Run
 from evolora.runs.config_file import config_toml, with_checksum
 from evolora.runs.finish import finish
+from evolora.runs.footprint import taken_memory
 from evolora.runs.given import Given
 from evolora.runs.identity import Identity
 from evolora.runs.keeping.names import run_name
 from evolora.runs.options import RunOptions
-from evolora.runs.recovery import LINEAGE, METRICS, recover
+from evolora.runs.recovery import LINEAGE, METRICS, REWARD_LOG, recover
 from evolora.runs.snapshot import Snapshot, restore
 from evolora.runs.stopping import Interrupted, Stop
 from evolora.runs.summary import SUMMARY
-from evolora.runs.tracking.terminal import MetricsLog
+from evolora.runs.tracking.metrics_log import MetricsLog
+from evolora.runs.tracking.shown import SAVING
 from evolora.runs.tracking.trackers import Trackers
+from evolora.runs.tracking.view import Outset
+
+# What was validated so far, and samples of it.
+_VALIDATED = """
+SELECT samples.generation, operator, fitness, prompt, completion, reward FROM samples
+JOIN individuals ON individuals.id = samples.individual
+JOIN fitness USING (generation, individual, stage) WHERE stage = 'validation' ORDER BY samples.rowid
+"""
 
 
 def run_to_end(
@@ -83,8 +95,11 @@ def run_to_end(
                     generation=evolution.generation,
                     stop=stop,
                     say=parts.view.say,
+                    reporter=parts.reporter,
                 )
             done = progress(config, {"generation": evolution.generation, **evolution.spent()})
+            _show_outset(parts, evolution, metrics.read(), done)
+            printed = _Printed(folder / REWARD_LOG, parts.view.say)
             while done < 1:
                 parts.scorer.at(evolution.generation)
                 measured = evolution.step(done)
@@ -98,16 +113,19 @@ def run_to_end(
                         "--eval-prompts says on how many prompts it is asked"
                     )
                 logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}
+                measured["time.memory"] = taken_memory(parts.base.model.device)
                 line = {**measured, **logged, "time.total": seconds()}
                 metrics.append(line)
                 unsaved = Snapshot.of(evolution, seconds())
                 trackers.generation(line)
                 done = progress(config, measured)
                 parts.view.generation(measured, config.most_gens, done)
+                printed.look()
                 if callbacks.generation(line):
                     parts.view.say(f"generation {evolution.generation}: a callback ends the run")
                     done = 1
                 if done >= 1 or stop() or evolution.generation % config.run.save_every == 0:
+                    parts.reporter.begin(SAVING)
                     unsaved.write(folder, parts, lineage, identity.run)
                     unsaved = None
                 else:
@@ -118,6 +136,7 @@ def run_to_end(
             summary = finish(folder, parts, evolution, lineage, seconds, given, identity)
             trackers.summary(summary)
             callbacks.end(summary)
+            printed.look()
     except BaseException as end:
         # Whatever ends it in the middle of a generation: the whole ones before it must not be lost.
         if unsaved is not None:
@@ -130,13 +149,44 @@ def run_to_end(
             end.add_note(f"resume with: evolora resume {folder}")
         raise
     finally:
-        parts.view.close()
         if feedback is not None:
             feedback.close()
         lineage.close()
         trackers.close()
         parts.scorer.close()  # last: a reward of one's own may fail even here
     return summary, metrics.read()
+
+
+def _show_outset(parts: Parts, evolution: Evolution, history: Sequence[Mapping[str, Any]], done: float) -> None:
+    """Tell the view how the run begins, or what it has come to so far."""
+    config, view = parts.config, parts.view
+    limits = {name: value for name, value in config.budget.model_dump().items() if value is not None}
+    title = f"{mask(parts.task.name)}, {mask(config.model.name.strip('<>'))}"
+    view.begin(Outset(title, config.most_gens, limits, done, evolution.phases, history))
+    examples = {example.prompt: example for example in parts.task.validation}
+    for who, group in itertools.groupby(evolution.lineage.query(_VALIDATED), key=lambda row: row[:3]):
+        samples = [
+            sample(examples[prompt], text, math.nan if reward is None else reward)
+            for *_, prompt, text, reward in group
+            if prompt in examples
+        ]
+        view.wrote(str(who[1]), math.nan if who[2] is None else float(who[2]), samples)
+
+
+class _Printed:
+    """Says once where what the reward prints has gone."""
+
+    def __init__(self, log: Path, say: Callable[[str], None]) -> None:
+        self._log, self._say = log, say
+        self._before = self._size()
+
+    def look(self) -> None:
+        if self._size() > self._before:
+            self._say(f"what the reward prints goes to {self._log}")
+            self._before = math.inf
+
+    def _size(self) -> float:
+        return self._log.stat().st_size if self._log.exists() else 0
 
 
 def _write_config(folder: Path, config: RunOptions) -> None:

@@ -19,6 +19,7 @@ Start a run. Files of options and options may be mixed; later files win, options
 _WAYS = """\
   --dry-run            the resolved options as TOML, and what the run will cost
   --resume [RUN]       continue the run in RUN, or in --out; --trust-reward: also a foreign one
+  --quiet              only what it came to in the end; --json-lines: all that happens, as JSON
   --config FILE        the same as FILE.toml alone; may be repeated
   --help-all           all options, by part; --PART.NAME is the long way to write any"""
 _WIDTH = 100

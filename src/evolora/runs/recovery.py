@@ -15,6 +15,8 @@ from evolora.runs.identity import check_run
 from evolora.runs.tracking.chain import check_chain, whole_lines
 
 METRICS, LINEAGE, REWARDS = "metrics.jsonl", "lineage.sqlite", "rewards.sqlite"
+# What the reward prints.
+REWARD_LOG = "reward.log"
 # A checkpoint's own copies of the first two, which are no part of its adapter.
 COPIES = {METRICS: "state.metrics.jsonl", LINEAGE: "state.lineage.sqlite"}
 # sqlite's own words about what is damaged may be damaged too.

@@ -38,7 +38,8 @@ from evolora.runs.recovery import METRICS, check_ledgers, set_aside
 from evolora.runs.snapshot import checkpoint_run
 from evolora.runs.summary import SUMMARY, check_belonging, read_summary, write_summary
 from evolora.runs.tracking.clients import need_trackers
-from evolora.runs.tracking.terminal import MetricsLog, Silence, View
+from evolora.runs.tracking.metrics_log import MetricsLog
+from evolora.runs.tracking.view import Silence, View
 from evolora.runs.trust import Trust, check_trust, note_made_here, said_places
 
 

@@ -10,6 +10,7 @@ from evolora.errors import InputError
 from evolora.runs.options import Source
 from evolora.runs.parts import PARTS, AmbiguousWordError, UnknownWordError, Vocabulary, trl_name
 from evolora.runs.speech import Speech
+from evolora.runs.tracking.choice import SHOWN_BY, Shows
 
 
 @dataclass
@@ -22,6 +23,7 @@ class Typed:
     dry_run: bool = False
     resume: str | None = None
     trust_reward: bool = False
+    shows: Shows = "auto"
 
 
 def typed_words(arguments: Sequence[str]) -> Typed:
@@ -47,6 +49,10 @@ def typed_words(arguments: Sequence[str]) -> Typed:
             typed.dry_run = True
         elif option == "--trust-reward":
             typed.trust_reward = True
+        elif option in SHOWN_BY:
+            if typed.shows not in ("auto", SHOWN_BY[option]):
+                raise InputError("--quiet and --json-lines: found both, expected one of them")
+            typed.shows = SHOWN_BY[option]
         elif option == "--resume":
             typed.resume, rest = (values[0], values[1:]) if values else ("", [])
         elif option == "--config":

@@ -17,7 +17,7 @@ from evolora.reading import read_text
 from evolora.runs.identity import read_identity
 from evolora.runs.recovery import LINEAGE, METRICS
 from evolora.runs.summary import read_summary
-from evolora.runs.tracking.terminal import MetricsLog
+from evolora.runs.tracking.metrics_log import MetricsLog
 
 Measure = tuple[int, str]
 """A generation and a stage."""

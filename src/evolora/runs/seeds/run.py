@@ -4,7 +4,7 @@ import secrets
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -29,7 +29,7 @@ from evolora.runs.seeds.summary import summed_up
 from evolora.runs.seeds.workers import side_by_side
 from evolora.runs.stopping import Interrupted
 from evolora.runs.summary import SUMMARY
-from evolora.runs.tracking.terminal import View
+from evolora.runs.tracking.view import Silence, View
 from evolora.runs.trust import Trust, check_trust, note_made_here, said_places
 
 
@@ -54,9 +54,10 @@ class SeedsResult(Result):
         return self.best.merged
 
 
-def start_seeds(config: RunOptions, *, given: Given, views: Callable[[], View]) -> SeedsResult:
-    """Start a run under several seeds in a new folder; each run is shown by a view of its own."""
-    folder, view = Path(config.used().run.out or new_folder(config.run.name)).absolute(), views()
+def start_seeds(config: RunOptions, *, given: Given, view: View, views: Callable[[], View]) -> SeedsResult:
+    """Start a run under several seeds in a new folder. `view` shows what concerns all of them; each run is shown by one
+    of its own, of `views`, after which that one is closed."""
+    folder = Path(config.used().run.out or new_folder(config.run.name)).absolute()
     workers = _checked_workers(config, given)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
@@ -77,7 +78,7 @@ def start_seeds(config: RunOptions, *, given: Given, views: Callable[[], View]) 
             view.say(unnoted)
         trusted = [("trust_remote_code", True)] if config.model.trust_remote_code else []
         given = replace(given, rows=None, notes=())
-        return _to_end(_All(folder, seeds, Source(trusted), given, workers, views))
+        return _to_end(_All(folder, seeds, Source(trusted), given, workers, view, views))
 
 
 def go_on_seeds(
@@ -85,12 +86,13 @@ def go_on_seeds(
     words: Source,
     *,
     given: Given,
+    view: View,
     views: Callable[[], View],
     trust: Trust = False,
     accept_changes: bool = False,
 ) -> SeedsResult:
     """Go on with the seeds that are not finished, as `run.go_on` does with each."""
-    folder, view = folder.absolute(), views()
+    folder = folder.absolute()
     check_regular(folder)
     with owned(folder, view.say):
         seeds = read_seeds(folder)
@@ -103,7 +105,7 @@ def go_on_seeds(
             view.say(note)
         given = replace(given, peft_config=peft_config_in(folder), notes=())
         workers = min(_checked_workers(config, given, again=True), available_cores())
-        return _to_end(_All(folder, seeds, words, given, workers, views, accept_changes))
+        return _to_end(_All(folder, seeds, words, given, workers, view, views, accept_changes))
 
 
 @dataclass(frozen=True)
@@ -115,6 +117,7 @@ class _All:
     words: Source
     given: Given
     workers: int
+    view: View
     views: Callable[[], View]
     accept_changes: bool = False
 
@@ -151,8 +154,7 @@ def _check_trust(folder: Path, seeds: Seeds, words: Source, given: Given, trust:
 
 
 def _to_end(of: _All) -> SeedsResult:
-    folder, seeds = of.folder, of.seeds
-    view = of.views()
+    folder, seeds, view = of.folder, of.seeds, of.view
     with _said_of_all(folder, seeds):
         if of.workers > 1:
             view.say(f"run folder: {folder}; {len(seeds.seeds)} seeds, {of.workers} at a time")
@@ -165,12 +167,11 @@ def _to_end(of: _All) -> SeedsResult:
                 say=view.say,
                 ended=lambda: _report(folder, view),
             )
-            view.close()
+    view.close()  # each run has its own
     runs: dict[int, Result] = {}
     for number, seed in enumerate(seeds.seeds, 1):
         # Those that workers have finished are only read.
-        own = view if of.workers > 1 else of.views()
-        with _said_of_all(folder, seeds, seed):
+        with closing(Silence() if of.workers > 1 else of.views()) as own, _said_of_all(folder, seeds, seed):
             if of.workers == 1:
                 before = ": finished before" if _is_finished(folder, seed, of.words) else ""
                 own.say(f"seed {seed}, {number} of {len(seeds.seeds)}{before}")

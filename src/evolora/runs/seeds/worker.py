@@ -71,7 +71,7 @@ def _done(job: dict[str, Any]) -> dict[str, Any]:
     from evolora.errors import CheckpointError, InputError, RewardError, ran_out
     from evolora.runs.given import Given
     from evolora.runs.seeds.run import peft_config_in, run_seed
-    from evolora.runs.tracking.terminal import choose_view
+    from evolora.runs.tracking.choice import choose_view
 
     try:
         given = Given(peft_config=peft_config_in(job["folder"]))
