@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from evolora.evolution.acceptance import mutation_scales, refined_metrics, survival
+from evolora.evolution.diversity import diversity
 from evolora.evolution.hall_of_fame import HallOfFame
 from evolora.evolution.options import LoopConfig
 from evolora.evolution.racing import Race, losers, race
@@ -95,7 +96,8 @@ class Evolution:
         population = self.strategy.ask()
         prompts = self._draw("evaluation", self.task.train, self.config.eval_prompts)
         population, evaluation = self.measure(population, prompts, "population")
-        metrics: dict[str, Any] = {"generation": self.generation, "failed": int(np.isnan(evaluation.fitness).sum())}
+        failed = int(np.isnan(evaluation.fitness).sum())
+        metrics: dict[str, Any] = {"generation": self.generation, "failed": failed, **diversity(population, evaluation)}
         if metrics["failed"] < len(population):
             metrics |= self._learn(population, evaluation, prompts, progress)
         else:
