@@ -38,6 +38,20 @@ def test_a_report_that_cannot_be_written_ends_no_run(copied: Path, evolora: Any)
     assert out.count("report.html: could not be written") == 1
 
 
+def test_a_run_that_is_ended_leaves_a_report_that_says_so(toy: Any, tmp_path: Path, evolora: Any) -> None:
+    (tmp_path / "fails.py").write_text(
+        "import pathlib\n"
+        "def reward(completions, **kwargs):\n"
+        f"    if 'Running: 1 of 6 generations' in pathlib.Path({str(tmp_path / 'run' / 'report.html')!r}).read_text():\n"
+        "        raise ValueError('enough')\n"
+        "    return [len(set(text)) / 10 for text in completions]\n"
+    )
+    code, _, error = evolora("train", *toy.options(tmp_path / "run", reward=f"{tmp_path / 'fails.py'}:reward"))
+    page = (tmp_path / "run" / "report.html").read_text(encoding="utf-8")
+    assert code == 1 and "enough" in error
+    assert "The run is not finished: 1 generation so far; validation" in page and "data-written" not in page
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1440])
 def test_nothing_is_cut_and_nothing_fails_in_a_browser(

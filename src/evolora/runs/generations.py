@@ -25,6 +25,7 @@ from evolora.runs.given import Given
 from evolora.runs.identity import Identity
 from evolora.runs.options import RunOptions
 from evolora.runs.recovery import LINEAGE, METRICS, recover
+from evolora.runs.report.live import LiveReport
 from evolora.runs.snapshot import Snapshot, restore
 from evolora.runs.stopping import Interrupted, Stop
 from evolora.runs.summary import SUMMARY
@@ -62,6 +63,7 @@ def run_to_end(
     unsaved: Snapshot | None = None
     feedback: HumanFeedback | None = None
     stop = Stop(parts.view.say)
+    report = LiveReport(folder, parts.view.say)
     try:
         with stop.listening():
             if config.reward.name == HUMAN:
@@ -78,6 +80,7 @@ def run_to_end(
                     say=parts.view.say,
                 )
             done = progress(config, {"generation": evolution.generation, **evolution.spent()})
+            report.update(done, config.most_gens)
             while done < 1:
                 parts.scorer.at(evolution.generation)
                 measured = evolution.step(done)
@@ -94,6 +97,7 @@ def run_to_end(
                 metrics.append({**measured, **logged, "time.total": seconds()})
                 done = progress(config, measured)
                 parts.view.generation(measured, config.most_gens, done)
+                report.update(done, config.most_gens)
                 for callback in given.callbacks:
                     with callback_state.kept():
                         callback({**measured, **logged})
@@ -123,6 +127,7 @@ def run_to_end(
         if feedback is not None:
             feedback.close()
         lineage.close()
+        report.end()
         parts.scorer.close()  # last: a reward of one's own may fail even here
     return summary, metrics.read()
 
