@@ -1,4 +1,4 @@
-"""The command line: evolora train | resume | rate | verify | report | evaluate | generate | export | votes |
+"""The command line: evolora train | resume | rate | verify | report | compare | evaluate | generate | export | votes |
 reward-model.
 
 What takes long to import is imported by the command that needs it, once its options are valid.
@@ -154,6 +154,10 @@ def _parser() -> argparse.ArgumentParser:
         commands, "report", "write a run's report.html, finished or not, into its folder", _write_report
     )
     reported.add_argument("run", metavar="RUN", help="the run's folder")
+
+    compared = _command(commands, "compare", "show runs side by side, and write a page of them", _compare)
+    compared.add_argument("runs", metavar="RUN", nargs="+", help="the runs' folders")
+    compared.add_argument("--to", metavar="FILE", default="compare.html", help="the page (default compare.html)")
 
     votes = _command(commands, "votes", "export or import the votes of a run with --reward human", None)
     ways = votes.add_subparsers(required=True, metavar="export|import", parser_class=_Parser)
@@ -347,9 +351,23 @@ def _verify(options: dict[str, Any]) -> int:
 
 
 def _write_report(options: dict[str, Any]) -> int:
+    _quieten()
     from evolora.runs.report.page import write_report
 
     print(write_report(Path(options["run"])))
+    return 0
+
+
+def _compare(options: dict[str, Any]) -> int:
+    _quieten()
+    from rich.console import Console
+
+    from evolora.runs.report.compare import compare_runs, write_comparison
+
+    comparison = compare_runs([Path(run) for run in options["runs"]])
+    comparison.show(Console())
+    write_comparison(comparison, Path(options["to"]))
+    print(f"page: {options['to']}")
     return 0
 
 

@@ -233,6 +233,21 @@ def test_the_browser_follows_a_run_and_keeps_its_place(tmp_path: Path, chromium:
         assert chromium.execute_script("return window.old") == 1
 
 
+@pytest.mark.parametrize("width", [375, 1440])
+def test_runs_compared_by_the_command_are_on_one_page(
+    finished: Path, tmp_path: Path, evolora: Any, chromium: Any, width: int
+) -> None:
+    other = made_up(tmp_path / ("a-long-name-" * 6), 3, 4)
+    code, out, _ = evolora("compare", finished, other, "--to", tmp_path / "page.html")
+    assert code == 0 and out.splitlines()[-1] == f"page: {tmp_path / 'page.html'}" and "caution: the runs" in out
+    with looking(chromium, width, "dark"):
+        chromium.get((tmp_path / "page.html").as_uri())
+        assert chromium.execute_script("return document.documentElement.scrollWidth") <= width
+        boxes = chromium.execute_script(BOXES)
+        assert len(boxes) > 50 and faults(boxes, width) == []
+        assert len(chromium.find_elements(By.CSS_SELECTOR, "[data-chart] .line")) == 6
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_texts_have_contrast(finished: Path, tmp_path: Path, chromium: Any, theme: str) -> None:
     page = write_report(Path(shutil.copytree(finished, tmp_path / "run")))

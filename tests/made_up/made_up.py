@@ -9,6 +9,7 @@ from evolora.files import write_checked
 from evolora.models.cost import PURPOSES
 from evolora.population.lineage import Lineage
 from evolora.population.population import Individual
+from evolora.runs.identity import new_identity
 from evolora.runs.tracking.terminal import MetricsLog
 
 OPTIONS = '[model]\nname = "a-model"\n\n[refiner]\ntype = "ppo"\n'
@@ -21,6 +22,7 @@ def made_up(folder: Path, gens: int, pop: int, *, text: str = "word ", fitness: 
     and completions, `options` are the lines of its config.toml."""
     folder.mkdir()
     (folder / "config.toml").write_text(f"{options}# sha256 0\n")
+    new_identity({"version": {"torch": "2.9"}}).write(folder)
     lineage, genome = Lineage(folder / "lineage.sqlite", run="0"), torch.zeros(1)
     log = MetricsLog(folder / "metrics.jsonl", "0")
     operators = ("gaussian", "uniform+gaussian", "ppo", "average")
@@ -62,7 +64,8 @@ def made_up(folder: Path, gens: int, pop: int, *, text: str = "word ", fitness: 
     lineage.close()
     for line in lines:
         log.append(line)
-    tested = {"reward": None if math.isnan(fitness) else fitness, "ci95": [None, None]}
+    known = None if math.isnan(fitness) else fitness
+    tested = {"reward": known, "ci95": [known, known]}
     winner = {"validation": None, "id": before[0].id, "operator": "gaussian", "test": tested}
     summary = {"seed": 0, "base": {"test": tested}, "winner": winner, "held_out": True, "seconds": 1.5, "reward": text,
                "generations": gens}  # fmt: skip
