@@ -154,6 +154,9 @@ def _parser() -> argparse.ArgumentParser:
         commands, "report", "write a run's report.html, finished or not, into its folder", _write_report
     )
     reported.add_argument("run", metavar="RUN", help="the run's folder")
+    reported.add_argument(
+        "--figures", metavar="DIR", help="also write its charts as SVG and PNG, and its numbers as CSV, into a folder"
+    )
 
     compared = _command(commands, "compare", "show runs side by side, and write a page of them", _compare)
     compared.add_argument("runs", metavar="RUN", nargs="+", help="the runs' folders")
@@ -354,7 +357,13 @@ def _write_report(options: dict[str, Any]) -> int:
     _quieten()
     from evolora.runs.report.page import write_report
 
-    print(write_report(Path(options["run"])))
+    run, figures = Path(options["run"]), options["figures"]
+    written = []
+    if figures is not None:
+        from evolora.runs.report.figures import write_figures
+
+        written = write_figures(run, Path(figures))
+    print(write_report(run), *written, sep="\n")
     return 0
 
 
