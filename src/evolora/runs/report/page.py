@@ -100,7 +100,7 @@ def _environment() -> Environment:
         loader=PackageLoader("evolora.runs.report"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"figure": figure, "signed": signed, "count": _count, "duration": _duration}
+    environment.filters |= {"figure": figure, "signed": signed, "count": _count, "duration": _duration, "size": _size}
     return environment
 
 
@@ -127,6 +127,14 @@ def _count(value: object) -> str:
     """A count or a size, to three digits where it is large."""
     known = number(value)
     return "\N{EN DASH}" if known is None else short(known, digits=3)
+
+
+def _size(value: object) -> str:
+    """Bytes."""
+    known = number(value)
+    return (
+        "\N{EN DASH}" if known is None else f"{known / 2**30:.2f} GiB" if known < 2**40 else f"{known / 2**40:.2f} TiB"
+    )
 
 
 def _duration(seconds: float) -> str:

@@ -119,7 +119,7 @@ def figures(run: RunRecord) -> list[Figure]:
 
 
 def costs(run: RunRecord) -> list[dict[str, Any]]:
-    """A row a phase: tokens, FLOPs and seconds, each with its share."""
+    """A row a phase: tokens, FLOPs, seconds and memory, each with its share of all or, of memory, of the most."""
     last = run.metrics[-1] if run.metrics else {}
     rows: dict[str, dict[str, float | None]] = {}
     for measure in _MEASURES:
@@ -127,8 +127,11 @@ def costs(run: RunRecord) -> list[dict[str, Any]]:
         for phase in PHASES:
             rows.setdefault(phase, {})[measure] = number(said.get(phase))
     total = {measure: sum(row[measure] or 0.0 for row in rows.values()) or None for measure in _MEASURES}
+    for phase, row in rows.items():
+        row["memory"] = number(last.get(f"time.memory.{phase}")) or None
+    total["memory"] = max((row["memory"] or 0.0 for row in rows.values()), default=0.0) or None
     return [
-        {"phase": phase, "cells": [(row[name], (row[name] or 0.0) / whole if whole else 0.0)
+        {"phase": phase, "cells": [(name, row[name], (row[name] or 0.0) / whole if whole else 0.0)
                                    for name, whole in total.items()]}
         for phase, row in [*rows.items(), ("together", total)]
     ]  # fmt: skip
