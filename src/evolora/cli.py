@@ -1,5 +1,5 @@
-"""The command line: evolora train | resume | rate | ls | show | rm | verify | report | evaluate | generate | export |
-votes | reward-model | words.
+"""The command line: evolora train | resume | rate | ls | show | rm | verify | report | compare | evaluate | generate |
+export | votes | reward-model | words.
 
 What takes long to import is imported by the command that needs it, once its options are valid.
 """
@@ -155,6 +155,13 @@ def _parser() -> argparse.ArgumentParser:
         commands, "report", "write a run's report.html, finished or not, into its folder", _write_report
     )
     reported.add_argument("run", metavar="RUN", help="the run's folder or name")
+    reported.add_argument(
+        "--figures", metavar="DIR", help="also write its charts as SVG and PNG, and its numbers as CSV, into a folder"
+    )
+
+    compared = _command(commands, "compare", "show runs side by side, and write a page of them", _compare)
+    compared.add_argument("runs", metavar="RUN", nargs="+", help="the runs' folders or names")
+    compared.add_argument("--to", metavar="FILE", default="compare.html", help="the page (default compare.html)")
 
     votes = _command(commands, "votes", "export or import the votes of a run with --reward human", None)
     ways = votes.add_subparsers(required=True, metavar="export|import", parser_class=_Parser)
@@ -374,17 +381,38 @@ def _verify(options: dict[str, Any]) -> int:
 
 
 def _write_report(options: dict[str, Any]) -> int:
+    quieten()
     from evolora.runs.report.page import write_report
     from evolora.runs.report.seeds import write_seeds_report
     from evolora.runs.seeds.folder import is_seeds, read_seeds, seed_folder
 
-    folder = find_run(options["run"])
-    if not is_seeds(folder):
-        print(write_report(folder))
+    folder, figures = find_run(options["run"]), options["figures"]
+    if is_seeds(folder):
+        if figures is not None:
+            raise InputError(f"--figures {figures}: {folder} has several seeds, expected the folder of one of them")
+        for seed in read_seeds(folder).begun(folder):
+            write_report(seed_folder(folder, seed))
+        print(write_seeds_report(folder))
         return 0
-    for seed in read_seeds(folder).begun(folder):
-        write_report(seed_folder(folder, seed))
-    print(write_seeds_report(folder))
+    written = []
+    if figures is not None:
+        from evolora.runs.report.figures import write_figures
+
+        written = write_figures(folder, Path(figures))
+    print(write_report(folder), *written, sep="\n")
+    return 0
+
+
+def _compare(options: dict[str, Any]) -> int:
+    quieten()
+    from rich.console import Console
+
+    from evolora.runs.report.compare import compare_runs, write_comparison
+
+    comparison = compare_runs([find_run(run) for run in options["runs"]])
+    comparison.show(Console())
+    write_comparison(comparison, Path(options["to"]))
+    print(f"page: {options['to']}")
     return 0
 
 

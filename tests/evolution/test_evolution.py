@@ -277,7 +277,8 @@ def test_a_generation_without_a_score_selects_nobody(strategy: str) -> None:
         def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
             fitness = np.full(len(genomes), math.nan)
             rewards = np.full((len(genomes), len(examples)), math.nan)
-            return Evaluation(fitness, rewards, [["text"] * len(examples) for _ in fitness], Cost(), 0, [])
+            texts, ids = ([[each] * len(examples) for _ in fitness] for each in ("text", [1]))
+            return Evaluation(fitness, rewards, texts, Cost(), 0, ids)
 
     scored, evolution.evaluator = evolution.evaluator, Silent()
     before = evolution.strategy.ask()

@@ -7,18 +7,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
+from made_up import HOSTILE, made_up
 
 from evolora.errors import InputError
 from evolora.files import read_checked, write_checked
-from evolora.population.lineage import Lineage
-from evolora.population.population import Individual
 from evolora.runs.report.charts import Line, chart
 from evolora.runs.report.data import read_run
 from evolora.runs.report.page import write_report
-from evolora.runs.tracking.metrics_log import MetricsLog
-
-HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\0\u202e"
 
 
 class Elements(HTMLParser):
@@ -36,54 +31,6 @@ class Elements(HTMLParser):
     def handle_data(self, data: str) -> None:
         if self.tags and self.cdata_elem is None:  # in no script and no style
             self.text.append(data)
-
-
-def made_up(folder: Path, gens: int, pop: int, *, text: str = "word ", fitness: float = 0.5, prompts: int = 8) -> Path:
-    """The files of a run that never was: every generation mutates, crosses and refines."""
-    folder.mkdir()
-    (folder / "config.toml").write_text('[model]\nname = "a-model"\n\n[refiner]\ntype = "ppo"\n# sha256 0\n')
-    lineage, genome = Lineage(folder / "lineage.sqlite", run="0"), torch.zeros(1)
-    log = MetricsLog(folder / "metrics.jsonl", "0")
-    operators = ("gaussian", "uniform+gaussian", "ppo", "average")
-    base = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=0.02)
-    lineage.born(base, genome)
-    lineage.measured(1, "validation", [base], [fitness / 2])
-    before, lines = [base, base], []
-    for generation in range(1, gens + 1):
-        members = [
-            Individual(
-                id=(generation - 1) * pop + row + 1,
-                parents=tuple({before[row % len(before)].id, before[(row + 1) % len(before)].id}),
-                operator=operators[row % 4],
-                born=generation,
-                mutation_scale=0.02,
-            )
-            for row in range(pop)
-        ]
-        for member in members:
-            lineage.born(member, genome)
-        lineage.measured(
-            generation, "population", [before[0], *members], [fitness + row / 999 for row in range(pop + 1)]
-        )
-        questions = [f"{number} {text}" for number in range(8)]
-        lineage.sampled(generation, members[0], "validation", questions, [text] * 8, [fitness] * 8)
-        lines.append({"generation": generation, "fitness.best": fitness, "validation": fitness, "ppo.gain": 0.1,
-                      "ppo.kl": generation / 9, "ppo.reward": fitness, "best.operator": "ppo"})  # fmt: skip
-        before = members
-    questions = [f"{number} {text}" for number in range(prompts)]
-    for individual in (base, before[0]):
-        lineage.sampled(
-            gens, individual, "test", questions, [text] * prompts, [fitness * bool(individual.id)] * prompts
-        )
-    lineage.commit()
-    lineage.close()
-    for line in lines:
-        log.append(line)
-    tested = {"reward": None if math.isnan(fitness) else fitness, "ci95": [None, None]}
-    winner = {"id": before[0].id, "operator": "gaussian", "test": tested}
-    summary = {"seed": 0, "base": {"test": tested}, "winner": winner, "held_out": True, "seconds": 1.5, "reward": text}
-    write_checked(folder / "summary.json", summary)
-    return folder
 
 
 def page_of(run: Path) -> str:
@@ -114,7 +61,7 @@ def test_the_gain_has_its_interval_and_evolution_and_rl_their_own(tmp_path: Path
     text = " ".join(" ".join(Elements(page_of(made_up(tmp_path / "run", 3, 4))).text).split())
     assert "the winner is better than the base model" in text and "+0.500" in text
     # The fittest that an operator made is one of the middle rows, the fittest of all an average.
-    assert "3 0.500 0.503 0.502 0.501 0.500 \N{MINUS SIGN}0.002 +0.100" in text
+    assert "3 0.500 0.503 0.502 0.501 0.500 0.333 \N{MINUS SIGN}0.002 +0.100" in text
 
 
 def test_where_nobody_beats_the_base_no_gain_is_claimed(tmp_path: Path) -> None:
@@ -139,6 +86,13 @@ def test_the_data_are_read_as_they_are(tmp_path: Path) -> None:
     assert run.options == {"model": 'name = "a-model"', "refiner": 'type = "ppo"'}
     with pytest.raises(InputError, match="expected the folder of a run"):
         read_run(tmp_path)
+
+
+def test_a_finished_run_that_goes_on_is_not_finished(tmp_path: Path) -> None:
+    run = made_up(tmp_path / "run", 3, 4)
+    summary = read_checked(run / "summary.json") or {}
+    write_checked(run / "summary.json", {**summary, "generations": 2})
+    assert "The run is not finished: 3 generations so far" in page_of(run)
 
 
 def test_a_chart_has_gaps_where_nothing_was_measured() -> None:

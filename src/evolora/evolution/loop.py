@@ -13,6 +13,7 @@ import torch
 
 from evolora.engine.progress import NOBODY, Reporter, Sample
 from evolora.evolution.acceptance import added_by_operators, mutation_scales, refined_metrics, survival
+from evolora.evolution.diversity import diversity
 from evolora.evolution.hall_of_fame import HallOfFame
 from evolora.evolution.options import LoopConfig
 from evolora.evolution.racing import Race, losers, race
@@ -116,6 +117,7 @@ class Evolution:
             "failed": int(np.isnan(evaluation.fitness).sum()),
             "cut": self._cut(evaluation),
             "evolution.added": added_by_operators(population, evaluation.fitness, self.generation),
+            **diversity(population, evaluation),
         }
         if metrics["failed"] < len(population):
             metrics |= self._learn(population, evaluation, prompts, progress)

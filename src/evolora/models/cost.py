@@ -13,6 +13,7 @@ from typing import Literal, Self
 from torch import nn
 from transformers import PreTrainedModel
 
+from evolora.models.memory import peak_memory
 from evolora.models.quantization import entries
 
 Purpose = Literal["evaluation", "rollout", "update"]
@@ -21,18 +22,25 @@ PURPOSES: tuple[Purpose, ...] = ("evaluation", "rollout", "update")
 
 @dataclass(frozen=True)
 class Cost:
-    """Tokens generated or, in updates, trained on; nominal floating-point operations; and wall seconds.
+    """Tokens generated or, in updates, trained on; nominal floating-point operations; wall seconds; and the most bytes
+    of memory meanwhile.
 
-    >>> Cost(tokens=3, flops=100) + Cost(tokens=2, flops=50, seconds=0.5)
-    Cost(tokens=5, flops=150, seconds=0.5)
+    >>> Cost(tokens=3, flops=100, memory=7) + Cost(tokens=2, flops=50, seconds=0.5, memory=9)
+    Cost(tokens=5, flops=150, seconds=0.5, memory=9)
     """
 
     tokens: int = 0
     flops: int = 0
     seconds: float = 0.0
+    memory: int = 0
 
     def __add__(self, other: "Cost") -> "Cost":
-        return Cost(self.tokens + other.tokens, self.flops + other.flops, self.seconds + other.seconds)
+        return Cost(
+            self.tokens + other.tokens,
+            self.flops + other.flops,
+            self.seconds + other.seconds,
+            max(self.memory, other.memory),
+        )
 
 
 @dataclass
@@ -52,10 +60,11 @@ class Costs:
 
     @contextmanager
     def timed(self, purpose: Purpose) -> Iterator[None]:
-        """Add the wall seconds of a `with` block, the reward's own among them."""
+        """Add the wall seconds of a `with` block, the reward's own among them, and its memory."""
         start = time.perf_counter()
-        yield
-        self.add(purpose, Cost(seconds=time.perf_counter() - start))
+        with peak_memory() as peak:
+            yield
+        self.add(purpose, Cost(seconds=time.perf_counter() - start, memory=peak.bytes))
 
     @property
     def generated_tokens(self) -> int:
@@ -67,12 +76,14 @@ class Costs:
         return sum(cost.flops for cost in self.by_purpose.values())
 
     def metrics(self) -> dict[str, float]:
-        """The figures by name: `tokens.evaluation`, `flops.update`, `time.rollout` and so on."""
+        """The figures by name: `tokens.evaluation`, `flops.update`, `time.rollout` and so on; `time.memory.update` with
+        those that are not the same in a repetition."""
         costs = self.by_purpose.items()
         return {
             **{f"tokens.{purpose}": cost.tokens for purpose, cost in costs},
             **{f"flops.{purpose}": cost.flops for purpose, cost in costs},
             **{f"time.{purpose}": cost.seconds for purpose, cost in costs},
+            **{f"time.memory.{purpose}": cost.memory for purpose, cost in costs},
         }
 
     @classmethod
@@ -81,7 +92,10 @@ class Costs:
         return cls(
             {
                 purpose: Cost(
-                    int(metrics[f"tokens.{purpose}"]), int(metrics[f"flops.{purpose}"]), metrics[f"time.{purpose}"]
+                    int(metrics[f"tokens.{purpose}"]),
+                    int(metrics[f"flops.{purpose}"]),
+                    metrics[f"time.{purpose}"],
+                    int(metrics.get(f"time.memory.{purpose}", 0)),
                 )
                 for purpose in PURPOSES
             }

@@ -31,7 +31,6 @@ from evolora.runs.identity import Identity
 from evolora.runs.keeping.names import run_name
 from evolora.runs.options import RunOptions
 from evolora.runs.report.card import model_card
-from evolora.runs.report.page import REPORT, write_report
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.summary import write_summary
 
@@ -137,13 +136,7 @@ def finish(
     elif (folder / "merged").is_dir():
         parts.view.say(f"{folder / 'merged'}: is of an earlier winner; --merge writes it anew")
     summary["seconds"] = seconds()
-    whole = write_summary(folder, summary, ["best", "merged"] if config.run.merge else ["best"])
-    parts.reporter.begin("writing the report")
-    try:
-        write_report(folder)
-    except Exception as error:  # nothing of the run is lost with it
-        parts.view.say(f"{folder / REPORT}: could not be written ({error}); 'evolora report {folder}' tries again")
-    return whole
+    return write_summary(folder, summary, ["best", "merged"] if config.run.merge else ["best"])
 
 
 def _vote(parts: Parts, voters: Population, winner_test: Evaluation) -> tuple[dict[str, Any], Cost]:

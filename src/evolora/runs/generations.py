@@ -29,6 +29,7 @@ from evolora.runs.identity import Identity
 from evolora.runs.keeping.names import run_name
 from evolora.runs.options import RunOptions
 from evolora.runs.recovery import LINEAGE, METRICS, REWARD_LOG, recover
+from evolora.runs.report.live import LiveReport
 from evolora.runs.snapshot import Snapshot, restore
 from evolora.runs.stopping import Interrupted, Stop
 from evolora.runs.summary import SUMMARY
@@ -79,6 +80,7 @@ def run_to_end(
     unsaved: Snapshot | None = None
     feedback: HumanFeedback | None = None
     stop = Stop(parts.view.say)
+    report = LiveReport(folder, parts.view.say)
     try:
         with stop.listening():
             trackers.start(config.parts(), metrics.read())
@@ -100,6 +102,7 @@ def run_to_end(
             done = progress(config, {"generation": evolution.generation, **evolution.spent()})
             _show_outset(parts, evolution, metrics.read(), done)
             printed = _Printed(folder / REWARD_LOG, parts.view.say)
+            report.update(done, config.most_gens)
             while done < 1:
                 parts.scorer.at(evolution.generation)
                 measured = evolution.step(done)
@@ -121,6 +124,7 @@ def run_to_end(
                 done = progress(config, measured)
                 parts.view.generation(measured, config.most_gens, done)
                 printed.look()
+                report.update(done, config.most_gens)
                 if callbacks.generation(line):
                     parts.view.say(f"generation {evolution.generation}: a callback ends the run")
                     done = 1
@@ -152,6 +156,7 @@ def run_to_end(
         if feedback is not None:
             feedback.close()
         lineage.close()
+        report.end()
         trackers.close()
         parts.scorer.close()  # last: a reward of one's own may fail even here
     return summary, metrics.read()

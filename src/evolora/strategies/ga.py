@@ -27,7 +27,7 @@ from evolora.strategies.operators import (
     self_adapt,
 )
 from evolora.strategies.operators.crossover import dare
-from evolora.strategies.operators.diversity import shared_fitness, spread
+from evolora.strategies.operators.diversity import shared_fitness
 from evolora.strategies.options import GAConfig
 
 # How far self-adaptation may carry a mutation scale from its start: far enough to switch mutation off in practice or to
@@ -190,10 +190,6 @@ class GeneticAlgorithm(Strategy):
         known = {individual.id for individual in lead.individuals}
         others = [row for row, one in enumerate(survivors.individuals) if one.id not in known]
         return lead.join(survivors.select(others)).select(range(min(self.config.pop, len(lead) + len(others))))
-
-    def metrics(self) -> dict[str, float]:
-        """What is told of the population that is proposed next."""
-        return {"distance": spread(self.population.genomes)}
 
     def state_dict(self) -> dict[str, Any]:
         return {

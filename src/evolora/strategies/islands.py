@@ -111,11 +111,6 @@ class Islands(Strategy):
         )
         target.replace_last(source.genomes[best], copy)
 
-    def metrics(self) -> dict[str, float]:
-        """The mean of the islands' own."""
-        each = [island.metrics() for island in self.islands]
-        return {name: sum(metrics[name] for metrics in each) / len(each) for name in each[0]}
-
     def state_dict(self) -> dict[str, Any]:
         return {
             f"{place}.{name}": value

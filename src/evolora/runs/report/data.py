@@ -18,9 +18,13 @@ from evolora.runs.identity import read_identity
 from evolora.runs.recovery import LINEAGE, METRICS
 from evolora.runs.summary import read_summary
 from evolora.runs.tracking.metrics_log import MetricsLog
+from evolora.strategies.operators import CROSSOVERS
 
 Measure = tuple[int, str]
 """A generation and a stage."""
+
+# Kinds of operators: what evolution makes.
+EVOLVED = ("mutation or sample", "crossover")
 
 
 @dataclass(frozen=True)
@@ -45,8 +49,8 @@ class Sample:
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run as its folder has it. `summary` is None before the end; `options` is the text of each table of
-    `config.toml`, without keys; `unread` says what could not be read."""
+    """A run as its folder has it. `summary` is None before the end, also where a finished run goes on; `options` is
+    the text of each table of `config.toml`, without keys; `unread` says what could not be read."""
 
     folder: Path
     summary: Mapping[str, Any] | None
@@ -63,10 +67,31 @@ class RunRecord:
         return next((member for member in self.members.values() if member.operator == "base"), None)
 
     @property
+    def task(self) -> str:
+        return str(self._told("task") or self.option("task", "name") or self.option("task", "data") or "one prompt")
+
+    @property
+    def model(self) -> str:
+        return str(self._told("model") or self.option("model", "name") or "a model")
+
+    def _told(self, name: str) -> object:
+        return (self.summary or {}).get(name)
+
+    @property
     def refiner(self) -> str | None:
         """The prefix of its figures; None without one."""
         name = self.option("refiner", "type")
         return None if name == "none" else name
+
+    def kind(self, operator: str) -> str:
+        """What kind of operator it is."""
+        if operator == "base":
+            return "base"
+        if operator == self.refiner:
+            return "RL"
+        if operator in ("average", "soup", "copy", "migration"):
+            return "other"
+        return "crossover" if "crossover" in operator or operator.split("+")[0] in CROSSOVERS else "mutation or sample"
 
     def option(self, part: str, name: str) -> str | None:
         """An option as `config.toml` has it."""
@@ -102,6 +127,8 @@ def read_run(folder: Path) -> RunRecord:
         options = {}
         unread.append(f"{folder / 'config.toml'}: {fault}")
     metrics = [line for line in MetricsLog(folder / METRICS, "").read() if isinstance(line.get("generation"), int)]
+    if summary is not None and metrics and metrics[-1]["generation"] > summary.get("generations", math.inf):
+        summary = None
     members: dict[int, Member] = {}
     samples: dict[str, list[Sample]] = {"validation": [], "test": []}
     try:

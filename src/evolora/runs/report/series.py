@@ -1,0 +1,137 @@
+"""A run's numbers by generation and by phase: what its charts, tables and files show."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from evolora.runs.report.charts import Figure, Line
+from evolora.runs.report.data import EVOLVED, RunRecord, number
+
+Column = list[float | None]
+PHASES = ("evaluation", "rollout", "update", "test")
+_MEASURES = ("tokens", "flops", "time")
+
+
+def generations(run: RunRecord) -> list[int]:
+    return [int(line["generation"]) for line in run.metrics]
+
+
+def column(run: RunRecord, name: str) -> Column:
+    """A metric by generation."""
+    return [number(line.get(name)) for line in run.metrics]
+
+
+def quartiles(run: RunRecord) -> tuple[Column, Column, Column]:
+    """The population's, as it was evaluated: the lower, the median and the upper one."""
+    found: dict[int, list[float]] = {}
+    for member in run.members.values():
+        for (generation, stage), value in member.fitness.items():
+            if stage == "population" and value is not None:
+                found.setdefault(generation, []).append(value)
+    cuts = [
+        [None] * 3 if not (values := found.get(generation)) else np.quantile(values, [0.25, 0.5, 0.75]).tolist()
+        for generation in generations(run)
+    ]
+    low, middle, high = ([cut[index] for cut in cuts] for index in range(3))
+    return low, middle, high
+
+
+def base_validation(run: RunRecord) -> float | None:
+    """The base on the prompts of `validation`."""
+    measures = {} if run.base is None else run.base.fitness
+    return next((value for (_, stage), value in measures.items() if stage == "validation"), None)
+
+
+def evolution_gains(run: RunRecord) -> Column:
+    """By generation: the fittest whom an operator of evolution made for it, minus the fittest of the others, who were
+    there before or whom RL made, on the same prompts."""
+    best: dict[tuple[int, bool], float] = {}
+    for member in run.members.values():
+        for (generation, stage), value in member.fitness.items():
+            if stage == "population" and value is not None:
+                new = member.born == generation and run.kind(member.operator) in EVOLVED
+                best[generation, new] = max(value, best.get((generation, new), value))
+    return [
+        best[each, True] - best[each, False] if (each, True) in best and (each, False) in best else None
+        for each in generations(run)
+    ]
+
+
+def spent(line: Mapping[str, Any], measure: str) -> float | None:
+    """Tokens generated, FLOPs or seconds up to the generation of this line of metrics."""
+    if measure == "seconds":
+        return number(line.get("time.loop"))
+    kinds = ("evaluation", "rollout") if measure == "tokens" else ("evaluation", "rollout", "update")
+    known = [number(line.get(f"{measure}.{kind}")) for kind in kinds]
+    return None if None in known else sum(value for value in known if value is not None)
+
+
+def fitness_figure(run: RunRecord) -> Figure:
+    low, middle, high = quartiles(run)
+    base, x = base_validation(run), generations(run)
+    lines = [
+        Line("best", column(run, "fitness.best"), "blue"),
+        Line("median", middle, "grey"),
+        Line("validation", column(run, "validation"), "green"),
+        *([] if base is None else [Line("base model on validation", [base] * len(x), "red", dashed=True)]),
+    ]
+    band = ("middle half of the population", low, high)
+    return Figure("fitness", "Fitness by generation", "generation", "mean reward", x, lines, band)
+
+
+def gains_figure(run: RunRecord) -> Figure:
+    lines = [Line("evolution", evolution_gains(run), "blue")]
+    if run.refiner is not None:
+        lines.append(Line(run.refiner.upper(), column(run, f"{run.refiner}.gain"), "red"))
+    title = "What evolution and RL added"
+    return Figure("gains", title, "generation", "gain in mean reward", generations(run), lines)
+
+
+def diversity_figures(run: RunRecord) -> tuple[Figure, Figure]:
+    written = Line("two individuals write differently", column(run, "diversity.completions"), "violet")
+    weights = Line("distance of two individuals", column(run, "diversity.distance"), "violet")
+    x = generations(run)
+    return (
+        Figure("diversity-completions", "Diversity of completions", "generation", "share of pairs", x, [written]),
+        Figure("diversity-weights", "Diversity of weights", "generation", "root mean square a weight", x, [weights]),
+    )
+
+
+def kl_figure(run: RunRecord) -> Figure:
+    names = (f"{run.refiner}.kl", f"{run.refiner}.reward")
+    points = [
+        (kl, reward, generation)
+        for kl, reward, generation in zip(*(column(run, name) for name in names), generations(run), strict=True)
+        if kl is not None and reward is not None
+    ]
+    line = Line("a generation's samples", [reward for _, reward, _ in points], "blue")
+    x_name = "KL to the base model, nats a completion"
+    labels = [f"generation {generation}" for *_, generation in points]
+    x = [kl for kl, *_ in points]
+    return Figure("kl", "Reward against KL to the base", x_name, "mean reward of samples", x, [line], labels=labels)
+
+
+def figures(run: RunRecord) -> list[Figure]:
+    """All that have something to show."""
+    every = (fitness_figure(run), gains_figure(run), *diversity_figures(run), kl_figure(run))
+    return [figure for figure in every if not figure.empty]
+
+
+def costs(run: RunRecord) -> list[dict[str, Any]]:
+    """A row a phase: tokens, FLOPs, seconds and memory, each with its share of all or, of memory, of the most."""
+    last = run.metrics[-1] if run.metrics else {}
+    rows: dict[str, dict[str, float | None]] = {}
+    for measure in _MEASURES:
+        said = (run.summary or {}).get(measure) or {phase: last.get(f"{measure}.{phase}") for phase in PHASES}
+        for phase in PHASES:
+            rows.setdefault(phase, {})[measure] = number(said.get(phase))
+    total = {measure: sum(row[measure] or 0.0 for row in rows.values()) or None for measure in _MEASURES}
+    for phase, row in rows.items():
+        row["memory"] = number(last.get(f"time.memory.{phase}")) or None
+    total["memory"] = max((row["memory"] or 0.0 for row in rows.values()), default=0.0) or None
+    return [
+        {"phase": phase, "cells": [(name, row[name], (row[name] or 0.0) / whole if whole else 0.0)
+                                   for name, whole in total.items()]}
+        for phase, row in [*rows.items(), ("together", total)]
+    ]  # fmt: skip
