@@ -12,7 +12,7 @@ from evolora.files import read_checked, write_text
 from evolora.masking import mask
 from evolora.runs.report.charts import Line, chart
 from evolora.runs.report.data import RunRecord, number, read_run
-from evolora.runs.report.page import REPORT, rendered, with_checksum
+from evolora.runs.report.page import REPORT, figure, rendered, signed, with_checksum
 from evolora.runs.seeds.folder import read_seeds, seed_folder
 from evolora.runs.seeds.summary import over_seeds, row_of, t_interval
 from evolora.runs.summary import SUMMARY
@@ -46,6 +46,8 @@ def seeds_html(folder: Path) -> str:
     summary = _summary(folder)
     return rendered(
         "seeds.html",
+        figure=figure,
+        signed=signed,
         name=folder.absolute().name,
         model=known.get("model") or (some and some.option("model", "name")) or "a model",
         task=known.get("task") or (some and (some.option("task", "name") or some.option("task", "data"))) or "its task",
