@@ -204,8 +204,11 @@ def test_a_run_under_several_seeds(kept: Path, evolora: Any) -> None:
     entry = next(entry for entry in listed(evolora) if entry["name"] == "calm-owl")
     assert [one["state"] for one in entry["seeds"]] == ["finished", "stopped"]
     out = evolora("ls")[1]
-    assert "1 of 2 finished" in out and "\n  seed-0 " in out
-    assert evolora("show", "calm-owl/seed-1")[1].startswith("seed-1, stopped\n")
+    assert "1 of 2 finished" in out and "\n  calm-owl/seed-0 " in out
+    assert evolora("show", "calm-owl/seed-1")[1].startswith("calm-owl/seed-1, stopped\n")
+    shutil.copy(several / "seed-0" / "summary.json", several / "seed-1")
+    both = next(line for line in evolora("ls")[1].splitlines() if line.startswith("calm-owl "))
+    assert "2 of 2 finished" in both and f"{entry['seeds'][0]['base']:.3f} -> " in both
     assert "1 of 2 finished" in evolora("show", "calm-owl")[1]
     assert evolora("rm", "calm-owl", "--yes")[0] == 0
     assert not several.exists() and kept.exists()

@@ -72,10 +72,11 @@ def run_to_end(
     def seconds() -> float:
         return seconds_before + time.perf_counter() - began
 
-    parts.view.say(f"run: {run_name(folder)}")
+    name = run_name(folder)
+    parts.view.say(f"run: {name}")
     parts.view.say(f"run folder: {folder}")
-    trackers = Trackers(config.run.report_to, folder, name=run_name(folder), run=identity.run, say=parts.view.say)
-    run = Run(folder, run_name(folder), config.most_gens, parts, evolution)
+    trackers = Trackers(config.run.report_to, folder, name=name.replace("/", "-"), run=identity.run, say=parts.view.say)
+    run = Run(folder, name, config.most_gens, parts, evolution)
     callbacks = Callbacks(given.callbacks, run)
     unsaved: Snapshot | None = None
     feedback: HumanFeedback | None = None

@@ -64,7 +64,7 @@ class FolderOptions(Seeded):
     )
     out: str | None = option(None, "run folder; default runs/<time>-<name>", common=True)
     name: str | None = option(None, "what the run is called, in runs/; default two words", common=True, alias="name")
-    save_every: int = option(5, "generations between checkpoints", common=True, ge=1)
+    save_every: int = option(5, "generations between checkpoints", ge=1)
     keep: int = option(
         2,
         "newest checkpoints that are kept, beside the first one with the best individual; 0: all are",
@@ -73,7 +73,7 @@ class FolderOptions(Seeded):
     merge: bool = option(False, "also write the winner merged into the base model", common=True)
     report_to: Annotated[
         list[Literal["tensorboard", "trackio", "wandb", "mlflow"]] | None, BeforeValidator(_trackers)
-    ] = option(None, "trackers: tensorboard, trackio, wandb, mlflow, or several of them", common=True)
+    ] = option(None, "trackers to report to, tensorboard, trackio, wandb or mlflow, one or several", common=True)
 
     @property
     def each_seed(self) -> tuple[int, ...]:

@@ -15,10 +15,10 @@ from evolora.lock import holder
 from evolora.masking import mask
 from evolora.runs.config_file import check_config, read_run_config
 from evolora.runs.identity import IDENTITY, check_run, read_identity
-from evolora.runs.keeping.names import named_time, run_name
+from evolora.runs.keeping.names import SEEDS, named_time, run_name
 from evolora.runs.tracking.chain import chain_of
 
-CONFIG, SUMMARY, METRICS, SEEDS = "config.toml", "summary.json", "metrics.jsonl", "seeds.json"
+CONFIG, SUMMARY, METRICS = "config.toml", "summary.json", "metrics.jsonl"
 
 State = Literal["running", "finished", "stopped", "damaged"]
 
@@ -106,7 +106,8 @@ def read_entry(folder: Path) -> Entry | None:
         inner = sorted(folder.glob("seed-*"), key=lambda path: (len(path.name), path.name))
         seeds = tuple(entry for path in inner if path.is_dir() and (entry := read_entry(path)) is not None)
         if seeds:
-            return Entry(run_name(folder), folder, min(entry.made for entry in seeds), _size(folder), seeds=seeds)
+            began = min(entry.made for entry in seeds)
+            return Entry(run_name(folder), folder, began, _size(folder), holder(folder), seeds=seeds)
     if not is_run(folder):
         return None
     faults: list[str] = []

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 from evolora.errors import InputError
@@ -38,7 +39,8 @@ def _rows(entry: Entry, indent: str = "") -> Iterator[dict[str, str]]:
         done = sum(one.state == "finished" for one in entry.seeds)
         yield cells | {
             "task": entry.seeds[0].task, "model": entry.seeds[0].model, "method": _method(entry.seeds[0]), "gen": "",
-            "state": f"{done} of {len(entry.seeds)} finished", "reward": "", "size": megabytes(entry.size),
+            "state": f"{done} of {len(entry.seeds)} finished", "reward": _mean(entry.seeds),
+            "size": megabytes(entry.size),
         }  # fmt: skip
         for one in entry.seeds:
             yield from _rows(one, "  ")
@@ -84,6 +86,14 @@ def _reward(entry: Entry) -> str:
     if entry.state == "finished":
         return " -> ".join(map(_figure, entry.rewards))
     return f"validation {_figure(entry.last['validation.best'])}" if "validation.best" in entry.last else "-"
+
+
+def _mean(entries: Sequence[Entry]) -> str:
+    """Over the runs of all seeds, where all are finished."""
+    pairs = [entry.rewards for entry in entries]
+    means = [mean(known) if len(known := [x for x in side if x is not None]) == len(pairs) else None
+             for side in zip(*pairs, strict=True)]  # fmt: skip
+    return " -> ".join(map(_figure, means)) if None not in means else ""
 
 
 def _result(entry: Entry) -> str:

@@ -10,6 +10,9 @@ from evolora.errors import InputError
 
 RUNS = Path("runs")
 
+# In the folder of a run under several seeds.
+SEEDS = "seeds.json"
+
 _TIME = re.compile(r"(\d{8}-\d{6})-(.+)")
 _NAME = re.compile(r"[^\W_][\w.-]{0,49}")
 _FIRST = """
@@ -28,11 +31,13 @@ _SECOND = """
 
 
 def run_name(folder: Path) -> str:
-    """The name of the run in `folder`.
+    """The name of the run in `folder`; of one under several seeds with the run's own behind it.
 
     >>> run_name(Path("runs/20261130-041000-quiet-otter")), run_name(Path("/somewhere/baseline"))
     ('quiet-otter', 'baseline')
     """
+    if folder.name.startswith("seed-") and (folder.parent / SEEDS).is_file():
+        return f"{run_name(folder.parent)}/{folder.name}"
     found = _TIME.fullmatch(folder.name)
     return found[2] if found else folder.name
 
