@@ -14,8 +14,8 @@ from evolora.files import read_checked
 from evolora.lock import holder
 from evolora.masking import mask
 from evolora.runs.config_file import check_config, read_run_config
-from evolora.runs.identity import IDENTITY, check_run, read_identity
-from evolora.runs.keeping.names import SEEDS, named_time, run_name
+from evolora.runs.identity import IDENTITY, SEEDS, check_run, read_identity
+from evolora.runs.keeping.names import named_time, run_name
 from evolora.runs.tracking.chain import chain_of
 
 CONFIG, SUMMARY, METRICS = "config.toml", "summary.json", "metrics.jsonl"

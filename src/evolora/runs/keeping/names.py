@@ -7,11 +7,9 @@ import time
 from pathlib import Path
 
 from evolora.errors import InputError
+from evolora.runs.identity import SEEDS
 
 RUNS = Path("runs")
-
-# In the folder of a run under several seeds.
-SEEDS = "seeds.json"
 
 _TIME = re.compile(r"(\d{8}-\d{6})-(.+)")
 _NAME = re.compile(r"[^\W_][\w.-]{0,49}")

@@ -7,9 +7,8 @@ from pathlib import Path
 
 from evolora.errors import InputError
 from evolora.lock import LOCK, owned
-from evolora.runs.identity import IDENTITY
+from evolora.runs.identity import IDENTITY, SEEDS
 from evolora.runs.keeping.entry import CONFIG, Entry, read_entry
-from evolora.runs.keeping.names import SEEDS
 
 # All that a run, or one under several seeds, may leave.
 _OWN = re.compile(
