@@ -356,10 +356,11 @@ def misbehaving(work: Path) -> Tally:
             f"def score(completions, **_):\n    {deed}\n    return [len(set(text)) / 10 for text in completions]\n"
         )
         code, said = finished([*words(run, SETTINGS[0]), "--reward", f"{reward}:score"])
-        if "Traceback" in said or code not in ((1,) if name == "os._exit" else (0,)):
+        if name == "os._exit":  # a reward that fails: a sentence, and where in the reward it was
+            told = code == 1 and "evolora: reward score left Python with os._exit(0)\n" in said
+            tally.good("a sentence") if told else tally.fault(f"{name}: exit {code}: {said[-300:]}")
+        elif code or "Traceback" in said:
             tally.fault(f"{name}: exit {code}: {said[-300:]}")
-        elif code:
-            tally.good("a sentence")
         else:
             found = facts(run)
             expected = expected or found

@@ -283,7 +283,8 @@ def test_names_that_no_disk_takes(toy: Any, evolora: Any, finished: Path, tmp_pa
         ["train", *toy.options(tmp_path / "out", "--chat-template", str(loop))],
     ):
         refused(evolora(*arguments))
-    for text in ("\udcff", "a\0b"):
+    # No process can be given a NUL.
+    for text in ("\udcff",) if os.environ.get("EVOLORA_REAL") else ("\udcff", "a\0b"):
         refused(evolora("generate", finished, text), "argument 3", "expected text")
         refused(evolora("train", *toy.options(tmp_path / "out", "--data", text)), "expected text")
     config = tmp_path / "config.toml"
