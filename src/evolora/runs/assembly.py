@@ -73,6 +73,8 @@ class Parts:
     text: Text
     evaluator: LocalEvaluator
     max_new_tokens: int
+    copies: tuple[int, int]
+    """Bytes of further copies of the weights: of those that there are now, and at most."""
     view: View
 
 
@@ -214,7 +216,20 @@ def assemble(
     if (found := check(chosen.one, base.model, lora, founder, text, name=config.model.name)) is not None:
         view.say(f"self-check: log-probabilities within {found.largest:.1g} of a plain pass and of PEFT's adapter")
     return Parts(
-        config, base, lora, layout, founder, task, scorer, chosen.engine, budget, text, evaluator, max_new_tokens, view
+        config,
+        base,
+        lora,
+        layout,
+        founder,
+        task,
+        scorer,
+        chosen.engine,
+        budget,
+        text,
+        evaluator,
+        max_new_tokens,
+        chosen.copies(),
+        view,
     )
 
 
