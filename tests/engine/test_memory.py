@@ -13,7 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Config
 
 from evolora.engine.base import Completions, Scoring
-from evolora.engine.calibration import bytes_a_token_kept
+from evolora.engine.calibration import bytes_a_token_kept, bytes_of_an_update
 from evolora.engine.cpu.engine import CpuEngine
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.eager.head import FrozenHead
@@ -53,6 +53,19 @@ def test_an_update_is_linear_in_tokens_and_as_estimated(how: Any) -> None:
     a_row = (peaks[2] - peaks[1]) / 16
     assert (peaks[1] - peaks[0]) / 8 == pytest.approx(a_row, rel=0.1)
     assert a_row / 32 == pytest.approx(bytes_a_token_kept(model, 32, how), rel=0.25)
+
+
+@pytest.mark.parametrize(("model", "kind"), [("tiny", EagerEngine), ("tiny", CpuEngine), ("wide", CpuEngine)])
+@pytest.mark.parametrize("how", ["off", "selective", "on"])
+def test_the_peak_of_an_update_is_as_estimated(model: str, kind: Callable[..., EagerEngine], how: Any) -> None:
+    """Of the bundled model's size, and where a chunk of the vocabulary is more than all layers."""
+    net = small(1_000, layers=12) if model == "tiny" else small(152_000, layers=2)
+    layout, founder = lora_layout(net, lora_config(net), seed=0)
+    engine = kind(net, layout)
+    engine.checkpointing = how
+    assert engine._head is not None
+    _, living = update(engine, founder[None], 16)
+    assert living.peak == pytest.approx(bytes_of_an_update(net, 33, 16 * 32, how, compiled=kind is CpuEngine), rel=0.25)
 
 
 @pytest.mark.parametrize("kind", [EagerEngine, CpuEngine])

@@ -251,6 +251,15 @@ class Replicates(Protocol):
         ...
 
 
+@runtime_checkable
+class Copies(Protocol):
+    """What an engine may have beside: further copies of the weights."""
+
+    def copies(self) -> tuple[int, int]:
+        """Their bytes: of those that there are now, and at most."""
+        ...
+
+
 def differentiable_scores(
     engine: Engine,
     genomes: Tensor,

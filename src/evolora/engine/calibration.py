@@ -29,6 +29,9 @@ MOST_ROWS_DECODED = 48
 MOST_ROWS_BY_PANELS = 96
 # Logits of a chunk: 64 MiB in float32, whatever the vocabulary.
 CHUNK = 2**24
+# glibc's heap has small objects, which its cache for each thread keeps, between the tensors of an update: what is free
+# around them fits no tensor of the same size. In parts of what one layer has at a time (docs/performance.md).
+_HOLES_OF_A_LAYER, _MOST_HOLES = 1 / 3, 6
 # Selective gradient checkpointing computes one of so many layers again as a whole.
 WHOLE_OF = 4
 
@@ -87,10 +90,10 @@ def choose_rows(model: PreTrainedModel, length: int) -> int:
     return max(_LEAST_ROWS, min(most, 1 << max(fit, 1).bit_length() - 1))
 
 
-def bytes_a_row(model: PreTrainedModel, length: int, read: int | None = None) -> int:
+def bytes_a_row(model: PreTrainedModel, length: int, read: int | None = None, logits: int = 4) -> int:
     """Memory that a row of `length` tokens takes while it is completed: keys and values, one layer's activations over
-    the prompt, the logits of one token and their float32 copies. An estimate, on the safe side; where it is known that
-    `read` tokens of the row are read at once, closer."""
+    the prompt, the logits of one token in float32, of which there are so many copies where one is chosen. An estimate,
+    on the safe side; where it is known that `read` tokens of the row are read at once, closer."""
     config = model.config.get_text_config(decoder=True)
     size = model.dtype.itemsize
     hidden, layers = config.hidden_size, config.num_hidden_layers
@@ -100,9 +103,12 @@ def bytes_a_row(model: PreTrainedModel, length: int, read: int | None = None) ->
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * hidden
     cache = 2 * layers * key_heads * head_size * length * size
     activations = (8 * hidden + 3 * inner) * length * size + heads * length * length * 4
-    if read is not None:
+    if read is None:
+        cache *= 2
+    else:
         activations = (4 * hidden + 2 * inner) * read * size
-    return int(2 * cache + activations + 4 * config.vocab_size * 4)  # rows leave by a copy of the cache
+        cache += 2 * cache // layers  # rows leave by a copy of a layer's at a time
+    return int(cache + activations + logits * config.vocab_size * 4)
 
 
 def choose_checkpointing(model: PreTrainedModel, length: int, tokens: int) -> RecomputedName:
@@ -130,6 +136,29 @@ def choose_update_tokens(
 def bytes_a_token_kept(model: PreTrainedModel, length: int, checkpointing: RecomputedName = "off") -> int:
     """What an update's memory grows by with a token in a text of `length`: what is kept in all layers, and one layer's
     own on the way back. An estimate, of layers with a gate."""
+    return sum(_kept_and_passing(model, length, checkpointing))
+
+
+def bytes_of_an_update(
+    model: PreTrainedModel, length: int, tokens: int, checkpointing: RecomputedName, *, compiled: bool = False
+) -> int:
+    """The tensors of a gradient of so many tokens, in texts of up to `length`, at their peak: on the way back one
+    layer's own come after the output embedding's chunk, which has fewer copies where it is `compiled`."""
+    kept, passing = _kept_and_passing(model, length, checkpointing)
+    return tokens * kept + max(tokens * passing, bytes_of_a_chunk(model, tokens, copies=2 if compiled else 5))
+
+
+def bytes_of_holes(model: PreTrainedModel, length: int, tokens: int, checkpointing: RecomputedName) -> int:
+    """What a CPU's heap holds free between the tensors of such a gradient."""
+    if model.device.type != "cpu":
+        return 0
+    _, passing = _kept_and_passing(model, length, checkpointing)
+    layers = model.config.get_text_config(decoder=True).num_hidden_layers
+    return int(tokens * passing * min(_MOST_HOLES, 1 + layers * _HOLES_OF_A_LAYER))
+
+
+def _kept_and_passing(model: PreTrainedModel, length: int, checkpointing: RecomputedName) -> tuple[int, int]:
+    """Bytes of a token that are kept in all layers, and that one layer has beside on the way back."""
     config = model.config.get_text_config(decoder=True)
     hidden, heads = config.hidden_size, getattr(config, "num_attention_heads", None) or 1
     key_heads = getattr(config, "num_key_value_heads", None) or heads
@@ -146,13 +175,13 @@ def bytes_a_token_kept(model: PreTrainedModel, length: int, checkpointing: Recom
     kept = {"off": whole, "selective": selective, "on": hidden * size}[checkpointing]
     gradients = 3 * inner * size
     again = 0 if checkpointing == "off" else whole
-    return int(config.num_hidden_layers * kept + again + gradients)
+    return int(config.num_hidden_layers * kept), int(again + gradients)
 
 
-def bytes_of_a_chunk(model: PreTrainedModel, tokens: int) -> int:
+def bytes_of_a_chunk(model: PreTrainedModel, tokens: int, *, copies: int) -> int:
     """What lives while the output embedding is computed for so many tokens, in chunks: logits, probabilities and their
-    gradients."""
-    return 3 * 4 * min(CHUNK, tokens * int(model.config.get_text_config(decoder=True).vocab_size))
+    gradients, as so many `copies`."""
+    return copies * 4 * min(CHUNK, tokens * int(model.config.get_text_config(decoder=True).vocab_size))
 
 
 def free_memory(device: torch.device) -> int:

@@ -8,7 +8,7 @@ import torch
 from transformers import PreTrainedModel
 
 from evolora.engine import cpu
-from evolora.engine.base import Engine, Prepares, Replicates
+from evolora.engine.base import Copies, Engine, Prepares, Replicates
 from evolora.engine.budget import Budget
 from evolora.engine.calibration import MOST_ROWS_DECODED, choose_checkpointing, is_small
 from evolora.engine.eager.checkpointing import decoder_layers
@@ -35,6 +35,10 @@ class Choice:
         dropout."""
         if isinstance(self.one, Prepares):
             self.one.prepare(progress, learns=learns, dropout=dropout)
+
+    def copies(self) -> tuple[int, int]:
+        """Bytes of further copies of the weights: of those that there are now, and at most."""
+        return self.one.copies() if isinstance(self.one, Copies) else (0, 0)
 
 
 def choose_engine(

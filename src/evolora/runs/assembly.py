@@ -75,6 +75,8 @@ class Parts:
     text: Text
     evaluator: LocalEvaluator
     max_new_tokens: int
+    copies: tuple[int, int]
+    """Bytes of further copies of the weights: of those that there are now, and at most."""
     view: View
     reporter: Reporter
 
@@ -236,6 +238,7 @@ def assemble(
         text,
         evaluator,
         max_new_tokens,
+        chosen.copies(),
         view,
         reporter,
     )

@@ -10,8 +10,8 @@ from evolora.engine.calibration import (
     MOST_ROWS_BY_PANELS,
     MOST_ROWS_DECODED,
     bytes_a_row,
-    bytes_a_token_kept,
-    bytes_of_a_chunk,
+    bytes_of_an_update,
+    bytes_of_holes,
     free_memory,
     is_small,
 )
@@ -60,35 +60,45 @@ def footprint(parts: Parts) -> Footprint:
     individuals = evolution.pop if config.strategy.type != "none" else 1
     threads = engine.threads if device.type == "cpu" else 1
     task = parts.task
-    rows = max(
+    greedy = max(
         individuals * min(evolution.eval_prompts, len(task.train)),
         evolution.finalists * len(task.validation),
         2 * len(task.test),  # the base's and the winner's
     )
-    refined, tokens = 0, 0
+    refined, tokens, sampled = 0, 0, 0
     if isinstance(config.refiner, RolloutOptions):
         refined, prompts = evolution.refine, config.refiner.rollout_prompts
-        rows = max(rows, rows_of_an_update(config))
-        tokens = refined * prompts * (prompt + config.refiner.rollout_samples * new)  # what is shared is read once
-    rows = min(rows, engine.rows_per_slice or rows)
-    if threads > 1 and not is_small(model):
-        rows = min(rows, threads * MOST_ROWS_DECODED)
+        sampled = rows_of_an_update(config)
+        own = prompts * (prompt + config.refiner.rollout_samples * new)  # what is shared is read once
+        width = max(prompt + new, model.config.get_text_config(decoder=True).hidden_size // 2)  # of a pack
+        tokens = refined * (own if own <= width else -(-own // width) * width)
     kept = min(tokens, threads * (engine.update_tokens or tokens))
     checkpointing = engine.gradient_checkpointing
     assert checkpointing != "auto", "assembled parts have what it comes to"
-    update = kept * bytes_a_token_kept(model, prompt + new, checkpointing) if refined else 0
+    of_thread = model, prompt + new, kept // threads, checkpointing
+    compiled = engine.type == "cpu"
+    update = threads * (bytes_of_an_update(*of_thread, compiled=compiled) + bytes_of_holes(*of_thread))
     genome = parts.layout.genome_length * 4
-    written = bytes_a_row(model, prompt + new, prompt) * rows
-    if engine.products == "compiled" and not is_small(model):  # few rows are multiplied by a second copy of the weights
-        weights = sum(each.nbytes for each in model.parameters())
-        written = max(written, bytes_a_row(model, prompt + new, prompt) * min(rows, MOST_ROWS_BY_PANELS) + weights)
+
+    def written(most: int) -> int:
+        """By batches of up to so many rows."""
+        # Of the logits that a token is sampled from torch makes copies.
+        kinds = ((greedy, 1), (sampled, 1 if compiled else 4))
+        return max(min(rows, most) * bytes_a_row(model, prompt + new, prompt, logits) for rows, logits in kinds)
+
+    most = engine.rows_per_slice or max(greedy, sampled)
+    if threads > 1 and not is_small(model):
+        most = min(most, threads * MOST_ROWS_DECODED)
+    # Few rows, or packs, are multiplied by further copies of a large model's weights, which many rows let go of.
+    held, copies = parts.copies
+    few = min(most, MOST_ROWS_BY_PANELS)
     return Footprint(
-        taken_memory(device),
+        max(0, taken_memory(device) - held),
         # The population, its refined and its children, the finalists; Adam's moments and the gradient of the refined.
         genome * (2 * individuals + evolution.finalists + 4 * refined),
-        written,
-        update + threads * bytes_of_a_chunk(model, kept // threads) if refined else 0,
-        free_memory(device),
+        max(written(most) + (copies if is_small(model) else 0), written(few) + copies),
+        update + copies if refined else 0,
+        free_memory(device) + held,
     )
 
 

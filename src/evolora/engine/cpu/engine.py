@@ -15,6 +15,7 @@ from evolora.engine.cpu.install import install
 from evolora.engine.cpu.kernels import CpuKernels
 from evolora.engine.cpu.levers import Levers
 from evolora.engine.cpu.matmul.choice import Products, fastest_products
+from evolora.engine.cpu.matmul.frozen_linear import FrozenProduct
 from evolora.engine.cpu.needed import needed
 from evolora.engine.eager.engine import EagerEngine, Graph
 from evolora.engine.progress import Progress
@@ -46,6 +47,12 @@ class CpuEngine(EagerEngine):
         """Compile what a run needs: one whose genomes are refined too, if it `learns`, with so much dropout."""
         versions = needed(self.layers.model, self.products, learns=learns, dropout=dropout)
         prepare(versions, progress, workers=available_cores())
+
+    def copies(self) -> tuple[int, int]:
+        """See `Copies.copies`."""
+        products = [module.forward for module in self.layers.model.modules()]
+        found = [each.copies() for each in products if isinstance(each, FrozenProduct)]
+        return sum(now for now, _ in found), sum(most for _, most in found)
 
     def replica(self) -> Self:
         engine = super().replica()

@@ -113,6 +113,7 @@ def generate(
             if guesses is not None:
                 batch.accept(good[:, 1:])
                 guesses = None
+            del logits  # the next ones are as large
             if made % every and made < max_new_tokens:
                 logits = batch.step(token, alive)
                 continue
@@ -134,7 +135,7 @@ def generate(
                 written, token, alive = written + found.good.sum(1), found.tokens[:, -1], found.alive
             if not left:
                 break
-            logits = batch.step(token, alive)
+            logits = batch.step(token, alive)  # noqa: F841 - read where the loop begins
     return replace(page.completions(), trace=batch.trace)
 
 

@@ -83,6 +83,11 @@ class WeightPanels:
         self._products += 1
         return None if self._products < _LEAST_PRODUCTS else self._arrange(weight)
 
+    def copies(self) -> tuple[int, int]:
+        """Bytes of the panels that there are, and of those that there may be."""
+        most = 0 if self._kept == "never" else self._weight.nbytes
+        return (0 if self._panels is None else most), most
+
     def _arrange(self, weight: Tensor) -> Floats:
         with self._arranging:  # the parts of a batch come at the same time
             if self._panels is not None and self._panels.current(weight):
@@ -127,6 +132,11 @@ class FrozenProduct:
     @property
     def trained(self) -> bool:
         return any(parameter.requires_grad for parameter in self.module.parameters(recurse=False))
+
+    def copies(self) -> tuple[int, int]:
+        """Bytes of the panels that there are, and of those that there may be."""
+        (now, most), (also, more) = self._forwards.copies(), self._backwards.copies()
+        return now + also, most + more
 
     def panels(self, rows: int) -> Floats | None:
         """The weight's panels, to multiply so many rows; None where there are to be none."""
