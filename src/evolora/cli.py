@@ -41,7 +41,7 @@ _APPLY_OPTIONS = [
     for word in (
         "model", "revision", "trust_remote_code", "attn_implementation", "quantization", "device", "dtype", "threads",
         "chat_template", "task", "data", "prompt", "target",
-        "max_validation_prompts", "max_test_prompts", "reward",
+        "max_validation_prompts", "max_test_prompts", "split_seed", "reward",
         "on_reward_error", "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
     )
 ]  # fmt: skip
@@ -422,6 +422,8 @@ def _report_seeds(result: "SeedsResult") -> None:
     from evolora.runs.seeds.summary import lines
 
     print("", *lines(result.folder, result.summary), sep="\n")
+    if result.merged:
+        print(f"merged:  {result.merged}")
     if (report := result.folder / "report.html").is_file():
         print(f"report:  {report}")
 

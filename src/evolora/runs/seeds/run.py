@@ -150,9 +150,18 @@ def _check_trust(folder: Path, seeds: Seeds, words: Source, given: Given, trust:
 
 
 def _to_end(of: _All) -> SeedsResult:
+    try:
+        return _run_all(of)
+    except KeyboardInterrupt as end:
+        if not of.seeds.begun(of.folder):
+            raise
+        raise Interrupted(of.folder, getattr(end, "number", signal.SIGINT)) from end
+
+
+def _run_all(of: _All) -> SeedsResult:
     folder, seeds = of.folder, of.seeds
     view = of.views()
-    with _said_of_all(folder, seeds):
+    with _said_of_all(folder):
         if of.workers > 1:
             view.say(f"run folder: {folder}; {len(seeds.seeds)} seeds, {of.workers} at a time")
             side_by_side(
@@ -169,15 +178,16 @@ def _to_end(of: _All) -> SeedsResult:
     for number, seed in enumerate(seeds.seeds, 1):
         # Those that workers have finished are only read.
         own = view if of.workers > 1 else of.views()
-        with _said_of_all(folder, seeds, seed):
+        with _said_of_all(folder, seed):
             if of.workers == 1:
                 before = ": finished before" if _is_finished(folder, seed, of.words) else ""
                 own.say(f"seed {seed}, {number} of {len(seeds.seeds)}{before}")
             runs[seed] = run_seed(folder, seed, of.words, of.given, own, accept_changes=of.accept_changes)
         if of.workers == 1:
             _report(folder, own)
-    summary = summed_up(folder, seeds)
-    write_checked(folder / SUMMARY, summary)
+    with _said_of_all(folder):
+        summary = summed_up(folder, seeds)
+        write_checked(folder / SUMMARY, summary)
     _report(folder, view)
     return SeedsResult(folder, summary, runs[summary["best"]].history, runs)
 
@@ -247,14 +257,10 @@ def _made(folder: Path, seeds: tuple[int, ...]) -> Iterator[None]:
 
 
 @contextmanager
-def _said_of_all(folder: Path, seeds: Seeds, seed: int | None = None) -> Iterator[None]:
-    """Whatever ends one run inside, it is all of them that are resumed."""
+def _said_of_all(folder: Path, seed: int | None = None) -> Iterator[None]:
+    """Whatever fails inside, it is all of them that are resumed."""
     try:
         yield
-    except KeyboardInterrupt as end:
-        if not seeds.begun(folder):
-            raise
-        raise Interrupted(folder, getattr(end, "number", signal.SIGINT)) from end
     except InputError:
         raise
     except (RewardError, CheckpointError) as end:
