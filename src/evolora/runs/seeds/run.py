@@ -59,7 +59,7 @@ def start_seeds(config: RunOptions, *, given: Given, views: Callable[[], View]) 
     workers = _checked_workers(config, given)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
-    with _made(folder, config.run.each_seed), owned(folder, view.say):
+    with _made(folder), owned(folder, view.say), _left_as_it_was(folder, config.run.each_seed):
         for name in ("config.toml", SEEDS, *(f"seed-{seed}" for seed in config.run.each_seed)):
             if (folder / name).exists():
                 raise InputError(f"--out {folder}: found {name} in it, expected a new folder, or 'evolora resume'")
@@ -233,15 +233,26 @@ def _report(folder: Path, view: View) -> None:
 
 
 @contextmanager
-def _made(folder: Path, seeds: tuple[int, ...]) -> Iterator[None]:
-    """With the folder there; unless a run was begun in it, all that is new is gone again. Raises InputError when it
-    cannot be made."""
+def _made(folder: Path) -> Iterator[None]:
+    """With the folder there; what is new and empty afterwards is gone again. Raises InputError when it cannot be
+    made."""
     try:
         new = [path for path in (folder, *folder.parents) if not path.exists()]
-        before = set() if folder in new else set(folder.iterdir())
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be made ({error.strerror}), expected a new folder") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
+
+
+@contextmanager
+def _left_as_it_was(folder: Path, seeds: tuple[int, ...]) -> Iterator[None]:
+    """Where no run was begun inside, all that is new in the folder is gone again. For its owner."""
+    before = set(folder.iterdir())
     try:
         yield
     except BaseException:
@@ -250,9 +261,6 @@ def _made(folder: Path, seeds: tuple[int, ...]) -> Iterator[None]:
                 path.unlink(missing_ok=True)
             for run in {seed_folder(folder, seed) for seed in seeds} - before:
                 shutil.rmtree(run, ignore_errors=True)
-            with suppress(OSError):
-                for path in new:
-                    path.rmdir()
         raise
 
 
