@@ -50,7 +50,7 @@ _APPLY_OPTIONS = [
     for word in (
         "model", "revision", "trust_remote_code", "attn_implementation", "quantization", "device", "dtype", "threads",
         "chat_template", "task", "data", "prompt", "target",
-        "max_validation_prompts", "max_test_prompts", "reward",
+        "max_validation_prompts", "max_test_prompts", "split_seed", "reward",
         "on_reward_error", "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
     )
 ]  # fmt: skip
@@ -494,6 +494,8 @@ def _report_seeds(result: "SeedsResult", view: "View") -> None:
         view.tell("end", {"folder": str(result.folder), "summary": result.summary})
         return
     print("", *lines(result.folder, result.summary), sep="\n")
+    if result.merged:
+        print(f"merged:  {result.merged}")
     if (report := result.folder / "report.html").is_file():
         print(f"report:  {report}")
 

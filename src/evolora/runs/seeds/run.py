@@ -61,7 +61,7 @@ def start_seeds(config: RunOptions, *, given: Given, view: View, views: Callable
     workers = _checked_workers(config, given)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
-    with _made(folder, config.run.each_seed), owned(folder, view.say):
+    with _made(folder), owned(folder, view.say), _left_as_it_was(folder, config.run.each_seed):
         for name in ("config.toml", SEEDS, *(f"seed-{seed}" for seed in config.run.each_seed)):
             if (folder / name).exists():
                 raise InputError(f"--out {folder}: found {name} in it, expected a new folder, or 'evolora resume'")
@@ -154,8 +154,17 @@ def _check_trust(folder: Path, seeds: Seeds, words: Source, given: Given, trust:
 
 
 def _to_end(of: _All) -> SeedsResult:
+    try:
+        return _run_all(of)
+    except KeyboardInterrupt as end:
+        if not of.seeds.begun(of.folder):
+            raise
+        raise Interrupted(of.folder, getattr(end, "number", signal.SIGINT)) from end
+
+
+def _run_all(of: _All) -> SeedsResult:
     folder, seeds, view = of.folder, of.seeds, of.view
-    with _said_of_all(folder, seeds):
+    with _said_of_all(folder):
         if of.workers > 1:
             view.say(f"run folder: {folder}; {len(seeds.seeds)} seeds, {of.workers} at a time")
             side_by_side(
@@ -171,15 +180,16 @@ def _to_end(of: _All) -> SeedsResult:
     runs: dict[int, Result] = {}
     for number, seed in enumerate(seeds.seeds, 1):
         # Those that workers have finished are only read.
-        with closing(Silence() if of.workers > 1 else of.views()) as own, _said_of_all(folder, seeds, seed):
+        with closing(Silence() if of.workers > 1 else of.views()) as own, _said_of_all(folder, seed):
             if of.workers == 1:
                 before = ": finished before" if _is_finished(folder, seed, of.words) else ""
                 own.say(f"seed {seed}, {number} of {len(seeds.seeds)}{before}")
             runs[seed] = run_seed(folder, seed, of.words, of.given, own, accept_changes=of.accept_changes)
         if of.workers == 1:
             _report(folder, own)
-    summary = summed_up(folder, seeds)
-    write_checked(folder / SUMMARY, summary)
+    with _said_of_all(folder):
+        summary = summed_up(folder, seeds)
+        write_checked(folder / SUMMARY, summary)
     _report(folder, view)
     return SeedsResult(folder, summary, runs[summary["best"]].history, runs)
 
@@ -225,15 +235,26 @@ def _report(folder: Path, view: View) -> None:
 
 
 @contextmanager
-def _made(folder: Path, seeds: tuple[int, ...]) -> Iterator[None]:
-    """With the folder there; unless a run was begun in it, all that is new is gone again. Raises InputError when it
-    cannot be made."""
+def _made(folder: Path) -> Iterator[None]:
+    """With the folder there; what is new and empty afterwards is gone again. Raises InputError when it cannot be
+    made."""
     try:
         new = [path for path in (folder, *folder.parents) if not path.exists()]
-        before = set() if folder in new else set(folder.iterdir())
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be made ({error.strerror}), expected a new folder") from None
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            for path in new:
+                path.rmdir()
+
+
+@contextmanager
+def _left_as_it_was(folder: Path, seeds: tuple[int, ...]) -> Iterator[None]:
+    """Where no run was begun inside, all that is new in the folder is gone again. For its owner."""
+    before = set(folder.iterdir())
     try:
         yield
     except BaseException:
@@ -242,21 +263,14 @@ def _made(folder: Path, seeds: tuple[int, ...]) -> Iterator[None]:
                 path.unlink(missing_ok=True)
             for run in {seed_folder(folder, seed) for seed in seeds} - before:
                 shutil.rmtree(run, ignore_errors=True)
-            with suppress(OSError):
-                for path in new:
-                    path.rmdir()
         raise
 
 
 @contextmanager
-def _said_of_all(folder: Path, seeds: Seeds, seed: int | None = None) -> Iterator[None]:
-    """Whatever ends one run inside, it is all of them that are resumed."""
+def _said_of_all(folder: Path, seed: int | None = None) -> Iterator[None]:
+    """Whatever fails inside, it is all of them that are resumed."""
     try:
         yield
-    except KeyboardInterrupt as end:
-        if not seeds.begun(folder):
-            raise
-        raise Interrupted(folder, getattr(end, "number", signal.SIGINT)) from end
     except InputError:
         raise
     except (RewardError, CheckpointError) as end:
