@@ -1,5 +1,7 @@
-"""How long the phases of a run take in a fresh process, and how long its screen stands still: `python scripts/silence.py
-[OPTIONS]`, with those of `evolora train`, by default the demo's."""
+"""How long the phases of a run take in a fresh process, and how long its screen stands still.
+
+`python scripts/silence.py [OPTIONS]`, with the options of `evolora train`, by default the demo's.
+"""
 
 import json
 import os
