@@ -105,9 +105,9 @@ def test_a_signal_in_the_first_seconds_is_a_sentence(
 
 def test_a_signal_while_the_model_is_loaded_is_a_sentence(toy: Any, tmp_path: Path) -> None:
     run, reward = tmp_path / "run", tmp_path / "slow.py"
-    reward.write_text("import time\nprint('loading', flush=True)\ntime.sleep(60)\n")
+    reward.write_text("import time\nprint('asleep', flush=True)\ntime.sleep(60)\n")
     process = start(toy, "-m", "evolora", "train", *toy.options(run, reward=f"{reward}:slow"))
-    until(process.stdout, "loading")
+    until(process.stdout, "asleep")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
     assert (process.returncode, errors) == (130, "Interrupted before there was anything to keep.\n")

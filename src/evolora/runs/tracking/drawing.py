@@ -99,7 +99,7 @@ def _head(shown: Shown, width: int, glyphs: Glyphs) -> list[Text]:
     number = len(shown.curve) + (0 if shown.share >= 1 else 1)
     name = f"generation {number}" + (f" of {shown.gens}" if shown.gens else "")
     share = 0.0 if math.isnan(shown.share) else shown.share
-    room = max(width - len(name) - len(clock) - 9, 0)
+    room = max(width - len(name) - len(clock) - 7, 0)
     full = round(share * room)
     line = Text().append(f"{name}  ", "bold").append(glyphs.bar[0] * full, "cyan")
     line.append(glyphs.bar[1] * (room - full), "dim").append(f" {share:>4.0%}").append(clock, "dim")
