@@ -14,6 +14,7 @@ from evolora.files import read_checked, write_checked
 from evolora.runs.report.charts import Line, chart
 from evolora.runs.report.data import read_run
 from evolora.runs.report.page import write_report
+from evolora.runs.report.texts import film, rows, shared
 
 
 class Elements(HTMLParser):
@@ -44,7 +45,7 @@ def test_a_run_of_200_generations_of_64_stays_small(tmp_path: Path) -> None:
 
 
 def test_markup_in_prompts_and_completions_stays_text(tmp_path: Path) -> None:
-    plain = Elements(page_of(made_up(tmp_path / "plain", 3, 4)))
+    plain = Elements(page_of(made_up(tmp_path / "plain", 3, 4, text="a plain text of some words, as long")))
     hostile = Elements(page_of(made_up(tmp_path / "hostile", 3, 4, text=HOSTILE)))
     assert hostile.tags == plain.tags
     assert any("<script>alert(1)</script>" in text for text in hostile.text)
@@ -86,6 +87,17 @@ def test_the_data_are_read_as_they_are(tmp_path: Path) -> None:
     assert run.options == {"model": 'name = "a-model"', "refiner": 'type = "ppo"'}
     with pytest.raises(InputError, match="expected the folder of a run"):
         read_run(tmp_path)
+
+
+def test_what_all_prompts_share_does_not_hide_what_they_ask(tmp_path: Path) -> None:
+    chat = ("<|user|> You are a helpful assistant.\n", "\nAnswer with one word. <|assistant|>\n")
+    assert shared([f"{chat[0]}{each}{chat[1]}" for each in ("What is 2?", "Is it so?")]) == chat
+    assert shared(["Translate 'chat' to English:", "Translate 'chien' to English:"]) == ("", "")
+    assert shared(["the same prompt for everybody"] * 3) == ("", "")
+    run = read_run(made_up(tmp_path / "run", 2, 4, text=f"is one number {chat[1]}"))
+    table = rows(run)
+    assert [row["prompt"] for row in table["rows"]] == [f"{number}" for number in range(8)]
+    assert table["end"].endswith(chat[1]) and film(run)[0]["prompt"].endswith(chat[1]) and film(run)[0]["label"] == "0"
 
 
 def test_a_finished_run_that_goes_on_is_not_finished(tmp_path: Path) -> None:

@@ -130,16 +130,20 @@ def _count(value: object) -> str:
 
 
 def _size(value: object) -> str:
-    """Bytes."""
+    """Bytes in GiB."""
     known = number(value)
-    return (
-        "\N{EN DASH}" if known is None else f"{known / 2**30:.2f} GiB" if known < 2**40 else f"{known / 2**40:.2f} TiB"
-    )
+    return figure(None if known is None else known / 2**30, 2)
 
 
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    return f"{rest} s" if not minutes else f"{minutes} min" if minutes < 100 else f"{minutes / 60:.0f} h"
+def _duration(seconds: object) -> str:
+    known = number(seconds)
+    if known is None:
+        return "\N{EN DASH}"
+    minutes, rest = divmod(round(known), 60)
+    hours, of_hour = divmod(minutes, 60)
+    if hours:
+        return f"{hours} h {of_hour} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s" if known >= 10 else f"{known:.1f} s"
 
 
 def gain(run: RunRecord) -> tuple[float | None, tuple[float | None, float | None], int]:

@@ -127,9 +127,11 @@ def costs(run: RunRecord) -> list[dict[str, Any]]:
         for phase in PHASES:
             rows.setdefault(phase, {})[measure] = number(said.get(phase))
     total = {measure: sum(row[measure] or 0.0 for row in rows.values()) or None for measure in _MEASURES}
-    for phase, row in rows.items():
-        row["memory"] = number(last.get(f"time.memory.{phase}")) or None
-    total["memory"] = max((row["memory"] or 0.0 for row in rows.values()), default=0.0) or None
+    memory = {phase: number(last.get(f"time.memory.{phase}")) or None for phase in PHASES}
+    if known := [value for value in memory.values() if value is not None]:
+        total["memory"] = max(known)
+        for phase, row in rows.items():
+            row["memory"] = memory[phase]
     return [
         {"phase": phase, "cells": [(name, row[name], (row[name] or 0.0) / whole if whole else 0.0)
                                    for name, whole in total.items()]}

@@ -11,6 +11,8 @@ from evolora.runs.report.data import RunRecord, Sample
 # What bounds the page: rows of prompts, frames of the film, bytes of text in both.
 _ROWS, _FRAMES = 400, 100
 _ROW_BYTES, _FILM_BYTES = 350_000, 200_000
+# So many characters that all prompts have are left out of each.
+_SHARED = 20
 
 
 def sides(run: RunRecord) -> tuple[list[Sample], list[Sample]]:
@@ -33,17 +35,21 @@ def rows(run: RunRecord) -> dict[str, Any]:
     """As many of them as the page has room for."""
     every = pairs(run)
     shown = every[:_ROWS]
-    texts = [text for a, b in shown for text in (a.prompt, a.completion, b.completion)]
+    begin, end = shared([a.prompt for a, _ in every])
+    asked = [_without(a.prompt, begin, end) for a, _ in shown]
+    texts = [*asked, *(text for a, b in shown for text in (a.completion, b.completion))]
     limit = _limit(texts, lambda text: len(escape(text).encode()), _ROW_BYTES)
     return {
         "total": len(every),
+        "begin": _cut(begin, 2000),
+        "end": _cut(end, 2000),
         "rows": [
             {
                 "before": a.reward, "after": b.reward,
                 "gain": None if a.reward is None or b.reward is None else b.reward - a.reward,
-                "prompt": _cut(a.prompt, limit), "base": _cut(a.completion, limit), "winner": _cut(b.completion, limit),
+                "prompt": _cut(prompt, limit), "base": _cut(a.completion, limit), "winner": _cut(b.completion, limit),
             }
-            for a, b in shown
+            for prompt, (a, b) in zip(asked, shown, strict=True)
         ],
     }  # fmt: skip
 
@@ -57,9 +63,11 @@ def film(run: RunRecord) -> list[dict[str, Any]]:
     thinned = {prompt: _thinned(samples, _FRAMES) for prompt, samples in list(prompts.items())[:12]}
     texts = [text for prompt, samples in thinned.items() for text in (prompt, *(each.completion for each in samples))]
     limit = _limit(texts, lambda text: len(json.dumps(text)), _FILM_BYTES)
+    begin, end = shared(list(thinned))
     return [
         {
             "prompt": _cut(prompt, limit),
+            "label": _without(prompt, begin, end)[-60:],
             "frames": [
                 {
                     "who": "base model" if each.individual == base
@@ -72,6 +80,33 @@ def film(run: RunRecord) -> list[dict[str, Any]]:
         }
         for prompt, samples in thinned.items()
     ]  # fmt: skip
+
+
+def shared(prompts: Sequence[str]) -> tuple[str, str]:
+    """What all prompts begin and end with, such as a chat template, where that is so long that it hides the rest; to
+    whole words.
+
+    >>> shared(["<|user|> You are an assistant. What is 1? ", "<|user|> You are an assistant. Name 2! "])
+    ('<|user|> You are an assistant. ', '')
+    """
+    if len(set(prompts)) < 2:
+        return "", ""
+    begin = _common(prompts)
+    begin = begin[: max(begin.rfind(" "), begin.rfind("\n")) + 1]
+    rest = [prompt[len(begin) :][::-1] for prompt in prompts]
+    end = _common(rest)
+    end = end[: max(end.rfind(" "), end.rfind("\n")) + 1][::-1]
+    return (begin if len(begin) >= _SHARED else ""), (end if len(end) >= _SHARED else "")
+
+
+def _common(texts: Sequence[str]) -> str:
+    first, last = min(texts), max(texts)  # between which all others lie
+    pairs = enumerate(zip(first, last, strict=False))
+    return first[: next((at for at, (a, b) in pairs if a != b), min(len(first), len(last)))]
+
+
+def _without(prompt: str, begin: str, end: str) -> str:
+    return prompt.removeprefix(begin).removesuffix(end).strip() or prompt if begin or end else prompt
 
 
 def _cut(text: str, limit: int) -> str:

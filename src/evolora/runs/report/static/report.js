@@ -116,7 +116,7 @@ if (data) {
   const [box, prompt, full, time, who, reward, text, play] =
     ["box", "prompt", "full", "time", "who", "reward", "text", "play"].map(name => byId(`film-${name}`));
   let timer = null;
-  film.forEach((each, index) => prompt.add(new Option(each.prompt.slice(-60), index)));
+  film.forEach((each, index) => prompt.add(new Option(each.label, index)));
   const show = () => {
     const frame = film[prompt.value].frames[time.value];
     who.textContent = frame.who;
