@@ -49,7 +49,7 @@ from evolora.runs.given import Given, refuse_forgotten
 from evolora.runs.memory import check_memory, check_population, rows_of_an_update
 from evolora.runs.options import RunOptions
 from evolora.runs.tracking.terminal import View
-from evolora.tasks.chat import use_template, with_prompts
+from evolora.tasks.chat import Chat, use_template, with_prompts
 from evolora.tasks.task import Task, capped, load_task
 
 _UNSCORED = "none"
@@ -86,6 +86,10 @@ def assemble(
     task = load_task(
         task=used.task.name,
         data=used.task.data,
+        data_config=used.task.data_config,
+        data_split=used.task.data_split,
+        prompt_column=used.task.prompt_column,
+        target_column=used.task.target_column,
         prompt=used.task.prompt,
         target=used.task.target,
         reward=used.reward.name if scores else _UNSCORED,
@@ -108,9 +112,7 @@ def assemble(
     base = _base(used, given, device)
     if used.model.chat_template is not None:
         use_template(base.tokenizer, Path(used.model.chat_template))
-    task = with_prompts(
-        task, base.tokenizer, source=f"--data {config.task.data}" if config.task.data else f"--task {config.task.name}"
-    )
+    task = with_prompts(task, base.tokenizer, chat_of(used), source=_source(config))
     asked = config.engine.threads
     threads = asked or choose_threads(base.model, available_cores())
     torch.set_num_threads(threads_an_operation(base.model, threads))
@@ -203,6 +205,9 @@ def assemble(
             view.say(
                 f"Of {len(all_of_them):,} {split} prompts {len(drawn):,} are drawn by the seed (--max-{split}-prompts)."
             )
+    if task.split_off:
+        missing = " and no ".join(task.split_off)
+        view.say(f"The data has no {missing} split: 15% of its training prompts each are split off, drawn by the seed.")
     if not task.held_out:
         view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
     chosen.prepare(view, learns=adapter is None and config.refiner.type != "none", dropout=lora.lora_dropout)
@@ -214,6 +219,17 @@ def assemble(
     return Parts(
         config, base, lora, layout, founder, task, scorer, chosen.engine, budget, text, evaluator, max_new_tokens, view
     )
+
+
+def chat_of(config: RunOptions) -> Chat:
+    """What the chat template gets beside messages."""
+    return Chat(config.task.system_prompt, config.task.template_variables())
+
+
+def _source(config: RunOptions) -> str:
+    """Where prompts come from, as the user said it."""
+    task = config.task
+    return f"--data {task.data}" if task.data else "--prompt" if task.prompt else f"--task {task.name}"
 
 
 def _no_score(completions: Sequence[str]) -> list[None]:

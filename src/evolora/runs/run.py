@@ -33,6 +33,7 @@ from evolora.runs.snapshot import checkpoint_run
 from evolora.runs.summary import SUMMARY, check_belonging, read_summary, write_summary
 from evolora.runs.tracking.terminal import MetricsLog, Silence, View
 from evolora.runs.trust import Trust, check_trust, note_made_here, said_places
+from evolora.tasks.arrow import is_hub_name
 
 
 @dataclass(frozen=True)
@@ -277,7 +278,7 @@ def _located(config: RunOptions, folder: Path) -> RunOptions:
         path["chat_template"] = _absolute(model.chat_template)
     if model.name != BUNDLED_MODEL and Path(model.name).is_dir():
         path["name"] = str(Path(model.name).absolute())
-    task = {} if data is None else {"data": _absolute(data)}
+    task = {} if data is None or is_hub_name(data) else {"data": _absolute(data)}
     return config.replaced({"run": {"out": _out(config, folder)}, "task": task, "model": path})
 
 
