@@ -83,6 +83,7 @@ def test_dates_and_times_are_text() -> None:
         ([{"prompt": "a", "image": b"\x89PNG"}], r"data\[0\] has in the column 'image' a value of the type bytes"),
         ([{"prompt": "a", "x": {"y": [float("inf")]}}], r"data\[0\] has in the column 'x' inf"),
         ([{"prompt": "a", "x": {1, 2}}], "a value of the type set"),
+        ([{"prompt": "a", "x": 9**9999}], "thousands of digits"),
         ({"train": "text"}, r"data\['train'\]: found str"),
     ],
 )

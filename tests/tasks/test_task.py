@@ -411,7 +411,7 @@ def test_a_split_train_without_rows_is_refused(tmp_path: Path) -> None:
 def test_missing_files_are_refused(tmp_path: Path) -> None:
     assert str(tmp_path / "no.jsonl") in refusal(data=tmp_path / "no.jsonl")
     write(tmp_path, "test.jsonl", GOOD)
-    assert "has no train file" in refusal(data=tmp_path)
+    assert "has no train.jsonl or train.json or train.csv or train.parquet" in refusal(data=tmp_path)
     write(tmp_path, "train.jsonl", GOOD)
     write(tmp_path, "train.csv", "prompt\na\n")
     assert "has train.jsonl and train.csv, expected one" in refusal(data=tmp_path)

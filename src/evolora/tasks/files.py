@@ -29,7 +29,7 @@ def data_rows(path: Path) -> Iterator[Row]:
         if len(found) > 1:
             refuse(f"--data {path}", f"has {' and '.join(found)}, expected one of them")
         if not found and split == TRAIN:
-            refuse(f"--data {path}", f"has no {TRAIN} file, expected {TRAIN} with the suffix {KINDS}")
+            refuse(f"--data {path}", f"has no {' or '.join(TRAIN + suffix for suffix in SUFFIXES)}, expected one")
         for name in found:
             yield from file_rows(path / name, split)
 

@@ -37,6 +37,8 @@ def plain_row(record: Mapping[Any, Any], place: str, *, of_arrow: bool = False) 
 
 def _plain(value: Any, of_arrow: bool) -> Any:
     value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, int) and value.bit_length() > 10_000:  # which Python writes in no file
+        raise TypeError("a number of thousands of digits")
     if value is None or isinstance(value, str | int):
         return value
     if isinstance(value, datetime.date | datetime.time):
