@@ -88,3 +88,16 @@ def test_what_cannot_be_loaded_leaves_nothing_behind(
     code, _, said = evolora("train", *toy.options(run, "--data", "some-org/none"))
     assert code == 2 and said.startswith("evolora: --data some-org/none is no file or folder") and said.count("\n") == 1
     assert not run.exists()
+
+
+def test_the_end_of_a_run_keeps_to_its_budget(toy: Any, evolora: Any, tmp_path: Path) -> None:
+    data = written(tmp_path / "large.jsonl", [{"prompt": f"{a} + 1 =", "target": str(a + 1)} for a in range(1500)])
+    run = tmp_path / "run"
+    options = toy.options(run, "--data", str(data), "--refiner", "none", reward="exact", gens=1)
+    code, said, _ = evolora("train", *options, "--budget-tokens", "2000")
+    assert code == 0
+    summary = json.loads((run / "summary.json").read_text())
+    assert 64 <= summary["test_prompts"] < 225 and summary["tokens"]["test"] < 2000
+    assert f"The budget is enough for {summary['test_prompts']} of 225 test prompts at the end" in said
+    _, said, _ = evolora("evaluate", run, "--no-base")
+    assert "225 prompts" in said

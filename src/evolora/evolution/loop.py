@@ -12,6 +12,7 @@ import numpy.typing as npt
 import torch
 
 from evolora.evolution.acceptance import mutation_scales, refined_metrics, survival
+from evolora.evolution.allowance import UNLIMITED, Allowance
 from evolora.evolution.hall_of_fame import HallOfFame
 from evolora.evolution.options import LoopConfig
 from evolora.evolution.racing import Race, losers, race
@@ -71,6 +72,8 @@ class Evolution:
     lineage: Lineage
     config: LoopConfig
     judge: Judge | None = None
+    # For the finalists on the validation split.
+    allowance: Allowance = UNLIMITED
     generation: int = 0
     costs: Costs = field(default_factory=Costs)
     # Of all generations, over all resumptions.
@@ -261,6 +264,22 @@ class Evolution:
                 evaluation = self.evaluator.evaluate(population.genomes, examples, drafts=drafts)
             if self.judge is not None and stage == "population":
                 evaluation = self.judge.judge(self.generation, population, examples, evaluation)
+        return self._recorded(population, examples, evaluation, stage), evaluation
+
+    def measure_finalists(self, population: Population) -> tuple[Population, Evaluation, list[Example]]:
+        """The same, on the validation prompts that the allowance is enough for, which are returned too."""
+        with self.costs.timed("evaluation"):
+            examples, (evaluation,) = self.allowance.evaluated(
+                lambda some: [self.evaluator.evaluate(population.genomes, some)],
+                self.task.validation,
+                seed=self.config.seed,
+                split="validation",
+            )
+        return self._recorded(population, examples, evaluation, "final"), evaluation, examples
+
+    def _recorded(
+        self, population: Population, examples: Sequence[Example], evaluation: Evaluation, stage: str
+    ) -> Population:
         self.costs.add("evaluation", evaluation.cost)
         self.failed_completions += evaluation.failed
         fitness = evaluation.fitness
@@ -286,7 +305,7 @@ class Evolution:
                 evaluation.completions[0][:SAMPLES],
                 evaluation.rewards[0][:SAMPLES],
             )
-        return population, evaluation
+        return population
 
     def _race_metrics(self) -> dict[str, Any]:
         if self.race is None:

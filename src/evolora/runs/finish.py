@@ -4,7 +4,7 @@ import copy
 import importlib.metadata
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,7 @@ from evolora.runs.report.card import model_card
 from evolora.runs.report.page import REPORT, write_report
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.summary import write_summary
+from evolora.tasks.task import Example
 
 
 def finish(
@@ -46,14 +47,26 @@ def finish(
 ) -> dict[str, Any]:
     """Choose the winner on validation, score base and winner once on the test split, export, sum up."""
     config = parts.config
-    voters, validations = best_finalists(evolution, config.evolution.vote)
+    voters, validations, validated = best_finalists(evolution, config.evolution.vote)
     winner, validation = voters.select([0]), float(validations[0])
     base = evolution.base()
     individual, genome = winner.individuals[0], winner.genomes[0]
     start = time.perf_counter()
-    base_test = parts.evaluator.evaluate(parts.founder[None], parts.task.test)
-    winner_test = parts.evaluator.evaluate(winner.genomes, parts.task.test)
+    tested, (base_test, winner_test) = evolution.allowance.times(2 / (1 + len(voters))).evaluated(
+        lambda examples: [
+            parts.evaluator.evaluate(genomes, examples) for genomes in (parts.founder[None], winner.genomes)
+        ],
+        parts.task.test,
+        seed=config.run.seed,
+        split="test",
+    )
     test_cost = base_test.cost + winner_test.cost + Cost(seconds=time.perf_counter() - start)
+    for split, met, there in (("validation", validated, parts.task.validation), ("test", len(tested), parts.task.test)):
+        if met < len(there):
+            parts.view.say(
+                f"The budget is enough for {met:,} of {len(there):,} {split} prompts at the end; "
+                f"'evolora evaluate {folder} --split {split}' scores all of them."
+            )
     if math.isnan(validation) and not individual.history and individual.id == base.id:
         parts.view.say(
             "The reward scored nothing in the whole run: nobody has a fitness, and best/ is the base, unchanged."
@@ -69,12 +82,12 @@ def finish(
             evolution.generation,
             row,
             "test",
-            [example.prompt for example in parts.task.test],
+            [example.prompt for example in tested],
             evaluation.completions[0],
             evaluation.rewards[0],
         )
     lineage.commit()
-    vote, vote_cost = _vote(parts, voters, winner_test) if config.evolution.vote > 1 else ({}, Cost())
+    vote, vote_cost = _vote(parts, voters, winner_test, tested) if config.evolution.vote > 1 else ({}, Cost())
     costs = {
         **{str(purpose): cost for purpose, cost in evolution.costs.by_purpose.items()},
         "test": test_cost + vote_cost,
@@ -90,7 +103,7 @@ def finish(
         "strategy": config.strategy.type,
         "refiner": config.refiner.type,
         "held_out": parts.task.held_out,
-        "test_prompts": len(parts.task.test),
+        "test_prompts": len(tested),
         "generations": evolution.generation,
         "seconds": seconds(),
         "tokens": {purpose: cost.tokens for purpose, cost in costs.items()},
@@ -107,12 +120,12 @@ def finish(
         **vote,
         **({"changed": identity.changed} if identity.changed else {}),
         **({} if evolution.judge is None else {"votes": evolution.judge.summary()}),
-        "inspection": compare([example.prompt for example in parts.task.test], base_test, winner_test).as_dict(),
+        "inspection": compare([example.prompt for example in tested], base_test, winner_test).as_dict(),
     }
     summary = dict(without_nan(summary))
     examples = list(
         zip(
-            (example.prompt for example in parts.task.test[:5]),
+            (example.prompt for example in tested[:5]),
             winner_test.completions[0],
             map(float, winner_test.rewards[0]),
             strict=False,
@@ -139,10 +152,12 @@ def finish(
     return whole
 
 
-def _vote(parts: Parts, voters: Population, winner_test: Evaluation) -> tuple[dict[str, Any], Cost]:
+def _vote(
+    parts: Parts, voters: Population, winner_test: Evaluation, tested: Sequence[Example]
+) -> tuple[dict[str, Any], Cost]:
     """The summary's entry on the vote of the best finalists on the test split, and what it cost."""
     start = time.perf_counter()
-    tests = [winner_test, *(parts.evaluator.evaluate(genome[None], parts.task.test) for genome in voters.genomes[1:])]
+    tests = [winner_test, *(parts.evaluator.evaluate(genome[None], tested) for genome in voters.genomes[1:])]
     rewards = voted_rewards([test.completions[0] for test in tests], np.concatenate([test.rewards for test in tests]))
     entry = {
         "voters": [individual.id for individual in voters.individuals],

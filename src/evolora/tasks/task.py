@@ -6,7 +6,7 @@ Everything wrong with it is an `InputError` of one sentence that names the optio
 """
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.resources import files
 from importlib.resources.abc import Traversable
@@ -94,9 +94,13 @@ def capped(task: Task, *, validation: int, test: int, seed: int) -> Task:
 def _drawn(examples: tuple[Example, ...], count: int, seed: int, split: str) -> tuple[Example, ...]:
     if len(examples) <= count:
         return examples
+    return tuple(examples[row] for row in sorted(drawn_order(examples, seed, split)[:count]))
+
+
+def drawn_order(examples: Sequence[Example], seed: int, split: str) -> list[int]:
+    """The rows of a split's examples in the order in which the seed draws them."""
     keys = [keyed_seed(seed, "drawn", split, example.prompt) for example in examples]
-    chosen = sorted(sorted(range(len(examples)), key=lambda row: (keys[row], row))[:count])
-    return tuple(examples[row] for row in chosen)
+    return sorted(range(len(examples)), key=lambda row: (keys[row], row))
 
 
 def columns_of(examples: Iterable[Example]) -> dict[str, list[object]]:
