@@ -1,7 +1,10 @@
 """Options of the engine, and of how it completes prompts."""
 
 from collections.abc import Mapping
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
 
 from evolora.options import Options, option
 
@@ -57,6 +60,18 @@ class EngineOptions(Options):
     )
 
 
+def _stops(value: Any) -> Any:
+    """A list of texts, of one as well."""
+    found = [value] if isinstance(value, str) else value
+    if isinstance(found, list) and not all(found):
+        raise PydanticCustomError("stop", "expected texts that are not empty")
+    whole = isinstance(found, list) and all(isinstance(text, str) for text in found)
+    return [text.replace("\\n", "\n") for text in found] if whole else value
+
+
+Stop = Annotated[list[str] | None, BeforeValidator(_stops)]
+
+
 class CompletionOptions(Options):
     """How prompts are completed."""
 
@@ -64,6 +79,19 @@ class CompletionOptions(Options):
         None, "longest completion in tokens; default from the targets", of="completion", common=True, ge=1
     )
     temperature: float = option(1.0, "sampling temperature of the rollouts", of="completion", gt=0)
+    eos_token: str | None = option(None, "token that ends a completion, beside the model's own", of="completion")
+    stop: Stop = option(
+        None,
+        "texts that end a completion, which is cut before them; \\n in one is a new line",
+        of="completion",
+        free_text=True,
+    )
+    special_tokens: bool = option(
+        True,
+        "leave special tokens that do not end a completion in the text that rewards see (--no-special-tokens: all are "
+        "taken out, as TRL does)",
+        of="completion",
+    )
 
     @property
     def longest(self) -> int:

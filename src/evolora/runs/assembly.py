@@ -42,7 +42,9 @@ from evolora.rewards import (
     make_scorer,
     parse_reward,
 )
+from evolora.rewards.expression import Expression
 from evolora.rewards.options import HUMAN
+from evolora.rewards.registry import ANY_LENGTH
 from evolora.rewards.scoring import function_scorer
 from evolora.rng import keyed_seed
 from evolora.runs.given import Given, refuse_forgotten
@@ -123,7 +125,7 @@ def assemble(
         layout, founder = _layout(base, lora, used, given.peft_config)
         check_population(used, layout.genome_length)
     engine, products = resolved(base.model, layout, config.engine.type, config.engine.products)
-    max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task)
+    max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task, expression)
     scoring = _scoring(used, conversational=task.conversational)
     scorer: Scorer
     if human:
@@ -178,7 +180,14 @@ def assemble(
         budget=budget,
         checkpointing=checkpointing,
     )
-    text = Text.of(base.model, base.tokenizer)
+    written = used.completion
+    text = Text.of(
+        base.model,
+        base.tokenizer,
+        eos_token=written.eos_token,
+        stop=written.stop or (),
+        special_tokens=written.special_tokens,
+    )
     evaluator = LocalEvaluator(
         chosen.engine,
         text,
@@ -213,8 +222,9 @@ def assemble(
     chosen.prepare(view, learns=adapter is None and config.refiner.type != "none", dropout=lora.lora_dropout)
     # Of a loaded one nobody knows what was done to it, nor what code of its own does.
     known = given.model is None and not own_code(base.model)
+    plain = Text.of(base.model, base.tokenizer)
     check = checked if known else check_engine
-    if (found := check(chosen.one, base.model, lora, founder, text, name=config.model.name)) is not None:
+    if (found := check(chosen.one, base.model, lora, founder, plain, name=config.model.name)) is not None:
         view.say(f"self-check: log-probabilities within {found.largest:.1g} of a plain pass and of PEFT's adapter")
     return Parts(
         config, base, lora, layout, founder, task, scorer, chosen.engine, budget, text, evaluator, max_new_tokens, view
@@ -317,13 +327,16 @@ def _device(name: str) -> str:
     return name
 
 
-def _longest_target(base: BaseModel, task: Task) -> int:
-    """Room for the longest training target and a quarter more, with its end; `NO_TARGETS` where there are none."""
+def _longest_target(base: BaseModel, task: Task, reward: Expression | None) -> int:
+    """Room for the longest training target and a quarter more, with its end; `NO_TARGETS` where there are none, and at
+    least these where the reward does not compare with them."""
     targets = [str(example.columns["target"]) for example in task.train if "target" in example.columns]
     if not targets:
         return NO_TARGETS
     longest = max(len(ids) for ids in base.tokenizer([f" {target}" for target in targets])["input_ids"])
-    return math.ceil(1.25 * longest) + 2
+    room = math.ceil(1.25 * longest) + 2
+    compared = reward is None or any(term.is_function or term.name not in ANY_LENGTH for term in reward.terms)
+    return room if compared else max(room, NO_TARGETS)
 
 
 def _check_lengths(base: BaseModel, task: Task, max_new_tokens: int) -> int:

@@ -35,6 +35,9 @@ from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.summary import write_summary
 from evolora.tasks.task import Example
 
+# Of the winner's completions cut off, what is worth a warning.
+_MANY = 0.5
+
 
 def finish(
     folder: Path,
@@ -92,6 +95,16 @@ def finish(
         **{str(purpose): cost for purpose, cost in evolution.costs.by_purpose.items()},
         "test": test_cost + vote_cost,
     }
+
+    def figures(evaluation: Evaluation) -> dict[str, Any]:
+        clipped = {"clipped_ratio": _clipped(evaluation, parts)}
+        return _test_figures(evaluation.rewards[0], config.run.seed) | _terms(evaluation) | clipped
+
+    if (clipped := _clipped(winner_test, parts)) > _MANY:
+        parts.view.say(
+            f"Warning: {clipped:.0%} of the winner's test completions were cut off at "
+            f"{parts.max_new_tokens} tokens, --max-new-tokens."
+        )
     summary = {
         "run": identity.run,
         "version": importlib.metadata.version("evolora"),
@@ -109,13 +122,13 @@ def finish(
         "tokens": {purpose: cost.tokens for purpose, cost in costs.items()},
         "flops": {purpose: cost.flops for purpose, cost in costs.items()},
         "time": {**{purpose: cost.seconds for purpose, cost in costs.items()}, "loop": evolution.seconds},
-        "base": {"test": _test_figures(base_test.rewards[0], config.run.seed) | _terms(base_test)},
+        "base": {"test": figures(base_test)},
         "winner": {
             "id": individual.id,
             "operator": individual.operator,
             "genome_sha256": genome_sha256(genome),
             "validation": validation,
-            "test": _test_figures(winner_test.rewards[0], config.run.seed) | _terms(winner_test),
+            "test": figures(winner_test),
         },
         **vote,
         **({"changed": identity.changed} if identity.changed else {}),
@@ -184,6 +197,13 @@ def _test_figures(rewards: npt.NDArray[np.float64], seed: int) -> dict[str, Any]
     """The mean of the rewards [prompts] and its interval; NaN where there is none."""
     low, high = bootstrap_interval(rewards, seed=keyed_seed(seed, "bootstrap"))
     return {"reward": float(mean_fitness(rewards[None])[0]), "ci95": [low, high]}
+
+
+def _clipped(evaluation: Evaluation, parts: Parts) -> float:
+    """The share of completions that the limit has cut off."""
+    written = evaluation.completion_ids[0]
+    cut = sum(len(ids) >= parts.max_new_tokens and ids[-1] not in parts.text.ends for ids in written)
+    return cut / len(written)
 
 
 def _terms(evaluation: Evaluation) -> dict[str, Any]:
