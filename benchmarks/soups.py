@@ -74,7 +74,7 @@ def _noted() -> Iterator[list[Population]]:
     def noted(evolution: Evolution, count: int) -> Any:
         config = evolution.config
         evolution.config = config.model_copy(update={"soup": 0})
-        ranked, _ = ranked_with_soup(evolution, config.soup + 1)
+        ranked, *_ = ranked_with_soup(evolution, config.soup + 1)
         # The base is among them, and who is behind it has no part in the soup.
         ids = [individual.id for individual in ranked.individuals]
         better = ids.index(0) if 0 in ids else config.soup

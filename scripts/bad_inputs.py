@@ -113,7 +113,7 @@ class Maker:
             os.mkfifo(self.folder / name)
         (self.folder / "zero").symlink_to("/dev/zero")
         (self.folder / "loop").symlink_to("loop")
-        for name in ("data.jsonl", "chat.jsonl", "preferences.jsonl"):
+        for name in ("data.jsonl", "chat.jsonl", "turns.jsonl", "preferences.jsonl", "data.json", "data.parquet"):
             shutil.copy(self.materials / name, self.folder)
 
     # --- kinds ---------------------------------------------------------------------------------------------------
@@ -212,10 +212,11 @@ class Maker:
 
     def data(self) -> list[str]:
         more: tuple[str, ...] = ()
-        name, how = self.chance.choice(("data.jsonl", "chat.jsonl", "data.csv")), self.chance.random()
+        names = ("data.jsonl", "chat.jsonl", "turns.jsonl", "data.csv", "data.json", "data.parquet")
+        name, how = self.chance.choice(names), self.chance.random()
         path = self.folder / name
-        if name == "chat.jsonl":
-            (self.folder / "template.jinja").write_text(_TEMPLATES[0])
+        if name in ("chat.jsonl", "turns.jsonl"):
+            (self.folder / "template.jinja").write_text(_TEMPLATES[0] + "{{ tools }}")
             more = ("--chat-template", "template.jinja")
         if name == "data.csv":
             rows = ["prompt,target", *(f"{a} + 1 =,{a + 1}" for a in range(8))]
@@ -223,6 +224,10 @@ class Maker:
                 row = self.chance.randrange(len(rows))
                 rows[row] = self.chance.choice(_CSV_ROWS)
             path.write_text("\n".join(rows), encoding="utf-8", errors="surrogateescape")
+        elif name == "data.json" and how < 0.7:
+            self.spoil_json_file(path)
+        elif name in ("data.json", "data.parquet"):
+            self.spoil(path)
         elif how < 0.5:
             lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
             for _ in range(self.chance.choice((1, 1, 3))):

@@ -31,6 +31,7 @@ from evolora.cli import main as evolora
 FAULTS = ("traceback", "hang", "killed", "exit code", "words", "left behind")
 _SECONDS = 20.0
 _BYTES = 4 * 2**30
+_ANSWER = {"role": "assistant", "content": [{"type": "text", "text": "x"}]}
 TRACEBACK = 99
 
 
@@ -120,6 +121,7 @@ def _listing(folder: Path) -> set[str]:
 
 def make_materials(folder: Path) -> None:
     """Good inputs: two tiny models of random weights, data, preferences, and a run. The run warms this process up."""
+    import pyarrow.parquet
     import torch
     from transformers import AutoTokenizer, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
@@ -142,7 +144,10 @@ def make_materials(folder: Path) -> None:
     preferences = [{"prompt": row["prompt"], "chosen": row["target"], "rejected": "x"} for row in rows]
     for model in ("model", "llama"):
         tokenizer.save_pretrained(folder / model)
-    for name, values in (("data", rows), ("chat", chats), ("preferences", preferences)):
+    turns = [{"messages": [*row["prompt"], _ANSWER], "tools": [{"name": "add"}]} for row in chats]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), folder / "data.parquet")
+    (folder / "data.json").write_text(json.dumps(rows, indent=1))
+    for name, values in (("data", rows), ("chat", chats), ("turns", turns), ("preferences", preferences)):
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(value) + "\n" for value in values))
     good = Maker(folder, folder, random.Random(0)).train(data=str(folder / "data.jsonl"))
     good[good.index("--out") + 1] = str(folder / "run")

@@ -8,7 +8,7 @@ looking at a method's result.
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -46,14 +46,10 @@ class StudyTask:
     def load(self) -> Task:
         """The examples, in their three splits."""
         task = load_task(task=self.bundled)
-        splits = {"train": task.train, "validation": task.validation, "test": task.test}
-        return Task(
-            name=self.name,
-            reward=task.reward,
-            held_out=task.held_out,
-            columns=task.columns,
-            **{name: tuple(map(self._example, examples)) for name, examples in splits.items()},
+        train, validation, test = (
+            tuple(map(self._example, examples)) for examples in (task.train, task.validation, task.test)
         )
+        return replace(task, name=self.name, train=train, validation=validation, test=test)
 
     def rows(self) -> list[Row]:
         """The examples as `evolve(data=...)` takes them."""

@@ -49,16 +49,19 @@ _APPLY_OPTIONS = [
     _DEFAULTS.place(word)
     for word in (
         "model", "revision", "trust_remote_code", "attn_implementation", "quantization", "device", "dtype", "threads",
-        "chat_template", "task", "data", "prompt", "target",
+        "chat_template", "chat_template_kwargs", "system_prompt", "task", "data", "data_config", "data_split",
+        "prompt_column", "target_column", "prompt", "target",
         "max_validation_prompts", "max_test_prompts", "split_seed", "reward",
-        "on_reward_error", "failed_reward", "max_new_tokens", "temperature", "seed", "rows_per_slice",
+        "on_reward_error", "failed_reward", "max_new_tokens", "temperature", "eos_token", "stop",
+        "special_tokens", "seed", "rows_per_slice",
     )
 ]  # fmt: skip
 _GENERATE_OPTIONS = [
     _DEFAULTS.place(word)
     for word in (
         "model", "revision", "trust_remote_code", "attn_implementation", "quantization", "device", "dtype", "threads",
-        "chat_template", "max_new_tokens", "temperature", "top_k", "top_p", "min_p", "seed",
+        "chat_template", "chat_template_kwargs", "system_prompt", "max_new_tokens", "temperature", "top_k", "top_p",
+        "min_p", "eos_token", "stop", "special_tokens", "seed",
     )
 ]  # fmt: skip
 _EXPORT_OPTIONS = [_DEFAULTS.place(word) for word in ("revision", "trust_remote_code")]

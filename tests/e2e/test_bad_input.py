@@ -127,8 +127,8 @@ def test_sources(
         ("d.txt", "a\n", ["d.txt"]),
         (
             "d.csv",
-            "prompt,target,split\na,b,train\nc,d,validation\n",
-            ["--data", "d.csv", "test"],
+            "prompt,target,split\na,b,test\nc,d,validation\n",
+            ["--data", "d.csv", "train"],
         ),
         ("d.csv", "prompt,target,split\na,b,dev\n", ["d.csv line 2", "dev"]),
         ("d.jsonl", json.dumps({"prompt": "word " * 200, "target": "b"}) + "\n", ["prompt", "128"]),

@@ -302,7 +302,7 @@ def test_weights_made_in_inference_mode_are_refused(loaded: dict[str, Any], tmp_
         ({"output_dir": "elsewhere"}, "out and output_dir: found both"),
         ({"reward_weights": [1.0]}, "reward_weights"),
         ({"data": {"train": ROWS, "dev": ROWS}}, "the splits train, dev"),
-        ({"data": [*ROWS, {**ROWS[0], "target": 1j}]}, r"^data\[12\]: column 'target': .*complex.*, expected rows"),
+        ({"data": [*ROWS, {**ROWS[0], "target": 1j}]}, r"^data\[12\] has in the column 'target' .*complex, expected"),
         ({"learning_rat": 1e-3}, "learning_rate"),
         ({"pop": 0}, "pop=0"),
     ],

@@ -162,7 +162,7 @@ def test_the_last_mean_of_a_strategy_can_win_though_nobody_has_measured_it(step:
     assert (mean.operator, mean.history) == ("es", ())
     winner, fitness = choose_winner(evolution)
     assert winner.individuals[0].id == mean.id
-    best, values = best_finalists(evolution, 3)
+    best, values, _ = best_finalists(evolution, 3)
     assert best.individuals[0].id == mean.id
     assert values.tolist() == sorted(values.tolist(), reverse=True)
     assert values[0] == fitness
@@ -558,7 +558,7 @@ def last_ones(evaluator: Evaluator, levels: Sequence[float], soup: int) -> Evolu
 def test_the_average_of_the_finalists_wins_where_it_is_no_worse() -> None:
     evolution = last_ones(Hill(), [0.9, 1.1, 0.2, 0.5], soup=2)
     known = evolution.strategy.new_id()
-    best, fitness = best_finalists(evolution, 3)
+    best, fitness, _ = best_finalists(evolution, 3)
     assert [one.operator for one in best.individuals] == ["soup", "ppo", "ppo"]
     made = best.individuals[0]
     assert made.id > known and made.parents in [(100, 101), (101, 100)] and made.history == ()

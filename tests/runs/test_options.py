@@ -97,6 +97,12 @@ def as_typed(words: dict[str, Any]) -> list[str]:
         ({"strategy": "pbt", "elites": 0}, ["--elites", "0", "1"]),
         ({"kl_target": 2, "kl_weight": 0}, ["--kl-target 2", "--kl-weight 0", "positive"]),
         ({"target": "x"}, ["--target", "--prompt"]),
+        ({"prompt_column": "x"}, ["--prompt-column", "expected --data"]),
+        ({"data_split": "x", "task": "translate"}, ["--data-split", "expected --data"]),
+        ({"chat_template_kwargs": "thinking"}, ["--chat-template-kwargs thinking", "expected name=value"]),
+        ({"chat_template_kwargs": "[1]"}, ["--chat-template-kwargs [1]", "JSON object"]),
+        ({"chat_template_kwargs": '{"a": NaN}'}, ["--chat-template-kwargs", "JSON object"]),
+        ({"chat_template_kwargs": "=1"}, ["--chat-template-kwargs =1", "expected name=value"]),
         ({"task": "translate", "data": "x.jsonl"}, ["--task", "--data"]),
         ({"population": 8}, ["--population", "unknown"]),
     ],
@@ -257,6 +263,33 @@ def test_a_budget_takes_the_place_of_the_default_number_of_generations(
     assert make_options(tomllib.loads(config_toml(config))).most_gens == gens
 
 
+@pytest.mark.parametrize(
+    ("value", "written"),
+    [
+        ("enable_thinking=false", {"enable_thinking": False}),
+        ("a=True, b = x,c=[1]", {"a": True, "b": "x", "c": [1]}),
+        ('{"enable_thinking": false, "a": {"b": null}}', {"enable_thinking": False, "a": {"b": None}}),
+        ({"enable_thinking": False}, {"enable_thinking": False}),
+    ],
+)
+def test_variables_of_the_template_are_a_mapping_however_they_are_written(
+    value: Any, written: dict[str, Any], tmp_path: Path
+) -> None:
+    options = make_options({"chat_template_kwargs": value})
+    assert options.task.template_variables() == written
+    assert make_options(tomllib.loads(config_toml(options))) == options
+    if isinstance(value, dict):
+        for table in ("chat_template_kwargs", "task.chat_template_kwargs"):
+            assert from_toml(f"[{table}]\nenable_thinking = false\n", tmp_path) == options
+    else:
+        assert typed("--chat-template-kwargs", value) == options
+
+
+def test_the_names_of_trl_for_data_are_ours() -> None:
+    options = make_options({"dataset_name": "org/name", "dataset_config": "main", "dataset_train_split": "train"})
+    assert options == make_options({"data": "org/name", "data_config": "main", "data_split": "train"})
+
+
 def test_scaling_by_nobody_is_a_value() -> None:
     """The word `none` means no value for options that can do without one; this is not such an option."""
     assert make_options({"refiner": "grpo", "scale_rewards": "none"}).refiner.scale_rewards == "none"
@@ -306,7 +339,7 @@ def test_every_default_is_the_same_on_all_three_ways(types: tuple[str, str], tmp
     assert typed("--strategy", strategy, "--refiner", refiner) == python
     # Each default once more, by its word: as a keyword, in a table of its part, typed.
     words = python.vocabulary
-    free = {"prompt", "target"}  # for which `none` is text
+    free = {"prompt", "target", "system_prompt"}  # for which `none` is text
     values = {words.word(part, name): value for part, own in python.parts().items() for name, value in own.items()}
     said = {word: value for word, value in values.items() if value is not None}
     assert make_options(said) == python
@@ -475,12 +508,18 @@ def test_names_of_trl_are_said_once() -> None:
 def test_names_of_trl_are_words_of_their_parts_too(trl: str, tmp_path: Path) -> None:
     part, name = TRL_WORDS[trl]
     values = {"reward_funcs": ["exact", "chrf"], "reward_weights": [2], "output_dir": "here", "beta": 0.5}
-    value: Any = values.get(trl, 2)
-    rewards = "reward = 'exact'\n" if trl == "reward_weights" else ""
-    alone = from_toml(f"{rewards}{trl} = {value!r}\n", tmp_path)
-    head = "name = 'exact'\n" if rewards else ""
+    value: Any = values.get(trl, "a/b" if trl.startswith("dataset") else 2)
+    needs = {
+        "reward_weights": ("name", "exact"),
+        "dataset_config": ("data", "a/b"),
+        "dataset_train_split": ("data", "a/b"),
+    }
+    beside = dict([needs[trl]] if trl in needs else [])
+    head = "".join(f"{part}.{each} = {said!r}\n" for each, said in beside.items())
+    alone = from_toml(f"{trl} = {value!r}\n{head}", tmp_path)
+    head = "".join(f"{each} = {said!r}\n" for each, said in beside.items())
     inside = from_toml(f"[{part}]\n{head}{trl} = {value!r}\n", tmp_path)
-    by_mapping = make_options({part: {**({"name": "exact"} if rewards else {}), trl: value}})
+    by_mapping = make_options({part: {**beside, trl: value}})
     assert alone == inside == by_mapping
     assert getattr(getattr(inside, part), name) != getattr(getattr(make_options(), part), name)
     assert inside.notes[0].startswith(f"{part}.{trl}, TRL's name, ")

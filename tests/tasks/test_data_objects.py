@@ -44,6 +44,19 @@ def test_train_and_test_alone_are_named_too() -> None:
     found = rows_of(datasets.DatasetDict({"train": whole, "test": whole.select([1])}))
     assert found == rows_of({"test": ROWS[1:2], "train": ROWS})
     assert [row["split"] for row in found] == ["train"] * 4 + ["test"]
+    found = rows_of(datasets.DatasetDict({"train": whole, "validation": whole.select([1])}))
+    assert [row["split"] for row in found] == ["train"] * 4 + ["validation"]
+
+
+def test_keys_that_arrow_adds_to_objects_are_left_out() -> None:
+    """It gives all objects of a column the same keys."""
+    rows = [
+        {"messages": [{"role": "user", "content": "a"}], "info": {"x": 1}},
+        {"messages": [{"role": "assistant", "content": "b", "name": "c"}], "info": {"y": None}},
+    ]
+    found = rows_of(datasets.Dataset.from_list(rows))
+    assert found == [{**rows[0]}, {"messages": rows[1]["messages"], "info": {}}]
+    assert rows_of(rows) == rows, "what somebody wrote stays"
 
 
 def test_dates_and_times_are_text() -> None:
@@ -64,9 +77,13 @@ def test_dates_and_times_are_text() -> None:
         (3, "found int"),
         ([], "has no rows"),
         ([1, 2], r"data\[0\]: found 1"),
-        ({"train": ROWS, "dev": ROWS}, "found the splits train, dev"),
-        ({"train": ROWS, "validation": ROWS}, "found the splits train, validation"),
-        ({}, "found the splits nothing"),
+        ({"train": ROWS, "dev": ROWS}, "has the splits train, dev, expected one split"),
+        ({"test": ROWS, "validation": ROWS}, "has the splits test, validation, expected one split"),
+        ({}, "has the splits nothing"),
+        ([{"prompt": "a", "image": b"\x89PNG"}], r"data\[0\] has in the column 'image' a value of the type bytes"),
+        ([{"prompt": "a", "x": {"y": [float("inf")]}}], r"data\[0\] has in the column 'x' inf"),
+        ([{"prompt": "a", "x": {1, 2}}], "a value of the type set"),
+        ([{"prompt": "a", "x": 9**9999}], "thousands of digits"),
         ({"train": "text"}, r"data\['train'\]: found str"),
     ],
 )

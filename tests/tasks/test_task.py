@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 
 from evolora.errors import InputError
 from evolora.rewards import check_signature, load_reward
-from evolora.tasks.chat import chat_prompt, use_template, with_prompts
+from evolora.tasks.chat import Chat, chat_prompt, use_template, with_prompts
 from evolora.tasks.task import (
     BUNDLED_TASKS,
     SPLITS,
@@ -176,6 +176,22 @@ def test_validation_is_split_off_train_where_there_is_none(tmp_path: Path, as_fo
     assert load(data=path, seed=1) == found and load(data=path, seed=2) != found
 
 
+@pytest.mark.parametrize("missing", [("validation",), ("test",), ("test", "validation")])
+def test_splits_that_are_missing_are_split_off_train_and_named(tmp_path: Path, missing: tuple[str, ...]) -> None:
+    for split in {*SPLITS} - {*missing}:
+        write(tmp_path, f"{split}.jsonl", jsonl(*pairs(40 if split == "train" else 1)))
+    task = load(data=tmp_path)
+    assert task.split_off == missing
+    sizes = {split: len(getattr(task, split)) for split in SPLITS}
+    assert sizes == {
+        split: 6 if split in missing else 40 - 6 * len(missing) if split == "train" else 1 for split in SPLITS
+    }
+    if len(missing) == 2:
+        whole = load(data=tmp_path / "train.jsonl")
+        assert (task.train, task.validation, task.test) == (whole.train, whole.validation, whole.test)
+        assert whole.split_off == ()
+
+
 def test_of_one_training_prompt_validation_is_the_same(tmp_path: Path) -> None:
     write(tmp_path, "train.jsonl", jsonl(*pairs(1)))
     write(tmp_path, "test.jsonl", jsonl({"prompt": "x", "target": "y"}))
@@ -284,6 +300,7 @@ def test_loaded_splits_share_no_prompt_and_lose_no_row(
 # --- bad data --------------------------------------------------------------------------------------------------
 
 GOOD = '{"prompt": "a", "target": "b"}\n'
+TURNS = '{"messages": [{"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}]}\n'
 CHAT = '{"prompt": [{"role": "user", "content": "a?"}], "target": "b"}\n'
 
 
@@ -329,6 +346,39 @@ CHAT = '{"prompt": [{"role": "user", "content": "a?"}], "target": "b"}\n'
         ("d.jsonl", CHAT + '{"prompt": [{"role": "", "content": "a"}], "target": "b"}\n', "d.jsonl line 2", "role ''"),
         ("d.jsonl", CHAT.replace("user", "assistant"), "d.jsonl line 1", "message of the assistant"),
         ("d.jsonl", CHAT.replace("a?", "\\ud800"), "d.jsonl line 1", "UTF-8"),
+        ("d.json", '[{"prompt": "a", "target": "b"},\n {"prompt": "c"}]', "d.json line 2", "no column 'target'"),
+        ("d.json", "[\n" + GOOD + GOOD + "]", "d.json line 3", "Expecting ',' or ']' at column 1"),
+        ("d.json", "[" + GOOD + ",\n]", "d.json line 3", "Expecting value at column 1"),
+        ("d.json", "[" + GOOD, "d.json line 2", "Expecting ',' or ']'"),
+        ("d.json", "[" + GOOD + "]\n\n" + GOOD, "d.json line 4", "behind the array"),
+        ("d.json", "[" + GOOD + ",\n[3]]", "d.json line 3", "[3], expected a JSON object"),
+        ("d.json", "[\n" + "[" * 100_000, "d.json line 2", "not JSON"),
+        ("d.json", '[\n{"prompt": NaN}]', "d.json line 2", "NaN"),
+        ("d.json", "[ ]", "d.json", "no rows"),
+        ("d.json", GOOD + "3\n", "d.json line 2", "3, expected a JSON object"),
+        ("d.json", '{\n"prompt": "a"}', "d.json line 1", "not JSON"),
+        ("d.json", b'[{"prompt": "a"},\n{"prompt": "\xe9"}]', "d.json line 2", "0xe9"),
+        ("d.parquet", b"PAR1", "d.parquet", "not Parquet"),
+        ("d.jsonl", jsonl({"prompt": "a", "target": "b", "images": ["c.png"]}), "d.jsonl line 1", "'images'"),
+        ("d.jsonl", CHAT + CHAT.replace('"a?"', "[3]"), "d.jsonl line 2", "content 3, expected text, or blocks"),
+        ("d.jsonl", CHAT.replace('"a?"', '[{"type": "text"}]'), "d.jsonl line 1", "blocks of text"),
+        ("d.jsonl", CHAT.replace('"a?"', '[{"type": "image"}]'), "d.jsonl line 1", "'image', expected text alone"),
+        ("d.jsonl", CHAT.replace('"a?"', '"a?", "x": 1'), "d.jsonl line 1", "expected an object with a role"),
+        ("d.jsonl", CHAT.replace('"a?"', '"a", "tool_calls": "x"'), "d.jsonl line 1", "tool_calls 'x', expected"),
+        ("d.jsonl", CHAT.replace('"b"', '"b", "tools": "add"'), "d.jsonl line 1", "tools 'add', expected a list"),
+        ("d.jsonl", CHAT.replace('"b"', '"b", "tools": ["add"]'), "d.jsonl line 1", "tools ['add'], expected a list"),
+        ("d.jsonl", CHAT.replace('"b"', '"b", "chat_template_kwargs": [1]'), "d.jsonl line 1", "[1], expected an obj"),
+        ("d.jsonl", '{"messages": "a"}\n', "d.jsonl line 1", "messages 'a', expected"),
+        ("d.jsonl", '{"messages": []}\n', "d.jsonl line 1", "at least one chat message"),
+        ("d.jsonl", TURNS.replace("user", "assistant"), "d.jsonl line 1", "ends its prompt with a message"),
+        ("d.jsonl", jsonl({"messages": [{"role": "assistant", "content": "a"}]}), "d.jsonl line 1", "only a message"),
+        ("d.jsonl", TURNS + TURNS.replace("assistant", "tool"), "d.jsonl line 2", "does not end with a message of the"),
+        (
+            "d.jsonl",
+            TURNS.replace("assistant", "tool") + TURNS,
+            "d.jsonl line 2",
+            "ends with a message of",
+        ),
         ("d.jsonl", CHAT + GOOD, "d.jsonl line 2", "text, expected chat messages"),
         ("d.jsonl", GOOD + CHAT, "d.jsonl line 2", "chat messages, expected text"),
         ("d.csv", "prompt,target\na,b\nc\n", "d.csv line 3", "1 cells"),
@@ -351,20 +401,20 @@ def test_bad_data_is_refused_with_file_and_line(
     assert len(message) < 300 + len(str(tmp_path))
 
 
-@pytest.mark.parametrize("missing", ["train", "test"])
-def test_a_split_without_rows_is_refused(tmp_path: Path, missing: str) -> None:
-    rows = [{**pair, "split": split} for pair, split in zip(pairs(2), sorted({*SPLITS} - {missing}), strict=True)]
+def test_a_split_train_without_rows_is_refused(tmp_path: Path) -> None:
+    rows = [{**pair, "split": split} for pair, split in zip(pairs(2), ("validation", "test"), strict=True)]
     path = write(tmp_path, "d.jsonl", jsonl(*rows))
     message = refusal(data=path)
-    assert str(path) in message and f"'{missing}'" in message
+    assert str(path) in message and "'train'" in message
 
 
 def test_missing_files_are_refused(tmp_path: Path) -> None:
     assert str(tmp_path / "no.jsonl") in refusal(data=tmp_path / "no.jsonl")
+    write(tmp_path, "test.jsonl", GOOD)
+    assert "has no train.jsonl or train.json or train.csv or train.parquet" in refusal(data=tmp_path)
     write(tmp_path, "train.jsonl", GOOD)
-    assert "neither test.jsonl nor test.csv" in refusal(data=tmp_path)
     write(tmp_path, "train.csv", "prompt\na\n")
-    assert "both train.jsonl and train.csv" in refusal(data=tmp_path)
+    assert "has train.jsonl and train.csv, expected one" in refusal(data=tmp_path)
 
 
 def test_a_folder_is_checked_across_its_files(tmp_path: Path) -> None:
@@ -377,7 +427,7 @@ def test_a_folder_is_checked_across_its_files(tmp_path: Path) -> None:
     assert f"{tmp_path}/test.jsonl has no rows" in refusal(data=tmp_path)
     for split in SPLITS:
         write(tmp_path, f"{split}.jsonl", jsonl({"prompt": "a", "target": "b", "split": "train"}))
-    assert "name of the file" in refusal(data=tmp_path)
+    assert "its file or data set already says" in refusal(data=tmp_path)
 
 
 def test_an_unreadable_file_is_refused(tmp_path: Path) -> None:
@@ -405,6 +455,66 @@ def test_chat_messages_are_carried_and_split_like_text(tmp_path: Path) -> None:
     assert messages_of([]) is None and messages_of([Example("a", {})]) is None
 
 
+def with_messages(*turns: tuple[str, object], **more: object) -> dict[str, object]:
+    return {"messages": [{"role": role, "content": content} for role, content in turns], **more}
+
+
+def test_the_last_turn_of_the_assistant_is_the_target(tmp_path: Path) -> None:
+    turns = [("user", "1?"), ("assistant", "one"), ("user", "2?"), ("assistant", "two")]
+    task = load(data=write(tmp_path, "d.jsonl", jsonl(with_messages(*turns))))
+    assert task.train[0].columns == {"target": "two"} and task.reward == "similarity"
+    assert [m["content"] for m in task.train[0].messages or ()] == ["1?", "one", "2?"]
+    # A column of that name is the target; without either there is none.
+    task = load(data=write(tmp_path, "d.jsonl", jsonl(with_messages(*turns, target="II"))))
+    assert task.train[0].columns == {"target": "II"} and len(task.train[0].messages or ()) == 3
+    task = load(data=write(tmp_path, "d.jsonl", jsonl(with_messages(*turns[:3]))), reward="sentiment")
+    assert task.columns == () and len(task.train[0].messages or ()) == 3
+    # The column of prompts comes first, and any column can be named.
+    rows = jsonl({**with_messages(*turns), "prompt": "a"})
+    task = load(data=write(tmp_path, "d.jsonl", rows), reward="sentiment")
+    assert not task.conversational and task.columns == ("messages",)
+    task = load_task(data=write(tmp_path, "d.jsonl", rows), prompt_column="messages")
+    assert task.conversational and task.train[0].columns == {"prompt": "a", "target": "two"}
+
+
+def test_columns_of_other_names(tmp_path: Path) -> None:
+    rows = [{"question": f"{i}?", "answer": f"{i}!", "answers": [{"role": "assistant", "content": "x"}]} for i in "ab"]
+    path = write(tmp_path, "d.jsonl", jsonl(*rows))
+    task = load_task(data=path, prompt_column="question", target_column="answer")
+    assert task.train[0].prompt == "a?" and task.train[0].columns["target"] == "a!" == task.train[0].columns["answer"]
+    task = load_task(data=path, prompt_column="question", target_column="answers")
+    assert task.train[0].columns["target"] == "x", "as TRL has a completion"
+    for columns, words in (
+        ({"prompt_column": "q"}, "line 1 has no column 'q' but 'question', 'answer'"),
+        ({"prompt_column": "question", "target_column": "a"}, "line 1 has no column 'a' but 'answer'"),
+        ({"prompt_column": "question", "target_column": "question"}, "line 1 has no column 'question' but"),
+        ({"prompt_column": "question"}, "expected --reward, or --target-column"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_task(data=path, **columns)  # type: ignore[arg-type]
+    path = write(tmp_path, "d.jsonl", jsonl({"prompt": "a", "target": "b", "answer": "c"}))
+    with pytest.raises(InputError, match="has a column 'target' beside 'answer'"):
+        load_task(data=path, target_column="answer")
+
+
+def test_blocks_of_text_and_what_templates_print_of_tools(tmp_path: Path) -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "add"}}]}
+    blocks = [{"type": "text", "text": "a"}, {"type": "text", "text": "?"}]
+    asked = [{"role": "user", "content": blocks}, call, {"role": "tool", "content": "3", "name": "add"}]
+    row = {"prompt": asked, "target": "b", "tools": json.dumps([{"name": "add"}])}
+    example = load(data=write(tmp_path, "d.jsonl", jsonl(row))).train[0]
+    assert example.messages == ({"role": "user", "content": "a?"}, {**call, "content": ""}, asked[2])
+    assert example.columns["tools"] == [{"name": "add"}]
+
+
+def test_a_json_array_is_the_same_task_as_its_lines(tmp_path: Path) -> None:
+    rows = pairs(9, hint={"x": [1]})
+    (one, several) = (json.dumps(rows), json.dumps(rows, indent=2) + "\n\n")
+    lines = load(data=write(tmp_path, "d.jsonl", jsonl(*rows)))
+    for text in (one, several, jsonl(*rows), "\ufeff\n " + one):
+        assert load(data=write(tmp_path, "d.json", text)) == lines
+
+
 def chat_task(tmp_path: Path) -> Task:
     return load(data=write(tmp_path, "d.jsonl", jsonl(*({"prompt": chat(f"{i}?"), "target": "x"} for i in range(9)))))
 
@@ -413,15 +523,60 @@ def test_the_chat_template_makes_the_prompt(tmp_path: Path, tiny_tokenizer: PreT
     tokenizer = copy.deepcopy(tiny_tokenizer)
     (tmp_path / "t.jinja").write_text(TEMPLATE)
     use_template(tokenizer, tmp_path / "t.jinja")
-    task = with_prompts(chat_task(tmp_path), tokenizer, source="--data d")
+    task = with_prompts(chat_task(tmp_path), tokenizer, Chat(), source="--data d")
     assert {e.prompt for e in (*task.train, *task.validation, *task.test)} == {
         f"<system>Be brief.\n<user>{i}?\n<assistant>" for i in range(9)
     }
     plain = load(prompt="a", target="b")
-    assert with_prompts(plain, tiny_tokenizer, source="--data d") is plain
+    assert with_prompts(plain, tiny_tokenizer, Chat(), source="--data d") is plain
     # What tells two prompts apart may be lost on a template.
     tokenizer.chat_template = "the same"
-    assert not with_prompts(chat_task(tmp_path), tokenizer, source="--data d").held_out
+    assert not with_prompts(chat_task(tmp_path), tokenizer, Chat(), source="--data d").held_out
+
+
+VARIABLES = "{% if tools %}{{ tools | tojson }}{% endif %}{{ 'think' if think else 'no' }}:" + TEMPLATE
+
+
+def with_template(tokenizer: PreTrainedTokenizerFast, template: str) -> PreTrainedTokenizerFast:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def test_a_system_prompt_comes_first(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    tokenizer, chat = with_template(tiny_tokenizer, TEMPLATE), Chat("Be kind.")
+    plain = load(data=write(tmp_path, "d.jsonl", jsonl(*pairs(9))))
+    task = with_prompts(plain, tokenizer, chat, source="--data d")
+    assert task.conversational and task.test[0].prompt == (
+        f"<system>Be kind.\n<user>{plain.test[0].prompt}\n<assistant>"
+    )
+    assert messages_of(task.test)[0][0] == {"role": "system", "content": "Be kind."}  # type: ignore[index]
+    with pytest.raises(InputError, match=r"--data d: .*'Be brief.'.*expected no message of the system beside --sys"):
+        with_prompts(chat_task(tmp_path), tokenizer, chat, source="--data d")
+
+
+def test_the_template_gets_tools_and_variables(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
+    def prompt(row: dict[str, object], template: str = VARIABLES, **kwargs: object) -> str:
+        asked = {"prompt": [{"role": "user", "content": "a"}], "target": "b", **row}
+        task = load(data=write(tmp_path, "d.jsonl", jsonl(asked)))
+        return (
+            with_prompts(task, with_template(tiny_tokenizer, template), Chat(None, kwargs), source="d").train[0].prompt
+        )
+
+    assert prompt({}) == "no:<user>a\n<assistant>"
+    assert prompt({"tools": [{"name": "add"}]}).startswith('[{"name": "add"}]no:')
+    assert prompt({"tools": None}) == prompt({"tools": []}) == prompt({})
+    assert prompt({}, think=True).startswith("think:")
+    assert prompt({"chat_template_kwargs": {"think": True}}).startswith("think:")
+    assert prompt({"chat_template_kwargs": {"think": False}}, think=True).startswith("no:"), "the row's own come last"
+    with pytest.raises(InputError, match="column 'tools' that the chat template does not print"):
+        prompt({"tools": [{"name": "add"}]}, TEMPLATE)
+    for name in ("thin", "messages", "tokenize", "add_generation_prompt"):
+        with pytest.raises(InputError, match=f"--chat-template-kwargs: found {name}, expected variables"):
+            prompt({}, **{name: True})
+    text = load(prompt="a", target="b")
+    with pytest.raises(InputError, match="holds no chat messages, expected no --chat-template-kwargs"):
+        with_prompts(text, tiny_tokenizer, Chat(None, {"think": True}), source="--prompt")
 
 
 def test_the_begin_of_sequence_token_comes_once(tiny_tokenizer: PreTrainedTokenizerFast) -> None:
@@ -440,11 +595,11 @@ def test_the_begin_of_sequence_token_comes_once(tiny_tokenizer: PreTrainedTokeni
 def test_messages_without_a_template_are_refused(tmp_path: Path, tiny_tokenizer: PreTrainedTokenizerFast) -> None:
     task, tokenizer = chat_task(tmp_path), copy.deepcopy(tiny_tokenizer)
     with pytest.raises(InputError, match=r"--data d\.jsonl.*no chat template.*--chat-template FILE"):
-        with_prompts(task, tokenizer, source="--data d.jsonl")
+        with_prompts(task, tokenizer, Chat(), source="--data d.jsonl")
     for template, said in (("{{ raise_exception('no system') }}", "no system"), ("{% if %}", "refuses")):
         tokenizer.chat_template = template
         with pytest.raises(InputError, match=said):
-            with_prompts(task, tokenizer, source="--data d.jsonl")
+            with_prompts(task, tokenizer, Chat(), source="--data d.jsonl")
     for name in ("missing.jinja", "bad.jinja"):
         (tmp_path / "bad.jinja").write_bytes(b"\xff")
         with pytest.raises(InputError, match=rf"--chat-template .*{name}: cannot be read"):

@@ -2,7 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
 
 from evolora.options import Options, option
 
@@ -70,6 +73,18 @@ class Truncation:
     min_p: float = 0.0
 
 
+def _stops(value: Any) -> Any:
+    """A list of texts, of one as well."""
+    found = [value] if isinstance(value, str) else value
+    if isinstance(found, list) and not all(found):
+        raise PydanticCustomError("stop", "expected texts that are not empty")
+    whole = isinstance(found, list) and all(isinstance(text, str) for text in found)
+    return [text.replace("\\n", "\n") for text in found] if whole else value
+
+
+Stop = Annotated[list[str] | None, BeforeValidator(_stops)]
+
+
 class CompletionOptions(Options):
     """How prompts are completed."""
 
@@ -87,6 +102,19 @@ class CompletionOptions(Options):
         of="completion",
         ge=0,
         le=1,
+    )
+    eos_token: str | None = option(None, "token that ends a completion, beside the model's own", of="completion")
+    stop: Stop = option(
+        None,
+        "texts that end a completion, which is cut before them; \\n in one is a new line",
+        of="completion",
+        free_text=True,
+    )
+    special_tokens: bool = option(
+        True,
+        "leave special tokens that do not end a completion in the text that rewards see (--no-special-tokens: all are "
+        "taken out, as TRL does)",
+        of="completion",
     )
 
     @property

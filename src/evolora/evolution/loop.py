@@ -13,6 +13,7 @@ import torch
 
 from evolora.engine.progress import NOBODY, Reporter, Sample
 from evolora.evolution.acceptance import added_by_operators, mutation_scales, refined_metrics, survival
+from evolora.evolution.allowance import UNLIMITED, Allowance
 from evolora.evolution.diversity import diversity
 from evolora.evolution.hall_of_fame import HallOfFame
 from evolora.evolution.options import LoopConfig
@@ -82,6 +83,8 @@ class Evolution:
     config: LoopConfig
     judge: Judge | None = None
     reporter: Reporter = NOBODY
+    # For the finalists on the validation split.
+    allowance: Allowance = UNLIMITED
     generation: int = 0
     costs: Costs = field(default_factory=Costs)
     # Of all generations, over all resumptions.
@@ -287,6 +290,22 @@ class Evolution:
                 evaluation = self.evaluator.evaluate(population.genomes, examples, drafts=drafts)
             if self.judge is not None and stage == "population":
                 evaluation = self.judge.judge(self.generation, population, examples, evaluation)
+        return self._recorded(population, examples, evaluation, stage), evaluation
+
+    def measure_finalists(self, population: Population) -> tuple[Population, Evaluation, list[Example]]:
+        """The same, on the validation prompts that the allowance is enough for, which are returned too."""
+        with self.costs.timed("evaluation"):
+            examples, (evaluation,) = self.allowance.evaluated(
+                lambda some: [self.evaluator.evaluate(population.genomes, some)],
+                self.task.validation,
+                seed=self.config.seed,
+                split="validation",
+            )
+        return self._recorded(population, examples, evaluation, "final"), evaluation, examples
+
+    def _recorded(
+        self, population: Population, examples: Sequence[Example], evaluation: Evaluation, stage: str
+    ) -> Population:
         self.costs.add("evaluation", evaluation.cost)
         self.failed_completions += evaluation.failed
         fitness = evaluation.fitness
@@ -322,7 +341,7 @@ class Evolution:
                     )
                 ],
             )
-        return population, evaluation
+        return population
 
     def _cut(self, evaluation: Evaluation) -> float:
         """The share of completions that the limit cut; those that a race left out are none."""

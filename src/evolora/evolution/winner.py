@@ -1,4 +1,4 @@
-"""Who wins: the best finalist on the whole validation split, or the average of the best, or a lineage's own average."""
+"""Who wins: the best finalist on the validation split, or the average of the best, or a lineage's own average."""
 
 import math
 from collections.abc import Sequence
@@ -12,6 +12,7 @@ from evolora.evolution.soup import SOUP, soup, within_a_standard_error
 from evolora.population.evaluation import Evaluation
 from evolora.population.population import AVERAGE, Individual, Population, newest
 from evolora.strategies.operators import elites
+from evolora.tasks.task import Example
 
 Floats = npt.NDArray[np.float64]
 
@@ -34,32 +35,36 @@ def finalists(evolution: Evolution) -> Population:
 
 
 def choose_winner(evolution: Evolution) -> tuple[Population, float]:
-    """The best finalist on the whole validation split, as a population of one, and its fitness there."""
-    best, fitness = best_finalists(evolution, 1)
+    """The best finalist on the validation split, as a population of one, and its fitness there."""
+    best, fitness, _ = best_finalists(evolution, 1)
     return best, float(fitness[0])
 
 
-def best_finalists(evolution: Evolution, count: int) -> tuple[Population, Floats]:
-    """The best `count` finalists on the whole validation split, or all that did not fail, best first, before them
-    their soup if it wins, and their fitness there.
+def best_finalists(evolution: Evolution, count: int) -> tuple[Population, Floats, int]:
+    """The best `count` finalists on the validation split, or all that did not fail, best first, before them their soup
+    if it wins; their fitness there; and on how many of its prompts.
 
-    Where the reward scored nothing on the whole split, it is the one who was fittest when last measured, or the base
+    Where the reward scored nothing there, it is the one who was fittest when last measured, or the base
     where nobody ever had a fitness; the fitness there is NaN.
     """
-    candidates, evaluation = evolution.measure(finalists(evolution), evolution.task.validation, "final")
+    candidates, evaluation, examples = evolution.measure_finalists(finalists(evolution))
     if np.isnan(evaluation.fitness).all():
         trained = [row for row, each in enumerate(candidates.individuals) if each.history]
         best_row = max(trained, key=lambda row: history_fitness(candidates.individuals[row]), default=0)
-        return candidates.select([best_row]), evaluation.fitness[[best_row]]
+        return candidates.select([best_row]), evaluation.fitness[[best_row]], len(examples)
     rows = ranked(evolution, candidates, evaluation)
     best, fitness = candidates.select(rows), evaluation.fitness[rows]
-    if (made := _soup(evolution, candidates, evaluation, rows)) is not None:
+    if (made := _soup(evolution, candidates, evaluation, rows, examples)) is not None:
         best, fitness = made[0].join(best), np.append(made[1], fitness)
-    return best.select(range(len(best))[:count]), fitness[:count]
+    return best.select(range(len(best))[:count]), fitness[:count], len(examples)
 
 
 def _soup(
-    evolution: Evolution, candidates: Population, evaluation: Evaluation, rows: Sequence[int]
+    evolution: Evolution,
+    candidates: Population,
+    evaluation: Evaluation,
+    rows: Sequence[int],
+    examples: Sequence[Example],
 ) -> tuple[Population, Floats] | None:
     """The average of the best finalists and its fitness, if it is about as good as the best of them, who is also
     the luckiest, and no worse than the base. `rows` are the finalists', best first.
@@ -72,7 +77,7 @@ def _soup(
         return None
     # Born after the last generation: a run that is resumed for more of them forgets it, and gives its id anew.
     mixed = soup(candidates, members, id=evolution.strategy.new_id(), generation=evolution.generation + 1)
-    mixed, mixed_evaluation = evolution.measure(mixed, evolution.task.validation, SOUP)
+    mixed, mixed_evaluation = evolution.measure(mixed, examples, SOUP)
     fitness = mixed_evaluation.fitness
     # NaN, of one that failed, is not as good as anything.
     good = fitness[0] >= base and within_a_standard_error(mixed_evaluation.rewards[0], evaluation.rewards[rows[0]])

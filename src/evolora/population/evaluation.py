@@ -146,7 +146,7 @@ class LocalEvaluator(Evaluator):
         return Evaluation(mean_fitness(rewards), rewards, texts, written.cost, int(scores.failed.sum()), ids, terms)
 
     def cut(self, ids: Sequence[int]) -> bool:
-        return len(ids) >= self.max_new_tokens and ids[-1] not in self.writer.text.ends
+        return self.writer.text.cut(ids, self.max_new_tokens)
 
     def sample(
         self, genomes: Tensor, examples: Sequence[Example], *, key: Sequence[int], seed: int, temperature: float
@@ -169,6 +169,26 @@ class LocalEvaluator(Evaluator):
             texts.append(written.texts)
             cost += written.cost
         return texts, cost
+
+
+def joined(parts: Sequence[Evaluation], places: Sequence[int]) -> Evaluation:
+    """Evaluations of the same genomes on examples after examples as one, these in the order of their `places`."""
+    order = np.argsort(places)
+    rewards = np.hstack([part.rewards for part in parts])[:, order]
+
+    def sorted_rows(rows: Sequence[Sequence[list[Any]]]) -> list[list[Any]]:
+        whole = [[each for row in own for each in row] for own in zip(*rows, strict=True)]
+        return [[row[place] for place in order] for row in whole]
+
+    return Evaluation(
+        mean_fitness(rewards),
+        rewards,
+        sorted_rows([part.completions for part in parts]),
+        sum((part.cost for part in parts), Cost()),
+        sum(part.failed for part in parts),
+        sorted_rows([part.completion_ids for part in parts]),
+        {name: np.hstack([part.terms[name] for part in parts])[:, order] for name in parts[0].terms},
+    )
 
 
 def mean_fitness(rewards: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -89,9 +89,9 @@ class Writer:
     def _written(
         self, genomes: Tensor | None, examples: Sequence[Example], prompts: list[list[int]], how: Any
     ) -> Written:
-        completions = self.engine.generate(genomes, prompts, how)
-        size = self.engine.size
-        cost = Cost(completions.tokens, size.forward(lengths_read(prompts, completions), adapted=genomes is not None))
+        whole, size = self.engine.generate(genomes, prompts, how), self.engine.size
+        cost = Cost(whole.tokens, size.forward(lengths_read(prompts, whole), adapted=genomes is not None))
+        completions = self.text.stopped(whole)
         return Written(examples, prompts, self.text.decode(completions), completions.rows(), cost, completions)
 
 

@@ -116,6 +116,8 @@ def collect(
     scores = rewarded(scorer, written)
     found = torch.from_numpy(scores.rewards).to(dtype).to(completions.mask.device).unflatten(0, (k, -1))
     mask = completions.mask.unflatten(0, (k, -1)) & ~found.isnan()[..., None]
+    cut = [writer.text.cut(ids, max_new_tokens) for ids in written.ids]
+    ended = ~torch.tensor(cut, device=completions.mask.device)
     return Rollout(
         prompts=prompts,
         completions=completions,
@@ -124,7 +126,7 @@ def collect(
         log_probs=completions.log_probs.unflatten(0, (k, -1)),
         whole_log_probs=whole.unflatten(0, (k, -1)),
         reference_log_probs=reference.unflatten(0, (k, -1)),
-        ended=writer.text.ended(completions).unflatten(0, (k, -1)),
+        ended=ended.unflatten(0, (k, -1)),
         features=None if features is None else features.unflatten(0, (k, -1)),
         failed=int(scores.failed.sum()),
         kl_measured=with_reference,

@@ -35,6 +35,12 @@ BUILTIN_REWARDS: dict[str, str] = {
 """Each name's factory, as module:function; a module is imported when its reward is first asked for, so that nobody
 waits for the libraries of a reward that is not used."""
 
+ANY_LENGTH = (
+    "contains", "regex", "json-schema", "length", "brevity", "diversity", "sentiment", "classifier", "reward-model",
+    "perplexity",
+)  # fmt: skip
+"""Those that compare no whole completion with the target: how long it is says nothing of what is to be written."""
+
 READ_VARIABLES = ("command", "http")
 """Those that look `env:NAME` up themselves, in the word or the part of an address that it stands in."""
 

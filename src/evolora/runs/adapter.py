@@ -20,7 +20,7 @@ from evolora.models.quantization import quantised_by
 from evolora.population.evaluation import Evaluation
 from evolora.population.writing import Writer
 from evolora.rng import keyed_seed
-from evolora.runs.assembly import Parts, assemble, check_prompts, load_founder
+from evolora.runs.assembly import Parts, assemble, chat_of, check_prompts, load_founder
 from evolora.runs.config_file import check_config, read_run_config
 from evolora.runs.fingerprint import fingerprint, weights_sha256
 from evolora.runs.given import Given
@@ -127,8 +127,9 @@ def complete(
     parts = _parts(path, checkpoint, options or {}, scores=False)
     check_samples(samples, parts.max_new_tokens)
     if parts.task.conversational:
-        message = {"role": "user", "content": prompt}
-        prompt = chat_prompt(parts.base.tokenizer, [message], source="PROMPT")
+        chat = chat_of(parts.config)
+        messages = chat.messages(Example(prompt, {}), "PROMPT")
+        prompt = chat_prompt(parts.base.tokenizer, messages, source="PROMPT", kwargs=chat.kwargs)
     check_prompts(parts.base, [prompt], parts.max_new_tokens)
     examples = [Example(prompt, {})] * max(1, samples)
     seed = keyed_seed(parts.config.run.seed, "generate")
@@ -255,7 +256,9 @@ def _parts(
     if said & {("task", "name"), ("task", "data"), ("task", "prompt")}:
         # Another task brings its own reward and length.
         gone += ("task.", "reward.name", "completion.max_new_tokens")
-    known = replace(known, words=[word for word in known.words if not word[0].startswith(gone)])
+    kept = ("task.system_prompt", "task.chat_template_kwargs")  # how the adapter was tuned to be asked
+    words_left = [word for word in known.words if word[0] in kept or not word[0].startswith(gone)]
+    known = replace(known, words=words_left)
     config = make_options(known, words).replaced({"run": {"out": str(path.absolute())}})
     wanted = (
         "--trust-reward, for somebody whom you trust"

@@ -45,7 +45,9 @@ from evolora.rewards import (
     make_scorer,
     parse_reward,
 )
+from evolora.rewards.expression import Expression
 from evolora.rewards.options import HUMAN
+from evolora.rewards.registry import ANY_LENGTH
 from evolora.rewards.scoring import function_scorer
 from evolora.rng import keyed_seed
 from evolora.runs.given import Given, refuse_forgotten
@@ -53,7 +55,7 @@ from evolora.runs.memory import check_memory, check_population, rows_of_an_updat
 from evolora.runs.options import RunOptions
 from evolora.runs.recovery import REWARD_LOG
 from evolora.runs.tracking.view import View
-from evolora.tasks.chat import use_template, with_prompts
+from evolora.tasks.chat import Chat, use_template, with_prompts
 from evolora.tasks.task import Task, capped, load_task
 
 _UNSCORED = "none"
@@ -95,6 +97,10 @@ def assemble(
     task = load_task(
         task=used.task.name,
         data=used.task.data,
+        data_config=used.task.data_config,
+        data_split=used.task.data_split,
+        prompt_column=used.task.prompt_column,
+        target_column=used.task.target_column,
         prompt=used.task.prompt,
         target=used.task.target,
         reward=used.reward.name if scores else _UNSCORED,
@@ -118,9 +124,7 @@ def assemble(
     base = _base(used, given, device)
     if used.model.chat_template is not None:
         use_template(base.tokenizer, Path(used.model.chat_template))
-    task = with_prompts(
-        task, base.tokenizer, source=f"--data {config.task.data}" if config.task.data else f"--task {config.task.name}"
-    )
+    task = with_prompts(task, base.tokenizer, chat_of(used), source=_source(config))
     asked = config.engine.threads
     threads = asked or choose_threads(base.model, available_cores())
     torch.set_num_threads(threads_an_operation(base.model, threads))
@@ -131,7 +135,7 @@ def assemble(
         layout, founder = _layout(base, lora, used, given.peft_config)
         check_population(used, layout.genome_length)
     engine, products = resolved(base.model, layout, config.engine.type, config.engine.products)
-    max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task)
+    max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task, expression)
     scoring = _scoring(used, conversational=task.conversational)
     reporter.begin("loading the reward")
     scorer: Scorer
@@ -188,7 +192,14 @@ def assemble(
         budget=budget,
         checkpointing=checkpointing,
     )
-    text = Text.of(base.model, base.tokenizer)
+    written = used.completion
+    text = Text.of(
+        base.model,
+        base.tokenizer,
+        eos_token=written.eos_token,
+        stop=written.stop or (),
+        special_tokens=written.special_tokens,
+    )
     evaluator = LocalEvaluator(
         chosen.engine,
         text,
@@ -216,14 +227,18 @@ def assemble(
             view.say(
                 f"Of {len(all_of_them):,} {split} prompts {len(drawn):,} are drawn by the seed (--max-{split}-prompts)."
             )
+    if task.split_off:
+        missing = " and no ".join(task.split_off)
+        view.say(f"The data has no {missing} split: 15% of its training prompts each are split off, drawn by the seed.")
     if not task.held_out:
         view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
     chosen.prepare(view, learns=adapter is None and config.refiner.type != "none", dropout=lora.lora_dropout)
     reporter.begin("checking the engine")
     # Of a loaded one nobody knows what was done to it, nor what code of its own does.
     known = given.model is None and not own_code(base.model)
+    plain = Text.of(base.model, base.tokenizer)
     check = checked if known else check_engine
-    if (found := check(chosen.one, base.model, lora, founder, text, name=config.model.name)) is not None:
+    if (found := check(chosen.one, base.model, lora, founder, plain, name=config.model.name)) is not None:
         view.say(f"self-check: log-probabilities within {found.largest:.1g} of a plain pass and of PEFT's adapter")
     return Parts(
         config,
@@ -242,6 +257,17 @@ def assemble(
         view,
         reporter,
     )
+
+
+def chat_of(config: RunOptions) -> Chat:
+    """What the chat template gets beside messages."""
+    return Chat(config.task.system_prompt, config.task.template_variables())
+
+
+def _source(config: RunOptions) -> str:
+    """Where prompts come from, as the user said it."""
+    task = config.task
+    return f"--data {task.data}" if task.data else "--prompt" if task.prompt else f"--task {task.name}"
 
 
 def _no_score(completions: Sequence[str]) -> list[None]:
@@ -350,13 +376,16 @@ def _device(name: str) -> str:
     return name
 
 
-def _longest_target(base: BaseModel, task: Task) -> int:
-    """Room for the longest training target and a quarter more, with its end; `NO_TARGETS` where there are none."""
+def _longest_target(base: BaseModel, task: Task, reward: Expression | None) -> int:
+    """Room for the longest training target and a quarter more, with its end; `NO_TARGETS` where there are none, and at
+    least these where the reward does not compare with them."""
     targets = [str(example.columns["target"]) for example in task.train if "target" in example.columns]
     if not targets:
         return NO_TARGETS
     longest = max(len(ids) for ids in base.tokenizer([f" {target}" for target in targets])["input_ids"])
-    return math.ceil(1.25 * longest) + 2
+    room = math.ceil(1.25 * longest) + 2
+    compared = reward is None or any(term.is_function or term.name not in ANY_LENGTH for term in reward.terms)
+    return room if compared else max(room, NO_TARGETS)
 
 
 def _check_lengths(base: BaseModel, task: Task, max_new_tokens: int) -> int:

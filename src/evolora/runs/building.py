@@ -1,10 +1,12 @@
 """The loop of a run from its options: strategy, refiner, evaluator."""
 
+from evolora.evolution.allowance import SHARE, Allowance
 from evolora.evolution.loop import Evolution
 from evolora.population.evaluation import Evaluator
 from evolora.population.lineage import Lineage
 from evolora.population.remembering import RememberingEvaluator
 from evolora.runs.assembly import Parts
+from evolora.runs.options import RunOptions
 
 
 def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
@@ -25,7 +27,14 @@ def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
         lineage=lineage,
         config=config.evolution,
         reporter=parts.reporter,
+        allowance=allowance(config),
     )
+
+
+def allowance(config: RunOptions) -> Allowance:
+    """What the end of a run may cost, for its validation and again for its test."""
+    budget = config.budget
+    return Allowance(budget.seconds, budget.tokens, budget.flops).times(SHARE)
 
 
 def _evaluator(parts: Parts) -> Evaluator:

@@ -13,7 +13,7 @@ from evolora.errors import CheckpointError, InputError
 from evolora.reading import read_text
 from evolora.rewards.options import is_finite
 from evolora.runs.options import RunOptions, Source
-from evolora.runs.parts import Vocabulary
+from evolora.runs.parts import Vocabulary, is_part
 from evolora.runs.speech import Speech
 
 # Of every configuration that was written when options were not in parts.
@@ -32,7 +32,7 @@ def read_config(path: Path) -> Source:
         raise InputError(_older(path))
     words: list[tuple[str, Any]] = []
     for name, value in values.items():
-        if isinstance(value, dict):
+        if isinstance(value, dict) and is_part(name):
             words += [(f"{name}.{each}", one) for each, one in value.items()] or [(name, value)]
         else:
             words.append((name, value))

@@ -4,7 +4,7 @@ import copy
 import importlib.metadata
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,10 @@ from evolora.runs.options import RunOptions
 from evolora.runs.report.card import model_card
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.summary import write_summary
+from evolora.tasks.task import Example
+
+# Of the winner's completions cut off, what is worth a warning.
+_MANY = 0.5
 
 
 def finish(
@@ -46,16 +50,29 @@ def finish(
 ) -> dict[str, Any]:
     """Choose the winner on validation, score base and winner once on the test split, export, sum up."""
     config = parts.config
-    voters, validations = best_finalists(evolution, config.evolution.vote)
+    voters, validations, validated = best_finalists(evolution, config.evolution.vote)
     winner, validation = voters.select([0]), float(validations[0])
     base = evolution.base()
     individual, genome = winner.individuals[0], winner.genomes[0]
     start = time.perf_counter()
-    parts.reporter.begin("testing the base")
-    base_test = parts.evaluator.evaluate(parts.founder[None], parts.task.test)
-    parts.reporter.begin("testing the winner")
-    winner_test = parts.evaluator.evaluate(winner.genomes, parts.task.test)
+
+    def of_both(examples: Sequence[Example]) -> list[Evaluation]:
+        found = []
+        for who, genomes in (("base", parts.founder[None]), ("winner", winner.genomes)):
+            parts.reporter.begin(f"testing the {who}")
+            found.append(parts.evaluator.evaluate(genomes, examples))
+        return found
+
+    tested, (base_test, winner_test) = evolution.allowance.times(2 / (1 + len(voters))).evaluated(
+        of_both, parts.task.test, seed=config.run.seed, split="test"
+    )
     test_cost = base_test.cost + winner_test.cost + Cost(seconds=time.perf_counter() - start)
+    for split, met, there in (("validation", validated, parts.task.validation), ("test", len(tested), parts.task.test)):
+        if met < len(there):
+            parts.view.say(
+                f"The budget is enough for {met:,} of {len(there):,} {split} prompts at the end; "
+                f"'evolora evaluate {folder} --split {split}' scores all of them."
+            )
     if math.isnan(validation) and not individual.history and individual.id == base.id:
         parts.view.say(
             "The reward scored nothing in the whole run: nobody has a fitness, and best/ is the base, unchanged."
@@ -71,16 +88,26 @@ def finish(
             evolution.generation,
             row,
             "test",
-            [example.prompt for example in parts.task.test],
+            [example.prompt for example in tested],
             evaluation.completions[0],
             evaluation.rewards[0],
         )
     lineage.commit()
-    vote, vote_cost = _vote(parts, voters, winner_test) if config.evolution.vote > 1 else ({}, Cost())
+    vote, vote_cost = _vote(parts, voters, winner_test, tested) if config.evolution.vote > 1 else ({}, Cost())
     costs = {
         **{str(purpose): cost for purpose, cost in evolution.costs.by_purpose.items()},
         "test": test_cost + vote_cost,
     }
+
+    def figures(evaluation: Evaluation) -> dict[str, Any]:
+        clipped = {"clipped_ratio": _clipped(evaluation, parts)}
+        return _test_figures(evaluation.rewards[0], config.run.seed) | _terms(evaluation) | clipped
+
+    if (clipped := _clipped(winner_test, parts)) > _MANY:
+        parts.view.say(
+            f"Warning: {clipped:.0%} of the winner's test completions were cut off at "
+            f"{parts.max_new_tokens} tokens, --max-new-tokens."
+        )
     summary = {
         "run": identity.run,
         "name": run_name(folder),
@@ -93,29 +120,29 @@ def finish(
         "strategy": config.strategy.type,
         "refiner": config.refiner.type,
         "held_out": parts.task.held_out,
-        "test_prompts": len(parts.task.test),
+        "test_prompts": len(tested),
         "generations": evolution.generation,
         "seconds": seconds(),
         "tokens": {purpose: cost.tokens for purpose, cost in costs.items()},
         "flops": {purpose: cost.flops for purpose, cost in costs.items()},
         "time": {**{purpose: cost.seconds for purpose, cost in costs.items()}, "loop": evolution.seconds},
-        "base": {"test": _test_figures(base_test.rewards[0], config.run.seed) | _terms(base_test)},
+        "base": {"test": figures(base_test)},
         "winner": {
             "id": individual.id,
             "operator": individual.operator,
             "genome_sha256": genome_sha256(genome),
             "validation": validation,
-            "test": _test_figures(winner_test.rewards[0], config.run.seed) | _terms(winner_test),
+            "test": figures(winner_test),
         },
         **vote,
         **({"changed": identity.changed} if identity.changed else {}),
         **({} if evolution.judge is None else {"votes": evolution.judge.summary()}),
-        "inspection": compare([example.prompt for example in parts.task.test], base_test, winner_test).as_dict(),
+        "inspection": compare([example.prompt for example in tested], base_test, winner_test).as_dict(),
     }
     summary = dict(without_nan(summary))
     examples = list(
         zip(
-            (example.prompt for example in parts.task.test[:5]),
+            (example.prompt for example in tested[:5]),
             winner_test.completions[0],
             map(float, winner_test.rewards[0]),
             strict=False,
@@ -139,10 +166,12 @@ def finish(
     return write_summary(folder, summary, ["best", "merged"] if config.run.merge else ["best"])
 
 
-def _vote(parts: Parts, voters: Population, winner_test: Evaluation) -> tuple[dict[str, Any], Cost]:
+def _vote(
+    parts: Parts, voters: Population, winner_test: Evaluation, tested: Sequence[Example]
+) -> tuple[dict[str, Any], Cost]:
     """The summary's entry on the vote of the best finalists on the test split, and what it cost."""
     start = time.perf_counter()
-    tests = [winner_test, *(parts.evaluator.evaluate(genome[None], parts.task.test) for genome in voters.genomes[1:])]
+    tests = [winner_test, *(parts.evaluator.evaluate(genome[None], tested) for genome in voters.genomes[1:])]
     rewards = voted_rewards([test.completions[0] for test in tests], np.concatenate([test.rewards for test in tests]))
     entry = {
         "voters": [individual.id for individual in voters.individuals],
@@ -169,6 +198,12 @@ def _test_figures(rewards: npt.NDArray[np.float64], seed: int) -> dict[str, Any]
     """The mean of the rewards [prompts] and its interval; NaN where there is none."""
     low, high = bootstrap_interval(rewards, seed=keyed_seed(seed, "bootstrap"))
     return {"reward": float(mean_fitness(rewards[None])[0]), "ci95": [low, high]}
+
+
+def _clipped(evaluation: Evaluation, parts: Parts) -> float:
+    """The share of completions that the limit has cut off."""
+    written = evaluation.completion_ids[0]
+    return sum(map(parts.evaluator.cut, written)) / len(written)
 
 
 def _terms(evaluation: Evaluation) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from evolora.runs.parts import (
     UnknownWordError,
     Vocabulary,
     by_its_type,
+    is_part,
     owner_of,
     trl_name,
 )
@@ -151,7 +152,7 @@ class Source:
                 told = told_fields(type(value), word)
                 said = value.model_fields_set | ({"type"} & type(value).model_fields.keys())
                 flat += [(f"{told.get(name, word)}.{name}", getattr(value, name)) for name in said]
-            elif isinstance(value, Mapping):
+            elif isinstance(value, Mapping) and is_part(word):
                 flat += [(f"{word}.{name}", each) for name, each in value.items()]
             else:
                 flat.append((word, value))

@@ -155,6 +155,9 @@ TRL_WORDS: Mapping[str, tuple[str, str]] = {
     "reward_weights": ("reward", "name"),
     "output_dir": ("run", "out"),
     "mask_truncated_completions": ("refiner", "mask_truncated"),
+    "dataset_name": ("task", "data"),
+    "dataset_config": ("task", "data_config"),
+    "dataset_train_split": ("task", "data_split"),
 }
 _TRL_SPELLINGS = {
     f"{before}{word}": word for word, (part, _) in TRL_WORDS.items() for before in ("", f"{part}_", f"{part}.")
@@ -268,6 +271,11 @@ class Vocabulary:
             return str(alias)
         short = len(self._short[name]) == 1 and not getattr(model, "prefixed", False)
         return name if short and name not in self.models else f"{part}_{name}"
+
+
+def is_part(word: str) -> bool:
+    """Whether a mapping under this word holds options, as a part's does, and is none's value."""
+    return word in PARTS or word.replace("-", "_") not in Vocabulary({}).words
 
 
 def owner_of(word: str) -> tuple[str, str] | None:

@@ -11,7 +11,7 @@ from peft import LoraConfig
 
 from evolora.environment import references
 from evolora.errors import CheckpointError, InputError
-from evolora.files import check_regular, newest_checkpoint, without_nan, write_text
+from evolora.files import check_regular, newest_checkpoint, write_text
 from evolora.lock import owned
 from evolora.models.base import BUNDLED_MODEL
 from evolora.models.export import PEFT_CONFIG, config_text
@@ -41,6 +41,7 @@ from evolora.runs.tracking.clients import need_trackers
 from evolora.runs.tracking.metrics_log import MetricsLog
 from evolora.runs.tracking.view import Silence, View
 from evolora.runs.trust import Trust, check_trust, note_made_here, said_places
+from evolora.tasks.arrow import is_hub_name
 
 
 @dataclass(frozen=True)
@@ -129,35 +130,17 @@ def _made(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def rows_in(folder: Path, rows: list[dict[str, Any]] | None) -> Iterator[Path | None]:
-    """The file with the rows that were given from Python, which a resumed run will need; gone again if it is refused.
-
-    Raises InputError for rows that JSON cannot hold.
-    """
+    """The file with the rows that were given from Python, which a resumed run needs; gone again if it is refused."""
     if rows is None:
         yield None
         return
-    try:
-        text = "".join(json.dumps(without_nan(row), allow_nan=False) + "\n" for row in rows)
-    except (TypeError, ValueError):
-        raise _refused_row(rows) from None
     data = folder / ROWS
-    write_text(data, text)
+    write_text(data, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
     try:
         yield data
     except BaseException:
         data.unlink()
         raise
-
-
-def _refused_row(rows: list[dict[str, Any]]) -> InputError:
-    """Says which value JSON cannot hold."""
-    for number, row in enumerate(rows):
-        for name, value in row.items():
-            try:
-                json.dumps(without_nan({name: value}), allow_nan=False)
-            except (TypeError, ValueError) as error:
-                return InputError(f"data[{number}]: column {name!r}: {error}, expected rows that JSON can hold")
-    raise AssertionError("all rows can be written")
 
 
 def go_on(
@@ -288,7 +271,7 @@ def located(config: RunOptions, folder: Path) -> RunOptions:
         path["chat_template"] = _absolute(model.chat_template)
     if model.name != BUNDLED_MODEL and Path(model.name).is_dir():
         path["name"] = str(Path(model.name).absolute())
-    task = {} if data is None else {"data": _absolute(data)}
+    task = {} if data is None or is_hub_name(data) else {"data": _absolute(data)}
     own = {"out": _out(config, folder), "name": None}  # the folder has it
     return config.replaced({"run": own, "task": task, "model": path})
 

@@ -2,55 +2,48 @@
 
 import csv
 import json
-from collections.abc import Iterable, Iterator
+import re
+from collections.abc import Iterator
 from importlib.resources.abc import Traversable
 from pathlib import Path
-from typing import NamedTuple, NoReturn
+from typing import NoReturn
 
-from evolora.errors import InputError
 from evolora.reading import open_file
+from evolora.tasks.arrow import parquet_rows
+from evolora.tasks.rows import SPLITS, TRAIN, Row, refuse, shown
 
-VALIDATION = "validation"
-SPLITS = ("train", VALIDATION, "test")
-SPLIT_NAMES = ", ".join(SPLITS)
-SUFFIXES = (".jsonl", ".csv")
-
-
-class Row(NamedTuple):
-    """A row as read, where it was read, and its split where the name of its file says so."""
-
-    place: str
-    values: dict[str, object]
-    split: str | None = None
+SUFFIXES = (".jsonl", ".json", ".csv", ".parquet")
+KINDS = " or ".join(SUFFIXES)
 
 
 def data_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file, or of a folder's train, validation and test files, of which validation may be missing. Raises
+    """The rows of a file, or of a folder's train, validation and test files, of which only train must be there. Raises
     InputError for anything wrong."""
     if not path.exists():
-        refuse(f"--data {path}", f"does not exist, expected a {' or '.join(SUFFIXES)} file or a folder of them")
+        refuse(f"--data {path}", f"does not exist, expected a {KINDS} file, a folder of them or owner/name on the hub")
     if not path.is_dir():
         yield from file_rows(path)
         return
     for split in SPLITS:
-        found = [path / f"{split}{suffix}" for suffix in SUFFIXES if (path / f"{split}{suffix}").is_file()]
-        if not found and split == VALIDATION:
-            continue
-        if len(found) != 1:
-            both = "both " if found else "neither "
-            refuse(f"--data {path}", f"has {both}{split}.jsonl {'and' if found else 'nor'} {split}.csv, expected one")
-        yield from file_rows(found[0], split)
+        found = [name for suffix in SUFFIXES if (path / (name := f"{split}{suffix}")).is_file()]
+        if len(found) > 1:
+            refuse(f"--data {path}", f"has {' and '.join(found)}, expected one of them")
+        if not found and split == TRAIN:
+            refuse(f"--data {path}", f"has no {' or '.join(TRAIN + suffix for suffix in SUFFIXES)}, expected one")
+        for name in found:
+            yield from file_rows(path / name, split)
 
 
 def file_rows(path: Traversable, split: str | None = None) -> Iterator[Row]:
-    """The rows of one JSONL or CSV file. Raises InputError for anything wrong."""
+    """The rows of one file. Raises InputError for anything wrong."""
     suffix = Path(path.name).suffix.lower()
     if suffix not in SUFFIXES:
-        refuse(str(path), f"has the suffix {shown(suffix)}, expected {' or '.join(SUFFIXES)}")
+        refuse(str(path), f"has the suffix {shown(suffix)}, expected {KINDS}")
+    readers = {".jsonl": _jsonl_rows, ".json": _json_rows, ".csv": _csv_rows, ".parquet": parquet_rows}
     empty = True
-    for line, values in (_jsonl_rows if suffix == ".jsonl" else _csv_rows)(path):
+    for number, values in readers[suffix](path):
         empty = False
-        yield Row(f"{path} line {line}", values, split)
+        yield Row(f"{path} {'row' if suffix == '.parquet' else 'line'} {number}", values, split)
     if empty:
         refuse(str(path), "has no rows, expected at least one")
 
@@ -78,18 +71,60 @@ def _jsonl_rows(path: Traversable) -> Iterator[tuple[int, dict[str, object]]]:
             continue
         place = f"{path} line {number}"
         try:
-            value = json.loads(line, parse_constant=_no_constant)
+            value = _DECODER.decode(line)
         except json.JSONDecodeError as error:
             refuse(place, f"is not JSON ({error.msg} at column {error.colno}), expected one JSON object a line")
         except (ValueError, RecursionError) as error:
             refuse(place, f"is not JSON ({error}), expected one JSON object a line")
-        if not isinstance(value, dict):
-            refuse(place, f"is {shown(value)}, expected a JSON object")
-        yield number, value
+        yield number, _object(place, value)
+
+
+def _json_rows(path: Traversable) -> Iterator[tuple[int, dict[str, object]]]:
+    """The objects of a JSON array, each with the line that it begins in; without an array, those of JSONL."""
+    text = "".join(line for _, line in _lines(path))
+    place = _after(text, 0)
+    if text[place : place + 1] != "[":
+        yield from _jsonl_rows(path)
+        return
+    line, counted = 1, 0
+    more = text[(place := _after(text, place + 1)) : place + 1] != "]"
+    while more:
+        line, counted = line + text.count("\n", counted, place), place
+        try:
+            value, place = _DECODER.raw_decode(text, place)
+            more = text[(place := _after(text, place)) : place + 1] == ","
+            if not more and text[place : place + 1] != "]":
+                raise json.JSONDecodeError("Expecting ',' or ']'", text, place)
+        except json.JSONDecodeError as error:
+            said = f"{error.msg} at column {error.colno}"
+            refuse(f"{path} line {error.lineno}", f"is not JSON ({said}), expected an array of JSON objects")
+        except (ValueError, RecursionError) as error:
+            refuse(f"{path} line {line}", f"is not JSON ({error}), expected an array of JSON objects")
+        yield line, _object(f"{path} line {line}", value)
+        place = _after(text, place + 1) if more else place
+    if rest := text[place + 1 :].strip():
+        number = 1 + text.count("\n", 0, _after(text, place + 1))
+        refuse(f"{path} line {number}", f"goes on with {shown(rest)} behind the array, expected its end")
+
+
+def _after(text: str, place: int) -> int:
+    """The place behind blanks."""
+    found = _BLANKS.match(text, place)
+    return found.end() if found else place
+
+
+def _object(place: str, value: object) -> dict[str, object]:
+    if not isinstance(value, dict):
+        refuse(place, f"is {shown(value)}, expected a JSON object")
+    return value
 
 
 def _no_constant(name: str) -> NoReturn:
     raise ValueError(f"{name} is not a JSON value")
+
+
+_DECODER = json.JSONDecoder(parse_constant=_no_constant)
+_BLANKS = re.compile(r"[ \t\n\r]*")
 
 
 def _csv_rows(path: Traversable) -> Iterator[tuple[int, dict[str, object]]]:
@@ -109,19 +144,3 @@ def _csv_rows(path: Traversable) -> Iterator[tuple[int, dict[str, object]]]:
             yield reader.line_num, dict(row)
     except csv.Error as error:
         refuse(f"{path} line {reader.reader.line_num}", f"is not CSV ({error}), expected comma-separated values")
-
-
-def refuse(subject: str, predicate: str) -> NoReturn:
-    """Refuse the input in one sentence, which names where it is wrong."""
-    raise InputError(f"{subject} {predicate}.")
-
-
-def shown(value: object) -> str:
-    """The value on one short line."""
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def listed(names: Iterable[str]) -> str:
-    """The names of columns."""
-    return ", ".join(shown(name) for name in names) or "no other columns"

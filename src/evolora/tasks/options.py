@@ -1,6 +1,50 @@
 """Options of the task: where prompts come from."""
 
+import json
+from collections.abc import Mapping
+from typing import Annotated, Any, NoReturn
+
+from pydantic import BeforeValidator
+from pydantic_core import PydanticCustomError
+
 from evolora.options import Options, option
+
+
+def _template_kwargs(value: Any) -> Any:
+    """The JSON of a mapping, of other JSON, or of `name=value,name=value`, whose values are JSON or bare text.
+
+    >>> _template_kwargs("enable_thinking=false,style=short"), _template_kwargs({"a": [1]})
+    ('{"enable_thinking": false, "style": "short"}', '{"a": [1]}')
+    """
+    if value is None:
+        return None
+    try:
+        found = json.loads(value, parse_constant=_refuse_constant) if isinstance(value, str) else value
+    except (ValueError, RecursionError):
+        found = dict(map(_named, value.split(","))) if "=" in value and not value.lstrip().startswith("{") else None
+    try:
+        if isinstance(found, Mapping) and found and all(isinstance(name, str) and name.strip() for name in found):
+            return json.dumps(dict(found), allow_nan=False)
+    except (TypeError, ValueError, RecursionError):
+        pass
+    raise PydanticCustomError("template_kwargs", "expected name=value, several with commas between, or a JSON object")
+
+
+def _named(text: str) -> tuple[str, Any]:
+    name, _, value = (part.strip() for part in text.partition("="))
+    if value.lower() in ("true", "false"):
+        value = value.lower()
+    try:
+        return name, json.loads(value, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError):
+        return name, value
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(name)
+
+
+TemplateKwargs = Annotated[str | None, BeforeValidator(_template_kwargs)]
 
 
 class TaskOptions(Options):
@@ -13,10 +57,28 @@ class TaskOptions(Options):
         common=True,
     )
     data: str | None = option(
-        None, "JSONL or CSV file, or a folder of train/validation/test files, with a prompt column", common=True
+        None,
+        "JSONL, JSON, CSV or Parquet file, a folder of train/validation/test files, or a data set of the hub "
+        "(owner/name), with a column prompt or messages",
+        common=True,
     )
+    data_config: str | None = option(None, "configuration (subset) of a data set of the hub")
+    data_split: str | None = option(
+        None, "one split of a data set of the hub, such as train or 'train[:1000]', which is split again"
+    )
+    prompt_column: str | None = option(
+        None, "the data's column of prompts, text or chat messages; default prompt, else messages"
+    )
+    target_column: str | None = option(None, "the data's column that rewards get as target; default target")
     prompt: str | None = option(None, "a single prompt to tune for", common=True, free_text=True)
     target: str | None = option(None, "the target of --prompt", common=True, free_text=True)
+
+    system_prompt: str | None = option(
+        None, "message of the system before each prompt; a prompt of text becomes the user's message", free_text=True
+    )
+    chat_template_kwargs: TemplateKwargs = option(
+        None, "further variables of the chat template, such as enable_thinking=false, or as a JSON object"
+    )
 
     max_validation_prompts: int = option(
         1000, "validation prompts that are used, drawn by the seed where there are more", ge=1
@@ -28,10 +90,18 @@ class TaskOptions(Options):
         ge=0,
     )
 
+    def template_variables(self) -> dict[str, Any]:
+        """Those of `chat_template_kwargs`."""
+        return dict(json.loads(self.chat_template_kwargs or "{}"))
+
     def go_together(self) -> None:
         super().go_together()
         if self.target is not None and self.prompt is None:
             raise ValueError("--target: expected --prompt beside it")
+        of_data = ("data_config", "data_split", "prompt_column", "target_column")
+        for name in of_data if self.data is None else ():
+            if getattr(self, name) is not None:
+                raise ValueError(f"--{name.replace('_', '-')}: expected --data beside it")
         given = [("--task", self.name), ("--data", self.data), ("--prompt", self.prompt)]
         chosen = [option for option, value in given if value is not None]
         if len(chosen) > 1:
