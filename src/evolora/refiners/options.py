@@ -9,6 +9,8 @@ from evolora.options import Options, option
 from evolora.population.options import HyperparameterOptions, RolloutOptions
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from evolora.refiners.base import Refiner
 
 KLEstimator = Literal["k1", "k3"]
@@ -24,10 +26,13 @@ class RefinerOptions(Options):
 
     type: str = option(common=True)
 
-    def build(self, *parts: Any, seed: int, dropout: float) -> "Refiner | None":
-        """The refiner of these options, on `parts`: the engine, the text's side of it and the scorer."""
+    def build(self, *parts: Any, seed: int, dropout: float, reference: "Tensor | None" = None) -> "Refiner | None":
+        """The refiner of these options, on `parts`: the engine, the text's side of it and the scorer; `reference` is
+        the genome that it keeps to, None for the base."""
         module, _, name = self.builds.partition(":")
         refiner: Refiner = getattr(importlib.import_module(module), name)(*parts, self, seed=seed, dropout=dropout)
+        if reference is not None:
+            refiner.keep_to(reference)
         return refiner
 
 
@@ -36,8 +41,8 @@ class NoRefinerConfig(RefinerOptions):
 
     type: Literal["none"] = option("none", "evolution alone", common=True)
 
-    def build(self, *parts: Any, seed: int, dropout: float) -> None:
-        del parts, seed, dropout
+    def build(self, *parts: Any, seed: int, dropout: float, reference: "Tensor | None" = None) -> None:
+        del parts, seed, dropout, reference
 
 
 class PolicyGradientConfig(RefinerOptions, CompletionOptions, RolloutOptions, HyperparameterOptions):

@@ -109,6 +109,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 dropout=dropout,
             )
         self.led_rate = LedRate()
+        self.reference: Tensor | None = None
         self._generation: int | None = None
         # How far updates have moved the individuals of this generation, by their keys.
         self._moves: dict[tuple[int, ...], list[Move]] = {}
@@ -126,6 +127,9 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
 
         Among them is `approx_kl`, half the mean squared log-ratio over tokens, which the early stop reads.
         """
+
+    def keep_to(self, reference: Tensor) -> None:
+        self.reference = reference.to(self.engine.device)
 
     def begin(self, carried: Sequence[Carried]) -> None:
         """Called before individuals are refined, with what each carries."""
@@ -294,6 +298,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             keep_features=self.keep_features,
             # An update in several minibatches, or with dropout, computes other things than decoding did.
             keep_trace=self.config.minibatches == 1 and not self.dropout,
+            reference=self.reference,
             with_reference=bool((settings or self._default_settings(len(genomes))).kl_weight.any()),
             settings=settings,
             dtype=self.dtype,
@@ -439,7 +444,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
     def _rollout_cost(self, rollout: Rollout) -> Cost:
         """Of sampling, and of the reference's pass where the KL is measured."""
         size, lengths = self.engine.size, lengths_read(rollout.prompts, rollout.completions)
-        reference = size.forward(lengths, adapted=False) if rollout.kl_measured else 0
+        reference = size.forward(lengths, adapted=self.reference is not None) if rollout.kl_measured else 0
         return Cost(rollout.completions.tokens, size.forward(lengths) + reference)
 
     def _minibatches(self, rows: Sequence[Tensor], key: Sequence[tuple[int, ...]]) -> Iterator[list[Tensor]]:

@@ -65,13 +65,14 @@ def collect(
     temperature: float,
     keep_features: bool,
     keep_trace: bool,
+    reference: Tensor | None,
     with_reference: bool,
     settings: Settings | None,
     dtype: torch.dtype,
 ) -> Rollout:
     """Sample and score `samples` completions of each example's prompt from each of `genomes` [k, genome_length], whose
     draws are those of its entry of `seeds` [k]; `keep_trace` with what decoding computed, `with_reference` with the
-    log-probabilities under the reference. Scores are of `dtype`.
+    log-probabilities under the `reference` [genome_length], None for the base. Scores are of `dtype`.
 
     Raises RewardError when the reward fails.
     """
@@ -93,10 +94,11 @@ def collect(
     if keep_features and features is None:
         how = Scoring(temperature=temperature, features=True)
         features = engine.score(genomes, prompts, replace(completions, trace=None), how).features
-    reference = completions.log_probs
+    reference_log_probs = completions.log_probs
     if with_reference:
         how = Scoring(temperature=temperature)
-        reference = engine.score(None, prompts * k, replace(completions, trace=None), how).log_probs
+        one = None if reference is None else reference[None]
+        reference_log_probs = engine.score(one, prompts * k, replace(completions, trace=None), how).log_probs
     scores = rewarded(scorer, written)
     found = torch.from_numpy(scores.rewards).to(dtype).to(completions.mask.device).unflatten(0, (k, -1))
     mask = completions.mask.unflatten(0, (k, -1)) & ~found.isnan()[..., None]
@@ -106,7 +108,7 @@ def collect(
         scores=found.nan_to_num(),
         mask=mask,
         log_probs=completions.log_probs.unflatten(0, (k, -1)),
-        reference_log_probs=reference.unflatten(0, (k, -1)),
+        reference_log_probs=reference_log_probs.unflatten(0, (k, -1)),
         features=None if features is None else features.unflatten(0, (k, -1)),
         failed=int(scores.failed.sum()),
         kl_measured=with_reference,

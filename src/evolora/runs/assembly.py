@@ -29,8 +29,7 @@ from evolora.errors import InputError
 from evolora.human.exchange import run_votes
 from evolora.human.feedback import VotedScorer, check_page
 from evolora.masking import mask
-from evolora.models.base import BaseModel, given_base, load_chosen
-from evolora.models.export import load_adapter
+from evolora.models.base import BaseModel, given_base, load_chosen, with_tokenizer_of
 from evolora.models.foreign import own_code, reason_of
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import for_causal_lm, lora_config, lora_layout
@@ -46,6 +45,7 @@ from evolora.rewards.options import HUMAN
 from evolora.rewards.scoring import function_scorer
 from evolora.rng import keyed_seed
 from evolora.runs.given import Given, refuse_forgotten
+from evolora.runs.initial import Initial, load_founder
 from evolora.runs.memory import check_memory, check_population, rows_of_an_update
 from evolora.runs.options import RunOptions
 from evolora.runs.tracking.terminal import View
@@ -57,7 +57,8 @@ _UNSCORED = "none"
 
 @dataclass(frozen=True)
 class Parts:
-    """All that a run is made of."""
+    """All that a run is made of. `initial` are the genomes [adapters, genome_length] that it starts from, the founder
+    first; None where it starts from the base."""
 
     config: RunOptions
     base: BaseModel
@@ -72,16 +73,27 @@ class Parts:
     evaluator: LocalEvaluator
     max_new_tokens: int
     view: View
+    initial: Tensor | None = None
 
 
 def assemble(
-    config: RunOptions, given: Given, view: View, adapter: Path | None = None, *, scores: bool = True
+    config: RunOptions,
+    given: Given,
+    view: View,
+    adapter: Path | None = None,
+    *,
+    scores: bool = True,
+    own_tokenizer: bool = False,
 ) -> Parts:
     """Load and check everything, so that bad input is refused before any work. What was `given` is not loaded.
 
-    With an `adapter`, its configuration is used instead of the options, and its genome is the founder. Unless it
+    With an `adapter`, its configuration is used instead of the options, and its genome is the founder; with its
+    `own_tokenizer` that of its folder, where there is one. Unless it
     `scores`, the reward is not made, and no code of it is imported: nothing that is written has a score.
     """
+    initial = Initial.of(config) if adapter is None else None
+    if initial is not None:
+        config = initial.followed(config)
     used = config.used()
     task = load_task(
         task=used.task.name,
@@ -106,6 +118,8 @@ def assemble(
     if adapter is None:
         config.strategy.need()
     base = _base(used, given, device)
+    if adapter is not None and own_tokenizer:
+        base = with_tokenizer_of(base, adapter)
     if used.model.chat_template is not None:
         use_template(base.tokenizer, Path(used.model.chat_template))
     task = with_prompts(
@@ -116,6 +130,10 @@ def assemble(
     torch.set_num_threads(threads_an_operation(base.model, threads))
     if adapter is not None:
         lora, layout, founder = load_founder(base, adapter, used.model.name)
+    elif initial is not None:
+        lora, layout, genomes = initial.genomes(base, config)
+        founder = genomes[0]
+        check_population(used, layout.genome_length)
     else:
         lora = _lora(base, used) if given.peft_config is None else for_causal_lm(base.model, given.peft_config)
         layout, founder = _layout(base, lora, used, given.peft_config)
@@ -191,6 +209,8 @@ def assemble(
         f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {chosen.words}; "
         f"LoRA r={config.lora.r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
     )
+    if initial is not None:
+        view.say(f"starts from {mask(', '.join(initial.names))}, with which it is compared, not from the base model")
     view.say(
         f"{mask(task.name)}: {len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test "
         f"prompts; reward {scorer.name}; at most {max_new_tokens} new tokens"
@@ -212,7 +232,20 @@ def assemble(
     if (found := check(chosen.one, base.model, lora, founder, text, name=config.model.name)) is not None:
         view.say(f"self-check: log-probabilities within {found.largest:.1g} of a plain pass and of PEFT's adapter")
     return Parts(
-        config, base, lora, layout, founder, task, scorer, chosen.engine, budget, text, evaluator, max_new_tokens, view
+        config,
+        base,
+        lora,
+        layout,
+        founder,
+        task,
+        scorer,
+        chosen.engine,
+        budget,
+        text,
+        evaluator,
+        max_new_tokens,
+        view,
+        initial=None if initial is None else genomes,
     )
 
 
@@ -246,18 +279,6 @@ def _base(config: RunOptions, given: Given, device: str) -> BaseModel:
     if given.model is not None and given.tokenizer is not None:
         return given_base(given.model, given.tokenizer)
     return load_chosen(config.model, device=device, check=lambda model: check_memory(config, model))
-
-
-def load_founder(base: BaseModel, adapter: Path, model: str) -> tuple[LoraConfig, GenomeLayout, Tensor]:
-    """An adapter as a genome of the base `model`. Raises InputError for one that does not fit it."""
-    lora, state = load_adapter(adapter)
-    try:
-        layout, _ = lora_layout(base.model, lora, seed=0)
-        return lora, layout, layout.from_state_dict(state)
-    except InputError:
-        raise
-    except Exception as error:  # PEFT takes its configuration as it is
-        raise InputError(f"{adapter}: does not fit --model {model}: {reason_of(error)}") from None
 
 
 def _lora(base: BaseModel, config: RunOptions) -> LoraConfig:

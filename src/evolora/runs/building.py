@@ -11,9 +11,16 @@ def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
     """The loop of a run, before its first generation."""
     config, seed = parts.config, parts.config.run.seed
     return Evolution(
-        strategy=config.strategy.build(parts.founder, parts.layout, seed=seed),
+        strategy=config.strategy.build(
+            parts.founder, parts.layout, seed=seed, others=None if parts.initial is None else parts.initial[1:]
+        ),
         refiner=config.refiner.build(
-            parts.engine, parts.text, parts.scorer, seed=seed, dropout=parts.lora.lora_dropout
+            parts.engine,
+            parts.text,
+            parts.scorer,
+            seed=seed,
+            dropout=parts.lora.lora_dropout,
+            reference=None if parts.initial is None else parts.founder,
         ),
         evaluator=_evaluator(parts),
         task=parts.task,

@@ -27,6 +27,7 @@ from evolora.runs.footprint import footprint
 from evolora.runs.generations import progress, run_to_end
 from evolora.runs.given import ROWS, Given
 from evolora.runs.identity import Identity, check_run, differences, new_identity, read_identity
+from evolora.runs.initial import Initial
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.recovery import METRICS, check_ledgers, set_aside
 from evolora.runs.snapshot import checkpoint_run
@@ -78,6 +79,8 @@ def start(
             _need_room(folder, parts)
         if given.peft_config is not None:
             write_text(folder / PEFT_CONFIG, config_text(given.peft_config))
+        if (initial := Initial.of(parts.config)) is not None:
+            initial.keep(folder)
         identity = new_identity(fingerprint(parts, given))
         identity.write(folder)
         if (unnoted := note_made_here(folder, identity.run)) is not None:
@@ -278,7 +281,11 @@ def _located(config: RunOptions, folder: Path) -> RunOptions:
     if model.name != BUNDLED_MODEL and Path(model.name).is_dir():
         path["name"] = str(Path(model.name).absolute())
     task = {} if data is None else {"data": _absolute(data)}
-    return config.replaced({"run": {"out": _out(config, folder)}, "task": task, "model": path})
+    init = config.lora.init and [
+        str(Path(name).absolute()) if Path(name).is_dir() else name for name in config.lora.init
+    ]
+    run = {"out": _out(config, folder)}
+    return config.replaced({"run": run, "task": task, "model": path, "lora": {"init": init}})
 
 
 def _out(config: RunOptions, folder: Path) -> str:

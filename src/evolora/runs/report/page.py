@@ -140,7 +140,18 @@ def _result(run: RunRecord) -> dict[str, Any] | None:
         verdict = "the winner is worse than the base model"
     else:
         verdict = "the test prompts cannot tell the winner from the base model"
-    return {"verdict": verdict, "base": base, "winner": winner, "gain": gain, "interval": (low, high), "n": len(gains)}
+    if "init" in run.summary:
+        verdict = verdict.replace("base model", "adapter that the run started from")
+    name = run.summary.get("init", ["Base model"])[0]
+    return {
+        "verdict": verdict,
+        "base": base,
+        "name": name,
+        "winner": winner,
+        "gain": gain,
+        "interval": (low, high),
+        "n": len(gains),
+    }
 
 
 def _warnings(run: RunRecord) -> list[str]:
