@@ -97,8 +97,12 @@ def test_a_run_starts_from_an_adapter_and_needs_its_folder_no_more(
     kept = run / "init" / "0" / "adapter_model.safetensors"
     kept.write_bytes(kept.read_bytes()[:-1] + b"?")
     assert f"{kept}: truncated or altered" in evolora("verify", run)[1]
+    code, _, errors = evolora("evaluate", run, "--show", "0")
+    assert code == 1 and str(kept) in errors
     code, _, errors = evolora("resume", run, "--gens", "3")
     assert code != 0 and str(kept) in errors and "Traceback" not in errors
+    shutil.rmtree(run / "init")
+    assert f"{run / 'init' / '0' / 'manifest.json'}: missing" in evolora("verify", run)[1]
 
 
 def test_an_unbeaten_adapter_leaves_as_it_came(toy: Any, evolora: Any, adapter: Make, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from evolora.runs.config_file import check_config, read_run_config
 from evolora.runs.fingerprint import fingerprint
 from evolora.runs.given import Given
 from evolora.runs.identity import differences, read_identity
-from evolora.runs.initial import INIT, load_founder, named_base
+from evolora.runs.initial import kept_adapter, load_founder, named_base
 from evolora.runs.memory import check_samples
 from evolora.runs.options import Source, make_options
 from evolora.runs.parts import Place
@@ -97,10 +97,9 @@ def evaluate(
     )
     if not base:
         return score
-    began = path / INIT / "0"
-    if of_run := is_run(path) and began.is_dir():
-        verify(began)
-        genome = load_founder(parts.base, began, parts.config.model.name)[2]
+    of_run = is_run(path) and parts.config.lora.init is not None
+    if of_run:
+        genome = load_founder(parts.base, kept_adapter(path, 0), parts.config.model.name)[2]
     else:  # where all weights are zero, nothing is added to the base
         genome = torch.zeros_like(parts.founder)
     untouched = parts.evaluator.evaluate(genome[None], examples)

@@ -42,7 +42,10 @@ def fingerprint(parts: Parts, given: Given, groups: Collection[str] | None = Non
         "tokenizer": lambda: {"files": _tokenizer(parts.base.tokenizer)},
         "LoRA": lambda: {
             "config": sha256_of(json.loads(config_text(parts.lora))),
-            **({} if parts.initial is None else {"init": sha256_of([*map(genome_sha256, parts.initial)])}),
+            **{
+                f"init {number}": genome_sha256(genome)
+                for number, genome in enumerate([] if parts.initial is None else parts.initial)
+            },
         },
         "reward": lambda: _reward(parts.config, given),
         "file": lambda: given_files(Path(str(parts.config.run.out))),

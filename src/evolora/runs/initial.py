@@ -45,10 +45,9 @@ class Initial:
         names = config.used().lora.init
         if not names:
             return None
-        folders = kept_adapters(Path(config.run.out)) if config.run.out else []
-        for kept in folders:
-            verify(kept)
-        if not folders:
+        if config.run.out and (Path(config.run.out) / "config.toml").is_file():
+            folders = [kept_adapter(Path(config.run.out), number) for number in range(len(names))]
+        else:
             folders = [_located(name) for name in names]
         return cls(names, folders, load_adapter(folders[0])[0])
 
@@ -120,11 +119,12 @@ class Initial:
                 seal(temporary)
 
 
-def kept_adapters(run: Path) -> list[Path]:
-    """The adapters that a run which has begun keeps of those that it started from."""
-    if not (run / "config.toml").is_file():
-        return []
-    return sorted((run / INIT).glob("[0-9]*"), key=lambda folder: int(folder.name))
+def kept_adapter(run: Path, number: int) -> Path:
+    """The copy that a run keeps of an adapter that it started from. Raises CheckpointError when it is altered or
+    gone."""
+    folder = run / INIT / str(number)
+    verify(folder)
+    return folder
 
 
 def load_founder(base: BaseModel, adapter: Path, model: str) -> tuple[LoraConfig, GenomeLayout, Tensor]:
