@@ -64,7 +64,7 @@ _GENERATE_OPTIONS = [
         "min_p", "eos_token", "stop", "special_tokens", "seed",
     )
 ]  # fmt: skip
-_EXPORT_OPTIONS = [_DEFAULTS.place(word) for word in ("revision", "trust_remote_code")]
+_EXPORT_OPTIONS = [_DEFAULTS.place(word) for word in ("revision", "trust_remote_code", "dtype")]
 _RESUME_OPTIONS = [_DEFAULTS.place(word) for word in RESUMABLE]
 
 _REWARD_MODEL_OPTIONS: tuple[tuple[str, str | int | float, str], ...] = (
@@ -127,7 +127,13 @@ def _command_of(given: list[str]) -> int:
     if not given:
         parser.print_help()
         return 0
-    options = vars(parser.parse_args(given))
+    parsed, rest = parser.parse_known_args(given)
+    options = vars(parsed)
+    if "prompts" in options:  # argparse takes several at one place alone, before or behind the options
+        options["prompts"] += [word for word in rest if " " in word or not word.startswith("-")]
+        rest = [word for word in rest if word not in options["prompts"]]
+    if rest:
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
     command = options.pop("command")
     return int(command(options))
 
@@ -197,9 +203,15 @@ def _parser() -> argparse.ArgumentParser:
     _add_trust(evaluated)
     _add_options(evaluated, _APPLY_OPTIONS)
 
-    generated = _command(commands, "generate", "let an adapter complete a prompt", _generate)
+    generated = _command(commands, "generate", "let an adapter complete prompts", _generate)
     _add_adapter(generated)
-    generated.add_argument("text", metavar="PROMPT", help="the prompt")
+    generated.add_argument("prompts", metavar="PROMPT", nargs="*", help="the prompts")
+    generated.add_argument("--interactive", action="store_true", help="then read more prompts, one a line")
+    generated.add_argument(
+        "--chat",
+        action=argparse.BooleanOptionalAction,
+        help="answer the prompts as a user's messages; default: where the adapter was tuned on such",
+    )
     generated.add_argument(
         "--samples", type=int, default=0, metavar="N", help="sample N completions instead of the greedy one"
     )
@@ -209,11 +221,15 @@ def _parser() -> argparse.ArgumentParser:
 
     exported = _command(commands, "export", "write an adapter, or the merged model, to a folder", _export)
     _add_adapter(exported)
-    exported.add_argument("--to", metavar="DIR", required=True, help="a new folder")
+    exported.add_argument("--to", metavar="DIR|FILE", required=True, help="a new folder, or file")
     exported.add_argument("--merge", action="store_true", help="merge the adapter into the base model")
     exported.add_argument(
         "--base", metavar="NAME", help="the base model's name or folder, in place of the one that the adapter names"
     )
+    exported.add_argument("--gguf", action="store_true", help="write the merged model as a GGUF file, --to FILE")
+    exported.add_argument("--llama-cpp", metavar="DIR", help="llama.cpp's sources, whose converter makes it")
+    exported.add_argument("--push", metavar="REPO", help="then upload it to the Hugging Face hub, as USER/NAME")
+    exported.add_argument("--private", action="store_true", help="where that makes a repository, a private one")
     _add_options(exported, _EXPORT_OPTIONS)
     return parser
 
@@ -525,7 +541,7 @@ def _report(result: "Result", view: "View") -> None:
     print(
         f"\n{summary['task']}, {'held-out ' if summary['held_out'] else ''}test prompts: {summary['test_prompts']}; "
         "the intervals are over prompts alone, not over seeds (--seeds)\n"
-        f"  base model  {_figures(base)}\n"
+        f"  {_base_name(summary):<10}  {_figures(base)}\n"
         f"  winner      {_figures(winner)}  individual {summary['winner']['id']}, by {summary['winner']['operator']}\n"
         f"{_vote_line(summary)}"
         f"{_term_lines(base, winner)}"
@@ -539,6 +555,11 @@ def _report(result: "Result", view: "View") -> None:
         print(f"merged:  {result.merged}")
     if (report := result.folder / "report.html").is_file():
         print(f"report:  {report}")
+
+
+def _base_name(summary: dict[str, Any]) -> str:
+    """What the winner is compared with."""
+    return str(summary.get("init", ["base model"])[0])
 
 
 def _figures(test: dict[str, Any], *, digits: int = 3) -> str:
@@ -571,7 +592,7 @@ def _inspection_lines(summary: dict[str, Any]) -> str:
         return ""
     from evolora.runs.report.inspection import Inspection
 
-    return "".join(f"{line}\n" for line in Inspection.from_dict(summary["inspection"]).lines())
+    return "".join(f"{line}\n" for line in Inspection.from_dict(summary["inspection"]).lines(name=_base_name(summary)))
 
 
 def _evaluate(options: dict[str, Any]) -> int:
@@ -589,9 +610,9 @@ def _evaluate(options: dict[str, Any]) -> int:
     for prompt, completion, reward in score.rows[: options["show"]]:
         print(f"{'  -  ' if math.isnan(reward) else f'{reward:.3f}'}  {prompt!r} -> {completion!r}")
     if score.inspection is not None and score.base_ci95 is not None:
-        print("\n".join(score.inspection.lines()))
+        print("\n".join(score.inspection.lines(name=score.base.removeprefix("the "))))
         base = _figures({"reward": score.base_reward, "ci95": score.base_ci95}, digits=4)
-        print(f"{options['split']} reward of the base model {base}")
+        print(f"{options['split']} reward of {score.base} {base}")
     own = _figures({"reward": score.reward, "ci95": score.ci95}, digits=4)
     print(f"{options['split']} reward {own}, {len(score.rows)} prompts")
     return 0
@@ -605,23 +626,44 @@ def _say_words(_: dict[str, Any]) -> int:
 
 
 def _generate(options: dict[str, Any]) -> int:
+    prompts, interactive = options["prompts"], options["interactive"]
+    if not prompts and not interactive:
+        raise InputError("PROMPT: found none, expected at least one, or --interactive")
     quieten()
-    from evolora.runs.adapter import complete
+    from evolora.runs.adapter import completer
 
-    texts = complete(
+    complete = completer(
         _run_of(options),
-        options["text"],
         samples=options["samples"],
         checkpoint=options["checkpoint"],
         options=_source(options, _GENERATE_OPTIONS),
+        chat=options["chat"],
     )
-    print("\n".join(texts))
+    for prompt in prompts:
+        if len(prompts) > 1:
+            print(f"> {prompt}")
+        print("\n".join(complete(prompt)), flush=True)
+    while interactive:
+        if sys.stdin.isatty():
+            print("> ", end="", flush=True)
+        try:
+            if not (line := sys.stdin.readline()):
+                break
+            if prompt := line.rstrip("\n"):
+                print("\n".join(complete(prompt)), flush=True)
+        except (InputError, UnicodeDecodeError) as error:  # the next one may be better
+            print(f"evolora: {error}", file=sys.stderr)
     return 0
 
 
 def _export(options: dict[str, Any]) -> int:
+    for one, other in (("gguf", "llama_cpp"), ("llama_cpp", "gguf"), ("private", "push")):
+        if options[one] and not options[other]:
+            raise InputError(f"--{one.replace('_', '-')}: expected --{other.replace('_', '-')} beside it")
+    words = _source(options, _EXPORT_OPTIONS)
+    model = make_options(words).model
     quieten()
-    from evolora.runs.adapter import export, folder_named
+    from evolora.runs.exporting import Push, export, folder_named
 
     written = export(
         _run_of(options),
@@ -629,8 +671,11 @@ def _export(options: dict[str, Any]) -> int:
         merge=options["merge"],
         checkpoint=options["checkpoint"],
         base=options["base"],
-        revision=options.get("model.revision"),
-        trust_remote_code=options.get("model.trust_remote_code", False),
+        revision=model.revision,
+        trust_remote_code=model.trust_remote_code,
+        dtype=None if model.dtype == "auto" else model.dtype,
+        llama_cpp=Path(options["llama_cpp"]) if options["gguf"] else None,
+        push=Push(options["push"], options["private"]) if options["push"] else None,
     )
     print(written)
     if (named := folder_named(written)) is not None:

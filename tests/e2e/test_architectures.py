@@ -42,6 +42,11 @@ def test_a_run_reads_back_what_it_wrote(architecture: str, folder: Any, tmp_path
     assert code == 0, said
     assert evolora("evaluate", run)[0] == 0
     assert evolora("generate", run, "2 + 2 =")[0] == 0
+    code, _, said = evolora("export", run / "best", "--to", tmp_path / "merged", "--merge")
+    assert code == 0, said
+    alone = ["--refiner", "none", "--out", tmp_path / "next"]
+    code, _, said = evolora("train", "--init", run, *SMALL[:10], *SMALL[12:], *alone)
+    assert code == 0, said
     layers = load_file(run / "best" / "adapter_model.safetensors")
     assert layers and not any("vision" in name for name in layers)
     config = json.loads((run / "best" / "adapter_config.json").read_text())

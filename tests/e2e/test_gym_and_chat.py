@@ -99,9 +99,22 @@ def test_chat_messages_become_prompts(
     assert evolora("resume", filed, "--gens", "2")[0] == 0
     # A prompt for `generate` is what the user says.
     _, said, _ = evolora("generate", run, "3 + 2 =")
-    plain = shutil.copytree(run / "best", tmp_path / "plain")  # an adapter without a run knows no data
-    _, written, _ = evolora("generate", plain, "<user> 3 + 2 =\n<assistant>", "--max-new-tokens", length(run))
-    assert said == written != ""
+    plain = shutil.copytree(run / "best", tmp_path / "plain")  # without a run its card knows
+    more = ["--max-new-tokens", length(run)]
+    for words in (["3 + 2 ="], ["--no-chat", "<user> 3 + 2 =\n<assistant>"]):
+        assert evolora("generate", plain, *words, *more)[1] == said != ""
+    card = plain / "README.md"
+    (plain / "manifest.json").unlink()
+    card.write_text(card.read_text().replace("- conversational\n", ""))  # tuned on text, on a model with a template
+    assert evolora("generate", plain, "<user> 3 + 2 =\n<assistant>", *more)[1] == said
+    card.unlink()  # anybody's, with a template
+    assert evolora("generate", plain, "3 + 2 =", *more)[1] == said
+    # The template of the run goes wherever it goes, and is not asked for again.
+    (tmp_path / "t.jinja").unlink()
+    alone = shutil.copytree(filed / "best", tmp_path / "alone")
+    assert evolora("generate", filed, "3 + 2 =")[:2] == evolora("generate", alone, "3 + 2 =", *more)[:2]
+    assert evolora("export", filed, "--to", tmp_path / "merged", "--merge")[0] == 0
+    assert AutoTokenizer.from_pretrained(tmp_path / "merged").chat_template == TEMPLATE
 
 
 def length(run: Path) -> int:

@@ -117,7 +117,7 @@ def test_a_reward_that_scores_nothing_says_so_in_every_generation_and_at_the_end
     own, run = tmp_path / "own.py", tmp_path / "run"
     own.write_text("def none(completions, **kwargs):\n    return [None] * len(completions)\n")
     code, out, errors = evolora("train", *toy.options(run, reward=f"{own}:none", gens=2))
-    assert code == 0 and not errors and "nobody has a fitness, and best/ is the base, unchanged" in out
+    assert code == 0 and not errors and "nobody has a fitness, and best/ is the unchanged base" in out
     summary = json.loads((run / "summary.json").read_text())
     assert summary["winner"]["operator"] == "base" and summary["winner"]["validation"] is None
     assert evolora("verify", run)[0] == 0 and evolora("generate", run, "Hello")[0] == 0

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from evolora.errors import InputError
 from evolora.models import base
 from evolora.models.base import load_base
-from evolora.models.export import load_adapter
+from evolora.models.export import load_adapter, save_adapter
+from evolora.models.lora import lora_config, lora_layout
 from evolora.models.sequence_scores import load_classifier
 
 
@@ -174,6 +176,29 @@ def test_an_adapter_whose_values_are_of_another_type(values: dict[str, Any], tmp
         load_adapter(tmp_path)
     message = str(caught.value)
     assert message.startswith(f"{tmp_path}: adapter_config.json has {next(iter(values))} ") and "\n" not in message
+
+
+HARMLESS = [True, False, "gaussian", "orthogonal", "eva"]
+
+
+@pytest.mark.parametrize("began", [*HARMLESS, "pissa", "pissa_niter_4", "olora", None])
+def test_how_a_finished_adapter_began_says_nothing_unless_it_changed_the_base(
+    began: Any, model: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "adapter"
+    loaded = load_base(str(model))
+    config = lora_config(loaded.model, r=3)
+    layout, genome = lora_layout(loaded.model, config, seed=0)
+    genome = torch.randn(genome.shape, generator=torch.Generator().manual_seed(0))
+    folder.mkdir()
+    save_adapter(folder, loaded, config, layout, genome)
+    edit(folder / "adapter_config.json", init_lora_weights=began)
+    if began not in HARMLESS:
+        with pytest.raises(InputError, match=rf"{folder}: LoraConfig init_lora_weights={began!r}"):
+            load_adapter(folder)
+        return
+    found, state = load_adapter(folder)
+    assert torch.equal(lora_layout(loaded.model, found, seed=0)[0].from_state_dict(state), genome)
 
 
 def test_code_that_comes_with_a_reward_model_is_not_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -247,6 +247,20 @@ def test_a_kl_in_the_loss_is_no_credit(base: BaseModel, founder: tuple[GenomeLay
     assert not torch.allclose(credit(kl_weight=0.5, kl_place="reward"), without)
 
 
+def test_the_reference_is_the_genome_that_it_is_told(base: BaseModel, founder: tuple[GenomeLayout, Tensor]) -> None:
+    layout, genome = founder
+    other = genome + 0.05 * torch.randn(genome.shape, generator=torch.Generator().manual_seed(0))
+    refiner = make_refiner(base, layout, kl_weight=0.1)
+    off = []
+    for told in (None, other):
+        if told is not None:
+            refiner.keep_to(told)
+        rollout = refiner.collect(torch.stack([genome, other]), EXAMPLES, [(1, 0, 0), (1, 1, 0)])
+        gaps = (rollout.log_probs - rollout.reference_log_probs).abs() * rollout.mask
+        off.append(gaps.amax((1, 2)) > 1e-3)
+    assert [each.tolist() for each in off] == [[False, True], [True, False]]
+
+
 @kinds
 def test_without_a_penalty_the_reference_is_not_asked(
     kind: str, base: BaseModel, founder: tuple[GenomeLayout, Tensor]

@@ -4,9 +4,9 @@ import copy
 import functools
 import inspect
 from collections.abc import Callable, Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -41,6 +41,9 @@ from evolora.models.quantization import (
 )
 
 BUNDLED_MODEL = "tiny-gpt2"
+TEMPLATE = "chat_template.jinja"
+"""Where transformers writes a tokenizer's chat template."""
+TOKENIZER = "tokenizer_config.json"
 _ASSETS = Path(__file__).parents[1] / "assets"
 
 
@@ -80,7 +83,7 @@ def load_base(
     name: str,
     *,
     device: str = "cpu",
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | Literal["auto"] = torch.float32,
     revision: str | None = None,
     trust_remote_code: bool = False,
     attn_implementation: str | None = None,
@@ -88,9 +91,10 @@ def load_base(
     check: Callable[[Any], None] | None = None,
 ) -> BaseModel:
     """Load a causal LM, frozen and in evaluation mode, and its tokenizer: of a hub name all from the commit that its
-    `revision` stands for. Code that comes with it is run with `trust_remote_code` alone. By a `quantization`, `nf4` or
-    `int8`, all its linear layers but the head are quantised; one that bitsandbytes quantised before it was saved stays
-    as it is. `check` may refuse its configuration before any weights are read.
+    `revision` stands for; with the `dtype` auto in the precision of its files. Code that comes with it is run with
+    `trust_remote_code` alone. By a `quantization`, `nf4` or `int8`, all its linear layers but the head are quantised;
+    one that bitsandbytes quantised before it was saved stays as it is. `check` may refuse its configuration before any
+    weights are read.
 
     Raises InputError when there is no such model, when it is no causal LM, when its weights are pickled, quantised by
     anything else, incomplete or not finite, when any of its files cannot be read, and when what quantises is missing or
@@ -107,8 +111,8 @@ def load_base(
         verify(folder)
     if (folder / "adapter_config.json").is_file():
         raise InputError(
-            f"{subject}: found a PEFT adapter, expected a base model; merge it first by "
-            f"'evolora export {name} --to MODEL --merge', then --model MODEL"
+            f"{subject}: found a PEFT adapter, expected a base model; --init {name} starts from it, and "
+            f"'evolora export {name} --to MODEL --merge' makes a model of it"
         )
     check_model_folder(subject, folder, trusted=trust_remote_code)
     with loading(subject):
@@ -126,19 +130,12 @@ def load_base(
         check_sizes(subject, config, folder)
         if check is not None:
             check(config)
-        tokenizer = AutoTokenizer.from_pretrained(path, padding_side="left", **source)
-        # transformers makes an empty tokenizer where there is none.
-        if len(tokenizer) <= len(tokenizer.all_special_ids):
-            raise InputError(f"{subject}: found no tokenizer with the model, expected one")
-        if tokenizer.eos_token_id is None:
-            raise InputError(f"{subject}: its tokenizer has no end-of-sequence token, expected one")
-        if tokenizer.pad_token_id is None:
-            tokenizer.pad_token = tokenizer.eos_token
+        tokenizer = _tokenizer(subject, path, **source)
         attention = {} if attn_implementation is None else {"attn_implementation": attn_implementation}
         if quantization is None and not saved_quantised:
             model = load_whole(AutoModelForCausalLM, path, dtype=dtype, **source, **attention).to(device)
         else:
-            few_bits = loading_options(quantization, dtype, device)
+            few_bits = loading_options(quantization, dtype, device)  # type: ignore[arg-type]
             model = load_whole(AutoModelForCausalLM, path, dtype=dtype, **source, **attention, **few_bits)
             keep_weights_as_they_are(model)
             base = BaseModel(model, tokenizer, path, commit)
@@ -148,12 +145,39 @@ def load_base(
     return BaseModel(model, tokenizer, path, commit)
 
 
-def load_chosen(options: ModelOptions, *, device: str = "cpu", check: Callable[[Any], None] | None = None) -> BaseModel:
-    """`load_base` of what the options say."""
+def _tokenizer(subject: str, path: str, **source: Any) -> PreTrainedTokenizerBase:
+    tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(path, padding_side="left", **source)
+    # transformers makes an empty tokenizer where there is none.
+    if len(tokenizer) <= len(tokenizer.all_special_ids):
+        raise InputError(f"{subject}: found no tokenizer with the model, expected one")
+    if tokenizer.eos_token_id is None:
+        raise InputError(f"{subject}: its tokenizer has no end-of-sequence token, expected one")
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def with_tokenizer_of(base: BaseModel, adapter: Path) -> BaseModel:
+    """The base with the tokenizer that lies in an adapter's folder, and with it the chat template that it was tuned
+    with; as it is where there is none. Raises InputError for one that cannot be read."""
+    if not (adapter / TOKENIZER).is_file():
+        return base
+    with loading(str(adapter)):
+        return replace(base, tokenizer=_tokenizer(str(adapter), str(adapter), trust_remote_code=False))
+
+
+def load_chosen(
+    options: ModelOptions,
+    *,
+    device: str = "cpu",
+    check: Callable[[Any], None] | None = None,
+    as_stored: bool = False,
+) -> BaseModel:
+    """`load_base` of what the options say; `as_stored` in the precision of its files."""
     return load_base(
         options.name,
         device=device,
-        dtype=dtype_on(device, options.dtype),
+        dtype="auto" if as_stored else dtype_on(device, options.dtype),
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
         attn_implementation=options.attn_implementation,

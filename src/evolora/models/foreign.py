@@ -16,7 +16,7 @@ from evolora.errors import InputError, encodes
 from evolora.reading import read_text
 
 _INDEX = "model.safetensors.index.json"
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
+PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 
 _Names = list[StrictStr] | StrictStr | None
 _Rank = Annotated[StrictInt, Field(ge=1)]
@@ -157,7 +157,7 @@ def weight_files(subject: str, folder: Path) -> list[str]:
                     f"{subject}: {_INDEX} names {name[:80]!r}, expected .safetensors files in the same folder"
                 )
         return sorted(set(shards.values()))
-    pickled = sorted(name for name in entries if name.endswith(_PICKLED))
+    pickled = sorted(name for name in entries if name.endswith(PICKLED))
     if pickled:
         raise InputError(
             f"{subject}: found pickled weights ({pickled[0]}), which loading would run as a program, expected "

@@ -45,6 +45,8 @@ _CARRIED_LORA_FIELDS = {
     "runtime_config",
 }
 _CARRIED_INITS = (True, "gaussian")
+# How the weights of a finished adapter may have begun. All others, such as PiSSA and OLoRA, change the base's own.
+_FINISHED_INITS = (True, False, "gaussian", "orthogonal", "eva")
 # What attention calls its projections, where PEFT does not know the architecture.
 _ATTENTION = (
     ("q_proj", "v_proj"),
@@ -150,6 +152,19 @@ def check_lora(config: LoraConfig) -> None:
             f"LoraConfig init_lora_weights={config.init_lora_weights!r} cannot be carried by the adapted layers, "
             f"expected one of {_CARRIED_INITS}: the untouched base must be an individual"
         )
+
+
+def finished(config: LoraConfig, subject: str) -> LoraConfig:
+    """The configuration of an adapter that is done: how its weights began says nothing about what they are. Raises
+    InputError, by the field's name, where that has changed the base's weights, which its files do not have."""
+    if config.init_lora_weights not in _FINISHED_INITS:
+        raise InputError(
+            f"{subject}: LoraConfig init_lora_weights={config.init_lora_weights!r} changes the base's own weights, "
+            "expected an adapter of the base as it is, as PEFT saves with path_initial_model_for_weight_conversion"
+        )
+    config = copy.deepcopy(config)
+    config.init_lora_weights, config.eva_config = True, None
+    return config
 
 
 def lora_layout(model: PreTrainedModel, config: LoraConfig, *, seed: int) -> tuple[GenomeLayout, Tensor]:

@@ -1,5 +1,6 @@
 """Options of the base model and its adapters."""
 
+import os
 import re
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -17,6 +18,12 @@ def _modules(value: Any) -> Any:
 
 def _is_name(value: Any) -> bool:
     return isinstance(value, str) and value != "all-linear" and re.fullmatch(r"[\w.-]*", value) is not None
+
+
+def _listed(value: Any) -> Any:
+    """One adapter is a list of one; paths are text."""
+    values = value if isinstance(value, list | tuple) else [value]
+    return value if value is None else [os.fspath(each) if isinstance(each, os.PathLike) else each for each in values]
 
 
 Modules = Annotated[list[str] | str | None, BeforeValidator(_modules)]
@@ -62,5 +69,12 @@ class LoraOptions(Options):
     )
     exclude_modules: Modules = option(
         None, "modules not to adapt: names or a regular expression, as PEFT has it", alias="exclude_modules"
+    )
+    init: Annotated[list[str] | None, BeforeValidator(_listed)] = option(
+        None,
+        "LoRA adapters to start from, folders or hub names: the first is individual 0, with which the run is compared, "
+        "several are the first population; rank, alpha and modules are theirs, and the base model where none is named",
+        common=True,
+        alias="init",
     )
     rslora: bool = option(False, "scale the adapters by alpha / sqrt(r)", alias="rslora")

@@ -16,6 +16,8 @@ _LONG = 2**20
 
 # The operator that makes a lineage's running average.
 AVERAGE = "average"
+# That of the individuals that a run begins with, beside individual 0.
+INITIAL = "initial"
 
 
 @dataclass(frozen=True)

@@ -58,6 +58,10 @@ class Refiner(Protocol):
         parent of whom it does."""
         ...
 
+    def keep_to(self, reference: Tensor) -> None:
+        """Told the genome [genome_length] that is the reference, for a refiner that has one; else it is the base."""
+        del reference
+
     def observe(self, examples: Sequence[Example], evaluation: Evaluation) -> None:
         """Told what the population wrote for `examples` and what it earned."""
         del examples, evaluation

@@ -9,6 +9,8 @@ from evolora.options import Options, option
 from evolora.population.options import HyperparameterOptions, RolloutOptions
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from evolora.refiners.base import Refiner
 
 KLEstimator = Literal["k1", "k3"]
@@ -24,11 +26,14 @@ class RefinerOptions(Options):
 
     type: str = option(common=True)
 
-    def build(self, *parts: Any, **more: Any) -> "Refiner | None":
+    def build(self, *parts: Any, reference: "Tensor | None" = None, **more: Any) -> "Refiner | None":
         """The refiner of these options, on `parts`: the engine, the text's side of it and the scorer; with the run's
-        `seed`, the adapter's `dropout`, and the `reporter` that hears what it is at."""
+        `seed`, the adapter's `dropout`, and the `reporter` that hears what it is at. `reference` is the genome that it
+        keeps to, None for the base."""
         module, _, name = self.builds.partition(":")
         refiner: Refiner = getattr(importlib.import_module(module), name)(*parts, self, **more)
+        if reference is not None:
+            refiner.keep_to(reference)
         return refiner
 
 
@@ -37,8 +42,8 @@ class NoRefinerConfig(RefinerOptions):
 
     type: Literal["none"] = option("none", "evolution alone", common=True)
 
-    def build(self, *parts: Any, **more: Any) -> None:
-        del parts, more
+    def build(self, *parts: Any, reference: "Tensor | None" = None, **more: Any) -> None:
+        del parts, reference, more
 
 
 class PolicyGradientConfig(RefinerOptions, CompletionOptions, RolloutOptions, HyperparameterOptions):

@@ -114,6 +114,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 dropout=dropout,
             )
         self.led_rate = LedRate()
+        self.reference: Tensor | None = None
         self._generation: int | None = None
         # How far updates have moved the individuals of this generation, by their keys.
         self._moves: dict[tuple[int, ...], list[Move]] = {}
@@ -131,6 +132,9 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
 
         Among them is `approx_kl`, half the mean squared log-ratio over tokens, which the early stop reads.
         """
+
+    def keep_to(self, reference: Tensor) -> None:
+        self.reference = reference.to(self.engine.device)
 
     def begin(self, carried: Sequence[Carried]) -> None:
         """Called before individuals are refined, with what each carries."""
@@ -303,6 +307,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             keep_features=self.keep_features,
             # An update in several minibatches, or with dropout, computes other things than decoding did.
             keep_trace=self.config.minibatches == 1 and not self.dropout,
+            reference=self.reference,
             with_reference=bool((settings or self._default_settings(len(genomes))).kl_weight.any()),
             settings=settings,
             dtype=self.dtype,
@@ -461,7 +466,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         size, lengths = self.engine.size, lengths_read(rollout.prompts, rollout.completions)
         passes = size.forward(lengths) * (2 if rollout.kl_measured and rollout.completions.kept is not None else 1)
         if rollout.kl_measured:
-            passes += size.forward(lengths, adapted=False)
+            passes += size.forward(lengths, adapted=self.reference is not None)
         return Cost(rollout.completions.tokens, passes)
 
     def _minibatches(self, rows: Sequence[Tensor], key: Sequence[tuple[int, ...]]) -> Iterator[list[Tensor]]:

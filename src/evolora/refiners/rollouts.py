@@ -73,6 +73,7 @@ def collect(
     truncation: Truncation | None,
     keep_features: bool,
     keep_trace: bool,
+    reference: Tensor | None,
     with_reference: bool,
     settings: Settings | None,
     dtype: torch.dtype,
@@ -80,7 +81,7 @@ def collect(
 ) -> Rollout:
     """Sample and score `samples` completions of each example's prompt from each of `genomes` [k, genome_length], whose
     draws are those of its entry of `seeds` [k]; `keep_trace` with what decoding computed, `with_reference` with the
-    log-probabilities under the reference. Scores are of `dtype`.
+    log-probabilities under the `reference` [genome_length], None for the base. Scores are of `dtype`.
 
     Raises RewardError when the reward fails.
     """
@@ -106,10 +107,11 @@ def collect(
     if keep_features and features is None:
         how = Scoring(temperature=temperature, features=True)
         features = engine.score(genomes, prompts, replace(completions, trace=None), how).features
-    whole = reference = completions.log_probs
+    whole = reference_log_probs = completions.log_probs
     if with_reference:
         how, plain = Scoring(temperature=temperature), replace(completions, kept=None, trace=None)
-        reference = engine.score(None, prompts * k, plain, how).log_probs
+        one = None if reference is None else reference[None]
+        reference_log_probs = engine.score(one, prompts * k, plain, how).log_probs
         if completions.kept is not None:
             whole = engine.score(genomes, prompts, plain, how).log_probs
     reporter.part("rewarding")
@@ -125,7 +127,7 @@ def collect(
         mask=mask,
         log_probs=completions.log_probs.unflatten(0, (k, -1)),
         whole_log_probs=whole.unflatten(0, (k, -1)),
-        reference_log_probs=reference.unflatten(0, (k, -1)),
+        reference_log_probs=reference_log_probs.unflatten(0, (k, -1)),
         ended=ended.unflatten(0, (k, -1)),
         features=None if features is None else features.unflatten(0, (k, -1)),
         failed=int(scores.failed.sum()),

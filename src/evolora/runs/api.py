@@ -59,6 +59,8 @@ def evolve(
     is a `task`, or one `prompt` with its `target`. Of train and test alone, the validation rows are split off train by
     the seed; of one split, both are.
 
+    `init`, the folder or hub name of a LoRA adapter or several, is what the run starts from in the place of the base.
+
     `reward` is a function with TRL's signature, the name of one, or a list of both with `reward_weights`; TRL's
     `reward_funcs` is the same. `strategy` and `refiner` are names or options (`GAConfig(mutation_scale=0.01)`). Each of
     `callbacks` is called after every generation with its metrics, and ends the run there when it returns True; one that

@@ -31,8 +31,7 @@ from evolora.errors import InputError
 from evolora.human.exchange import run_votes
 from evolora.human.feedback import VotedScorer, check_page
 from evolora.masking import mask
-from evolora.models.base import BaseModel, given_base, load_chosen
-from evolora.models.export import load_adapter
+from evolora.models.base import BaseModel, given_base, load_chosen, with_tokenizer_of
 from evolora.models.foreign import own_code, reason_of
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import for_causal_lm, lora_config, lora_layout
@@ -51,6 +50,7 @@ from evolora.rewards.registry import ANY_LENGTH
 from evolora.rewards.scoring import function_scorer
 from evolora.rng import keyed_seed
 from evolora.runs.given import Given, refuse_forgotten
+from evolora.runs.initial import Initial, load_founder
 from evolora.runs.memory import check_memory, check_population, rows_of_an_update
 from evolora.runs.options import RunOptions
 from evolora.runs.recovery import REWARD_LOG
@@ -63,7 +63,8 @@ _UNSCORED = "none"
 
 @dataclass(frozen=True)
 class Parts:
-    """All that a run is made of."""
+    """All that a run is made of. `initial` are the genomes [adapters, genome_length] that it starts from, the founder
+    first; None where it starts from the base."""
 
     config: RunOptions
     base: BaseModel
@@ -81,16 +82,27 @@ class Parts:
     """Bytes of further copies of the weights: of those that there are now, and at most."""
     view: View
     reporter: Reporter
+    initial: Tensor | None = None
 
 
 def assemble(
-    config: RunOptions, given: Given, view: View, adapter: Path | None = None, *, scores: bool = True
+    config: RunOptions,
+    given: Given,
+    view: View,
+    adapter: Path | None = None,
+    *,
+    scores: bool = True,
+    own_tokenizer: bool = False,
 ) -> Parts:
     """Load and check everything, so that bad input is refused before any work. What was `given` is not loaded.
 
-    With an `adapter`, its configuration is used instead of the options, and its genome is the founder. Unless it
+    With an `adapter`, its configuration is used instead of the options, and its genome is the founder; with its
+    `own_tokenizer` that of its folder, where there is one. Unless it
     `scores`, the reward is not made, and no code of it is imported: nothing that is written has a score.
     """
+    initial = Initial.of(config) if adapter is None else None
+    if initial is not None:
+        config = initial.followed(config)
     used, reporter = config.used(), Reporter(view)
     data_seed = used.run.seed if used.task.split_seed is None else used.task.split_seed
     reporter.begin("reading the data")
@@ -122,6 +134,8 @@ def assemble(
         config.strategy.need()
     reporter.begin("loading the model")
     base = _base(used, given, device)
+    if adapter is not None and own_tokenizer:
+        base = with_tokenizer_of(base, adapter)
     if used.model.chat_template is not None:
         use_template(base.tokenizer, Path(used.model.chat_template))
     task = with_prompts(task, base.tokenizer, chat_of(used), source=_source(config))
@@ -130,6 +144,10 @@ def assemble(
     torch.set_num_threads(threads_an_operation(base.model, threads))
     if adapter is not None:
         lora, layout, founder = load_founder(base, adapter, used.model.name)
+    elif initial is not None:
+        lora, layout, genomes = initial.genomes(base, config)
+        founder = genomes[0]
+        check_population(used, layout.genome_length)
     else:
         lora = _lora(base, used) if given.peft_config is None else for_causal_lm(base.model, given.peft_config)
         layout, founder = _layout(base, lora, used, given.peft_config)
@@ -215,6 +233,8 @@ def assemble(
         f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {chosen.words}; "
         f"LoRA r={config.lora.r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
     )
+    if initial is not None:
+        view.say(f"starts from {mask(', '.join(initial.names))}, with which it is compared, not from the base model")
     view.say(
         f"{mask(task.name)}: {len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test "
         f"prompts; reward {scorer.name}; at most {max_new_tokens} new tokens"
@@ -256,6 +276,7 @@ def assemble(
         chosen.copies(),
         view,
         reporter,
+        initial=None if initial is None else genomes,
     )
 
 
@@ -321,18 +342,6 @@ def _refuse_beside_quantised(config: RunOptions, method: str) -> None:
             f"--reward {HUMAN} with --model {name}: found weights quantised by {method}, expected unquantised ones, on "
             "which a reward model can be fitted"
         )
-
-
-def load_founder(base: BaseModel, adapter: Path, model: str) -> tuple[LoraConfig, GenomeLayout, Tensor]:
-    """An adapter as a genome of the base `model`. Raises InputError for one that does not fit it."""
-    lora, state = load_adapter(adapter)
-    try:
-        layout, _ = lora_layout(base.model, lora, seed=0)
-        return lora, layout, layout.from_state_dict(state)
-    except InputError:
-        raise
-    except Exception as error:  # PEFT takes its configuration as it is
-        raise InputError(f"{adapter}: does not fit --model {model}: {reason_of(error)}") from None
 
 
 def _lora(base: BaseModel, config: RunOptions) -> LoraConfig:

@@ -13,7 +13,9 @@ def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
     """The loop of a run, before its first generation."""
     config, seed = parts.config, parts.config.run.seed
     return Evolution(
-        strategy=config.strategy.build(parts.founder, parts.layout, seed=seed),
+        strategy=config.strategy.build(
+            parts.founder, parts.layout, seed=seed, others=None if parts.initial is None else parts.initial[1:]
+        ),
         refiner=config.refiner.build(
             parts.engine,
             parts.text,
@@ -21,6 +23,7 @@ def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
             seed=seed,
             dropout=parts.lora.lora_dropout,
             reporter=parts.reporter,
+            reference=None if parts.initial is None else parts.founder,
         ),
         evaluator=_evaluator(parts),
         task=parts.task,

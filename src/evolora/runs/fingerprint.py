@@ -18,6 +18,7 @@ from evolora.files import file_sha256
 from evolora.models.export import PEFT_CONFIG, config_text
 from evolora.models.foreign import own_code
 from evolora.models.quantization import is_quantised
+from evolora.population.population import genome_sha256
 from evolora.rewards.loading import parse_reward
 from evolora.rewards.options import HUMAN
 from evolora.rewards.sources import reward_sources
@@ -39,7 +40,13 @@ def fingerprint(parts: Parts, given: Given, groups: Collection[str] | None = Non
         "data": lambda: {"prompts and columns": _data(parts.task)},
         "model": lambda: _model(parts.base.model),
         "tokenizer": lambda: {"files": _tokenizer(parts.base.tokenizer)},
-        "LoRA": lambda: {"config": sha256_of(json.loads(config_text(parts.lora)))},
+        "LoRA": lambda: {
+            "config": sha256_of(json.loads(config_text(parts.lora))),
+            **{
+                f"init {number}": genome_sha256(genome)
+                for number, genome in enumerate([] if parts.initial is None else parts.initial)
+            },
+        },
         "reward": lambda: _reward(parts.config, given),
         "file": lambda: given_files(Path(str(parts.config.run.out))),
         "version": lambda: {
@@ -95,6 +102,7 @@ def _options(config: RunOptions) -> dict[str, Any]:
         ("run", "name"),
         ("model", "name"),
         ("model", "chat_template"),
+        ("lora", "init"),
         ("reward", "name"),
     }
     speech = Speech("cli")

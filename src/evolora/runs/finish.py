@@ -17,9 +17,10 @@ from evolora.evolution.voting import voted_rewards
 from evolora.evolution.winner import best_finalists
 from evolora.files import verify, without_nan
 from evolora.masking import mask
-from evolora.models.base import given_base, load_chosen
+from evolora.models.base import TEMPLATE, given_base, load_chosen
+from evolora.models.cards import CARD
 from evolora.models.cost import Cost
-from evolora.models.export import CARD, export_adapter, export_merged, load_adapter, shown_model
+from evolora.models.export import export_adapter, export_merged, load_adapter, shown_adapter, shown_model
 from evolora.population.evaluation import Evaluation, mean_fitness, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import Population, genome_sha256
@@ -33,6 +34,7 @@ from evolora.runs.options import RunOptions
 from evolora.runs.report.card import model_card
 from evolora.runs.report.statistics import bootstrap_interval, compare
 from evolora.runs.summary import write_summary
+from evolora.tasks.chat import use_template
 from evolora.tasks.task import Example
 
 # Of the winner's completions cut off, what is worth a warning.
@@ -75,7 +77,7 @@ def finish(
             )
     if math.isnan(validation) and not individual.history and individual.id == base.id:
         parts.view.say(
-            "The reward scored nothing in the whole run: nobody has a fitness, and best/ is the base, unchanged."
+            "The reward scored nothing in the whole run: nobody has a fitness, and best/ is the unchanged base."
         )
     elif math.isnan(validation):
         parts.view.say("The reward scored no validation prompt: the winner is who was fittest when last measured.")
@@ -115,6 +117,7 @@ def finish(
         "seed": config.run.seed,
         "model": shown_model(parts.base.path if given.model is not None else config.model.name),
         **({} if parts.base.revision is None else {"revision": parts.base.revision}),
+        **({} if parts.initial is None else {"init": [shown_adapter(name) for name in config.lora.init or ()]}),
         "task": mask(parts.task.name),
         "reward": parts.scorer.name,
         "strategy": config.strategy.type,
@@ -154,6 +157,7 @@ def finish(
         max_new_tokens=parts.max_new_tokens,
         loaded=config.model,
         examples=examples,
+        chat=parts.task.conversational,
     )
     parts.reporter.begin("saving the winner")
     export_adapter(folder / "best", parts.base, parts.lora, parts.layout, genome, card)
@@ -189,9 +193,12 @@ def merge_winner(folder: Path, config: RunOptions, given: Given, identity: Ident
         base = load_chosen(config.used().model)
     else:  # merging changes the weights that it merges into
         base = given_base(copy.deepcopy(given.model), given.tokenizer)
+    if (template := folder / "best" / TEMPLATE).is_file():
+        use_template(base.tokenizer, template)
     if weights_sha256(base.model) != identity.fingerprint["model"]["weights"]:
         raise InputError(f"--model {config.model.name}: its weights have changed since this run, expected the same")
-    export_merged(folder / "merged", base, lora, state, sealed=True)
+    card = (folder / "best" / CARD).read_text(encoding="utf-8")
+    export_merged(folder / "merged", base, lora, state, card=card, sealed=True)
 
 
 def _test_figures(rewards: npt.NDArray[np.float64], seed: int) -> dict[str, Any]:

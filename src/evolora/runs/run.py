@@ -32,7 +32,8 @@ from evolora.runs.identity import (
     new_identity,
     read_identity,
 )
-from evolora.runs.keeping.names import new_folder
+from evolora.runs.initial import Initial
+from evolora.runs.keeping.names import find_run, new_folder
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.recovery import METRICS, check_ledgers, set_aside
 from evolora.runs.snapshot import checkpoint_run
@@ -94,6 +95,8 @@ def start(
         now = fingerprint(parts, given)
         changes = [] if like is None else list(differences(but_for_seed(like), but_for_seed(now)))
         _check_changes(folder, changes, accept_changes, view)
+        if (initial := Initial.of(parts.config)) is not None:
+            initial.keep(folder)
         identity = new_identity(now)
         identity.write(folder)
         if (unnoted := note_made_here(folder, identity.run)) is not None:
@@ -272,8 +275,11 @@ def located(config: RunOptions, folder: Path) -> RunOptions:
     if model.name != BUNDLED_MODEL and Path(model.name).is_dir():
         path["name"] = str(Path(model.name).absolute())
     task = {} if data is None or is_hub_name(data) else {"data": _absolute(data)}
+    init = config.lora.init and [
+        str(found.absolute()) if (found := find_run(name)).is_dir() else name for name in config.lora.init
+    ]
     own = {"out": _out(config, folder), "name": None}  # the folder has it
-    return config.replaced({"run": own, "task": task, "model": path})
+    return config.replaced({"run": own, "task": task, "model": path, "lora": {"init": init}})
 
 
 def _out(config: RunOptions, folder: Path) -> str:

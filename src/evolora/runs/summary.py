@@ -6,7 +6,7 @@ from typing import Any
 
 from evolora.errors import CheckpointError
 from evolora.files import MANIFEST, file_sha256, read_checked, verify, write_checked
-from evolora.models.export import CARD
+from evolora.models.cards import CARD
 
 SUMMARY = "summary.json"
 

@@ -13,6 +13,7 @@ from evolora.human.votes import VOTES_FILE
 from evolora.runs.config_file import check_config
 from evolora.runs.fingerprint import given_files
 from evolora.runs.identity import IDENTITY, Identity, check_run, read_identity
+from evolora.runs.initial import INIT, kept_adapter
 from evolora.runs.recovery import LINEAGE, METRICS, check_lineage
 from evolora.runs.report.page import REPORT, check_report
 from evolora.runs.snapshot import check_checkpoint
@@ -39,6 +40,8 @@ def _checks(folder: Path, identity: Identity) -> Iterator[tuple[str, Callable[[]
     yield "config.toml", partial(check_config, folder)
     for name, sha256 in identity.fingerprint["file"].items():
         yield name, partial(_check_given, folder, name, sha256)
+    for number in range(sum(name.startswith("init ") for name in identity.fingerprint.get("LoRA", {}))):
+        yield f"{INIT}/{number}", partial(kept_adapter, folder, number)
     generations = 0
     for checkpoint in checkpoints(folder):
         generations = int(checkpoint.name.removeprefix("gen"))

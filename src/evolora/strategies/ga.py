@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from evolora.models.genome import GenomeLayout
-from evolora.population.population import AVERAGE, Individual, Population, newest
+from evolora.population.population import AVERAGE, INITIAL, Individual, Population, newest
 from evolora.rng import keyed_generator
 from evolora.strategies.base import Strategy
 from evolora.strategies.operators import (
@@ -58,7 +58,8 @@ class GeneticAlgorithm(Strategy):
     Rame et al., 2024, arXiv 2406.16768), which starts anew when another individual is refined instead.
 
     A child has two parents with probability `crossover_rate`; it is mutated with probability `mutation_rate`, and
-    always when it has one parent. Individual 0 is the untouched base, the first generation its mutants.
+    always when it has one parent. Individual 0 is the untouched base, the first generation its mutants; with `others`
+    [n, genome_length] these too, and the mutants of all, in turn.
 
     Islands share `ids` and have but one base among them.
 
@@ -80,6 +81,7 @@ class GeneticAlgorithm(Strategy):
         seed: int,
         ids: Ids | None = None,
         with_base: bool = True,
+        others: Tensor | None = None,
     ) -> None:
         self.founder = founder
         self.layout = layout
@@ -90,8 +92,12 @@ class GeneticAlgorithm(Strategy):
         self.head: int | None = None  # the id of the one that was refined last
         base = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=config.mutation_scale)
         founding = Population(founder[None].clone(), (base,))
-        children = [self._child(founding, [0]) for _ in range(config.pop - with_base)]
-        self.population = _join([founding, *children] if with_base else children)
+        if others is not None and len(others):
+            more = Population(others, tuple(initial(self.new_id(), base) for _ in others))
+            founding = founding.join(more) if with_base else more
+        there = founding if with_base or founding.individuals[0].id else founding.select([])
+        children = [self._child(founding, [number % len(founding)]) for number in range(config.pop - len(there))]
+        self.population = _join([there, *children] if len(there) else children)
 
     def ask(self) -> Population:
         return self.population
@@ -203,6 +209,11 @@ class GeneticAlgorithm(Strategy):
         self.generation, self.ids.next = state["generation"], state["next_id"]
         self.head = state["head"]
         self.population = Population.from_state_dict(state)
+
+
+def initial(id: int, base: Individual) -> Individual:
+    """One of several individuals that a run begins with, beside the first."""
+    return replace(base, id=id, operator=INITIAL)
 
 
 def _join(parts: Sequence[Population]) -> Population:

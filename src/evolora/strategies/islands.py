@@ -39,6 +39,7 @@ class Islands(Strategy):
         config: GAConfig,
         *,
         seed: int,
+        others: Tensor | None = None,
     ) -> None:
         self.migrate_every = config.migrate_every
         self.ids, count = Ids(), config.islands
@@ -57,6 +58,8 @@ class Islands(Strategy):
                 seed=seed,
                 ids=self.ids,
                 with_base=place == 0,
+                # Dealt in turn, the founder first.
+                others=None if others is None else others[(place - 1) % count :: count],
             )
             for place in range(count)
         ]

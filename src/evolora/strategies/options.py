@@ -40,7 +40,7 @@ class Run(Protocol):
 class StrategyOptions(Options):
     """What every strategy's options are: a `type`, what they build, and what they ask of the other parts."""
 
-    # module:class. It takes what it names of founder, layout, config and seed.
+    # module:class. It takes what it names of founder, layout, config, seed and others.
     builds: ClassVar[str]
 
     type: str = option(common=True)
@@ -49,15 +49,25 @@ class StrategyOptions(Options):
         """What these options build, as module:class."""
         return self.builds
 
-    def build(self, founder: "Tensor", layout: "GenomeLayout", *, seed: int) -> "Strategy":
-        """The strategy of these options."""
-        module, _, name = self.built().partition(":")
-        kind = getattr(importlib.import_module(module), name)
-        given = {"founder": founder, "layout": layout, "config": self, "seed": seed}
+    def build(
+        self, founder: "Tensor", layout: "GenomeLayout", *, seed: int, others: "Tensor | None" = None
+    ) -> "Strategy":
+        """The strategy of these options. `others` [n, genome_length] are in its first population beside the founder."""
+        given = {"founder": founder, "layout": layout, "config": self, "seed": seed, "others": others}
+        kind = self._kind()
         strategy: Strategy = kind(
             **{name: value for name, value in given.items() if name in inspect.signature(kind).parameters}
         )
         return strategy
+
+    def _kind(self) -> Any:
+        module, _, name = self.built().partition(":")
+        return getattr(importlib.import_module(module), name)
+
+    def most_founders(self) -> int:
+        """With how many individuals a run of this strategy may begin."""
+        several = "others" in inspect.signature(self._kind()).parameters
+        return int(getattr(self, "pop", 1)) if several else 1
 
     def need(self) -> None:
         """Raise InputError where what the strategy needs is not installed."""

@@ -5,7 +5,7 @@ Exploit: the worst become copies of the best (truncation selection). Explore: a 
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from evolora.population.population import Hyperparameters, Individual, Population
+from evolora.population.population import INITIAL, Hyperparameters, Individual, Population
 from evolora.rng import keyed_generator
 from evolora.strategies.base import Strategy
 from evolora.strategies.operators import elites
@@ -29,7 +29,8 @@ class PopulationBasedTraining(Strategy):
     `tell` replaces the worst `share` by copies of members of the best `share`, drawn uniformly; one that has
     failed is always replaced. Each hyperparameter of a copy is multiplied by 0.8 or 1.2, or, with probability
     `resample`, drawn anew as at the start: log-uniformly within the factor `spread` of the options' value. One
-    that is 0 stays 0. Individual 0 begins as the untouched base with the options' own values.
+    that is 0 stays 0. Individual 0 begins as the untouched base with the options' own values. With `others`
+    [n, genome_length] the population begins with these too, and copies of all, in turn.
 
     >>> pbt = PopulationBasedTraining(torch.zeros(14), PBTConfig(pop=4, resample=0.0), seed=0)
     >>> pbt.tell(pbt.ask(), np.array([0.1, 0.4, 0.3, 0.2]))
@@ -37,7 +38,7 @@ class PopulationBasedTraining(Strategy):
     [(4, (1,)), (1, (0,)), (2, (0,)), (3, (0,))]
     """
 
-    def __init__(self, founder: Tensor, config: PBTConfig, *, seed: int) -> None:
+    def __init__(self, founder: Tensor, config: PBTConfig, *, seed: int, others: Tensor | None = None) -> None:
         self.config = config
         # Around which those of the individuals begin.
         self.hyperparameters = Hyperparameters(config.lr, config.kl_weight, config.entropy_weight)
@@ -47,8 +48,16 @@ class PopulationBasedTraining(Strategy):
         base = Individual(
             id=0, parents=(), operator="base", born=0, mutation_scale=0.0, hyperparameters=self.hyperparameters
         )
-        others = [self._copy(base, resample=1.0) for _ in range(config.pop - 1)]
-        self.population = Population(founder.repeat(config.pop, 1), (base, *others))
+        founders = founder[None] if others is None else torch.cat([founder[None], others])
+        copies = [self._copy(base, resample=1.0) for _ in range(config.pop - 1)]
+        begun = [
+            replace(copy, operator=INITIAL, parents=(), born=0)
+            if copy.id < len(founders)
+            else replace(copy, parents=(copy.id % len(founders),))
+            for copy in copies
+        ]
+        genomes = founders[[row % len(founders) for row in range(config.pop)]]
+        self.population = Population(genomes, (base, *begun))
 
     def ask(self) -> Population:
         return self.population

@@ -12,7 +12,7 @@ from torch import Tensor
 from evolora.population.population import Individual, Population
 from evolora.rng import keyed_generator
 from evolora.strategies.base import Strategy
-from evolora.strategies.ga import Ids
+from evolora.strategies.ga import Ids, initial
 from evolora.strategies.operators import elites
 from evolora.strategies.options import PerturbationConfig
 
@@ -29,7 +29,7 @@ class RandomPerturbation(Strategy):
     [(1, (0,), 'random'), (4, (0,), 'random')]
     """
 
-    def __init__(self, founder: Tensor, config: PerturbationConfig, *, seed: int) -> None:
+    def __init__(self, founder: Tensor, config: PerturbationConfig, *, seed: int, others: Tensor | None = None) -> None:
         if config.elites >= config.pop:
             raise ValueError(f"elites must be fewer than pop, found {config.elites} of {config.pop}")
         self.founder = founder
@@ -40,7 +40,10 @@ class RandomPerturbation(Strategy):
         # By individual that is kept: the sum of its fitness, and how often it was measured.
         self.measured: dict[int, tuple[float, int]] = {}
         base = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=config.mutation_scale)
-        self.population = self._filled(Population(founder[None].clone(), (base,)))
+        first = Population(founder[None].clone(), (base,))
+        if others is not None:  # who are drawn are around the founder
+            first = first.join(Population(others, tuple(initial(self.new_id(), base) for _ in others)))
+        self.population = self._filled(first)
 
     def ask(self) -> Population:
         return self.population

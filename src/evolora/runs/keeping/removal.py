@@ -14,7 +14,7 @@ from evolora.runs.keeping.entry import CONFIG, Entry, read_entry
 _OWN = re.compile(
     r"(config\.toml|identity\.json|summary\.json|metrics\.jsonl|seeds\.json|trackers\.json|data\.jsonl"
     r"|peft_config\.json|reward\.log|report\.html|(lineage|rewards|votes)\.sqlite)(-\w+)?(\.damaged-\d+)?(-journal)?"
-    r"|checkpoints|best|merged|figures|tensorboard|wandb|\..+\.(partial|old)"
+    r"|checkpoints|best|merged|init|figures|tensorboard|wandb|\..+\.(partial|old)"
 )
 # What a folder is known by as a run: the last to go, so that what is left of one can be removed.
 _LAST = (CONFIG, IDENTITY, SEEDS)

@@ -1,10 +1,12 @@
 """The adapter's model card: Markdown in which nothing that a model, a user or a data file wrote is more than text."""
 
-import json
 import math
 from typing import Any
 
+from huggingface_hub import EvalResult, ModelCardData
+
 from evolora.markdown import code_span, fenced
+from evolora.models.cards import CHAT, USE
 from evolora.models.export import is_hub_name
 from evolora.models.options import ModelOptions
 from evolora.models.quantization import settings
@@ -18,28 +20,24 @@ def model_card(
     max_new_tokens: int,
     loaded: ModelOptions,
     examples: list[tuple[str, str, float]],
+    chat: bool = False,
 ) -> str:
-    """The adapter's README: what it is, its results, and how to load it without evolora, as the base was `loaded`."""
+    """The adapter's README: what it is, its results, and how to load it without evolora, as the base was `loaded`; of
+    one that was tuned on `chat` messages, how they are given to it."""
     base, winner = summary["base"]["test"], summary["winner"]["test"]
     rows = "\n".join(f"| {_cell(prompt)} | {_cell(text)} | {_figure(score)} |" for prompt, text, score in examples)
     inspection = Inspection.from_dict(summary["inspection"])
     shares = ", ".join(f"{name} {was:.0%} -> {now:.0%}" for name, was, now in inspection.shares())
     model = summary["model"]
-    named = f"base_model: {json.dumps(model)}\n" if is_hub_name(model) else ""
+    began = f"the adapter {_cell(summary['init'][0])}" if "init" in summary else "base model"
+    unchanged = "Nothing beat it on the validation prompts: this is the unchanged base" + (
+        f", {began}." if "init" in summary else ": all weights of the adapter add nothing."
+    )
     at = f" at revision {code_span(summary['revision'])}" if "revision" in summary else ""
     few_bits = "" if loaded.quantization is None else f" quantised to {loaded.quantization}"
-    how = f'dtype="{loaded.dtype}"'
-    if loaded.attn_implementation is not None:
-        how += f', attn_implementation="{loaded.attn_implementation}"'
-    if loaded.quantization is not None:
-        said = ", ".join(f"{name}={value!r}" for name, value in settings(loaded.quantization, loaded.dtype).items())
-        how += f", quantization_config=BitsAndBytesConfig({said})"
-    if loaded.trust_remote_code:
-        how += ", trust_remote_code=True"
     kind = "held out from the tuning" if summary["held_out"] else "that the tuning saw too"
     return f"""---
-library_name: peft
-{named}tags: [lora, evolora]
+{_metadata(summary, reward, chat=chat)}
 ---
 # LoRA adapter for {code_span(model)}{at}{few_bits}, tuned on {code_span(summary["task"])}
 
@@ -51,30 +49,73 @@ evaluation and {summary["tokens"]["rollout"]:,} for rollouts.
 
 | | test reward | 95% interval |
 |---|---|---|
-| base model | {_figure(base["reward"])} | {" to ".join(map(_figure, base["ci95"]))} |
+| {began} | {_figure(base["reward"])} | {" to ".join(map(_figure, base["ci95"]))} |
 | this adapter | {_figure(winner["reward"])} | {" to ".join(map(_figure, winner["ci95"]))} |
 
 The mean over {summary["test_prompts"]} prompts {kind}, greedy decoding, at most {max_new_tokens} new tokens. The
 intervals are over these prompts alone: this is one run, with one seed, and another may end elsewhere.
-
+{f"{unchanged}{chr(10)}" if summary["winner"].get("id") == 0 else ""}
 | prompt | completion | reward |
 |---|---|---|
 {rows}
 
-Reward hacking would show here, base model -> this adapter: {shares}.
-{_warned(inspection)}
-## Use
-```python
+Reward hacking would show here, {began} -> this adapter: {shares}.
+{_warned(inspection)}{USE}{_use(loaded, max_new_tokens, chat=chat)}"""
+
+
+def _metadata(summary: dict[str, Any], reward: str, *, chat: bool) -> str:
+    """The YAML that the hub reads. A base model that only this machine knows is none there."""
+    model, winner = summary["model"], summary["winner"]["test"]["reward"]
+    result = EvalResult(
+        task_type="text-generation",
+        dataset_type="evolora",
+        dataset_name=_short(summary["task"]),
+        dataset_split="test",
+        metric_type="reward",
+        metric_name=_short(reward),
+        metric_value=winner,
+    )
+    data = ModelCardData(
+        library_name="peft",
+        base_model=model if is_hub_name(model) else None,
+        pipeline_tag="text-generation",
+        tags=["lora", "evolora", *([CHAT] if chat else [])],
+        model_name=f"LoRA adapter for {_short(model)}",
+        eval_results=None if winner is None or math.isnan(winner) else [result],
+    )
+    return str(data.to_yaml())
+
+
+def _use(loaded: ModelOptions, max_new_tokens: int, *, chat: bool) -> str:
+    how, more = f'dtype="{loaded.dtype}"', ""
+    if loaded.attn_implementation is not None:
+        how += f', attn_implementation="{loaded.attn_implementation}"'
+    if loaded.quantization is not None:
+        said = ", ".join(f"{name}={value!r}" for name, value in settings(loaded.quantization, loaded.dtype).items())
+        how, more = f"{how}, quantization_config=BitsAndBytesConfig({said})", ", BitsAndBytesConfig"
+    if loaded.trust_remote_code:
+        how += ", trust_remote_code=True"
+    batch = 'tokenizer(["a prompt"], return_tensors="pt")'
+    if chat:
+        batch = """tokenizer.apply_chat_template(
+    [[{"role": "user", "content": "a prompt"}]], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)"""
+    return f"""```python
 from peft import AutoPeftModelForCausalLM
-from transformers import AutoTokenizer{", BitsAndBytesConfig" if few_bits else ""}
+from transformers import AutoTokenizer{more}
 
 model = AutoPeftModelForCausalLM.from_pretrained("this folder", {how})
 tokenizer = AutoTokenizer.from_pretrained("this folder", padding_side="left")
-batch = tokenizer(["a prompt"], return_tensors="pt")
+batch = {batch}
 ids = model.generate(**batch, do_sample=False, repetition_penalty=1.0, max_new_tokens={max_new_tokens})
 print(tokenizer.decode(ids[0, batch["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 """
+
+
+def _short(text: str) -> str:
+    """Any text on one line, cut where it is long."""
+    return repr(text if len(text) <= 100 else f"{text[:100]}…")[1:-1] or "-"
 
 
 def _figure(value: float | None) -> str:

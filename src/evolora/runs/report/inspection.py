@@ -87,9 +87,9 @@ class Inspection:
             tuple(values["warnings"]),
         )
 
-    def lines(self, width: int = 100) -> list[str]:
-        """The inspection for a terminal, texts cut to about `width` characters."""
-        lines = ["highest-rewarded completions, base model -> winner:"]
+    def lines(self, width: int = 100, name: str = "base model") -> list[str]:
+        """The inspection for a terminal, texts cut to about `width` characters; `name` is what the base is called."""
+        lines = [f"highest-rewarded completions, {name} -> winner:"]
         for pair in self.best:
             lines += [
                 f"  {_cut(pair.prompt, width)}",

@@ -176,7 +176,19 @@ def _result(run: RunRecord) -> dict[str, Any] | None:
         verdict = "the winner is worse than the base model"
     else:
         verdict = "the test prompts cannot tell the winner from the base model"
-    return {"verdict": verdict, "base": base, "winner": winner, "gain": added, "interval": (low, high), "n": n}
+    name = "Base model"
+    if "init" in run.summary:
+        name = run.summary["init"][0]
+        verdict = verdict.replace("base model", "adapter that the run started from")
+    return {
+        "verdict": verdict,
+        "base": base,
+        "name": name,
+        "winner": winner,
+        "gain": added,
+        "interval": (low, high),
+        "n": n,
+    }
 
 
 def _so_far(run: RunRecord) -> dict[str, float | None]:
