@@ -15,6 +15,7 @@ from pretended_hub import Hub, serving
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
+from evolora import evolve
 from evolora.models.base import load_base
 from evolora.runs import adapter as adapters
 from evolora.runs.adapter import completer
@@ -174,3 +175,20 @@ def test_several_prompts_and_a_conversation_load_once(
     assert code == 2 and "PROMPT: found none, expected at least one, or --interactive" in errors
     code, _, errors = evolora("generate", finished, "chat", "--no-such-option")
     assert code == 2 and "--no-such-option" in errors
+
+
+def test_a_run_whose_reward_was_a_function_writes_and_is_scored_by_another(
+    toy: Any, evolora: Any, tmp_path: Path
+) -> None:
+    def short(completions: list[str], **_: Any) -> list[float]:
+        return [1 / (1 + len(text)) for text in completions]
+
+    rows = [{"prompt": f"{word} is", "target": word} for word in ("chat", "chien", "mer", "lune")]
+    words: dict[str, Any] = {"gens": 1, "pop": 2, "elites": 1, "refiner": "none", "threads": 1, "max_new_tokens": 4}
+    run = evolve(model=str(toy.model), data=rows, reward=short, out=tmp_path / "run", **words).folder
+    assert evolora("generate", run, "chat is")[0] == 0
+    code, _, errors = evolora("evaluate", run)
+    assert code == 2 and "--reward: this run was given the Python function" in errors and errors.count("\n") == 1
+    code, out, errors = evolora("evaluate", run, "--reward", "exact", "--no-base")
+    assert code == 0 and "test reward 0.0000" in out, errors
+    assert evolora("export", run, "--to", tmp_path / "merged", "--merge")[0] == 0

@@ -38,7 +38,6 @@ class BudgetOptions(Options):
     flops: float | None = option(
         None,
         "stop after the generation that brings the model's nominal operations to this many",
-        common=True,
         gt=0,
     )
 
