@@ -285,6 +285,17 @@ def test_variables_of_the_template_are_a_mapping_however_they_are_written(
         assert typed("--chat-template-kwargs", value) == options
 
 
+def test_texts_that_stop_a_completion(tmp_path: Path) -> None:
+    options = make_options({"stop": ["\n", "###"]})
+    assert typed("--stop", "\\n", "###") == options == from_toml('stop = ["\\n", "###"]', tmp_path)
+    assert make_options(tomllib.loads(config_toml(options))) == options
+    assert typed("--stop", "none").completion.stop == ["none"] and make_options({"stop": "x"}).completion.stop == ["x"]
+    assert options.refiner.stop == ["\n", "###"]
+    for bad in ("", ["a", ""], 3):
+        with pytest.raises(InputError, match="^stop="):
+            make_options({"stop": bad})
+
+
 def test_the_names_of_trl_for_data_are_ours() -> None:
     options = make_options({"dataset_name": "org/name", "dataset_config": "main", "dataset_train_split": "train"})
     assert options == make_options({"data": "org/name", "data_config": "main", "data_split": "train"})
@@ -339,7 +350,7 @@ def test_every_default_is_the_same_on_all_three_ways(types: tuple[str, str], tmp
     assert typed("--strategy", strategy, "--refiner", refiner) == python
     # Each default once more, by its word: as a keyword, in a table of its part, typed.
     words = python.vocabulary
-    free = {"prompt", "target", "system_prompt"}  # for which `none` is text
+    free = {"prompt", "target", "system_prompt", "stop"}  # for which `none` is text
     values = {words.word(part, name): value for part, own in python.parts().items() for name, value in own.items()}
     said = {word: value for word, value in values.items() if value is not None}
     assert make_options(said) == python
