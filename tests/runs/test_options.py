@@ -292,7 +292,7 @@ def test_texts_that_stop_a_completion(tmp_path: Path) -> None:
     assert typed("--stop", "none").completion.stop == ["none"] and make_options({"stop": "x"}).completion.stop == ["x"]
     assert options.refiner.stop == ["\n", "###"]
     for bad in ("", ["a", ""], 3):
-        with pytest.raises(InputError, match="^stop="):
+        with pytest.raises(InputError, match=r"^stop="):
             make_options({"stop": bad})
 
 
