@@ -388,6 +388,7 @@ def _rate(options: dict[str, Any]) -> int:
 
 
 def _verify(options: dict[str, Any]) -> int:
+    quieten()
     from evolora.runs.seeds.folder import is_seeds
     from evolora.runs.seeds.whole import verify_seeds
     from evolora.runs.whole import verify_run
