@@ -1,6 +1,7 @@
 """Options: the same on all three ways, what is refused and in whose words, and that what is written reads back."""
 
 import importlib
+import json
 import subprocess
 import sys
 import tomllib
@@ -519,6 +520,7 @@ def test_names_of_trl_are_said_once() -> None:
 def test_names_of_trl_are_words_of_their_parts_too(trl: str, tmp_path: Path) -> None:
     part, name = TRL_WORDS[trl]
     values = {"reward_funcs": ["exact", "chrf"], "reward_weights": [2], "output_dir": "here", "beta": 0.5}
+    values |= {"mask_truncated_completions": True}
     value: Any = values.get(trl, "a/b" if trl.startswith("dataset") else 2)
     needs = {
         "reward_weights": ("name", "exact"),
@@ -527,9 +529,9 @@ def test_names_of_trl_are_words_of_their_parts_too(trl: str, tmp_path: Path) -> 
     }
     beside = dict([needs[trl]] if trl in needs else [])
     head = "".join(f"{part}.{each} = {said!r}\n" for each, said in beside.items())
-    alone = from_toml(f"{trl} = {value!r}\n{head}", tmp_path)
+    alone = from_toml(f"{trl} = {json.dumps(value)}\n{head}", tmp_path)
     head = "".join(f"{each} = {said!r}\n" for each, said in beside.items())
-    inside = from_toml(f"[{part}]\n{head}{trl} = {value!r}\n", tmp_path)
+    inside = from_toml(f"[{part}]\n{head}{trl} = {json.dumps(value)}\n", tmp_path)
     by_mapping = make_options({part: {**beside, trl: value}})
     assert alone == inside == by_mapping
     assert getattr(getattr(inside, part), name) != getattr(getattr(make_options(), part), name)

@@ -49,7 +49,6 @@ class LoopConfig(Seeded, RolloutOptions, PopulationOptions):
     vote: int = option(
         1,
         "finalists that vote on the test split, by plurality of their completions; 1: no vote",
-        common=True,
         ge=1,
     )
 

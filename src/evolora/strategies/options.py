@@ -127,7 +127,7 @@ class GAConfig(StrategyOptions, PopulationOptions):
         common=True,
     )
     crossover_rate: float = option(0.5, "share of the children that have two parents", ge=0, le=1)
-    selection: SelectionName = option("tournament", "how parents are chosen", common=True)
+    selection: SelectionName = option("tournament", "how parents are chosen")
     average: float = option(
         0.4,
         "the refined one's share in the running average of its lineage, an individual of its own; 0: there is none",
