@@ -68,7 +68,7 @@ MISBEHAVING = {
     "os._exit": "import os; calls = globals().setdefault('calls', []); calls.append(1); len(calls) < 9 or os._exit(0)",
 }
 # What a run may differ in from its repetition, and what says whose it is.
-_OWN = ("run", "check", "seconds", "time", "sealed", "sha256", "changed")
+_OWN = ("run", "name", "check", "seconds", "time", "sealed", "sha256", "changed")
 
 
 @dataclass

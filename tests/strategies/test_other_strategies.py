@@ -384,7 +384,7 @@ def figures(folder: Path) -> tuple[list[dict[str, object]], dict[str, object], b
     own = ("time.", "run", "check")
     metrics = [{name: value for name, value in line.items() if not name.startswith(own)} for line in lines]
     summary = json.loads((folder / "summary.json").read_text())
-    for name in ("seconds", "time", "run", "sealed", "sha256"):
+    for name in ("seconds", "time", "run", "name", "sealed", "sha256"):
         del summary[name]
     return metrics, summary, (folder / "best" / "adapter_model.safetensors").read_bytes()
 
