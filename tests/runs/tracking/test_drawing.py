@@ -2,6 +2,7 @@
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -98,3 +99,8 @@ def test_the_words_of_the_screen_are_explained(shown: Shown) -> None:
     names = r"(?:^| )(base|best|lineage|added|rate|KL|cut|equal groups|tok/s|memory|validation|left)\b"
     labels = re.findall(names, text, re.MULTILINE)
     assert len(set(labels)) == 12 and set(labels) <= set(WORDS)
+
+
+def test_the_page_has_the_same_words() -> None:
+    page = (Path(__file__).parents[3] / "docs" / "screen.md").read_text(encoding="utf-8")
+    assert all(f"| {word} | {meaning} |\n" in page for word, meaning in WORDS.items())
