@@ -119,7 +119,7 @@ LORA = [word for word, (part, _) in Vocabulary({}).words.items() if part == "lor
 
 @pytest.mark.parametrize("options", [*({word: 1} for word in LORA), {"lora": {"r": 4}}, {"lora": LoraOptions(r=4)}])
 def test_a_peft_config_stands_alone_under_every_name_of_what_it_says(options: dict[str, Any], tmp_path: Path) -> None:
-    values = {"modules": ["c_attn"], "dropout": 0.1, "rslora": True}
+    values = {"modules": ["c_attn"], "dropout": 0.1, "rslora": True, "init": "adapter"}
     options = {
         word: next((one for end, one in values.items() if word.endswith(end)), value) for word, value in options.items()
     }

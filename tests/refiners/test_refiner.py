@@ -480,7 +480,8 @@ def test_completions_without_a_score_are_in_no_group(
     rollout = refiner.collect(genome[None] + 0.01, EXAMPLES, [(1, 0, 0)])
     kept = torch.arange(3 * len(EXAMPLES)).reshape(-1, 3)[:, :2].flatten()
     smaller = make(kind, base, layout, rollout_samples=2)
-    tensors = {name: getattr(rollout, name)[:, kept] for name in ("scores", "mask", "log_probs", "reference_log_probs")}
+    names = ("scores", "mask", "log_probs", "whole_log_probs", "reference_log_probs", "ended")
+    tensors = {name: getattr(rollout, name)[:, kept] for name in names}
     advantages, stats = refiner.credit(rollout)
     expected, expected_stats = smaller.credit(replace(rollout, **tensors))
     assert (advantages[:, 2::3] == 0).all()
