@@ -143,7 +143,7 @@ def test_a_single_prompt_and_target_with_the_defaults(command: Any, trainer: str
     arguments = ["--prompt", "Translate 'bonjour' to English:", "--target", "hello", "--gens", "2", "--pop", "4"]
     done = command(trainer, *arguments, cwd=tmp_path)
     (run,) = (tmp_path / "runs").iterdir()
-    assert re.fullmatch(r"prompt-\d{8}-\d{6}", run.name)
+    assert re.fullmatch(r"\d{8}-\d{6}-[a-z]+-[a-z]+", run.name)
     summary = json.loads((run / "summary.json").read_text())
     assert summary["model"] == "tiny-gpt2" and summary["generations"] == 2
     assert summary["held_out"] is False and "nothing is held out" in done.stdout
