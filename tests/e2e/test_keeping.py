@@ -209,7 +209,7 @@ def test_a_run_under_several_seeds(kept: Path, evolora: Any) -> None:
     shutil.copy(several / "seed-0" / "summary.json", several / "seed-1")
     both = next(line for line in evolora("ls")[1].splitlines() if line.startswith("calm-owl "))
     assert "2 of 2 finished" in both and f"{entry['seeds'][0]['base']:.3f} -> " in both
-    assert "1 of 2 finished" in evolora("show", "calm-owl")[1]
+    assert "2 of 2 finished" in evolora("show", "calm-owl")[1]
     assert evolora("rm", "calm-owl", "--yes")[0] == 0
     assert not several.exists() and kept.exists()
 

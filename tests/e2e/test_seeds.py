@@ -48,7 +48,7 @@ def same(found: Path, expected: Path, facts: Any) -> None:
         assert ours[name] == theirs[name], name
 
 
-def tested(run: Path) -> list[str]:
+def rows_tested(run: Path) -> list[str]:
     with closing(sqlite3.connect(run / "lineage.sqlite")) as lineage:
         return [prompt for (prompt,) in lineage.execute("SELECT DISTINCT prompt FROM samples WHERE stage = 'test'")]
 
@@ -72,7 +72,7 @@ def test_each_is_the_run_of_its_seed_on_the_same_data(
     alone = [each for each in options(toy, run, "--seed", "1", "--split-seed", "0") if each not in ("--seeds", "3")]
     assert evolora("train", *alone)[0] == 0
     assert facts(run) == facts(seeded[0] / "seed-1")
-    assert tested(run) == tested(seeded[0] / "seed-0") == tested(seeded[0] / "seed-2")
+    assert rows_tested(run) == rows_tested(seeded[0] / "seed-0") == rows_tested(seeded[0] / "seed-2")
 
 
 def test_the_summary_has_means_with_intervals_over_seeds(seeded: tuple[Path, str]) -> None:

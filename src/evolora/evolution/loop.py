@@ -294,6 +294,7 @@ class Evolution:
 
     def measure_finalists(self, population: Population) -> tuple[Population, Evaluation, list[Example]]:
         """The same, on the validation prompts that the allowance is enough for, which are returned too."""
+        self.reporter.begin(_PHASES["final"])
         with self.costs.timed("evaluation"):
             examples, (evaluation,) = self.allowance.evaluated(
                 lambda some: [self.evaluator.evaluate(population.genomes, some)],

@@ -139,6 +139,8 @@ def run_to_end(
                     raise KeyboardInterrupt
             stop.patient = False
             summary = finish(folder, parts, evolution, lineage, seconds, given, identity)
+            parts.reporter.begin("writing the report")
+            report.end()
             trackers.summary(summary)
             callbacks.end(summary)
             printed.look()

@@ -20,7 +20,7 @@ class LiveReport:
         self.seconds = 0.0
         self._say = say
         self._clock = clock
-        self._failed = False
+        self._failed = self._over = False
         self._began: tuple[float, float] | None = None
         self._cost = self._written = 0.0
 
@@ -40,8 +40,10 @@ class LiveReport:
         self.seconds += self._cost
 
     def end(self) -> None:
-        """The run is over, or was ended: what its folder says is all there is."""
-        self._write(None)
+        """The run is over, or was ended: what its folder says is all there is. It may be told so again."""
+        if not self._over:
+            self._write(None)
+        self._over = True
 
     def _write(self, going: Going | None) -> None:
         try:
