@@ -59,7 +59,7 @@ def test_what_does_not_score_imports_no_reward(foreign: Path, mark: Path, evolor
 @pytest.mark.parametrize("words", [["evaluate"], ["resume"], ["train", "--resume"]])
 def test_what_scores_is_refused_without_trust(words: list[str], foreign: Path, mark: Path, evolora: Any) -> None:
     code, out, errors = evolora(*words, foreign)
-    assert (code, out) == (2, "") and errors.count("\n") == 1
+    assert code == 2 and out in ("", "loading torch and transformers\n") and errors.count("\n") == 1
     assert f"{foreign}: was not made here, and its reward is the code of {mark.with_name('reward.py')}:" in errors
     assert errors.endswith("expected --trust-reward, for somebody whom you trust\n") and not mark.exists()
 
