@@ -184,7 +184,9 @@ def test_a_key_in_clear_text_is_masked_everywhere_but_in_the_options(
     reward = f"http('{endpoint.url}?api_key={key}')"
     code, out, errors = evolora("train", *options(toy, run, reward))
     assert code == 0, errors
-    assert out.startswith("Found what looks like a key") and "env:NAME" in out.splitlines()[0]
+    assert (
+        next(line for line in out.splitlines() if line.startswith("Found what looks like a key")).count("env:NAME") == 1
+    )
     assert endpoint.paths == {f"/score?api_key={key}"}
     holding = [path.name for path in run.rglob("*") if path.is_file() and key.encode() in path.read_bytes()]
     assert holding == ["config.toml"] and stat.S_IMODE((run / "config.toml").stat().st_mode) == 0o600
@@ -221,9 +223,8 @@ def test_nothing_that_is_published_says_where_it_was_made(
         everything = contents(target)
         assert b'"base_model_name_or_path": "me/model"' in everything
         assert not any(str(path).encode() in everything for path in (toy.folder, finished, tmp_path))
-    assert (
-        (tmp_path / "named0" / "README.md").read_text().startswith('---\nbase_model: "me/model"\nlibrary_name: peft\n')
-    )
+    card = (tmp_path / "named0" / "README.md").read_text()
+    assert card.startswith("---\nbase_model: me/model\nlibrary_name: peft\n")
     code, _, errors = evolora("export", finished, "--to", tmp_path / "merged", "--merge", "--base", toy.model)
     assert code == 0, errors
     assert str(toy.folder).encode() not in contents(tmp_path / "merged")
