@@ -70,7 +70,7 @@ def test_an_adapter_is_asked_as_it_was_tuned_to_be(asked: tuple[Path, str], evol
     more = ("--max-new-tokens", "4")
     _, own, _ = evolora("generate", run, "3 + 2 =", *more)
     plain = shutil.copytree(run / "best", tmp_path / "plain")  # an adapter without a run knows no data
-    _, same, _ = evolora("generate", plain, "long\n<system> Add.\n<user> 3 + 2 =\n<assistant>", *more)
+    _, same, _ = evolora("generate", plain, "long\n<system> Add.\n<user> 3 + 2 =\n<assistant>", "--no-chat", *more)
     assert own == same != ""
     # Other data has columns of its own, and the same system prompt.
     data = written(tmp_path / "other.json", [{"prompt": f"{a} + 3 =", "target": str(a + 3)} for a in range(4)])
