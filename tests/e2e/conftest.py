@@ -71,6 +71,12 @@ Evolora = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture(autouse=True)
+def nothing_concealed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `env:NAME` stood for in one test is no secret in the next, in the same process."""
+    monkeypatch.setattr("evolora.masking._concealed", {})
+
+
+@pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # it reads the variable on import
 

@@ -65,7 +65,8 @@ def test_it_is_attention(
     mask = drawn(1 if one else rows, asked, positions, seed=seed + 3)
     mask[mask > 0.5] = MASKED
     found = attend(query, keys, values, mask, 0.3)
-    torch.testing.assert_close(found.double(), reference(query, keys, values, mask, 0.3), atol=2e-5, rtol=2e-5)
+    close = 2e-5 if spread <= 1 else 1e-4  # a score's rounding grows with it
+    torch.testing.assert_close(found.double(), reference(query, keys, values, mask, 0.3), atol=close, rtol=close)
 
 
 def test_what_is_masked_and_what_lies_beyond_are_not_read() -> None:
