@@ -13,6 +13,8 @@ import pytest
 
 from evolora.lock import owned
 from evolora.runs.identity import Identity, read_identity
+from evolora.runs.options import make_options
+from evolora.runs.seeds.folder import Seeds
 
 NAME, FOLDER = "quiet-otter", "20261130-041000-quiet-otter"
 
@@ -209,7 +211,21 @@ def test_a_run_under_several_seeds(kept: Path, evolora: Any) -> None:
     shutil.copy(several / "seed-0" / "summary.json", several / "seed-1")
     both = next(line for line in evolora("ls")[1].splitlines() if line.startswith("calm-owl "))
     assert "2 of 2 finished" in both and f"{entry['seeds'][0]['base']:.3f} -> " in both
-    assert "1 of 2 finished" in evolora("show", "calm-owl")[1]
+    assert "2 of 2 finished" in evolora("show", "calm-owl")[1]
+    assert evolora("rm", "calm-owl", "--yes")[0] == 0
+    assert not several.exists() and kept.exists()
+
+
+def test_a_run_under_several_seeds_that_was_killed_before_the_first_began(kept: Path, evolora: Any) -> None:
+    several = Path("runs/20261130-060000-calm-owl")
+    several.mkdir()
+    (several / "seeds.json").write_text("{}")
+    assert "calm-owl" not in evolora("ls")[1], "somebody else's"
+    assert evolora("rm", "calm-owl", "--yes")[0] == 2
+    Seeds.of("0" * 32, make_options({"seeds": 2, "task": "format", "gens": 3}), {}).write(several)
+    (entry,) = [entry for entry in listed(evolora) if entry["name"] == "calm-owl"]
+    assert (entry["state"], entry["task"], entry["generation"], entry["generations"]) == ("stopped", "format", 0, 3)
+    assert "evolora resume calm-owl\n" in evolora("show", "calm-owl")[1]
     assert evolora("rm", "calm-owl", "--yes")[0] == 0
     assert not several.exists() and kept.exists()
 
