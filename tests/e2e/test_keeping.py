@@ -187,14 +187,15 @@ def test_rm_refuses_all_when_it_refuses_one(kept: Path, evolora: Any, tmp_path: 
     assert (kept / "summary.json").exists() and (site / "config.toml").exists()
 
 
-@pytest.mark.parametrize("answer", ["y", "n"])
-def test_rm_asks(answer: str, kept: Path) -> None:
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("\x03", 130)], ids=["yes", "no", "ctrl-c"])
+def test_rm_asks(answer: str, code: int, kept: Path) -> None:
     child = pexpect.spawn(sys.executable, ["-m", "evolora", "rm", NAME], encoding="utf-8", timeout=60)
     child.expect(r"Remove this run\? \[y/N\]")
-    child.sendline(answer)
+    child.send(answer)
     child.expect(pexpect.EOF)
     child.close()
-    assert (child.exitstatus, kept.exists()) == ((0, False) if answer == "y" else (1, True))
+    assert (child.exitstatus, kept.exists()) == (code, code != 0)
+    assert ("nothing was removed" in child.before) == (code == 130)
 
 
 def test_a_run_under_several_seeds(kept: Path, evolora: Any) -> None:
