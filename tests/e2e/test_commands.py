@@ -318,6 +318,15 @@ def test_json_lines_are_all_that_is_printed(toy: Any, command: Any, trainer: str
     assert all({"done", "total"} <= event.keys() for event in events if event["event"] == "progress")
 
 
+def test_json_lines_stay_json_whatever_a_reward_writes(toy: Any, command: Any, trainer: str, tmp_path: Path) -> None:
+    reward = tmp_path / "loud.py"
+    deed = "os.write(1, b'noise\\n'); subprocess.run(['echo', 'more'])"
+    reward.write_text(f"import os, subprocess\ndef score(completions):\n    {deed}\n    return map(len, completions)\n")
+    done = command(trainer, *toy.options(tmp_path / "run", "--json-lines", reward=f"{reward}:score", gens=1))
+    assert [json.loads(line) for line in done.stdout.splitlines()][-1]["event"] == "end"
+    assert "noise\n" in done.stderr and "more\n" in done.stderr
+
+
 def test_quiet_is_only_what_it_came_to(toy: Any, evolora: Any, tmp_path: Path) -> None:
     code, out, errors = evolora("train", *toy.options(tmp_path / "run", "--quiet", gens=1))
     assert (code, errors) == (0, "") and out.startswith("\nwords")

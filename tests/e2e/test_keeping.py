@@ -13,6 +13,8 @@ import pytest
 
 from evolora.lock import owned
 from evolora.runs.identity import Identity, read_identity
+from evolora.runs.options import make_options
+from evolora.runs.seeds.folder import Seeds
 
 NAME, FOLDER = "quiet-otter", "20261130-041000-quiet-otter"
 
@@ -185,14 +187,15 @@ def test_rm_refuses_all_when_it_refuses_one(kept: Path, evolora: Any, tmp_path: 
     assert (kept / "summary.json").exists() and (site / "config.toml").exists()
 
 
-@pytest.mark.parametrize("answer", ["y", "n"])
-def test_rm_asks(answer: str, kept: Path) -> None:
+@pytest.mark.parametrize(("answer", "code"), [("y\n", 0), ("n\n", 1), ("\x03", 130)], ids=["yes", "no", "ctrl-c"])
+def test_rm_asks(answer: str, code: int, kept: Path) -> None:
     child = pexpect.spawn(sys.executable, ["-m", "evolora", "rm", NAME], encoding="utf-8", timeout=60)
     child.expect(r"Remove this run\? \[y/N\]")
-    child.sendline(answer)
+    child.send(answer)
     child.expect(pexpect.EOF)
     child.close()
-    assert (child.exitstatus, kept.exists()) == ((0, False) if answer == "y" else (1, True))
+    assert (child.exitstatus, kept.exists()) == (code, code != 0)
+    assert ("nothing was removed" in child.before) == (code == 130)
 
 
 def test_a_run_under_several_seeds(kept: Path, evolora: Any) -> None:
@@ -210,6 +213,20 @@ def test_a_run_under_several_seeds(kept: Path, evolora: Any) -> None:
     both = next(line for line in evolora("ls")[1].splitlines() if line.startswith("calm-owl "))
     assert "2 of 2 finished" in both and f"{entry['seeds'][0]['base']:.3f} -> " in both
     assert "2 of 2 finished" in evolora("show", "calm-owl")[1]
+    assert evolora("rm", "calm-owl", "--yes")[0] == 0
+    assert not several.exists() and kept.exists()
+
+
+def test_a_run_under_several_seeds_that_was_killed_before_the_first_began(kept: Path, evolora: Any) -> None:
+    several = Path("runs/20261130-060000-calm-owl")
+    several.mkdir()
+    (several / "seeds.json").write_text("{}")
+    assert "calm-owl" not in evolora("ls")[1], "somebody else's"
+    assert evolora("rm", "calm-owl", "--yes")[0] == 2
+    Seeds.of("0" * 32, make_options({"seeds": 2, "task": "format", "gens": 3}), {}).write(several)
+    (entry,) = [entry for entry in listed(evolora) if entry["name"] == "calm-owl"]
+    assert (entry["state"], entry["task"], entry["generation"], entry["generations"]) == ("stopped", "format", 0, 3)
+    assert "evolora resume calm-owl\n" in evolora("show", "calm-owl")[1]
     assert evolora("rm", "calm-owl", "--yes")[0] == 0
     assert not several.exists() and kept.exists()
 

@@ -23,9 +23,10 @@ def test_a_notebook_shows_what_a_terminal_shows(toy: Any, tmp_path: Path) -> Non
     shown, silent = (cell["outputs"] for cell in done["cells"])
     (picture,) = [output for output in shown if output["output_type"] == "display_data"]
     text = re.sub(r"<[^>]*>", "", picture["data"]["text/html"])
-    for said in ("generation 2 of 2", "100%", "reward", "base", "validation", "prompt", "Translate"):
+    for said in ("generation 2 of 2", "ended", "100%", "reward", "base", "validation", "prompt", "Translate"):
         assert said in text, text
     lines = "".join(output["text"] for output in shown if output["output_type"] == "stream").splitlines()
     assert [line.split()[1] for line in lines if line.startswith("gen ")] == ["1/2", "2/2"]
     assert [output["data"]["text/plain"] for output in silent if "data" in output] == ["3"]
-    assert all(output.get("name") != "stdout" for output in silent)
+    assert all(output["output_type"] != "stream" for output in silent), silent
+    assert "Loading weights" not in str(shown)

@@ -89,5 +89,8 @@ def test_bad_input_is_refused(runs: list[Path], tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=expected):
             compare_runs(folders)
+    (tmp_path / "seeds.json").write_text("{}")
+    with pytest.raises(InputError, match="has several seeds, expected the folders of single ones"):
+        compare_runs([runs[0], tmp_path])
     with pytest.raises(InputError, match=r"--to .*cannot be written"):
         write_comparison(compare_runs(runs), tmp_path)

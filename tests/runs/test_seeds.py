@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from scipy import stats
 from evolora.runs.options import Source, make_options
 from evolora.runs.report.seeds import _band
 from evolora.runs.seeds.folder import Seeds, read_seeds
-from evolora.runs.seeds.summary import best_of, over_seeds, t_interval, t_quantile
+from evolora.runs.seeds.summary import best_of, lines, over_seeds, t_interval, t_quantile
 
 
 @pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 30, 999])
@@ -38,6 +39,18 @@ def test_one_value_has_no_interval() -> None:
     assert all(map(math.isnan, t_interval([0.5])))
     assert over_seeds([0.5, None]) == {"reward": 0.5, "ci95": [None, None], "seeds": 1}
     assert over_seeds([None]) == {"reward": None, "ci95": [None, None], "seeds": 0}
+
+
+@pytest.mark.parametrize(("init", "name"), [({}, "base model"), ({"init": ["sft", "other"]}, "sft")])
+def test_it_says_what_the_winners_are_compared_with(init: dict[str, Any], name: str) -> None:
+    mean = {"reward": 0.5, "ci95": [0.4, 0.6], "seeds": 2}
+    one = {"seed": 3, "winner": {**mean, "id": 1, "operator": "ppo", "validation": 0.5}, "generations": 2}
+    summary = {"task": "format", "held_out": True, "test_prompts": 2, "base": mean, "winner": mean, "gain": mean}
+    summary |= {"seeds": [one], "better": 1.0, "differ": [], "seconds": 1.0, "best": 3}
+    summary |= {"tokens": {"evaluation": 1, "rollout": 1}, "flops": {"test": 0}}
+    said = lines(Path("run"), {**summary, **init})
+    assert f"  {name:<10} 0.500 (95% 0.400 to 0.600)" in said
+    assert f"2 of 2 seeds beat {'sft' if init else 'the base'}" in said
 
 
 def test_the_best_is_chosen_on_validation() -> None:

@@ -17,6 +17,7 @@ from evolora.runs.given import Given, Rewards, given_reward
 from evolora.runs.keeping.names import find_run
 from evolora.runs.options import RunOptions, Source, check_resumable, make_options, python_words, trl_note
 from evolora.runs.parts import Vocabulary, trl_name
+from evolora.runs.quiet import quietened
 from evolora.runs.run import Result, go_on, start
 from evolora.runs.seeds.folder import is_seeds
 from evolora.runs.seeds.run import go_on_seeds, start_seeds
@@ -248,12 +249,12 @@ def _view(view: View | Literal["auto"] | None) -> View:
 
 @contextmanager
 def _in_python() -> Iterator[None]:
-    """Faults inside name options as Python does. A caller's `torch.inference_mode` or `no_grad` is left inside: what is
-    refined needs gradients."""
+    """Faults inside name options as Python does, and libraries are silent. A caller's `torch.inference_mode` or
+    `no_grad` is left inside: what is refined needs gradients."""
     try:
         # Entered where it is needed alone: it sets autograd's threads, too.
         learning = torch.inference_mode(False) if torch.is_inference_mode_enabled() else nullcontext()
-        with names_refused(), learning, torch.enable_grad():
+        with names_refused(), quietened(), learning, torch.enable_grad():
             yield
     except InputError as error:
         raise python_words(error) from None

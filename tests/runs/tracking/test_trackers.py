@@ -62,6 +62,13 @@ def trackers(folder: Path, said: list[str], *names: str) -> Trackers:
     return Trackers(names or ["told"], folder, name="quiet-otter", run=RUN, say=said.append)
 
 
+def test_a_tracker_that_is_named_twice_is_told_once(heard: list[Any], tmp_path: Path) -> None:
+    told = trackers(tmp_path, [], "told", "told")
+    told.start({}, [])
+    told.generation(line(1))
+    assert [step for step, *_ in heard if step == 1] == [1]
+
+
 def test_each_generation_is_told_once_through_a_kill_and_a_resume(heard: list[Any], tmp_path: Path) -> None:
     said: list[str] = []
     first = trackers(tmp_path, said)

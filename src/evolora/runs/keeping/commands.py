@@ -76,8 +76,12 @@ def _remove(options: dict[str, Any]) -> int:
             raise InputError("rm: found no terminal to ask on, expected --yes")
         for entry in entries:
             print(f"{entry.folder}  {megabytes(entry.size)}", file=sys.stderr)
-        if not asked(f"Remove {'this run' if len(entries) == 1 else f'these {len(entries)} runs'}?"):
-            return 1
+        try:
+            if not asked(f"Remove {'this run' if len(entries) == 1 else f'these {len(entries)} runs'}?"):
+                return 1
+        except KeyboardInterrupt:
+            print("\nnothing was removed", file=sys.stderr)
+            return 130
     for entry in entries:
         left = remove(entry, print)
         print(f"removed {entry.folder}" + (f", but for what is no part of a run: {', '.join(left)}" if left else ""))

@@ -108,6 +108,8 @@ def read_entry(folder: Path) -> Entry | None:
         if seeds:
             began = min(entry.made for entry in seeds)
             return Entry(run_name(folder), folder, began, _size(folder), holder(folder), seeds=seeds)
+        if (said := _said_of_seeds(folder)) is not None:  # a kill came before the first of them began
+            return Entry(run_name(folder), folder, _when(folder), _size(folder), holder(folder), said)
     if not is_run(folder):
         return None
     faults: list[str] = []
@@ -143,6 +145,15 @@ def read_entry(folder: Path) -> Entry | None:
     )  # fmt: skip
 
 
+def _said_of_seeds(folder: Path) -> Mapping[str, Any] | None:
+    """The options of a run under several seeds; None where it is no such file of ours."""
+    try:
+        known = (read_checked(folder / SEEDS) or {})["options"]
+        return {f"{part}.{name}": value for part, values in known.items() for name, value in values.items()}
+    except (CheckpointError, InputError, KeyError, AttributeError, TypeError):
+        return None
+
+
 def read_entries(folder: Path) -> list[Entry]:
     """The run in `folder`, or those in its folders, the newest last. Raises InputError where it is no folder."""
     if not folder.is_dir():
@@ -174,7 +185,7 @@ def _when(folder: Path) -> datetime:
     """When a run of an older version was made, as far as is known."""
     if (named := named_time(folder)) is not None:
         return datetime.fromtimestamp(time.mktime(named)).astimezone()
-    known = [path.stat().st_mtime for name in (IDENTITY, CONFIG) if (path := folder / name).exists()]
+    known = [path.stat().st_mtime for name in (IDENTITY, CONFIG, SEEDS) if (path := folder / name).exists()]
     return datetime.fromtimestamp(min(known, default=0)).astimezone()
 
 

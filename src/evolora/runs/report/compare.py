@@ -19,6 +19,7 @@ from evolora.runs.report.charts import Figure, Line, short
 from evolora.runs.report.data import RunRecord, number, read_run
 from evolora.runs.report.page import figure, gain, rendered, signed
 from evolora.runs.report.statistics import bootstrap_interval
+from evolora.runs.seeds.folder import is_seeds
 
 PAGE = "compare.html"
 _COLORS = ("blue", "red", "green", "violet", "orange", "teal", "brown", "grey")
@@ -70,6 +71,10 @@ def compare_runs(folders: Sequence[Path]) -> Comparison:
     """Compare the runs in these folders, finished or not. Raises InputError for fewer than two, or no runs."""
     if len(folders) < 2:
         raise InputError(f"compare: found {len(folders)} run, expected two or more")
+    for folder in filter(is_seeds, folders):
+        raise InputError(
+            f"compare: {folder} has several seeds, expected the folders of single ones, such as seed-0 in it"
+        )
     records = [read_run(folder) for folder in folders]
     runs = dict(zip(_names([record.folder.absolute() for record in records]), records, strict=True))
     first = records[0]

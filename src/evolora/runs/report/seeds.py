@@ -14,7 +14,7 @@ from evolora.runs.report.charts import Line, chart
 from evolora.runs.report.data import RunRecord, number, read_run
 from evolora.runs.report.page import REPORT, figure, rendered, signed, with_checksum
 from evolora.runs.seeds.folder import read_seeds, seed_folder
-from evolora.runs.seeds.summary import over_seeds, row_of, t_interval
+from evolora.runs.seeds.summary import base_name, over_seeds, row_of, t_interval
 from evolora.runs.summary import SUMMARY
 
 # As many curves can be told apart.
@@ -55,6 +55,7 @@ def seeds_html(folder: Path) -> str:
         prompts=known.get("test_prompts"),
         held_out=known.get("held_out"),
         seeds=seeds.seeds,
+        base_name=base_name(known),
         whole=summary is not None and len(finished) == len(seeds.seeds),
         best=None if summary is None else summary["best"],
         rows=rows,

@@ -15,7 +15,7 @@ from evolora.runs.options import make_options
 from evolora.runs.seeds.folder import Seeds, read_seeds, seed_folder
 from evolora.runs.summary import SUMMARY, read_summary
 
-_SAME = ("version", "model", "revision", "task", "reward", "strategy", "refiner", "held_out", "test_prompts")
+_SAME = ("version", "model", "revision", "task", "reward", "strategy", "refiner", "held_out", "test_prompts", "init")
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -164,10 +164,21 @@ def check_sealed(folder: Path) -> None:
             )
 
 
+def base_name(summary: Mapping[str, Any]) -> str:
+    """What the winner is compared with: the base model, or the adapter that the run started from."""
+    return str(summary.get("init", ["base model"])[0])
+
+
+def the_base(name: str) -> str:
+    """The same in a sentence."""
+    return "the base" if name == "base model" else name
+
+
 def lines(folder: Path, summary: Mapping[str, Any]) -> list[str]:
     """What is said of it at the end."""
     rows, gain, better = summary["seeds"], summary["gain"], summary["better"]
-    width = max(10, *(len(f"seed {row['seed']}") for row in rows))
+    base = base_name(summary)
+    width = max(10, len(base), *(len(f"seed {row['seed']}") for row in rows))
     tokens, flops = summary["tokens"], summary["flops"]
     operations = sum(flops.values()) - flops["test"]
     return [
@@ -179,10 +190,10 @@ def lines(folder: Path, summary: Mapping[str, Any]) -> list[str]:
             for row in rows
         ),
         f"over {len(rows)} seeds, by Student's t:",
-        f"  {'base model':<{width}} {_interval(summary['base'])}",
+        f"  {base:<{width}} {_interval(summary['base'])}",
         f"  {'winner':<{width}} {_interval(summary['winner'])}",
         f"  {'gain':<{width}} {_interval(gain, sign='+')}",
-        *([] if better is None else [f"{better * gain['seeds']:.0f} of {gain['seeds']} seeds beat the base"]),
+        *([] if better is None else [f"{better * gain['seeds']:.0f} of {gain['seeds']} seeds beat {the_base(base)}"]),
         *(f"not the same in every seed: {each}" for each in summary["differ"]),
         f"{sum(row['generations'] for row in rows)} generations in {summary['seconds']:.1f} s, "
         f"{tokens['evaluation']:,} tokens for evaluation and {tokens['rollout']:,} for rollouts, "

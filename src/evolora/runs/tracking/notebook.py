@@ -32,6 +32,7 @@ class NotebookView(PlainView):
         if not self._closed.is_set():
             self._closed.set()
             self._thread.join()
+            self._shown.progress("ended", 0, 0)  # what stays is no phase that goes on
             self._handle.update(HTML(self._html()))  # type: ignore[no-untyped-call]
 
     def _redraw(self) -> None:

@@ -1,7 +1,9 @@
 """A run in lines: for logs and pipes, and as JSON for programs."""
 
+import contextlib
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -55,7 +57,7 @@ class JsonLines:
 
     def __init__(self) -> None:
         self._began = time.perf_counter()
-        self._stream = cast(TextIO, Screen(sys.stdout))
+        self._stream = cast(TextIO, Screen(_stdout_alone()))
 
     def tell(self, event: str, content: Mapping[str, Any]) -> None:
         """A line; a number that JSON has not is null."""
@@ -78,6 +80,17 @@ class JsonLines:
         self.tell("generation", {"gens": gens, "done": done, "metrics": metrics})
 
     def close(self) -> None: ...
+
+
+def _stdout_alone() -> TextIO:
+    """What the process calls stdout, for these lines alone: what others write to its file descriptor, such as a
+    reward's own programs, goes where errors go."""
+    with contextlib.suppress(OSError, ValueError, AttributeError):  # a stream of Python's own, or closed
+        if sys.stdout.fileno() == 1:
+            own = os.fdopen(os.dup(1), "w", encoding=sys.stdout.encoding, errors=sys.stdout.errors)
+            os.dup2(2, 1)
+            return own
+    return sys.stdout
 
 
 def _plain(value: Any) -> Any:

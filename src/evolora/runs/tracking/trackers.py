@@ -57,7 +57,8 @@ class Trackers:
         self._folder, self._name, self._run, self._say = folder, name, run, say
         self._known = _read(folder / TRACKERS) if names else {}
         self._working = [
-            _Tracked(each, ProcessState(f"the tracker {each}"), **self._known.get(each, {})) for each in names or ()
+            _Tracked(each, ProcessState(f"the tracker {each}"), **self._known.get(each, {}))
+            for each in dict.fromkeys(names or ())
         ]
 
     def start(self, options: Mapping[str, Mapping[str, Any]], lines: Sequence[Mapping[str, Any]]) -> None:
