@@ -21,6 +21,7 @@ from evolora.models.base import TEMPLATE, given_base, load_chosen
 from evolora.models.cards import CARD
 from evolora.models.cost import Cost
 from evolora.models.export import export_adapter, export_merged, load_adapter, shown_adapter, shown_model
+from evolora.models.memory import peak_memory
 from evolora.population.evaluation import Evaluation, mean_fitness, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import Population, genome_sha256
@@ -65,10 +66,12 @@ def finish(
             found.append(parts.evaluator.evaluate(genomes, examples))
         return found
 
-    tested, (base_test, winner_test) = evolution.allowance.times(2 / (1 + len(voters))).evaluated(
-        of_both, parts.task.test, seed=config.run.seed, split="test"
-    )
-    test_cost = base_test.cost + winner_test.cost + Cost(seconds=time.perf_counter() - start)
+    with peak_memory() as peak:
+        tested, (base_test, winner_test) = evolution.allowance.times(2 / (1 + len(voters))).evaluated(
+            of_both, parts.task.test, seed=config.run.seed, split="test"
+        )
+    taken = Cost(seconds=time.perf_counter() - start, memory=peak.bytes)
+    test_cost = base_test.cost + winner_test.cost + taken
     for split, met, there in (("validation", validated, parts.task.validation), ("test", len(tested), parts.task.test)):
         if met < len(there):
             parts.view.say(
@@ -128,7 +131,11 @@ def finish(
         "seconds": seconds(),
         "tokens": {purpose: cost.tokens for purpose, cost in costs.items()},
         "flops": {purpose: cost.flops for purpose, cost in costs.items()},
-        "time": {**{purpose: cost.seconds for purpose, cost in costs.items()}, "loop": evolution.seconds},
+        "time": {
+            **{purpose: cost.seconds for purpose, cost in costs.items()},
+            "loop": evolution.seconds,
+            "memory.test": taken.memory,
+        },
         "base": {"test": figures(base_test)},
         "winner": {
             "id": individual.id,

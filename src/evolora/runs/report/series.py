@@ -127,7 +127,9 @@ def costs(run: RunRecord) -> list[dict[str, Any]]:
         for phase in PHASES:
             rows.setdefault(phase, {})[measure] = number(said.get(phase))
     total = {measure: sum(row[measure] or 0.0 for row in rows.values()) or None for measure in _MEASURES}
-    memory = {phase: number(last.get(f"time.memory.{phase}")) or None for phase in PHASES}
+    tested = (run.summary or {}).get("time") or {}
+    found = {"test": tested.get("memory.test"), **{phase: last.get(f"time.memory.{phase}") for phase in PHASES[:-1]}}
+    memory = {phase: number(found[phase]) or None for phase in PHASES}
     if known := [value for value in memory.values() if value is not None]:
         total["memory"] = max(known)
         for phase, row in rows.items():
