@@ -1,6 +1,7 @@
 """A run from its newest checkpoint to its end: the loop, its checkpoints, and whatever ends it."""
 
 import copy
+import functools
 import itertools
 import math
 import signal
@@ -36,7 +37,7 @@ from evolora.runs.summary import SUMMARY
 from evolora.runs.tracking.metrics_log import MetricsLog
 from evolora.runs.tracking.shown import SAVING
 from evolora.runs.tracking.trackers import Trackers
-from evolora.runs.tracking.view import Outset
+from evolora.runs.tracking.view import Outset, warn
 
 # What was validated so far, and samples of it.
 _VALIDATED = """
@@ -75,7 +76,14 @@ def run_to_end(
     name = run_name(folder)
     parts.view.say(f"run: {name}")
     parts.view.say(f"run folder: {folder}")
-    trackers = Trackers(config.run.report_to, folder, name=name.replace("/", "-"), run=identity.run, say=parts.view.say)
+    trackers = Trackers(
+        config.run.report_to,
+        folder,
+        name=name.replace("/", "-"),
+        run=identity.run,
+        say=parts.view.say,
+        warn=functools.partial(warn, parts.view),
+    )
     run = Run(folder, name, config.most_gens, parts, evolution)
     callbacks = Callbacks(given.callbacks, run)
     unsaved: Snapshot | None = None

@@ -9,6 +9,7 @@ import pytest
 
 from evolora.runs.tracking.clients import CLIENTS, Client
 from evolora.runs.tracking.trackers import TRACKERS, Trackers
+from evolora.runs.tracking.view import Silence, warn
 
 RUN = "ab" * 16
 
@@ -59,7 +60,7 @@ def line(generation: int) -> dict[str, Any]:
 
 
 def trackers(folder: Path, said: list[str], *names: str) -> Trackers:
-    return Trackers(names or ["told"], folder, name="quiet-otter", run=RUN, say=said.append)
+    return Trackers(names or ["told"], folder, name="quiet-otter", run=RUN, say=said.append, warn=said.append)
 
 
 def test_a_tracker_that_is_named_twice_is_told_once(heard: list[Any], tmp_path: Path) -> None:
@@ -146,8 +147,19 @@ def test_a_figure_that_does_not_exist_is_left_out(tmp_path: Path, monkeypatch: A
 
 
 def test_no_tracker_no_file(tmp_path: Path) -> None:
-    none = Trackers(None, tmp_path, name="quiet-otter", run=RUN, say=print)
+    none = Trackers(None, tmp_path, name="quiet-otter", run=RUN, say=print, warn=print)
     none.start({"run": {"seed": 0}}, [line(1)])
     none.generation(line(2))
     none.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_silent_view_hides_no_warning(capsys: pytest.CaptureFixture[str]) -> None:
+    class Heard(Silence):
+        def say(self, text: str) -> None:
+            print("heard", text)
+
+    warn(Silence(), "it failed")
+    assert capsys.readouterr() == ("", "it failed\n")
+    warn(Heard(), "it failed")
+    assert capsys.readouterr() == ("heard it failed\n", "")

@@ -49,12 +49,20 @@ class _Tracked:
 
 
 class Trackers:
-    """Those of the run of the id `run`, which lies in `folder` and is called `name`; none, unless there are `names`."""
+    """Those of the run of the id `run`, which lies in `folder` and is called `name`; none, unless there are `names`.
+    `warn` is told what must not be missed, `say` the rest."""
 
     def __init__(
-        self, names: Sequence[str] | None, folder: Path, *, name: str, run: str, say: Callable[[str], None]
+        self,
+        names: Sequence[str] | None,
+        folder: Path,
+        *,
+        name: str,
+        run: str,
+        say: Callable[[str], None],
+        warn: Callable[[str], None],
     ) -> None:
-        self._folder, self._name, self._run, self._say = folder, name, run, say
+        self._folder, self._name, self._run, self._say, self._warn = folder, name, run, say, warn
         self._known = _read(folder / TRACKERS) if names else {}
         self._working = [
             _Tracked(each, ProcessState(f"the tracker {each}"), **self._known.get(each, {}))
@@ -103,7 +111,7 @@ class Trackers:
             except (Exception, SystemExit) as error:
                 self._working.remove(tracked)
                 said = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
-                self._say(mask(f"--report-to {tracked.name}: {said}; the run goes on without it"))
+                self._warn(mask(f"--report-to {tracked.name}: {said}; the run goes on without it"))
         if self._working:
             self._known |= {each.name: {name: getattr(each, name) for name in _KINDS} for each in self._working}
             with contextlib.suppress(OSError):  # a full disk: the run itself says so

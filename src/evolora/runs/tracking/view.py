@@ -1,10 +1,12 @@
 """Where a run shows itself: what a view is told, and which one there is."""
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TextIO, cast
 
 from evolora.engine.progress import Progress, Sample
+from evolora.screen import Screen
 
 
 @dataclass(frozen=True)
@@ -52,3 +54,11 @@ class Silence:
     def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None: ...
 
     def close(self) -> None: ...
+
+
+def warn(view: View, text: str) -> None:
+    """Say what must not be missed: on stderr, where the view shows nothing."""
+    if type(view) is Silence:
+        print(text, file=cast(TextIO, Screen(sys.stderr)))
+    else:
+        view.say(text)
