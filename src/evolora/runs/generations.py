@@ -92,7 +92,8 @@ def run_to_end(
     report = LiveReport(folder, parts.view.say)
     try:
         with stop.listening():
-            trackers.start(config.parts(), metrics.read())
+            history = metrics.read()
+            trackers.start(config.parts(), history)
             callbacks.start()
             if config.reward.name == HUMAN:
                 assert isinstance(parts.scorer, VotedScorer)
@@ -109,7 +110,7 @@ def run_to_end(
                     reporter=parts.reporter,
                 )
             done = progress(config, {"generation": evolution.generation, **evolution.spent()})
-            _show_outset(parts, evolution, metrics.read(), done)
+            _show_outset(parts, evolution, history, done)
             printed = _Printed(folder / REWARD_LOG, parts.view.say)
             report.update(done, config.most_gens)
             while done < 1:

@@ -79,7 +79,7 @@ def start(
     folder = Path(config.used().run.out or new_folder(config.run.name)).absolute()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
-    with _made(folder), owned(folder, view.say):
+    with made(folder, "checkpoints"), owned(folder, view.say):
         if (folder / "config.toml").exists():
             raise InputError(f"--out {folder}: holds a run already, resume it with 'evolora resume {folder}'")
         if any((folder / "checkpoints").glob("gen*")):
@@ -112,15 +112,15 @@ def _need_room(folder: Path, parts: Parts) -> None:
 
 
 @contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """With the folder there, and in it one for checkpoints; what is new is gone again if nothing was put into it.
+def made(folder: Path, *inner: str) -> Iterator[None]:
+    """With the folder there, and with an `inner` one in it; what is new is gone again if nothing was put into it.
 
     Raises InputError when it cannot be made.
     """
-    inner = folder / "checkpoints"
+    target = folder.joinpath(*inner)
     try:
-        new = [path for path in (inner, folder, *folder.parents) if not path.exists()]
-        inner.mkdir(parents=True, exist_ok=True)
+        new = [path for path in (target, *target.parents) if not path.exists()]
+        target.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {folder}: cannot be made ({error.strerror}), expected a new folder") from None
     try:

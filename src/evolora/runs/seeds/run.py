@@ -4,7 +4,7 @@ import secrets
 import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -23,7 +23,7 @@ from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.recovery import LINEAGE, METRICS
 from evolora.runs.report.page import REPORT
 from evolora.runs.report.seeds import write_seeds_report
-from evolora.runs.run import Result, finished, go_on, located, peft_config, rows_in, start
+from evolora.runs.run import Result, finished, go_on, located, made, peft_config, rows_in, start
 from evolora.runs.seeds.folder import Seeds, for_each_run, read_seeds, seed_folder
 from evolora.runs.seeds.summary import summed_up
 from evolora.runs.seeds.workers import side_by_side
@@ -61,7 +61,7 @@ def start_seeds(config: RunOptions, *, given: Given, view: View, views: Callable
     workers = _checked_workers(config, given)
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
-    with _made(folder), owned(folder, view.say), _left_as_it_was(folder, config.run.each_seed):
+    with made(folder), owned(folder, view.say), _left_as_it_was(folder, config.run.each_seed):
         for name in ("config.toml", SEEDS, *(f"seed-{seed}" for seed in config.run.each_seed)):
             if (folder / name).exists():
                 raise InputError(f"--out {folder}: found {name} in it, expected a new folder, or 'evolora resume'")
@@ -232,23 +232,6 @@ def _report(folder: Path, view: View) -> None:
         write_seeds_report(folder)
     except Exception as error:  # nothing of the runs is lost with it
         view.say(f"{folder / REPORT}: could not be written ({error}); 'evolora report {folder}' tries again")
-
-
-@contextmanager
-def _made(folder: Path) -> Iterator[None]:
-    """With the folder there; what is new and empty afterwards is gone again. Raises InputError when it cannot be
-    made."""
-    try:
-        new = [path for path in (folder, *folder.parents) if not path.exists()]
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"--out {folder}: cannot be made ({error.strerror}), expected a new folder") from None
-    try:
-        yield
-    finally:
-        with suppress(OSError):
-            for path in new:
-                path.rmdir()
 
 
 @contextmanager

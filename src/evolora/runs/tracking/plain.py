@@ -12,7 +12,7 @@ from typing import Any, TextIO, cast
 
 from evolora.engine.progress import Sample
 from evolora.runs.tracking import figures
-from evolora.runs.tracking.shown import Clock, Shown
+from evolora.runs.tracking.shown import Clock, Showing
 from evolora.runs.tracking.view import Outset
 from evolora.screen import Screen
 
@@ -20,11 +20,11 @@ from evolora.screen import Screen
 _SECONDS_A_LINE = 5.0
 
 
-class PlainView:
+class PlainView(Showing):
     """A line a generation, and where one takes long, now and then one of what is under way."""
 
     def __init__(self, clock: Clock = time.perf_counter) -> None:
-        self._shown = Shown(clock)
+        super().__init__(clock)
         # Kept: while a reward is called, what is printed goes elsewhere, and Ctrl-C is answered even then.
         self._stream = cast(TextIO, Screen(sys.stdout))
         self._told = -math.inf
@@ -34,16 +34,10 @@ class PlainView:
         print(text, file=self._stream, flush=True)
 
     def progress(self, what: str, done: int, total: int) -> None:
-        self._shown.progress(what, done, total)
+        super().progress(what, done, total)
         if self._shown.clock() - self._told >= _SECONDS_A_LINE:
             left = "" if math.isnan(self._shown.left) else f"  {figures.duration(self._shown.left)} left"
             self.say(figures.phase(self._shown) + left)
-
-    def wrote(self, who: str, reward: float, samples: Sequence[Sample]) -> None:
-        self._shown.wrote(who, reward, samples)
-
-    def begin(self, outset: Outset) -> None:
-        self._shown.begin(outset)
 
     def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None:
         self._shown.generation(metrics, gens, done)

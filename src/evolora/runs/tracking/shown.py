@@ -155,6 +155,22 @@ class Shown:
         return self.done / self.total if self.total else 0.0
 
 
+class Showing:
+    """What views that draw the same have in common: they keep what they are told."""
+
+    def __init__(self, clock: Clock = time.perf_counter) -> None:
+        self._shown = Shown(clock)
+
+    def progress(self, what: str, done: int, total: int) -> None:
+        self._shown.progress(what, done, total)
+
+    def wrote(self, who: str, reward: float, samples: Sequence[Sample]) -> None:
+        self._shown.wrote(who, reward, samples)
+
+    def begin(self, outset: Outset) -> None:
+        self._shown.begin(outset)
+
+
 def _figure(metrics: Mapping[str, Any], name: str) -> float:
     value = metrics.get(name)
     return float(value) if isinstance(value, (int, float)) else math.nan

@@ -4,17 +4,15 @@ second."""
 import contextlib
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any, TextIO, cast
 
 from rich.console import Console, ConsoleRenderable, Group, RenderableType
 from rich.live import Live
 from rich.text import Text
 
-from evolora.engine.progress import Sample
 from evolora.runs.tracking.drawing import ASCII, FANCY, draw, generation_line
-from evolora.runs.tracking.shown import Shown
-from evolora.runs.tracking.view import Outset
+from evolora.runs.tracking.shown import Showing
 from evolora.screen import Screen
 from evolora.signals import leaving
 
@@ -50,12 +48,12 @@ class _Picture(Live):
         return super().process_renderables(renderables)
 
 
-class LiveView:
+class LiveView(Showing):
     """The live screen. It is drawn by a thread of its own, from what it has been told."""
 
     def __init__(self, console: Console | None = None) -> None:
+        super().__init__()
         self._console = console or Console(file=cast(TextIO, Screen(sys.stdout)), highlight=False)
-        self._shown = Shown()
         self._glyphs = ASCII if self._console.options.ascii_only else FANCY
         self._start()
 
@@ -66,15 +64,6 @@ class LiveView:
 
     def say(self, text: str) -> None:
         self._console.print(text, markup=False)
-
-    def progress(self, what: str, done: int, total: int) -> None:
-        self._shown.progress(what, done, total)
-
-    def wrote(self, who: str, reward: float, samples: Sequence[Sample]) -> None:
-        self._shown.wrote(who, reward, samples)
-
-    def begin(self, outset: Outset) -> None:
-        self._shown.begin(outset)
 
     def generation(self, metrics: dict[str, Any], gens: int | None, done: float) -> None:
         self._shown.generation(metrics, gens, done)
