@@ -5,7 +5,6 @@ import email.utils
 import json
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
@@ -30,6 +29,7 @@ class Server:
         self.requests: list[dict[str, Any]] = []
         self.headers: list[Any] = []
         self.release = threading.Event()
+        self.heard_out = False  # somebody waited for all that a dribbling answer has
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -55,6 +55,7 @@ class Server:
                         return
                     if status in (299, 599) and outer.release.wait(0.05):
                         return
+                outer.heard_out = True
 
             def do_GET(self) -> None:
                 outer.requests.append({"GET": self.path})
@@ -176,10 +177,8 @@ def test_a_server_that_does_not_answer_is_a_timeout(server: Server, waits: list[
 @pytest.mark.parametrize("status", [299, 599])
 def test_a_server_that_dribbles_is_one_too(server: Server, status: int) -> None:
     server.plan = [(status, b"", {"Content-Length": "1000000"})]
-    begin = time.monotonic()
     values = make_http(url=server.url, timeout=0.3, retries=0)(prompts=["p"], completions=["c"])
-    assert said(values) == ["had no answer within 0.3 s"]
-    assert time.monotonic() - begin < 4, "the server dribbles for 5 s"
+    assert said(values) == ["had no answer within 0.3 s"] and not server.heard_out
 
 
 def test_so_is_one_that_dribbles_headers(waits: list[float]) -> None:

@@ -621,7 +621,7 @@ def test_help_is_one_screen_and_all_help_has_every_option() -> None:
     ("arguments", "code"),
     [(["--help"], 0), (["--version"], 0), ([], 0), (["trian"], 2), (["train", "--genz", "3"], 2),
      (["train", "--help"], 0), (["train", "--help-all"], 0), (["train", "--lr", "-1"], 2),
-     (["train", "--pop", "10000000000"], 2)],
+     (["train", "--pop", "10000000000"], 2), (["train", "--task", "chess"], 2)],
 )  # fmt: skip
 def test_answers_do_not_wait_for_heavy_imports(arguments: list[str], code: int) -> None:
     program = (

@@ -14,8 +14,8 @@ from typing import Any
 from evolora.errors import InputError
 from evolora.rng import keyed_seed
 from evolora.tasks import gym_process as gym_items
+from evolora.tasks.options import GYM
 
-PREFIX = "gym:"
 SIZES = {"train": 500, "validation": 100, "test": 200}
 TEMPLATE = "{question}\nAnswer:"
 
@@ -120,7 +120,7 @@ class _Parser:
 
     def __init__(self, spec: str) -> None:
         self.spec = spec
-        self.text = spec.strip().removeprefix(PREFIX)
+        self.text = spec.strip().removeprefix(GYM)
         self.place = 0
         self.kind: str | None = None
         self.token = ""

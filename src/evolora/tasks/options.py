@@ -8,6 +8,25 @@ from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
 
 from evolora.options import Options, option
+from evolora.tasks.rows import shown
+
+BUNDLED_TASKS = {
+    "translate": "similarity",
+    "arithmetic": "exact",
+    "sentiment": "sentiment",
+    "format": "json",
+    "one-word": "similarity",  # chat messages, for an instruction-tuned model
+}
+"""The bundled tasks and the reward that each is scored by unless another is asked for."""
+DEFAULT_TASK = "translate"
+GYM = "gym:"
+
+
+def unknown_task(name: str) -> str | None:
+    """What is wrong with the name of a task that is neither bundled nor reasoning-gym's, in a sentence."""
+    if name in BUNDLED_TASKS or name.strip().startswith(GYM):
+        return None
+    return f"--task is {shown(name)}, expected one of {', '.join(BUNDLED_TASKS)} or {GYM}NAME."
 
 
 def _template_kwargs(value: Any) -> Any:
@@ -96,6 +115,8 @@ class TaskOptions(Options):
 
     def go_together(self) -> None:
         super().go_together()
+        if self.name is not None and (unknown := unknown_task(self.name)) is not None:
+            raise ValueError(unknown)
         if self.target is not None and self.prompt is None:
             raise ValueError("--target: expected --prompt beside it")
         of_data = ("data_config", "data_split", "prompt_column", "target_column")

@@ -16,21 +16,10 @@ from evolora.errors import InputError
 from evolora.rng import keyed_seed
 from evolora.tasks.arrow import hub_rows, is_hub_name
 from evolora.tasks.files import data_rows, file_rows
-from evolora.tasks.gym import PREFIX as GYM
 from evolora.tasks.gym import gym_rows
 from evolora.tasks.messages import ASSISTANT, IMAGES, Message, check_utf8, checked_for_template, checked_messages
+from evolora.tasks.options import BUNDLED_TASKS, DEFAULT_TASK, GYM, unknown_task
 from evolora.tasks.rows import SPLIT_NAMES, SPLITS, TEST, TRAIN, VALIDATION, Row, listed, refuse, shown
-
-BUNDLED_TASKS = {
-    "translate": "similarity",
-    "arithmetic": "exact",
-    "sentiment": "sentiment",
-    "format": "json",
-    "one-word": "similarity",  # chat messages, for an instruction-tuned model
-}
-"""The bundled tasks and the reward that each is scored by unless another is asked for."""
-
-DEFAULT_TASK = "translate"
 
 # A column of one of these names would collide with what every reward function is called with.
 RESERVED_COLUMNS = ("prompts", "completions", "completion_ids")
@@ -192,8 +181,8 @@ def load_task(
 def bundled_task(name: str, *, root: Traversable | None = None) -> Task:
     """The bundled task `name`, from `root`/name/{train,validation,test}.jsonl; `root` is the package's own folder
     unless given. Raises InputError for an unknown name, listing the known ones, and for bad files."""
-    if name not in BUNDLED_TASKS:
-        refuse("--task", f"is {shown(name)}, expected one of {', '.join(BUNDLED_TASKS)} or {GYM}NAME")
+    if (unknown := unknown_task(name)) is not None:
+        raise InputError(unknown)
     folder = (files("evolora") / "assets" / "tasks" if root is None else root) / name
     rows = (row for split in SPLITS for row in file_rows(folder / f"{split}.jsonl", split))
     return _task_of(name, f"--task {name}", rows, BUNDLED_TASKS[name], seed=0, validation_share=0.15, test_share=0.15)
