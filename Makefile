@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test real fuzz drill lint format bench study study-quick results model wheel wheel-smoke clean
+.PHONY: demo test real fuzz drill lint format docs bench study study-quick results model wheel wheel-smoke clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python hybrid_ga_rl.py --gens 20 --pop 8
@@ -35,6 +35,10 @@ lint: $(VENV)/.installed-test
 format: $(VENV)/.installed-test
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# The documentation site, in build/site: no network, and no broken link.
+docs: $(VENV)/.installed-docs
+	$(BIN)/python scripts/build_docs.py
 
 # An hour to an hour and a half on 2 cores that have nothing else to do.
 bench: $(VENV)/.installed-bench
@@ -82,6 +86,10 @@ $(VENV)/.installed-test: $(VENV)/.installed
 
 $(VENV)/.installed-real: $(VENV)/.installed
 	$(PIP) --editable '.[real]'
+	touch $@
+
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) --editable '.[docs]'
 	touch $@
 
 $(VENV)/.installed-bench: $(VENV)/.installed

@@ -1,6 +1,7 @@
 """The documentation: what it links to is there, and the pages for users stay short."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -46,3 +47,9 @@ def test_every_file_of_the_log_is_in_its_index() -> None:
     index = (ROOT / "docs" / "log" / "README.md").read_text(encoding="utf-8")
     files = [path.name for path in (ROOT / "docs" / "log").glob("*.md") if path.name != "README.md"]
     assert [name for name in files if f"]({name})" not in index] == []
+
+
+def test_the_page_of_options_is_as_the_options_are() -> None:
+    page = runpy.run_path(str(ROOT / "scripts" / "options_page.py"))["page"]()
+    written = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+    assert written == page, "python scripts/options_page.py writes it anew"

@@ -2,6 +2,7 @@
 
 import re
 import textwrap
+from collections.abc import Iterator
 from typing import Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -23,7 +24,7 @@ _WAYS = """\
   --config FILE        the same as FILE.toml alone; may be repeated
   --help-all           all options, by part; --PART.NAME is the long way to write any"""
 _WIDTH = 100
-_TITLES = {
+TITLES = {
     "model": "base model", "lora": "adapters", "engine": "engine", "task": "task", "reward": "reward",
     "human": "people's votes", "completion": "completions", "evolution": "evolution", "strategy": "strategy",
     "refiner": "refiner", "budget": "budget", "run": "run",
@@ -37,7 +38,7 @@ def short_help(source: Source) -> str:
     for (part, name), field in options.vocabulary.fields.items():
         if not extra(field)["common"]:
             continue
-        left = f"  {_flag(options, part, name)} {_metavar(field)}".rstrip()
+        left = f"  {flag_of(options, part, name)} {_metavar(field)}".rstrip()
         text = _types(part) if name == "type" else re.split(r"; |: | \(", str(field.description))[0]
         shown = _default(options, part, name, field)
         room = _WIDTH - 23 - len(shown)
@@ -47,23 +48,27 @@ def short_help(source: Source) -> str:
 
 def full_help(source: Source) -> str:
     """Every option by part, those of other types of strategy and refiner too."""
-    options = _chosen(source)
     lines = [_USAGE, _WAYS, "", _wrapped(f"TRL's names work too: {', '.join(TRL_WORDS)}.", "")]
+    for part, kind, here in every_part(_chosen(source)):
+        lines += ["", f"[{part}]  {TITLES[part]}" + (f" {kind}" if kind else "")]
+        for (place, name), field in here.vocabulary.fields.items():
+            if place != part:
+                continue
+            shown = _default(here, part, name, field)
+            text = f"{field.description}{shown}"
+            flag = flag_of(here, part, name)
+            off = f"/ --no-{flag[2:]}" if field.annotation is bool else _metavar(field)
+            lines.append(f"  {flag} {off}")
+            lines.append(_wrapped(text, "      "))
+    return "\n".join(lines)
+
+
+def every_part(options: RunOptions) -> Iterator[tuple[str, str, RunOptions]]:
+    """Each part in each of its types, "" where it has one, and options of a run with that type."""
     for part, kinds in PARTS.items():
         for kind in kinds:
-            here = make_options(_only(part, kind)) if kind else options
             # Pairs that do not go together, such as pbt without a refiner, are not made here.
-            lines += ["", f"[{part}]  {_TITLES[part]}" + (f" {kind}" if kind else "")]
-            for (place, name), field in here.vocabulary.fields.items():
-                if place != part:
-                    continue
-                shown = _default(here, part, name, field)
-                text = f"{field.description}{shown}"
-                flag = _flag(here, part, name)
-                off = f"/ --no-{flag[2:]}" if field.annotation is bool else _metavar(field)
-                lines.append(f"  {flag} {off}")
-                lines.append(_wrapped(text, "      "))
-    return "\n".join(lines)
+            yield part, kind, make_options(_only(part, kind)) if kind else options
 
 
 def option_help(field: FieldInfo) -> str:
@@ -87,7 +92,8 @@ def _chosen(source: Source) -> RunOptions:
         return make_options()
 
 
-def _flag(options: RunOptions, part: str, name: str) -> str:
+def flag_of(options: RunOptions, part: str, name: str) -> str:
+    """An option as it is usually typed."""
     return Speech("cli").name(options.vocabulary.word(part, name))
 
 
