@@ -243,7 +243,7 @@ def _command(commands: Any, name: str, help_text: str, function: Any) -> argpars
 
 
 def _add_adapter(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or name, or an adapter's folder")
+    parser.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or name, or an adapter's, or its hub name")
     parser.add_argument("--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner")
 
 
@@ -522,7 +522,9 @@ def _report_seeds(result: "SeedsResult", view: "View") -> None:
 
 def _run_of(options: Mapping[str, Any]) -> Path:
     """The run, or the adapter, that a command is given; of a run under several seeds that of the best."""
-    folder = find_run(options["path"])
+    from evolora.runs.hub import run_or_adapter
+
+    folder = run_or_adapter(options["path"])
     if (folder / "seeds.json").is_file():
         from evolora.runs.seeds.summary import best_run
 
