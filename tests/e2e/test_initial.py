@@ -181,8 +181,9 @@ def test_the_copies_that_it_keeps_need_room(
     usage = shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)  # type: ignore[attr-defined]
     monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
     needed = []
-    for more in ([], ["--init", adapter("one")], ["--init", adapter("two"), adapter("three", seed=1)]):
-        lora = ["--model", toy.model, "--lora-r", "4", "--target-modules", "c_attn"] if not more else []
+    one, other = adapter("one", r=256), adapter("other", r=256, seed=1)
+    for more in ([], ["--init", one], ["--init", one, other]):
+        lora = ["--model", toy.model, "--lora-r", "256", "--target-modules", "c_attn"] if not more else []
         code, _, errors = evolora(*options(toy, tmp_path / "run", *lora, *more, *ALONE))
         assert code == 2 and ("what it starts from" in errors) == bool(more), errors
         needed.append(float(errors.split("at least ")[1].split(" MB")[0].replace(",", "")))

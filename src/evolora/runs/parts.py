@@ -157,7 +157,37 @@ TRL_WORDS: Mapping[str, tuple[str, str]] = {
     "dataset_name": ("task", "data"),
     "dataset_config": ("task", "data_config"),
     "dataset_train_split": ("task", "data_split"),
+    "epsilon": ("refiner", "clip_range"),
+    "num_iterations": ("refiner", "epochs"),
 }
+TRL_ELSEWHERE: Mapping[str, str] = {
+    "epsilon_high": "--clip-range-high, of grpo and rloo",
+    "max_steps": "--gens, of which each makes --rl-steps rollouts",
+    "num_train_epochs": "--gens, of which each makes --rl-steps rollouts",
+    "per_device_train_batch_size": "--rollout-prompts, and --update-tokens, which bounds what is in memory",
+    "generation_batch_size": "--rollout-prompts times --rollout-samples, a rollout",
+    "gradient_accumulation_steps": "--update-tokens, the pieces in which a gradient is computed",
+    "steps_per_generation": "--minibatches, the optimiser steps a pass over a rollout",
+    "max_prompt_length": "prompts as long as the model has room for",
+    "save_steps": "--save-every, in generations",
+    "save_total_limit": "--keep",
+    "eval_steps": "--validation-prompts, on which each generation is validated",
+    "eval_strategy": "--validation-prompts, on which each generation is validated",
+    "per_device_eval_batch_size": "--validation-prompts, on which each generation is validated",
+    "logging_steps": "none: each generation is logged",
+    "log_completions": "none: they are in the report and in lineage.sqlite",
+    "lr_scheduler_type": "--lr-decay",
+    "warmup_ratio": "none: --update-kl leads the learning rate",
+    "warmup_steps": "none: --update-kl leads the learning rate",
+    "bf16": "--dtype bfloat16",
+    "fp16": "--dtype float16",
+    "use_vllm": "none: evolora's own engine generates",
+    "train_dataset": "--data",
+    "eval_dataset": "--data with a split validation in it",
+    "processing_class": "--tokenizer, beside a loaded model",
+    "args": "its options one by one",
+}
+"""What stands here in the place of options of TRL's that have no equal."""
 _TRL_SPELLINGS = {
     f"{before}{word}": word for word, (part, _) in TRL_WORDS.items() for before in ("", f"{part}_", f"{part}.")
 }
