@@ -536,6 +536,7 @@ def test_names_of_trl_are_words_of_their_parts_too(trl: str, tmp_path: Path) -> 
     part, name = TRL_WORDS[trl]
     values = {"reward_funcs": ["exact", "chrf"], "reward_weights": [2], "output_dir": "here", "beta": 0.5}
     values |= {"mask_truncated_completions": True, "num_iterations": 3}
+    values |= {"model_name_or_path": "gpt2", "model_revision": "v1", "lora_target_modules": ["q_proj"]}
     value: Any = values.get(trl, "a/b" if trl.startswith("dataset") else 2)
     needs = {
         "reward_weights": ("name", "exact"),

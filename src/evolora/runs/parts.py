@@ -159,6 +159,9 @@ TRL_WORDS: Mapping[str, tuple[str, str]] = {
     "dataset_train_split": ("task", "data_split"),
     "epsilon": ("refiner", "clip_range"),
     "num_iterations": ("refiner", "epochs"),
+    "model_name_or_path": ("model", "name"),
+    "model_revision": ("model", "revision"),
+    "lora_target_modules": ("lora", "target_modules"),
 }
 TRL_ELSEWHERE: Mapping[str, str] = {
     "epsilon_high": "--clip-range-high, of grpo and rloo",
@@ -181,6 +184,10 @@ TRL_ELSEWHERE: Mapping[str, str] = {
     "warmup_steps": "none: --update-kl leads the learning rate",
     "bf16": "--dtype bfloat16",
     "fp16": "--dtype float16",
+    "use_peft": "none: adapters are all that is tuned",
+    "load_in_4bit": "--quantization nf4",
+    "load_in_8bit": "--quantization int8",
+    "dataset_test_split": "--data with a split test or validation in it",
     "use_vllm": "none: evolora's own engine generates",
     "train_dataset": "--data",
     "eval_dataset": "--data with a split validation in it",
