@@ -173,3 +173,18 @@ def test_what_does_not_go_with_an_adapter_is_refused(toy: Any, evolora: Any, ada
         code, _, errors = evolora(*options(toy, tmp_path / "run", *more, *ALONE))
         assert code == 2 and all(part in errors for part in said), (more, errors)
         assert errors.count("\n") == 1 and not (tmp_path / "run").exists(), more
+
+
+def test_the_copies_that_it_keeps_need_room(
+    toy: Any, evolora: Any, adapter: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = shutil._ntuple_diskusage(10**9, 10**9 - 1000, 1000)  # type: ignore[attr-defined]
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage)
+    needed = []
+    one, other = adapter("one", r=256), adapter("other", r=256, seed=1)
+    for more in ([], ["--init", one], ["--init", one, other]):
+        lora = ["--model", toy.model, "--lora-r", "256", "--target-modules", "c_attn"] if not more else []
+        code, _, errors = evolora(*options(toy, tmp_path / "run", *lora, *more, *ALONE))
+        assert code == 2 and ("what it starts from" in errors) == bool(more), errors
+        needed.append(float(errors.split("at least ")[1].split(" MB")[0].replace(",", "")))
+    assert needed[0] < needed[1] < needed[2]

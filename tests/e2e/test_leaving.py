@@ -137,6 +137,17 @@ def test_an_adapter_goes_to_the_hub_and_comes_back(
     assert kept == files["adapter_model.safetensors"]
     code, _, errors = evolora(*run[:-3], tmp_path / "other", "--init", "me/none")
     assert code == 2 and "--init me/none: no folder here" in errors and errors.count("\n") == 1
+    # Or lets it write, scores it, and takes it further: its chat template, or that it has none, comes with it.
+    more = ["--model", toy.model, "--max-new-tokens", "4"]
+    said = evolora("generate", "me/sft", "chat", *more)
+    assert said[0] == 0 and said[1] == evolora("generate", lone, "chat", *more)[1]
+    scored = ["--data", toy.data, "--reward", toy.reward, "--no-base", "--show", "0"]
+    assert evolora("evaluate", "me/sft", *more, *scored)[1] == evolora("evaluate", lone, *more, *scored)[1]
+    code, _, errors = evolora("export", "me/sft", "--to", tmp_path / "merged", "--merge", "--base", toy.model)
+    assert code == 0 and (tmp_path / "merged" / "model.safetensors").is_file(), errors
+    for command in (["generate", "me/none", "chat"], ["evaluate", "me/none"], ["export", "me/none", "--to", "x"]):
+        code, _, errors = evolora(*command)
+        assert code == 2 and "me/none: no folder here" in errors and errors.count("\n") == 1
 
 
 def test_what_the_hub_refuses_is_said_and_stays(

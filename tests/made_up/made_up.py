@@ -49,6 +49,7 @@ def made_up(folder: Path, gens: int, pop: int, *, text: str = "word ", fitness: 
         questions = [f"{number} {text}" for number in range(8)]
         lineage.sampled(generation, members[0], "validation", questions, [text] * 8, [fitness] * 8)
         lines.append({"generation": generation, "fitness.best": fitness, "validation": fitness, "ppo.gain": 0.1,
+                      "ppo.added": 0.1, "evolution.added": 0.05,
                       "ppo.kl": generation / 9, "ppo.reward": fitness, "best.operator": "ppo", "best.id": members[0].id,
                       "validation.best": fitness, "diversity.completions": 1 / generation, "diversity.distance": 0.01,
                       **{f"tokens.{name}": generation * 1000 for name in PURPOSES},

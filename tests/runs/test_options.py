@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import re
 import subprocess
 import sys
 import tomllib
@@ -21,7 +22,7 @@ from evolora.refiners.options import REFINERS
 from evolora.runs.config_file import config_toml, read_config, read_run_config
 from evolora.runs.help import full_help, short_help
 from evolora.runs.options import RunOptions, Source, make_options
-from evolora.runs.parts import PARTS, TRL_WORDS, Vocabulary
+from evolora.runs.parts import PARTS, TRL_ELSEWHERE, TRL_WORDS, Vocabulary
 from evolora.runs.typed import typed_words
 from evolora.strategies.operators import CROSSOVERS, MUTATIONS, SELECTIONS
 from evolora.strategies.options import ABSOLUTE_MUTATIONS, STRATEGIES, CrossoverName, MutationName, SelectionName
@@ -516,11 +517,26 @@ def test_names_of_trl_are_said_once() -> None:
     assert set(TRL_WORDS) <= set(Vocabulary({}).words)
 
 
+@pytest.mark.parametrize("trl", TRL_ELSEWHERE)
+def test_what_stands_in_the_place_of_other_options_of_trl_is_said(trl: str) -> None:
+    with pytest.raises(InputError, match=r"^--[a-z0-9-]+ 1: found an option of TRL's that has no equal ") as found:
+        typed(f"--{trl.replace('_', '-')}", "1")
+    here = re.findall(r"--[a-z-]+", str(found.value).partition("expected ")[2])
+    assert {"--tokenizer", "--clip-range-high", *map("--{}".format, map(dashed, Vocabulary({}).words))} >= set(here)
+    with pytest.raises(InputError, match=f"^{trl}=1: found an option of TRL's that has no equal here, expected [^-]*$"):
+        evolora.evolve(**{trl: 1})
+
+
+def dashed(word: str) -> str:
+    return word.replace("_", "-")
+
+
 @pytest.mark.parametrize("trl", TRL_WORDS)
 def test_names_of_trl_are_words_of_their_parts_too(trl: str, tmp_path: Path) -> None:
     part, name = TRL_WORDS[trl]
     values = {"reward_funcs": ["exact", "chrf"], "reward_weights": [2], "output_dir": "here", "beta": 0.5}
-    values |= {"mask_truncated_completions": True}
+    values |= {"mask_truncated_completions": True, "num_iterations": 3}
+    values |= {"model_name_or_path": "gpt2", "model_revision": "v1", "lora_target_modules": ["q_proj"]}
     value: Any = values.get(trl, "a/b" if trl.startswith("dataset") else 2)
     needs = {
         "reward_weights": ("name", "exact"),

@@ -2,12 +2,13 @@
 
 import json
 import math
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
-from made_up import HOSTILE, made_up
+from made_up import HOSTILE, OPTIONS, made_up
 
 from evolora.errors import InputError
 from evolora.files import read_checked, write_checked
@@ -61,8 +62,16 @@ def test_a_run_without_any_score_draws_nothing_and_says_so(tmp_path: Path) -> No
 def test_the_gain_has_its_interval_and_evolution_and_rl_their_own(tmp_path: Path) -> None:
     text = " ".join(" ".join(Elements(page_of(made_up(tmp_path / "run", 3, 4))).text).split())
     assert "the winner is better than the base model" in text and "+0.500" in text
-    # The fittest that an operator made is one of the middle rows, the fittest of all an average.
-    assert "3 0.500 0.503 0.502 0.501 0.500 0.333 \N{MINUS SIGN}0.002 +0.100" in text
+    assert "3 0.500 0.503 0.502 0.501 0.500 0.333 +0.050 +0.100" in text
+
+
+def test_the_kl_is_said_to_be_from_what_the_run_started_from(tmp_path: Path) -> None:
+    for name, options, reference in (
+        ("base", OPTIONS, "the base model"),
+        ("init", f'{OPTIONS}\n[lora]\ninit = [\n    "sft",\n]\n', "the adapter that it started from"),
+    ):
+        page = page_of(made_up(tmp_path / name, 3, 4, options=options))
+        assert set(re.findall("KL to ([a-z ]+)", page)) == {reference}
 
 
 def test_where_nobody_beats_the_base_no_gain_is_claimed(tmp_path: Path) -> None:

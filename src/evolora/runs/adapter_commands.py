@@ -10,7 +10,6 @@ from typing import Any
 from evolora.errors import InputError
 from evolora.runs.arguments import DEFAULTS, add_options, add_trust, source_of, trust_of
 from evolora.runs.keeping.commands import AddCommand
-from evolora.runs.keeping.names import find_run
 from evolora.runs.options import make_options
 from evolora.runs.quiet import quieten
 from evolora.runs.result import figures
@@ -80,13 +79,15 @@ def add_adapter_commands(add: AddCommand) -> None:
 
 
 def _add_adapter(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or name, or an adapter's folder")
+    parser.add_argument("path", metavar="RUN|ADAPTER", help="a run's folder or name, or an adapter's, or its hub name")
     parser.add_argument("--checkpoint", metavar="NAME", help="a checkpoint of the run, such as gen0005, not its winner")
 
 
 def _run_of(options: Mapping[str, Any]) -> Path:
     """The run, or the adapter, that a command is given; of a run under several seeds that of the best."""
-    folder = find_run(options["path"])
+    from evolora.runs.hub import run_or_adapter
+
+    folder = run_or_adapter(options["path"])
     if (folder / "seeds.json").is_file():
         from evolora.runs.seeds.summary import best_run
 

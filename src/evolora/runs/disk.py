@@ -8,6 +8,7 @@ from pathlib import Path
 from evolora.errors import InputError
 from evolora.files import checkpoint_folder, checkpoints
 from evolora.runs.assembly import Parts
+from evolora.runs.initial import INIT
 from evolora.runs.recovery import METRICS
 from evolora.runs.tracking.metrics_log import MetricsLog
 
@@ -40,20 +41,21 @@ def need_room(folder: Path, weights: int) -> None:
 
 
 def need_room_for_run(folder: Path, parts: Parts) -> None:
-    """Raise InputError where there is no room for the checkpoints that a run of these parts will keep, its winner and
-    the merged model."""
+    """Raise InputError where there is no room for what a run of these parts will keep: checkpoints, its winner, the
+    merged model, and the adapters that it starts from."""
     config = parts.config
     individuals = config.evolution.pop + config.evolution.finalists + 2  # the base and the best of all
     each = _needed(4 * parts.layout.genome_length * individuals)
     # The kept, the best, and the one that is being written. How many there will be without a limit, nobody knows.
     count = max(1, (config.run.keep or 1) + 2 - len(checkpoints(folder)))
     merged = sum(one.numel() * one.element_size() for one in parts.base.model.parameters()) if config.run.merge else 0
-    needed = count * each + _needed(4 * parts.layout.genome_length + merged)
+    begun_from = 0 if parts.initial is None or (folder / INIT).exists() else parts.initial.numel()
+    needed = count * each + _needed(4 * (parts.layout.genome_length + begun_from) + merged)
     there = next(path for path in (folder, *folder.parents) if path.exists())
     if (free := shutil.disk_usage(there).free) < needed:
         raise InputError(
             f"--out {folder}: found {_megabytes(free)} free on its disk, expected at least {_megabytes(needed)} for "
-            f"{count} checkpoints and the winner"
+            f"{count} checkpoints and the winner{' and what it starts from' if begun_from else ''}"
         )
 
 

@@ -38,7 +38,7 @@ from evolora.runs.summary import write_summary
 from evolora.tasks.chat import use_template
 from evolora.tasks.task import Example
 
-# Of the winner's completions cut off, what is worth a warning.
+# Of the completions that were cut off, what is worth a warning.
 _MANY = 0.5
 
 
@@ -105,14 +105,11 @@ def finish(
     }
 
     def figures(evaluation: Evaluation) -> dict[str, Any]:
-        clipped = {"clipped_ratio": _clipped(evaluation, parts)}
-        return _test_figures(evaluation.rewards[0], config.run.seed) | _terms(evaluation) | clipped
+        cut = {"cut": _cut(evaluation, parts)}
+        return _test_figures(evaluation.rewards[0], config.run.seed) | _terms(evaluation) | cut
 
-    if (clipped := _clipped(winner_test, parts)) > _MANY:
-        parts.view.say(
-            f"Warning: {clipped:.0%} of the winner's test completions were cut off at "
-            f"{parts.max_new_tokens} tokens, --max-new-tokens."
-        )
+    if (warning := cut_warning("the winner's test completions", _cut(winner_test, parts), parts)) is not None:
+        parts.view.say(warning)
     summary = {
         "run": identity.run,
         "name": run_name(folder),
@@ -214,7 +211,17 @@ def _test_figures(rewards: npt.NDArray[np.float64], seed: int) -> dict[str, Any]
     return {"reward": float(mean_fitness(rewards[None])[0]), "ci95": [low, high]}
 
 
-def _clipped(evaluation: Evaluation, parts: Parts) -> float:
+def cut_warning(whose: str, share: float, parts: Parts) -> str | None:
+    """What is said where a large share of completions was cut off; None where it was not."""
+    if not share > _MANY:  # NaN where there were none
+        return None
+    return (
+        f"Warning: {share:.0%} of {whose} were cut off at {parts.max_new_tokens} tokens; where they should end by "
+        "themselves, a larger --max-new-tokens lets them."
+    )
+
+
+def _cut(evaluation: Evaluation, parts: Parts) -> float:
     """The share of completions that the limit has cut off."""
     written = evaluation.completion_ids[0]
     return sum(map(parts.evaluator.cut, written)) / len(written)

@@ -23,7 +23,7 @@ from evolora.runs.assembly import Parts
 from evolora.runs.building import build_evolution
 from evolora.runs.callbacks import Callbacks, Run
 from evolora.runs.config_file import config_toml, with_checksum
-from evolora.runs.finish import finish
+from evolora.runs.finish import cut_warning, finish
 from evolora.runs.footprint import taken_memory
 from evolora.runs.given import Given
 from evolora.runs.identity import Identity
@@ -113,6 +113,7 @@ def run_to_end(
             _show_outset(parts, evolution, history, done)
             printed = _Printed(folder / REWARD_LOG, parts.view.say)
             report.update(done, config.most_gens)
+            warned = False
             while done < 1:
                 parts.scorer.at(evolution.generation)
                 measured = evolution.step(done)
@@ -125,6 +126,10 @@ def run_to_end(
                         f"generation {evolution.generation}: the reward scored nothing, so nobody is selected; "
                         "--eval-prompts says on how many prompts it is asked"
                     )
+                whose = f"generation {evolution.generation}'s completions"
+                if not warned and (warning := cut_warning(whose, measured["cut"], parts)) is not None:
+                    parts.view.say(warning)
+                    warned = True
                 logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}
                 measured["time.memory"] = taken_memory(parts.base.model.device)
                 line = {**measured, **logged, "time.total": seconds()}

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import snapshot_download
 from peft import LoraConfig
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
@@ -21,12 +20,12 @@ from evolora.models.export import load_adapter
 from evolora.models.foreign import reason_of
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import lora_layout
+from evolora.runs.hub import ADAPTER, hub_adapter
 from evolora.runs.keeping.names import find_run
 from evolora.runs.options import RunOptions
 
 # In a run's folder: the adapters that it started from, by number.
 INIT = "init"
-_FILES = ("adapter_config.json", "adapter_model.safetensors")
 
 
 @dataclass(frozen=True)
@@ -115,7 +114,7 @@ class Initial:
         """Copy them into the folder of their run, which needs them again when it is resumed."""
         for number, folder in enumerate(self.folders):
             with whole_folder(run / INIT / str(number)) as temporary:
-                for name in _FILES:
+                for name in ADAPTER:
                     shutil.copyfile(folder / name, temporary / name)
                 seal(temporary)
 
@@ -155,18 +154,13 @@ def _located(name: str) -> Path:
     """The folder of an adapter, or of a run's winner, or of what the hub has by that name."""
     folder = find_run(name)
     if folder.is_dir():
-        if not (folder / _FILES[0]).is_file() and (folder / "best").is_dir():
+        if not (folder / ADAPTER[0]).is_file() and (folder / "best").is_dir():
             folder = folder / "best"
         check_regular(folder)
         if is_sealed(folder):
             verify(folder, besides=[CARD])
         return folder
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(_FILES)))
-    except Exception as error:  # the hub's, the network's, and those of their libraries
-        raise InputError(
-            f"--init {name}: no folder here, and not to be had from the hub ({reason_of(error)}), expected an adapter"
-        ) from None
+    return hub_adapter(name, f"--init {name}")
 
 
 def _plain(modules: Any) -> Any:

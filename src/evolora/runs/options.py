@@ -20,6 +20,7 @@ from evolora.rewards.options import HUMAN, RewardOptions, checked_weights
 from evolora.runs.parts import (
     PARTS,
     RESUMABLE,
+    TRL_ELSEWHERE,
     AmbiguousWordError,
     BudgetOptions,
     FolderOptions,
@@ -342,6 +343,8 @@ def _unknown(word: str, value: Any, nearest: str | None, source: Source, vocabul
         part, kind, name = older
         of = "" if vocabulary.models[part] is PARTS[part][kind] else f" of {part} {kind}"
         return f"{said}: found an unknown option, expected {source.speech.name(f'{part}.{name}')}{of}"
+    if (here := TRL_ELSEWHERE.get(word.replace("-", "_"))) is not None:
+        return f"{said}: found an option of TRL's that has no equal here, expected {here}"
     if nearest is not None:
         if source.speech.kind == "cli":
             nearest = nearest if "." in nearest else nearest.replace("_", "-")

@@ -23,9 +23,6 @@ from evolora.strategies.operators import CROSSOVERS
 Measure = tuple[int, str]
 """A generation and a stage."""
 
-# Kinds of operators: what evolution makes.
-EVOLVED = ("mutation or sample", "crossover")
-
 
 @dataclass(frozen=True)
 class Member:
@@ -82,6 +79,11 @@ class RunRecord:
         """The prefix of its figures; None without one."""
         name = self.option("refiner", "type")
         return None if name == "none" else name
+
+    @property
+    def reference(self) -> str:
+        """What the KL is measured from."""
+        return "the base model" if self.option("lora", "init") is None else "the adapter that it started from"
 
     def kind(self, operator: str) -> str:
         """What kind of operator it is."""

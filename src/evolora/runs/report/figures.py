@@ -97,7 +97,6 @@ def _generations(run: RunRecord) -> list[Sequence[Any]]:
     """Every metric, and what the charts make of the lineage."""
     names = list(dict.fromkeys(name for line in run.metrics for name in line))
     made = dict(zip(("lower_quartile", "median", "upper_quartile"), series.quartiles(run), strict=True))
-    made["evolution_gain"] = series.evolution_gains(run)
     lines = [[*(line.get(name) for name in names), *values]
              for line, *values in zip(run.metrics, *made.values(), strict=True)]  # fmt: skip
     return [[*names, *made], *lines]

@@ -219,6 +219,6 @@ def _figures(run: RunRecord) -> list[list[str]]:
         series.column(run, "fitness.best"), *reversed(series.quartiles(run)), series.column(run, "validation"),
         series.column(run, "diversity.completions"),
     ]  # fmt: skip
-    gains = [series.evolution_gains(run), series.column(run, f"{run.refiner}.gain")]
+    gains = [series.column(run, name) for name in ("evolution.added", f"{run.refiner}.added")]
     table = zip(series.generations(run), zip(*columns, strict=True), zip(*gains, strict=True), strict=True)
     return [[str(generation), *map(figure, row), *map(signed, gain)] for generation, row, gain in table]

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from evolora.runs.report.charts import Figure, Line
-from evolora.runs.report.data import EVOLVED, RunRecord, number
+from evolora.runs.report.data import RunRecord, number
 
 Column = list[float | None]
 PHASES = ("evaluation", "rollout", "update", "test")
@@ -43,21 +43,6 @@ def base_validation(run: RunRecord) -> float | None:
     return next((value for (_, stage), value in measures.items() if stage == "validation"), None)
 
 
-def evolution_gains(run: RunRecord) -> Column:
-    """By generation: the fittest whom an operator of evolution made for it, minus the fittest of the others, who were
-    there before or whom RL made, on the same prompts."""
-    best: dict[tuple[int, bool], float] = {}
-    for member in run.members.values():
-        for (generation, stage), value in member.fitness.items():
-            if stage == "population" and value is not None:
-                new = member.born == generation and run.kind(member.operator) in EVOLVED
-                best[generation, new] = max(value, best.get((generation, new), value))
-    return [
-        best[each, True] - best[each, False] if (each, True) in best and (each, False) in best else None
-        for each in generations(run)
-    ]
-
-
 def spent(line: Mapping[str, Any], measure: str) -> float | None:
     """Tokens generated, FLOPs or seconds up to the generation of this line of metrics."""
     if measure == "seconds":
@@ -81,11 +66,11 @@ def fitness_figure(run: RunRecord) -> Figure:
 
 
 def gains_figure(run: RunRecord) -> Figure:
-    lines = [Line("evolution", evolution_gains(run), "blue")]
+    lines = [Line("evolution", column(run, "evolution.added"), "blue")]
     if run.refiner is not None:
-        lines.append(Line(run.refiner.upper(), column(run, f"{run.refiner}.gain"), "red"))
+        lines.append(Line(run.refiner.upper(), column(run, f"{run.refiner}.added"), "red"))
     title = "What evolution and RL added"
-    return Figure("gains", title, "generation", "gain in mean reward", generations(run), lines)
+    return Figure("gains", title, "generation", "added to the best's mean reward", generations(run), lines)
 
 
 def diversity_figures(run: RunRecord) -> tuple[Figure, Figure]:
@@ -106,10 +91,10 @@ def kl_figure(run: RunRecord) -> Figure:
         if kl is not None and reward is not None
     ]
     line = Line("a generation's samples", [reward for _, reward, _ in points], "blue")
-    x_name = "KL to the base model, nats a completion"
+    title, x_name = f"Reward against KL to {run.reference}", f"KL to {run.reference}, nats a completion"
     labels = [f"generation {generation}" for *_, generation in points]
     x = [kl for kl, *_ in points]
-    return Figure("kl", "Reward against KL to the base", x_name, "mean reward of samples", x, [line], labels=labels)
+    return Figure("kl", title, x_name, "mean reward of samples", x, [line], labels=labels)
 
 
 def figures(run: RunRecord) -> list[Figure]:
