@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from evolora.lazy import lazily
 
 if TYPE_CHECKING:
-    from evolora.errors import CheckpointError, InputError, RewardError
+    from evolora.errors import CheckpointError, EngineError, InputError, RewardError
     from evolora.refiners.options import GRPOConfig, PPOConfig, RLOOConfig
     from evolora.rewards import Reward, register_reward
     from evolora.runs.api import evolve, resume
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 _named = lazily(
     __name__,
     {
-        "evolora.errors": "CheckpointError InputError RewardError",
+        "evolora.errors": "CheckpointError EngineError InputError RewardError",
         "evolora.refiners.options": "GRPOConfig PPOConfig RLOOConfig",
         "evolora.rewards": "register_reward Reward",
         "evolora.runs.api": "evolve resume",
@@ -48,6 +48,7 @@ __all__ = [
     "Callback",
     "CheckpointError",
     "ESConfig",
+    "EngineError",
     "GAConfig",
     "GRPOConfig",
     "InputError",

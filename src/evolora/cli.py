@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from evolora.errors import CheckpointError, InputError, RewardError, check_text, names_refused, ran_out
+from evolora.errors import CheckpointError, EngineError, InputError, RewardError, check_text, names_refused, ran_out
 from evolora.masking import mask
 from evolora.rewards.options import HUMAN
 from evolora.runs.adapter_commands import add_adapter_commands
@@ -77,8 +77,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except InputError as error:
         print("evolora:", *str(error).split("\n"), file=sys.stderr)
         return 2
-    except (RewardError, CheckpointError) as error:
-        print(f"evolora: {error}", file=sys.stderr)
+    except (RewardError, CheckpointError, EngineError) as error:
+        print("; ".join([f"evolora: {error}", *getattr(error, "__notes__", [])]), file=sys.stderr)
         return 1
     except KeyboardInterrupt as interrupted:
         folder = getattr(interrupted, "folder", None)

@@ -26,6 +26,13 @@ class RewardError(_Masked, RuntimeError):
     """A reward function raised or returned something that is not one score per completion."""
 
 
+class EngineError(_Masked, RuntimeError):
+    """An engine does not compute what the model does. It is `mended` where whoever did not is gone: what was asked of
+    it can be asked again."""
+
+    mended = False
+
+
 class CheckpointError(_Masked, RuntimeError):
     """A checkpoint is missing, truncated or altered; the message names the file."""
 

@@ -260,6 +260,24 @@ class Copies(Protocol):
         ...
 
 
+@runtime_checkable
+class Deals(Protocol):
+    """What an engine may have beside: others that it deals the rows of large batches to."""
+
+    def dealt_to(self) -> "Sequence[Engine]":
+        """Those that there are now, each to be asked by itself."""
+        ...
+
+
+@runtime_checkable
+class Dismisses(Protocol):
+    """What an engine that deals may have beside: it can do without one that computes something wrong."""
+
+    def dismiss(self, one: Engine) -> None:
+        """Let one of those it deals to go, and all that was kept of it. Its rows of batches to come go to others."""
+        ...
+
+
 def differentiable_scores(
     engine: Engine,
     genomes: Tensor,

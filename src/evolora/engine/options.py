@@ -56,6 +56,9 @@ class EngineOptions(Options):
         "every layer (on); default: nothing of small models, every layer of others on a CPU, else as little as fits "
         "into half the free memory",
     )
+    canary: bool = option(
+        True, "check in every generation that the adapters are truly applied (--no-canary: only before the run)"
+    )
     draft_rows: int = option(
         8, "most rows whose completions are drafted by their parent's and checked in one pass; 0 never", ge=0
     )

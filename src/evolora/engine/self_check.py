@@ -8,7 +8,6 @@ noise, and compared with plain forward passes, one text at a time, without paddi
 import contextlib
 import hashlib
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,19 +21,16 @@ from transformers import PreTrainedModel
 
 import evolora.models.lora
 from evolora.engine.base import Engine, Scoring
+from evolora.engine.oracle import largest, log_probs_of, logits_of, said_of, tolerance_of, uneven_prompts
 from evolora.engine.text import Text
 from evolora.errors import InputError
 from evolora.files import user_cache
 from evolora.models.lora import as_peft_model
-from evolora.models.quantization import is_quantised, rounding
+from evolora.models.quantization import is_quantised
 
 _NEW_TOKENS = 6
-# What log-probabilities may differ by: in float32, and so many times the rounding of the largest logit: in half
-# precision the logits themselves are rounded, in float32 each layer's sums.
-_TOLERANCE, _ROUNDINGS_OF_HALF, _ROUNDINGS = 1e-4, 4.0, 100.0
 # The noise's size in the genome, doubled until it changes log-probabilities by so much, and so many tolerances.
 _LEAST_NOISE, _MOST_NOISE, _SHOWS, _TIMES_TOLERANCE = 0.02, 2.0, 0.1, 5.0
-_SHORT, _LONG = "The", "One two three four five six seven eight nine ten eleven twelve"
 
 
 @dataclass(frozen=True)
@@ -121,16 +117,17 @@ def check_engine(
 
 
 def _difference(engine: Engine, model: PreTrainedModel, lora: LoraConfig, founder: Tensor, text: Text) -> Difference:
-    prompts = _prompts(text, model)
-    base = [_logits(model, prompt) for prompt in prompts]
-    tolerance = _tolerance(base, model)
+    prompts = uneven_prompts(text, model, _NEW_TOKENS)
+    base = [logits_of(model, prompt) for prompt in prompts]
+    tolerance = tolerance_of(base, model)
+
     size = _LEAST_NOISE
     while True:
         genomes = torch.stack([torch.zeros_like(founder), founder + size * _noise(founder)])
         noisy = as_peft_model(model, lora, state=engine.layout.to_state_dict(genomes[1]))
-        adapted = [_logits(noisy, prompt) for prompt in prompts]
-        effect = _largest(
-            [float((_log_probs(own) - _log_probs(other)).abs().max()) for own, other in zip(base, adapted, strict=True)]
+        adapted = [log_probs_of(logits_of(noisy, prompt)) for prompt in prompts]
+        effect = largest(
+            [float((log_probs_of(own) - other).abs().max()) for own, other in zip(base, adapted, strict=True)]
         )
         needed = max(_SHOWS, _TIMES_TOLERANCE * tolerance)
         if not effect < needed:  # NaN goes on, and differs
@@ -149,51 +146,17 @@ def _difference(engine: Engine, model: PreTrainedModel, lora: LoraConfig, founde
     for completions in (first, again):
         scored = engine.score(genomes, prompts, completions, Scoring()).log_probs.double().cpu()
         for place, row in enumerate(completions.rows()):
-            genome, prompt = place // len(prompts), prompts[place % len(prompts)]
-            plain = _log_probs(_logits((model, noisy)[genome], [*prompt, *row]))[len(prompt) - 1 : -1]
-            chosen = plain.gather(1, torch.tensor(row)[:, None])[:, 0]
-            off[genome] += [
+            whose, prompt = place // len(prompts), prompts[place % len(prompts)]
+            chosen, likeliest, _ = said_of((model, noisy)[whose], prompt, row)
+            off[whose] += [
                 float((scored[place, : len(row)] - chosen).abs().max()),
-                float((plain.max(1).values - chosen).max()),  # a greedy token is the likeliest
+                float((likeliest - chosen).max()),  # a greedy token is the likeliest
             ]
-    return Difference(_largest(off[0]), _largest(off[1]), tolerance)
-
-
-def _largest(values: list[float]) -> float:
-    return max(values) if all(value == value for value in values) else float("nan")
-
-
-@torch.no_grad()
-def _logits(net: nn.Module, ids: Sequence[int]) -> Tensor:
-    """What a plain forward pass of one text says after each of its tokens, [length, vocabulary]."""
-    device = next(net.parameters()).device
-    logits: Tensor = net(input_ids=torch.tensor([list(ids)], device=device)).logits[0]
-    return logits
-
-
-def _log_probs(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits.double(), -1).cpu()
-
-
-def _tolerance(logits: Sequence[Tensor], model: PreTrainedModel) -> float:
-    share = rounding(model)
-    of_logits = share * max(float(own.float().abs().max()) for own in logits)
-    half = share > torch.finfo(torch.float32).eps
-    return _ROUNDINGS_OF_HALF * of_logits if half else max(_TOLERANCE, _ROUNDINGS * of_logits)
+    return Difference(largest(off[0]), largest(off[1]), tolerance)
 
 
 def _noise(founder: Tensor) -> Tensor:
     return torch.randn(founder.shape, generator=torch.Generator().manual_seed(0))
-
-
-def _prompts(text: Text, model: PreTrainedModel) -> list[list[int]]:
-    """A short one and a long one, beyond a short attention window."""
-    config = model.config.get_text_config(decoder=True)
-    short, long = text.encode([_SHORT, _LONG])
-    if (window := getattr(config, "sliding_window", None) or 0) <= 64:
-        long = (long * (window // len(long) + 1))[: max(window + 3, len(long))]
-    room = getattr(config, "max_position_embeddings", None) or len(long) + _NEW_TOKENS
-    return [short[:2], long[: room - _NEW_TOKENS]]
 
 
 def _kind(model: PreTrainedModel) -> str:
@@ -203,7 +166,7 @@ def _kind(model: PreTrainedModel) -> str:
 @torch.no_grad()
 def _first_layer_that_differs(model: PreTrainedModel, text: Text, tolerance: float) -> str:
     """Where a padded text first becomes another, in words; nothing where it is not seen."""
-    short, long = _prompts(text, model)
+    short, long = uneven_prompts(text, model, _NEW_TOKENS)
     padding = len(long) - len(short)
     padded = torch.tensor([[0] * padding + short, long])
     mask = torch.ones_like(padded)

@@ -153,6 +153,10 @@ class SplitEngine:
 
         return Joined(self._side_by_side(score, len(parts)), parts, individuals, self._runner)
 
+    def dealt_to(self) -> Sequence[Engine]:
+        """See `Deals.dealt_to`. Small batches go to the first one."""
+        return self.engines[1:]
+
     def _side_by_side(self, run: Callable[[int], Result], parts: int) -> list[Result]:
         while len(self.engines) < parts:
             self.engines.append(self._replica())

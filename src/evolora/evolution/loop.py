@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from evolora.engine.canary import Canary, Row
 from evolora.engine.progress import NOBODY, Reporter, Sample
 from evolora.evolution.acceptance import added_by_operators, mutation_scales, refined_metrics, survival
 from evolora.evolution.allowance import UNLIMITED, Allowance
@@ -82,6 +83,8 @@ class Evolution:
     lineage: Lineage
     config: LoopConfig
     judge: Judge | None = None
+    # Whether the engine still applies the adapters.
+    canary: Canary | None = None
     reporter: Reporter = NOBODY
     # For the finalists on the validation split.
     allowance: Allowance = UNLIMITED
@@ -103,7 +106,7 @@ class Evolution:
     def phases(self) -> int:
         """How many the next generation has, as the reporter is told them."""
         of_refinement = 0 if self.refiner is None else 2 * self.config.rl_steps + 1
-        return 2 + of_refinement + self.hall_of_fame.empty + (self.judge is not None)
+        return 2 + of_refinement + self.hall_of_fame.empty + (self.judge is not None) + (self.canary is not None)
 
     def step(self, progress: float = 0.0) -> dict[str, Any]:
         """One generation, when `progress`, from 0 to 1, of the run is done. Returns its metrics, as docs/metrics.md
@@ -126,6 +129,7 @@ class Evolution:
             metrics |= self._learn(population, evaluation, prompts, progress)
         else:
             metrics |= self._wait()
+        metrics |= self._checked(population, evaluation, prompts)
         seconds = time.perf_counter() - start
         self.seconds += seconds
         scales = [individual.mutation_scale for individual in population.individuals]
@@ -166,6 +170,25 @@ class Evolution:
             "best.id": population.individuals[best].id,
             "best.operator": population.individuals[best].operator,
         }
+
+    def _checked(self, population: Population, evaluation: Evaluation, prompts: Sequence[Example]) -> dict[str, Any]:
+        """Whether what was computed in this generation can be kept: one individual in turn, by its shortest prompt.
+        Raises EngineError where it cannot."""
+        if self.canary is None:
+            return {}
+        start = time.perf_counter()
+        self.reporter.begin("checking the engine")
+        owner = (self.generation - 1) % len(population)
+        written = evaluation.completion_ids[owner]
+        # None where a race left it out.
+        columns = [column for column in range(len(prompts)) if written[column]]
+        row = None
+        if columns:
+            column = min(columns, key=lambda column: len(prompts[column].prompt))
+            (prompt,) = self.canary.text.encode([prompts[column].prompt])
+            row = Row(owner, f"individual {population.individuals[owner].id}", prompt, written[column])
+        tolerances = self.canary.check(population.genomes, row, generation=self.generation)
+        return {"canary": tolerances, "time.canary": time.perf_counter() - start}
 
     def _wait(self) -> dict[str, Any]:
         """The rest of a generation of which nothing was scored: nobody is selected, so the same population meets the

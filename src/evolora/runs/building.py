@@ -1,5 +1,6 @@
 """The loop of a run from its options: strategy, refiner, evaluator."""
 
+from evolora.engine.canary import Canary
 from evolora.evolution.allowance import SHARE, Allowance
 from evolora.evolution.loop import Evolution
 from evolora.population.evaluation import Evaluator
@@ -29,6 +30,7 @@ def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
         task=parts.task,
         lineage=lineage,
         config=config.evolution,
+        canary=_canary(parts) if config.engine.canary else None,
         reporter=parts.reporter,
         allowance=allowance(config),
     )
@@ -38,6 +40,11 @@ def allowance(config: RunOptions) -> Allowance:
     """What the end of a run may cost, for its validation and again for its test."""
     budget = config.budget
     return Allowance(budget.seconds, budget.tokens, budget.flops).times(SHARE)
+
+
+def _canary(parts: Parts) -> Canary:
+    seed, name = parts.config.run.seed, f"{parts.config.engine.type} engine"
+    return Canary(parts.engine, parts.base.model, parts.founder, parts.text, seed=seed, name=name)
 
 
 def _evaluator(parts: Parts) -> Evaluator:

@@ -11,7 +11,7 @@ from pathlib import Path
 from peft import LoraConfig
 
 from evolora.engine.calibration import available_cores
-from evolora.errors import CheckpointError, InputError, RewardError
+from evolora.errors import CheckpointError, EngineError, InputError, RewardError
 from evolora.files import check_regular, file_sha256, write_checked, write_text
 from evolora.lock import owned
 from evolora.models.export import PEFT_CONFIG, config_text
@@ -256,7 +256,7 @@ def _said_of_all(folder: Path, seed: int | None = None) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (RewardError, CheckpointError) as end:
+    except (RewardError, CheckpointError, EngineError) as end:
         whose = "" if seed is None else f"seed {seed}: "
         raise type(end)(f"{whose}{end}\nresume with: evolora resume {folder}") from end
     except Exception as end:

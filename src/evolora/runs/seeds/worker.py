@@ -68,7 +68,7 @@ def _done(job: dict[str, Any]) -> dict[str, Any]:
     from evolora.runs.quiet import quieten
 
     quieten()  # before anything imports what it quietens
-    from evolora.errors import CheckpointError, InputError, RewardError, ran_out
+    from evolora.errors import CheckpointError, EngineError, InputError, RewardError, ran_out
     from evolora.runs.given import Given
     from evolora.runs.seeds.run import peft_config_in, run_seed
     from evolora.runs.tracking.choice import choose_view
@@ -78,7 +78,7 @@ def _done(job: dict[str, Any]) -> dict[str, Any]:
         run_seed(
             job["folder"], job["seed"], job["words"], given, choose_view(), accept_changes=job["accept_changes"]
         )  # fmt: skip
-    except (InputError, RewardError, CheckpointError) as error:
+    except (InputError, RewardError, CheckpointError, EngineError) as error:
         return {"end": type(error).__name__, "said": str(error)}
     except Exception as error:
         if (lacked := ran_out(error)) is None:

@@ -16,14 +16,14 @@ from pathlib import Path
 from typing import Any
 
 from evolora.engine.calibration import available_cores
-from evolora.errors import CheckpointError, InputError, RewardError
+from evolora.errors import CheckpointError, EngineError, InputError, RewardError
 from evolora.lock import owned
 from evolora.runs.options import Source
 from evolora.runs.seeds import worker
 from evolora.runs.seeds.folder import seed_folder
 from evolora.signals import Signalled, answered_by
 
-_ERRORS = {error.__name__: error for error in (InputError, RewardError, CheckpointError)}
+_ERRORS = {error.__name__: error for error in (InputError, RewardError, CheckpointError, EngineError)}
 # How long the processes of a run that was killed may take to notice.
 _PATIENCE = 20.0
 
