@@ -20,7 +20,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from evolora.errors import CheckpointError, InputError, RewardError, check_text, names_refused, ran_out
 from evolora.masking import mask
 from evolora.options import can_do_without
-from evolora.rewards.options import HUMAN
 from evolora.runs.config_file import config_toml, read_config, read_run_config
 from evolora.runs.help import full_help, option_help, short_help
 from evolora.runs.keeping.commands import add_commands
@@ -51,7 +50,8 @@ _APPLY_OPTIONS = [
         "model", "revision", "trust_remote_code", "attn_implementation", "quantization", "device", "dtype", "threads",
         "chat_template", "chat_template_kwargs", "system_prompt", "task", "data", "data_config", "data_split",
         "prompt_column", "target_column", "prompt", "target",
-        "max_validation_prompts", "max_test_prompts", "split_seed", "reward",
+        "max_validation_prompts", "max_test_prompts", "split_seed", "reward", "fitness",
+        "fitness_samples", "group_column",
         "on_reward_error", "failed_reward", "max_new_tokens", "temperature", "eos_token", "stop",
         "special_tokens", "seed", "rows_per_slice",
     )
@@ -337,7 +337,7 @@ def _train_seeds(options: RunOptions, view: "View", shows: Shows) -> int:
 @contextlib.contextmanager
 def _loading(options: RunOptions, shows: Shows) -> Iterator["View"]:
     """The view of a run, which is there before what takes seconds to import."""
-    if shows == "quiet" and options.reward.name == HUMAN:
+    if shows == "quiet" and options.asks_people:
         raise InputError("--quiet with --reward human: expected no --quiet, the page's address has to be said")
     with contextlib.closing(choose_view(shows)) as view:
         view.progress("loading torch and transformers", 0, 0)
@@ -376,7 +376,7 @@ def _rate(options: dict[str, Any]) -> int:
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
     config = make_options(read_run_config(folder))
-    if config.reward.name != HUMAN:
+    if not config.asks_people:
         raise InputError(f"{folder}: its reward is {config.reward.name}, expected a run with --reward human")
     if (folder / "summary.json").exists() and not words.words:
         from evolora.runs.identity import read_identity
@@ -564,10 +564,14 @@ def _base_name(summary: dict[str, Any]) -> str:
 
 
 def _figures(test: dict[str, Any], *, digits: int = 3) -> str:
-    """A mean reward and its interval."""
-    reward, (low, high) = test["reward"], test["ci95"]
+    """What an individual is worth, and its interval."""
+    from evolora.runs.summary import worth
+
+    reward, (low, high) = worth(test), test["ci95"]
     if reward is None or math.isnan(reward):
         return "- (nothing was scored)"
+    if low is None or math.isnan(low):
+        return f"{reward:.{digits}f} (no interval)"
     return f"{reward:.{digits}f} (95% {low:.{digits}f} to {high:.{digits}f})"
 
 
@@ -613,9 +617,9 @@ def _evaluate(options: dict[str, Any]) -> int:
     if score.inspection is not None and score.base_ci95 is not None:
         print("\n".join(score.inspection.lines(name=score.base.removeprefix("the "))))
         base = _figures({"reward": score.base_reward, "ci95": score.base_ci95}, digits=4)
-        print(f"{options['split']} reward of {score.base} {base}")
+        print(f"{options['split']} {score.measure} of {score.base} {base}")
     own = _figures({"reward": score.reward, "ci95": score.ci95}, digits=4)
-    print(f"{options['split']} reward {own}, {len(score.rows)} prompts")
+    print(f"{options['split']} {score.measure} {own}, {len(score.rows)} prompts")
     return 0
 
 

@@ -41,4 +41,5 @@ def allowance(config: RunOptions) -> Allowance:
 
 
 def _evaluator(parts: Parts) -> Evaluator:
-    return RememberingEvaluator(parts.evaluator) if parts.config.evolution.remember else parts.evaluator
+    remembering = parts.config.evolution.remember
+    return parts.judging(RememberingEvaluator(parts.evaluator) if remembering else parts.evaluator)
