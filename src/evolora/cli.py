@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from evolora.errors import CheckpointError, EngineError, InputError, RewardError, check_text, names_refused, ran_out
 from evolora.masking import mask
-from evolora.rewards.options import HUMAN
 from evolora.runs.adapter_commands import add_adapter_commands
 from evolora.runs.arguments import DEFAULTS, add_options, add_trust, source_of, trust_of
 from evolora.runs.config_file import config_toml, read_config, read_run_config
@@ -225,7 +224,7 @@ def _train_seeds(options: RunOptions, view: "View", shows: Shows) -> int:
 @contextlib.contextmanager
 def _loading(options: RunOptions, shows: Shows) -> Iterator["View"]:
     """The view of a run, which is there before what takes seconds to import."""
-    if shows == "quiet" and options.reward.name == HUMAN:
+    if shows == "quiet" and options.asks_people:
         raise InputError("--quiet with --reward human: expected no --quiet, the page's address has to be said")
     with contextlib.closing(choose_view(shows)) as view:
         view.progress("loading torch and transformers", 0, 0)
@@ -264,7 +263,7 @@ def _rate(options: dict[str, Any]) -> int:
     if not (folder / "config.toml").is_file():
         raise InputError(f"{folder}: found no config.toml, expected the folder of a run")
     config = make_options(read_run_config(folder))
-    if config.reward.name != HUMAN:
+    if not config.asks_people:
         raise InputError(f"{folder}: its reward is {config.reward.name}, expected a run with --reward human")
     if (folder / "summary.json").exists() and not words.words:
         from evolora.runs.identity import read_identity

@@ -1,15 +1,19 @@
 """What operators and the refined add to a generation: how the refined mutate, their metrics, what becomes of them."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from evolora.evolution.comparison import within_noise
+from evolora.population.evaluation import Evaluation
 from evolora.population.population import AVERAGE, Population
 from evolora.refiners import Refinement
 
 Floats = npt.NDArray[np.float64]
+Booleans = npt.NDArray[np.bool_]
 
 # Operators that make nobody new: the same weights again, or an average of those that are there.
 _NOT_NEW = ("base", AVERAGE, "copy", "migration")
@@ -22,6 +26,59 @@ def added_by_operators(population: Population, fitness: Floats, generation: int)
     others = fitness[~new & ~np.isnan(fitness)]
     made = fitness[new & ~np.isnan(fitness)]
     return max(0.0, float(made.max(initial=-math.inf) - others.max())) if len(others) else math.nan
+
+
+def standing(evaluation: Evaluation) -> Floats:
+    """The fitness [n] by which individuals are chosen: among equals of a fitness beside the reward, the reward decides.
+    They are set apart by less than there is between others.
+
+    >>> from evolora.fitness.base import Judged
+    >>> from evolora.models.cost import Cost
+    >>> one, two = Judged(0.5, 0, np.array([0.5])), Judged(0.0, 0, np.array([0.0]))
+    >>> rewards = np.array([[0.1], [0.3], [0.2]])
+    >>> apart = standing(Evaluation(np.array([0.0, 0.5, 0.0]), rewards, [], Cost(), 0, [], {}, [two, one, two]))
+    >>> bool(apart[0] == 0.0 < apart[2] < apart[1] == 0.5)
+    True
+    """
+    fitness = evaluation.fitness
+    if not evaluation.judged:
+        return fitness
+    rewards = np.nan_to_num(evaluation.mean_rewards, nan=-np.inf)
+    values = np.unique(fitness[~np.isnan(fitness)])
+    least = min([1e-9 * max(1.0, float(np.abs(values).max(initial=0.0))), *(np.diff(values) / 2)])
+    apart = fitness.copy()
+    for value in values:
+        equals = np.flatnonzero(fitness == value)
+        ranks = np.unique(rewards[equals], return_inverse=True)[1]
+        apart[equals] += least * ranks / len(equals)
+    return apart
+
+
+def entering(accept: str, before: Evaluation, rows: Sequence[int], refined: Evaluation, *, seed: int) -> Booleans:
+    """Which of the refined take their parents' places, who are at `rows` of what was measured before; NaN never does.
+
+    With `always` all others do. With `better` those that are no less fit: a tie goes to the refined, which more prompts
+    have shaped. A fitness beside the reward says little on a few prompts, or is 0 at first for everybody: there only
+    those are refused whose fitness falls beyond the noise, and among those that it cannot tell from their parents,
+    those that earn less."""
+    if accept == "always":
+        return ~np.isnan(refined.fitness)
+    if not refined.judged:
+        return np.greater_equal(refined.fitness, before.fitness[rows])
+    earned = refined.mean_rewards - before.mean_rewards[rows]
+    return np.array(
+        [
+            not np.isnan(child.fitness)
+            and (
+                not child.fitness <= parent.fitness
+                or (within_noise(child, parent, seed=seed) and not earned[index] < 0)
+            )
+            for index, (child, parent) in enumerate(
+                (refined.of(index), before.of(row)) for index, row in enumerate(rows)
+            )
+        ],
+        dtype=np.bool_,
+    )
 
 
 def mutation_scales(parents: Population, refinement: Refinement, *, rule: str) -> list[float]:

@@ -13,12 +13,20 @@ import torch
 
 from evolora.engine.canary import Canary, Row
 from evolora.engine.progress import NOBODY, Reporter, Sample
-from evolora.evolution.acceptance import added_by_operators, mutation_scales, refined_metrics, survival
+from evolora.evolution.acceptance import (
+    added_by_operators,
+    entering,
+    mutation_scales,
+    refined_metrics,
+    standing,
+    survival,
+)
 from evolora.evolution.allowance import UNLIMITED, Allowance
+from evolora.evolution.comparison import clearly_better
 from evolora.evolution.diversity import diversity
 from evolora.evolution.hall_of_fame import HallOfFame
 from evolora.evolution.options import LoopConfig
-from evolora.evolution.racing import Race, losers, race
+from evolora.evolution.racing import Race, race
 from evolora.models.cost import Costs
 from evolora.population.evaluation import Drafts, Evaluation, Evaluator, Judge, term_means
 from evolora.population.lineage import Lineage
@@ -98,6 +106,10 @@ class Evolution:
     race: Race | None = None
     # Of the best on validation, the mean of each term of a combined reward.
     terms: dict[str, float] = field(default_factory=dict)
+    # Of a fitness beside the reward: what the base and the latest to be validated earn there.
+    rewards: tuple[float, float] | None = None
+    # The lowest and the highest reward of all.
+    earned: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         self.hall_of_fame = HallOfFame(self.config.finalists)
@@ -125,6 +137,8 @@ class Evolution:
             "evolution.added": added_by_operators(population, evaluation.fitness, self.generation),
             **diversity(population, evaluation),
         }
+        if evaluation.judged:
+            metrics["population.reward"] = _mean(evaluation.mean_rewards)
         if metrics["failed"] < len(population):
             metrics |= self._learn(population, evaluation, prompts, progress)
         else:
@@ -152,16 +166,18 @@ class Evolution:
         metrics: dict[str, Any] = {}
         if self.refiner is not None:
             population, evaluation, metrics = self._refine(population, evaluation, prompts, progress)
-        fitness = evaluation.fitness
-        best = int(elites(torch.from_numpy(fitness), 1)[0])
+        fitness, order = evaluation.fitness, standing(evaluation)
+        best = int(elites(torch.from_numpy(order), 1)[0])
         average = newest(population, AVERAGE)
         # An average smooths out what one generation's prompts have favoured, but lags.
         candidate = best if average is None or self.clearly_loses(average, best, evaluation, "validation") else average
         validation = self._validate(population.select([candidate]))
-        self.strategy.tell(population, fitness)
+        self.strategy.tell(population, order)
         proposal = self._keep()
         if self.refiner is not None:
             metrics |= survival(self.refiner.name, population, proposal, self.generation)
+        if self.rewards:
+            metrics |= {"validation.base_reward": self.rewards[0], "validation.reward": self.rewards[1]}
         return metrics | {
             "fitness.best": float(fitness[best]),
             "fitness.mean": float(np.nanmean(fitness)),
@@ -216,7 +232,6 @@ class Evolution:
     ) -> tuple[Population, Evaluation, dict[str, Any]]:
         """Refine the best by RL and let in those that earn it: the population, its fitness and rewards, and metrics."""
         assert self.refiner is not None
-        fitness = evaluation.fitness
         rows = self._to_be_refined(population, evaluation)
         parents = population.select(rows)
         # Acceptance is judged on `prompts`, so training keeps off them as far as there are others.
@@ -238,6 +253,7 @@ class Evolution:
         )
         self.costs += refinement.costs
         self.failed_completions += refinement.failed
+        self._note_earned(np.array(refinement.earned))
         scales = mutation_scales(parents, refinement, rule=self.config.refined_scale)
         refined = Population(
             refinement.genomes,
@@ -256,40 +272,34 @@ class Evolution:
         # The refined are still much like their parents, whose completions are their drafts.
         drafts = [evaluation.completion_ids[row] for row in rows]
         refined, refined_evaluation = self.measure(refined, prompts, "refined", drafts)
-        refined_fitness = refined_evaluation.fitness
-        accepted = (
-            ~np.isnan(refined_fitness)
-            if self.config.accept == "always"
-            # A tie goes to the refined, which more prompts have shaped; NaN loses.
-            else np.greater_equal(refined_fitness, fitness[rows])
-        )
-        gains = refined_fitness - fitness[rows]
+        seed = keyed_seed(self.config.seed, "acceptance", self.generation)
+        accepted = entering(self.config.accept, evaluation, rows, refined_evaluation, seed=seed)
+        gains = refined_evaluation.fitness - evaluation.fitness[rows]
         genomes, individuals = population.genomes.clone(), list(population.individuals)
-        fitness, rewards = fitness.copy(), evaluation.rewards.copy()
-        for index, row in enumerate(rows):
-            if accepted[index]:
-                fitness[row], rewards[row] = refined_fitness[index], refined_evaluation.rewards[index]
-                genomes[row], individuals[row] = refined.genomes[index], refined.individuals[index]
+        entered = {row: index for index, row in enumerate(rows) if accepted[index]}
+        for row, index in entered.items():
+            genomes[row], individuals[row] = refined.genomes[index], refined.individuals[index]
+        together = evaluation.replaced(entered, refined_evaluation)
         metrics = refined_metrics(self.refiner.name, refinement, gains, accepted)
-        metrics[f"{self.refiner.name}.added"] = float(np.nanmax(fitness) - np.nanmax(evaluation.fitness))
-        return Population(genomes, tuple(individuals)), replace(evaluation, fitness=fitness, rewards=rewards), metrics
+        metrics[f"{self.refiner.name}.added"] = float(np.nanmax(together.fitness) - np.nanmax(evaluation.fitness))
+        return Population(genomes, tuple(individuals)), together, metrics
 
     def _to_be_refined(self, population: Population, evaluation: Evaluation) -> list[int]:
         """The rows that are refined: the best, or the one that was refined last, unless it clearly loses."""
-        best: list[int] = elites(torch.from_numpy(evaluation.fitness), self.config.refine).tolist()
+        best: list[int] = elites(torch.from_numpy(standing(evaluation)), self.config.refine).tolist()
         head = newest(population, self.refiner.name) if self.refiner is not None else None
         if self.config.refine_whom == "best" or head is None:
             return best
         return best if self.clearly_loses(head, best[0], evaluation, "lineage") else [head]
 
     def clearly_loses(self, row: int, best: int, evaluation: Evaluation, purpose: str) -> bool:
-        """Whether the best is better than another row, which may have failed, by more than chance: by Fisher's test on
-        their paired rewards, at a level that counts how many rivals the best was chosen from (Bonferroni)."""
+        """Whether the best is better than another row, which may have failed, by more than chance, at a level that
+        counts how many rivals the best was chosen from (Bonferroni)."""
         if math.isnan(evaluation.fitness[row]):
             return True
         seed = keyed_seed(self.config.seed, purpose, self.generation)
-        level = CLEAR / max(len(evaluation.rewards) - 1, 1)
-        return bool(losers(evaluation.rewards[[best, row]], keep=1, level=level, seed=seed))
+        level = CLEAR / max(len(evaluation.fitness) - 1, 1)
+        return clearly_better(evaluation.of(best), evaluation.of(row), level=level, seed=seed)
 
     def measure(
         self, population: Population, examples: Sequence[Example], stage: str, drafts: Drafts | None = None
@@ -319,12 +329,13 @@ class Evolution:
         """The same, on the validation prompts that the allowance is enough for, which are returned too."""
         self.reporter.begin(_PHASES["final"])
         with self.costs.timed("evaluation"):
-            examples, (evaluation,) = self.allowance.evaluated(
-                lambda some: [self.evaluator.evaluate(population.genomes, some)],
+            examples, (written,) = self.allowance.evaluated(
+                lambda some: [self.evaluator.written(population.genomes, some)],
                 self.task.validation,
                 seed=self.config.seed,
                 split="validation",
             )
+            evaluation = self.evaluator.judged(written, examples)
         return self._recorded(population, examples, evaluation, "final"), evaluation, examples
 
     def _recorded(
@@ -332,7 +343,8 @@ class Evolution:
     ) -> Population:
         self.costs.add("evaluation", evaluation.cost)
         self.failed_completions += evaluation.failed
-        fitness = evaluation.fitness
+        self._note_earned(evaluation.rewards)
+        fitness, examples = evaluation.fitness, evaluation.examples or examples
         if stage in ("population", "refined"):
             population = Population(
                 population.genomes,
@@ -353,7 +365,7 @@ class Evolution:
                 stage,
                 [example.prompt for example in examples[:SAMPLES]],
                 evaluation.completions[0][:SAMPLES],
-                evaluation.rewards[0][:SAMPLES],
+                evaluation.worth(0)[:SAMPLES],
             )
             self.reporter.wrote(
                 population.individuals[0].operator,
@@ -361,11 +373,15 @@ class Evolution:
                 [
                     sample(*each)
                     for each in zip(
-                        examples[:SAMPLES], evaluation.completions[0], evaluation.rewards[0].tolist(), strict=False
+                        examples[:SAMPLES], evaluation.completions[0], evaluation.worth(0).tolist(), strict=False
                     )
                 ],
             )
         return population
+
+    def _note_earned(self, rewards: Floats) -> None:
+        known = [*rewards[~np.isnan(rewards)].ravel(), *(self.earned or ())]
+        self.earned = (float(min(known)), float(max(known))) if known else None
 
     def _cut(self, evaluation: Evaluation) -> float:
         """The share of completions that the limit cut; those that a race left out are none."""
@@ -390,6 +406,9 @@ class Evolution:
         candidates, evaluation = self.measure(candidates, examples, "validation")
         values = evaluation.fitness.tolist()
         self.terms = term_means(evaluation, 0)
+        if evaluation.judged:
+            reward = float(evaluation.mean_rewards[0])
+            self.rewards = (self.rewards or (reward, reward))[0], reward
         self.hall_of_fame.enter(candidates, values)
         return float(values[0])
 
@@ -413,6 +432,8 @@ class Evolution:
         state: dict[str, Any] = {
             "generation": self.generation,
             "failed_completions": self.failed_completions,
+            "rewards": self.rewards,
+            "earned": self.earned,
         }
         state |= {f"spent.{name}": value for name, value in self.spent().items()}
         state |= {f"hall.{name}": value for name, value in self.hall_of_fame.state_dict().items()}
@@ -428,6 +449,7 @@ class Evolution:
         spent = _under("spent.", state)
         self.costs, self.seconds = Costs.from_metrics(spent), spent["time.loop"]
         self.failed_completions = state["failed_completions"]
+        self.rewards, self.earned = _pair(state.get("rewards")), _pair(state.get("earned"))
         self.hall_of_fame.load_state_dict(_under("hall.", state))
         self.strategy.load_state_dict(_under("strategy.", state))
         self.evaluator.load_state_dict(_under("evaluator.", state))
@@ -440,6 +462,15 @@ def sample(example: Example, completion: str, reward: float) -> Sample:
     target = example.columns.get("target")
     prompt = example.prompt if example.messages is None else example.messages[-1]["content"]
     return Sample(prompt, None if target is None else str(target), completion, reward)
+
+
+def _pair(values: Sequence[float] | None) -> tuple[float, float] | None:
+    return None if values is None else (float(values[0]), float(values[1]))
+
+
+def _mean(values: Floats) -> float:
+    """Of those that there are."""
+    return math.nan if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def _under(prefix: str, state: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,17 @@ class LoopConfig(Seeded, RolloutOptions, PopulationOptions):
     gens: int | None = option(
         None, "most generations; default 20, or as many as fit into the budget where one is given", common=True, ge=1
     )
+    fitness: str | None = option(
+        None,
+        "what individuals are judged by, where RL follows another --reward: a reward, or, of all that one writes, "
+        "macro-f1, corpus-bleu, worst-group, pass-at-k, agreement, program, or a function that returns one number "
+        "(docs/rewards.md); default: the reward",
+        common=True,
+    )
+    fitness_samples: int = option(
+        1, "sampled completions of each prompt that an individual is judged by; 1: its greedy one", ge=1
+    )
+    group_column: str | None = option(None, "the data's column of groups, for --fitness worst-group")
     eval_prompts: int = option(16, "training prompts that measure the fitness of a generation", common=True, ge=1)
     racing: float | None = option(
         None,
@@ -54,6 +65,13 @@ class LoopConfig(Seeded, RolloutOptions, PopulationOptions):
 
     def go_together(self) -> None:
         super().go_together()
+        if self.group_column is not None and "worst-group" not in str(self.fitness):
+            raise ValueError(f"--group-column {self.group_column}: expected --fitness worst-group beside it")
+        if self.racing is not None and self.fitness_samples > 1:
+            raise ValueError(
+                f"--racing {self.racing} with --fitness-samples {self.fitness_samples}: expected none, individuals "
+                "race by one completion of each prompt"
+            )
         if self.refine_whom == "lineage" and self.refine != 1:
             raise ValueError(f"--refine-whom lineage with --refine {self.refine}: expected --refine 1")
         if self.vote > self.finalists:

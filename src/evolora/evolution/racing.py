@@ -14,6 +14,8 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from evolora.errors import InputError
+from evolora.fitness.base import Judged
 from evolora.models.cost import Cost
 from evolora.population.evaluation import Evaluation, Evaluator, best_first, mean_fitness
 from evolora.tasks.task import Example
@@ -49,8 +51,9 @@ def race(
     far, but always below that of every individual that stayed: it was not lucky to meet few prompts. `seed` is that of
     the test's random sign flips.
     """
-    n = len(genomes)
+    n, beside = len(genomes), False
     rewards = np.full((n, len(examples)), np.nan)
+    scores = rewards.copy()
     texts: list[list[str]] = [[""] * len(examples) for _ in range(n)]
     ids: list[list[list[int]]] = [[[] for _ in examples] for _ in range(n)]
     terms: dict[str, Floats] = {}
@@ -60,21 +63,30 @@ def race(
         stop = min(start + block, len(examples))
         part = evaluator.evaluate(genomes[racing], examples[start:stop])
         cost, failed = cost + part.cost, failed + part.failed
-        rewards[racing, start:stop] = part.rewards
+        rewards[racing, start:stop], beside = part.rewards, bool(part.judged)
+        for place, row in enumerate(racing):
+            by_prompt = part.of(place).by_prompt
+            if by_prompt is None:
+                raise InputError(
+                    f"--racing {level} with a --fitness that judges the whole: expected none, as it says nothing of "
+                    "the first prompts alone"
+                )
+            scores[row, start:stop] = by_prompt
         for name, values in part.terms.items():
             terms.setdefault(name, np.full_like(rewards, np.nan))[racing, start:stop] = values
         for place, row in enumerate(racing):
             texts[row][start:stop], ids[row][start:stop] = part.completions[place], part.completion_ids[place]
         if stop < len(examples):
-            out = losers(rewards[racing, :stop], keep=keep, level=level, seed=seed + stop)
+            out = losers(scores[racing, :stop], keep=keep, level=level, seed=seed + stop)
             saved += len(out) * (len(examples) - stop)
             racing = [row for place, row in enumerate(racing) if place not in out]
-    fitness = mean_fitness(rewards)
+    fitness = mean_fitness(scores)
     left = [row for row in range(n) if row not in racing]
     if left and not np.isnan(fitness[racing]).all():
         floor = np.nextafter(np.nanmin(fitness[racing]), -np.inf)
         fitness[left] = np.fmin(fitness[left], floor)
-    return Race(Evaluation(fitness, rewards, texts, cost, failed, ids, terms), len(left), saved)
+    judged = [Judged(float(own), 0, row) for own, row in zip(fitness, scores, strict=True)] if beside else []
+    return Race(Evaluation(fitness, rewards, texts, cost, failed, ids, terms, judged), len(left), saved)
 
 
 def losers(rewards: Floats, *, keep: int, level: float, seed: int) -> set[int]:

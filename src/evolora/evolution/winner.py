@@ -7,10 +7,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from evolora.evolution.comparison import within_noise
 from evolora.evolution.loop import Evolution
-from evolora.evolution.soup import SOUP, soup, within_a_standard_error
+from evolora.evolution.soup import SOUP, soup
 from evolora.population.evaluation import Evaluation
 from evolora.population.population import AVERAGE, Individual, Population, newest
+from evolora.rng import keyed_seed
 from evolora.strategies.operators import elites
 from evolora.tasks.task import Example
 
@@ -66,12 +68,15 @@ def _soup(
     rows: Sequence[int],
     examples: Sequence[Example],
 ) -> tuple[Population, Floats] | None:
-    """The average of the best finalists and its fitness, if it is about as good as the best of them, who is also
-    the luckiest, and no worse than the base. `rows` are the finalists', best first.
+    """The average of the best finalists and its fitness, if it is about as good as the best of them, who is also the
+    luckiest, and no worse than the base; none where nobody is better than the base. `rows` are the finalists', best
+    first.
 
     Where rewards vary the finalists are lucky ones of any generation, which pull the average down.
     """
     base = evaluation.fitness[0]
+    if evaluation.fitness[rows[0]] <= base:  # the average of those who are no better is no better
+        return None
     members = [row for row in rows if row > 0 and evaluation.fitness[row] >= base][: evolution.config.soup]
     if len(members) < 2 or not evolution.config.remember:
         return None
@@ -80,7 +85,8 @@ def _soup(
     mixed, mixed_evaluation = evolution.measure(mixed, examples, SOUP)
     fitness = mixed_evaluation.fitness
     # NaN, of one that failed, is not as good as anything.
-    good = fitness[0] >= base and within_a_standard_error(mixed_evaluation.rewards[0], evaluation.rewards[rows[0]])
+    seed = keyed_seed(evolution.config.seed, SOUP)
+    good = fitness[0] >= base and within_noise(mixed_evaluation.of(0), evaluation.of(rows[0]), seed=seed)
     return (mixed, fitness) if good else None
 
 
@@ -88,11 +94,11 @@ def ranked(evolution: Evolution, candidates: Population, evaluation: Evaluation)
     """The rows of the finalists that did not fail, best first.
 
     Where rewards vary the first of many is the luckiest, so there a lineage's average, which most prompts have
-    shaped, comes first unless another clearly beats it; only one that is no worse than the base.
+    shaped, comes first unless another clearly beats it; only one that is better than the base.
     """
     rows: list[int] = elites(torch.from_numpy(evaluation.fitness), len(candidates)).tolist()
     average = newest(candidates, AVERAGE)
-    if evolution.config.remember or average not in rows or evaluation.fitness[average] < evaluation.fitness[0]:
+    if evolution.config.remember or average not in rows or evaluation.fitness[average] <= evaluation.fitness[0]:
         return rows
     if evolution.clearly_loses(average, rows[0], evaluation, "winner"):
         return rows

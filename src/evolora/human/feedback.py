@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from evolora.engine.progress import NOBODY, Reporter
 from evolora.errors import InputError
+from evolora.fitness.base import Judged
 from evolora.human.bradley_terry import Fit, comparisons, fit_strengths
 from evolora.human.choice import choose_pairs
 from evolora.human.options import HumanOptions
@@ -190,7 +191,8 @@ class HumanFeedback(Judge):
 
     def _prior(self, ids: Sequence[int], evaluation: Evaluation) -> dict[int, float]:
         """The prior's means: the log-odds whose probability is the mean reward."""
-        share = np.clip(np.nan_to_num(evaluation.rewards.mean(1), nan=0.5), 1e-6, 1 - 1e-6)
+        values = np.stack([evaluation.worth(row) for row in range(len(evaluation.fitness))])
+        share = np.clip(np.nan_to_num(values.mean(1), nan=0.5), 1e-6, 1 - 1e-6)
         return dict(zip(ids, np.log(share / (1 - share)).tolist(), strict=True))
 
     def _fit(self, generation: int, ids: Sequence[int], prior: Mapping[int, float]) -> Fit:
@@ -204,7 +206,11 @@ class HumanFeedback(Judge):
             list(itertools.chain.from_iterable(evaluation.completions)),
             {},
         )
-        return replace(evaluation, rewards=scores.rewards.reshape(n, len(examples)), cost=evaluation.cost + cost)
+        values = scores.rewards.reshape(n, len(examples))
+        cost = evaluation.cost + cost
+        if evaluation.judged:  # RL follows another reward
+            return replace(evaluation, judged=[Judged(float(row.mean()), 0, row) for row in values], cost=cost)
+        return replace(evaluation, rewards=values, cost=cost)
 
     def _show(self, generation: int, wanted: int, fit: Fit, message: str) -> None:
         model = self.scorer.model

@@ -1,8 +1,8 @@
-"""Fitness: the mean reward of an individual's greedy completions over a batch of prompts."""
+"""Fitness: the mean reward of an individual's greedy completions over a batch of prompts, or whatever else judges
+it."""
 
-import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -12,12 +12,14 @@ from torch import Tensor
 from evolora.engine.base import Engine
 from evolora.engine.progress import NOBODY, Reporter
 from evolora.engine.text import Text
+from evolora.fitness.base import Judged
+from evolora.fitness.base import mean_fitness as mean_fitness
 from evolora.models.cost import Cost
 from evolora.population.population import Population
 from evolora.population.writing import Writer, rewarded
 from evolora.rewards import Scorer
 from evolora.rng import keyed_seed
-from evolora.tasks.task import Example
+from evolora.tasks.task import Example, key_of
 
 # For each individual and each example, token ids that its completion may begin with.
 Drafts = Sequence[Sequence[Sequence[int]]]
@@ -28,7 +30,10 @@ class Evaluation:
     """`fitness` [n], NaN for a failed individual; `rewards` [n, prompts], NaN where a completion has no score;
     `completions`, a list of texts for each individual; the `cost` of generating them, whose seconds are for whoever
     waits to measure; on how many completions the reward `failed`; the completions' token ids; and of a combined reward
-    the `terms`' own values by name, each [n, prompts]."""
+    the `terms`' own values by name, each [n, prompts].
+
+    Where the fitness is not the mean of these rewards, `judged` says what it is, individual by individual. Where a
+    prompt was sampled several times, `examples` has it as often, and so have rewards, completions and ids."""
 
     fitness: npt.NDArray[np.float64]
     rewards: npt.NDArray[np.float64]
@@ -37,6 +42,32 @@ class Evaluation:
     failed: int
     completion_ids: list[list[list[int]]]
     terms: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    judged: Sequence[Judged] = ()
+    examples: Sequence[Example] = ()
+
+    def of(self, row: int) -> Judged:
+        """What one individual is worth."""
+        fitness = float(self.fitness[row])
+        return replace(self.judged[row], fitness=fitness) if self.judged else Judged(fitness, 0, self.rewards[row])
+
+    def worth(self, row: int) -> npt.NDArray[np.float64]:
+        """What each of its completions is worth: by the fitness, where that has a value of each, else its reward."""
+        by_prompt = self.of(row).by_prompt
+        return self.rewards[row] if by_prompt is None or len(by_prompt) < self.rewards.shape[1] else by_prompt
+
+    @property
+    def mean_rewards(self) -> npt.NDArray[np.float64]:
+        """Each individual's mean reward, [n]."""
+        return mean_fitness(self.rewards)
+
+    def replaced(self, rows: Mapping[int, int], other: "Evaluation") -> "Evaluation":
+        """The same with other individuals at these rows, from their rows of `other`; what they wrote stays."""
+        fitness, rewards, judged = self.fitness.copy(), self.rewards.copy(), list(self.judged)
+        for row, source in rows.items():
+            fitness[row], rewards[row] = other.fitness[source], other.rewards[source]
+            if judged:
+                judged[row] = other.judged[source]
+        return replace(self, fitness=fitness, rewards=rewards, judged=judged)
 
 
 class Evaluator(Protocol):
@@ -46,6 +77,15 @@ class Evaluator(Protocol):
         """Fitness of `genomes` [n, genome_length] on `examples`; maximised. `drafts` may speed it up and change
         nothing."""
         ...
+
+    def written(self, genomes: Tensor, examples: Sequence[Example]) -> Evaluation:
+        """What is left to be judged once all parts of it are there."""
+        return self.evaluate(genomes, examples)
+
+    def judged(self, evaluation: Evaluation, examples: Sequence[Example]) -> Evaluation:
+        """The fitness of what was written."""
+        del examples
+        return evaluation
 
     def cut(self, ids: Sequence[int]) -> bool:
         """Whether a completion, which it wrote, ended at the limit and not by itself."""
@@ -83,21 +123,23 @@ class Judge(Protocol):
 class LocalEvaluator(Evaluator):
     """Evaluates the whole population in one batch, in slices of a fixed number of rows.
 
-    >>> from evolora.engine.choose import choose_engine
-    >>> from evolora.engine.text import Text
-    >>> from evolora.models.base import load_base
-    >>> from evolora.models.lora import lora_config, lora_layout
-    >>> from evolora.rewards import RewardScorer
-    >>> base = load_base("tiny-gpt2")
-    >>> layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
-    >>> evaluator = LocalEvaluator(
-    ...     choose_engine(base.model, layout).engine,
-    ...     Text.of(base.model, base.tokenizer),
-    ...     RewardScorer(lambda completions: [float(text.strip().isdigit()) for text in completions]),
-    ...     max_new_tokens=4,
-    ... )
-    >>> evaluator.evaluate(genome.repeat(3, 1), [Example("The sum of 4 and 3 is", {})]).fitness.shape
-    (3,)
+        >>> from evolora.engine.choose import choose_engine
+        >>> from evolora.engine.text import Text
+    from evolora.fitness.base import Judged
+    from evolora.fitness.base import mean_fitness as mean_fitness
+        >>> from evolora.models.base import load_base
+        >>> from evolora.models.lora import lora_config, lora_layout
+        >>> from evolora.rewards import RewardScorer
+        >>> base = load_base("tiny-gpt2")
+        >>> layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
+        >>> evaluator = LocalEvaluator(
+        ...     choose_engine(base.model, layout).engine,
+        ...     Text.of(base.model, base.tokenizer),
+        ...     RewardScorer(lambda completions: [float(text.strip().isdigit()) for text in completions]),
+        ...     max_new_tokens=4,
+        ... )
+        >>> evaluator.evaluate(genome.repeat(3, 1), [Example("The sum of 4 and 3 is", {})]).fitness.shape
+        (3,)
     """
 
     def __init__(
@@ -110,6 +152,8 @@ class LocalEvaluator(Evaluator):
         rows_per_slice: int = 512,
         draft_rows: int = 8,
         reporter: Reporter = NOBODY,
+        seed: int = 0,
+        temperature: float = 1.0,
     ) -> None:
         self.writer = Writer(engine, text)
         self.scorer = scorer
@@ -117,6 +161,8 @@ class LocalEvaluator(Evaluator):
         self.rows_per_slice = rows_per_slice
         self.draft_rows = draft_rows
         self.reporter = reporter
+        self.seed = seed
+        self.temperature = temperature
 
     def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
         """Fitness of `genomes` [n, genome_length] on `examples`: each individual's mean reward over its scored
@@ -129,6 +175,11 @@ class LocalEvaluator(Evaluator):
         guesses = None
         if drafts is not None and n * each <= self.draft_rows:
             guesses = [draft for own in drafts for draft in own]
+        sampled: dict[str, Any] = {}
+        if any(example.draw is not None for example in examples):
+            # By prompt and number, whoever writes: who is compared has drawn the same.
+            seeds = [keyed_seed(self.seed, "fitness samples", key_of(example)) for example in examples]
+            sampled = {"seeds": np.tile(np.array(seeds, np.uint64), n), "temperature": self.temperature}
         written = self.writer.write_in_slices(
             genomes,
             examples,
@@ -136,6 +187,7 @@ class LocalEvaluator(Evaluator):
             rows=self.rows_per_slice,
             reporter=self.reporter,
             drafts=guesses,
+            **sampled,
         )
         self.reporter.part("rewarding")
         scores = rewarded(self.scorer, written)
@@ -173,7 +225,8 @@ class LocalEvaluator(Evaluator):
 
 def joined(parts: Sequence[Evaluation], places: Sequence[int]) -> Evaluation:
     """Evaluations of the same genomes on examples after examples as one, these in the order of their `places`."""
-    order = np.argsort(places)
+    samples = sum(part.rewards.shape[1] for part in parts) // len(places)
+    order = np.argsort(np.repeat(places, samples), kind="stable")
     rewards = np.hstack([part.rewards for part in parts])[:, order]
 
     def sorted_rows(rows: Sequence[Sequence[list[Any]]]) -> list[list[Any]]:
@@ -188,13 +241,7 @@ def joined(parts: Sequence[Evaluation], places: Sequence[int]) -> Evaluation:
         sum(part.failed for part in parts),
         sorted_rows([part.completion_ids for part in parts]),
         {name: np.hstack([part.terms[name] for part in parts])[:, order] for name in parts[0].terms},
-    )
-
-
-def mean_fitness(rewards: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The mean over scored completions of each row of [n, prompts]; NaN for a row without any."""
-    return np.array(
-        [math.fsum(row[~np.isnan(row)]) / n if (n := int((~np.isnan(row)).sum())) else math.nan for row in rewards]
+        examples=sorted_rows([[list(part.examples)] for part in parts])[0] if parts[0].examples else (),
     )
 
 

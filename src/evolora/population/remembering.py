@@ -1,7 +1,5 @@
 """What individuals wrote and earned, remembered: an unchanged individual on an unchanged prompt is not asked again."""
 
-import hashlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,7 +10,7 @@ from torch import Tensor
 from evolora.models.cost import Cost
 from evolora.population.evaluation import Drafts, Evaluation, Evaluator, mean_fitness
 from evolora.population.naming import Named, Names
-from evolora.tasks.task import Example
+from evolora.tasks.task import Example, key_of
 
 # What a completion left behind: its token ids, its text, its reward (None where there is no score), and the values of
 # the reward's terms by name.
@@ -41,7 +39,7 @@ class RememberingEvaluator(Evaluator):
     def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
         """As the other evaluator would; `cost` and `failed` count what was done now."""
         names = self._names.of(genomes)
-        keys = [_key(example) for example in examples]
+        keys = [key_of(example) for example in examples]
         found = {name: dict(self._memory.get(name, {})) for name in names}
         cost, failed = Cost(), 0
         for rows, columns in _missing(names, keys, found):
@@ -122,10 +120,3 @@ def _score(value: float) -> float | None:
 
 def _or_nan(value: float | None) -> float:
     return math.nan if value is None else value
-
-
-def _key(example: Example) -> str:
-    """The checksum that names an example: its text would be in every checkpoint once for each genome."""
-    return hashlib.sha256(
-        json.dumps([example.prompt, example.columns], sort_keys=True, default=str).encode()
-    ).hexdigest()

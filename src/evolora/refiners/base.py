@@ -17,13 +17,15 @@ class Refinement:
     """What came of refining k individuals: their new `genomes` [k, genome_length], row by row; `stats`, a dictionary
     of the metrics in docs/metrics.md for each; the `costs` of rollouts and updates; on how many completions
     the reward `failed`; and, from a refiner that goes step by step, the `trajectory` [steps, k,
-    genome_length], the genomes after each step, the last of which is `genomes`."""
+    genome_length], the genomes after each step, the last of which is `genomes`; and the lowest and the highest reward
+    that its rollouts `earned`, if any."""
 
     genomes: Tensor
     stats: list[dict[str, float]]
     costs: Costs
     failed: int
     trajectory: Tensor | None = None
+    earned: tuple[float, ...] = ()
 
 
 class Refiner(Protocol):

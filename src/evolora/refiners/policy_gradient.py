@@ -193,7 +193,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         stopped = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
         stats: list[dict[str, float]] = [{} for _ in key]
         trajectory = []
-        costs, failed = Costs(), 0
+        costs, failed, earned = Costs(), 0, list[float]()
         self.begin(carried)
         count = steps or config.rl_steps
         for step in range(count):
@@ -204,6 +204,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 rollout = self.collect(rows.detach(), part, of_step, settings)
             costs.add("rollout", self._rollout_cost(rollout))
             failed += rollout.failed
+            earned += rollout.earned
             if self.imitation is not None:
                 self.imitation.remember(pupils, part, rollout.completions.rows(), rollout.scores, rollout.scored)
             with costs.timed("update"):
@@ -248,7 +249,8 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             if config.kl_target is not None:
                 state["kl_weight"] = settings.kl_weight[row]
             self.carried.give(child, state)
-        return Refinement(rows.detach().to(genomes.device), stats, costs, failed, torch.stack(trajectory))
+        extremes = (min(earned), max(earned)) if earned else ()
+        return Refinement(rows.detach().to(genomes.device), stats, costs, failed, torch.stack(trajectory), extremes)
 
     def observe(self, examples: Sequence[Example], evaluation: Evaluation) -> None:
         self.settle()

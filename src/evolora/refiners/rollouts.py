@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -38,7 +39,8 @@ class Rollout:
     Without a KL penalty nobody asks the reference: its log-probabilities are the policy's, and `kl_measured` is false.
     What was sampled of a truncated distribution has `log_probs` within what was kept of it; `whole_log_probs` are of
     the whole one, which the KL is over. `ended` [k, rows] says which completions were not cut at the longest length.
-    `settings` are the individuals' own, None for the refiner's.
+    `earned` are the lowest and the highest reward, if there is any. `settings` are the individuals' own, None for the
+    refiner's.
     """
 
     prompts: list[list[int]]
@@ -51,6 +53,7 @@ class Rollout:
     ended: Tensor
     features: Tensor | None
     failed: int
+    earned: tuple[float, ...] = ()
     kl_measured: bool = True
     settings: Settings | None = None
 
@@ -131,9 +134,15 @@ def collect(
         ended=ended.unflatten(0, (k, -1)),
         features=None if features is None else features.unflatten(0, (k, -1)),
         failed=int(scores.failed.sum()),
+        earned=_range(scores.rewards),
         kl_measured=with_reference,
         settings=settings,
     )
+
+
+def _range(rewards: npt.NDArray[np.float64]) -> tuple[float, ...]:
+    known = rewards[~np.isnan(rewards)]
+    return (float(known.min()), float(known.max())) if len(known) else ()
 
 
 @dataclass(frozen=True)

@@ -9,12 +9,12 @@ from collections.abc import Sequence
 from evolora.environment import resolved
 from evolora.errors import InputError
 from evolora.masking import concealed
-from evolora.rewards.base import FailedReward, Reward, Value, data_columns
+from evolora.rewards.base import FailedReward, Value, data_columns
 from evolora.rewards.output import BoundedLog
 from evolora.rewards.processes import Program, ProgramError
 
 
-def make_command(*, command: str, timeout: float = 10.0, restarts: int = 5) -> Reward:
+def make_command(*, command: str, timeout: float = 10.0, restarts: int = 5) -> "CommandReward":
     """A program that reads one line of JSON for each completion, `{"prompt": ..., "completion": ...}` and the data's
     columns, and writes one line with its score before it reads the next: a number, `{"score": number}`, or `null` for
     "not scored". It is started with the first batch (no shell is involved) and kept until the end of the run.
@@ -78,7 +78,7 @@ class CommandReward:
                 "prompt": prompt,
                 "completion": completion,
             }
-            value = self._score(json.dumps(example, allow_nan=False).encode())
+            value = self.ask(json.dumps(example, allow_nan=False).encode())
             failures = failures + 1 if isinstance(value, FailedReward) else 0
             values.append(value)
         # The lines of one that writes on and on may be there just in time for an answer each.
@@ -97,7 +97,8 @@ class CommandReward:
             self._program.end()
             self._program = None
 
-    def _score(self, line: bytes) -> Value:
+    def ask(self, line: bytes) -> Value:
+        """What the program answers to a line."""
         try:
             if self._program is None:
                 self._program = Program(self._argv, self._log, env={"PYTHONUNBUFFERED": "1"})

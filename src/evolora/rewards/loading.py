@@ -165,7 +165,12 @@ def _checked(term: Term) -> Term:
         if term.positional or term.options:
             raise InputError(f"--reward {term}: found options, expected none for a registered reward.")
         return term
-    factory = builtin_factory(term.name)
+    return with_named_options(term, builtin_factory(term.name))
+
+
+def with_named_options(term: Term, factory: Callable[..., object]) -> Term:
+    """The term with every argument named, of the type that `factory` has for it, and paths absolute. Raises
+    InputError."""
     options = [name for name in inspect.signature(factory).parameters if name != "context"]
     if len(term.positional) > len(options):
         raise InputError(f"--reward {term}: found {len(term.positional)} arguments, expected {_listed(options)}.")

@@ -91,6 +91,8 @@ class RewardScorer:
     With `conversational` the function gets prompts as lists of chat messages (those given to `score`, or else one
     message of the user) and completions as lists with one message of the assistant, TRL's conversational format.
 
+    `kind` is what messages call it.
+
     `varies` says that a completion may earn something else another time: the function compares, or names
     `trainer_state`.
 
@@ -113,6 +115,7 @@ class RewardScorer:
         name: str | None = None,
         log: Path | None = None,
         conversational: bool = False,
+        kind: str = "reward",
     ) -> None:
         if on_error not in get_args(OnError):
             raise InputError(f"on_error is {on_error!r}, expected 'raise' or 'skip'.")
@@ -120,6 +123,7 @@ class RewardScorer:
             raise InputError(f"failed_reward is {failed_reward}, expected a finite number.")
         self.reward = reward
         self.name = name or reward_name(reward)
+        self.kind = kind
         self.on_error = on_error
         self.failed_reward = failed_reward
         self.conversational = conversational
@@ -136,7 +140,7 @@ class RewardScorer:
         self._loop = EventLoop()
         self._log = BoundedLog(log)
         self._logged = Logged()
-        self._state = ProcessState(f"reward {self.name}")
+        self._state = ProcessState(f"{self.kind} {self.name}")
         if hasattr(reward, "use_log"):
             reward.use_log(self._log)
 
@@ -171,7 +175,7 @@ class RewardScorer:
             raise
         except BaseException as error:
             failure = raised(error)
-            self.last_error = f"reward {self.name} {failure.what}, when it was closed\n{user_traceback(error)}"
+            self.last_error = f"{self.kind} {self.name} {failure.what}, when it was closed\n{user_traceback(error)}"
             if self.on_error == "raise":
                 raise RewardError(self.last_error) from error
 
@@ -260,7 +264,7 @@ class RewardScorer:
                         failure, batch, note = again, one, None
                         break
         lines = [
-            f"reward {self.name} {failure.what}",
+            f"{self.kind} {self.name} {failure.what}",
             None if failure.exception is None else user_traceback(failure.exception),
             shown_at_length(failure.details.rstrip()) or None,
             note,

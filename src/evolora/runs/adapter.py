@@ -27,7 +27,7 @@ from evolora.runs.memory import check_samples
 from evolora.runs.options import Source, make_options
 from evolora.runs.parts import Place
 from evolora.runs.report.inspection import Inspection
-from evolora.runs.report.statistics import bootstrap_interval, compare
+from evolora.runs.report.statistics import compare, fitness_interval
 from evolora.runs.snapshot import check_checkpoint
 from evolora.runs.summary import check_belonging, read_summary
 from evolora.runs.tracking.view import Silence
@@ -35,15 +35,20 @@ from evolora.runs.trust import Trust, check_trust, said_places
 from evolora.tasks.chat import chat_prompt
 from evolora.tasks.task import Example
 
+# What an adapter was judged by, where that was not the mean reward.
+_FITNESS = ("evolution.fitness", "evolution.fitness_samples", "evolution.group_column")
+
 
 @dataclass(frozen=True)
 class Score:
-    """The mean reward of an adapter, its 95% interval, and (prompt, completion, reward) of every prompt; where the base
-    was evaluated too, what it is, its mean reward and interval, and both side by side."""
+    """The mean reward of an adapter, or its fitness where its run had another, its 95% interval, and (prompt,
+    completion, reward) of every prompt; where the base was evaluated too, what it is, its mean reward and interval, and
+    both side by side."""
 
     reward: float
     ci95: tuple[float, float]
     rows: list[tuple[str, str, float]]
+    measure: str = "reward"
     base: str = "the base model"
     base_reward: float | None = None
     base_ci95: tuple[float, float] | None = None
@@ -88,12 +93,14 @@ def evaluate(
     was not made here and whose reward would run code, unless `trust_reward`."""
     parts = _parts(path, checkpoint, options or {}, trust=trust_reward)
     examples = {"train": parts.task.train, "validation": parts.task.validation, "test": parts.task.test}[split]
-    evaluation = parts.evaluator.evaluate(parts.founder[None], examples)
-    prompts = [example.prompt for example in examples]
+    evaluator = parts.judging(parts.evaluator)
+    evaluation = evaluator.evaluate(parts.founder[None], examples)
+    prompts = [example.prompt for example in evaluation.examples or examples]
     score = Score(
         float(evaluation.fitness[0]),
         _interval(evaluation, parts),
-        list(zip(prompts, evaluation.completions[0], map(float, evaluation.rewards[0]), strict=True)),
+        list(zip(prompts, evaluation.completions[0], map(float, evaluation.worth(0)), strict=True)),
+        measure="fitness" if evaluation.judged else "reward",
     )
     if not base:
         return score
@@ -102,7 +109,7 @@ def evaluate(
         genome = load_founder(parts.base, kept_adapter(path, 0), parts.config.model.name)[2]
     else:  # where all weights are zero, nothing is added to the base
         genome = torch.zeros_like(parts.founder)
-    untouched = parts.evaluator.evaluate(genome[None], examples)
+    untouched = evaluator.evaluate(genome[None], examples)
     return replace(
         score,
         base="what it started from" if of_run else "the base model",
@@ -113,7 +120,7 @@ def evaluate(
 
 
 def _interval(evaluation: Evaluation, parts: Parts) -> tuple[float, float]:
-    return bootstrap_interval(evaluation.rewards[0], seed=keyed_seed(parts.config.run.seed, "bootstrap"))
+    return fitness_interval(evaluation.of(0), seed=keyed_seed(parts.config.run.seed, "bootstrap"))
 
 
 def completer(
@@ -193,12 +200,14 @@ def _parts(
     known = read_run_config(path)
     gone: tuple[str, ...] = ("engine.type", "engine.products")  # they follow from this machine
     if not scores:
-        gone += ("reward.",)
+        gone += ("reward.", *_FITNESS)
     if ("model", "name") in said:
         gone += ("model.revision",)
     if said & {("task", "name"), ("task", "data"), ("task", "prompt")}:
         # Another task brings its own reward and length.
-        gone += ("task.", "reward.name", "completion.max_new_tokens")
+        gone += ("task.", "reward.name", *_FITNESS, "completion.max_new_tokens")
+    if ("reward", "name") in said:
+        gone += _FITNESS
     if (template := folder / TEMPLATE).is_file():  # as it was, wherever its file is now
         gone += ("model.chat_template",)
     kept = ("task.system_prompt", "task.chat_template_kwargs")  # how the adapter was tuned to be asked
@@ -224,7 +233,7 @@ def _refuse_changes(path: Path, parts: Parts, said: set[Place | None], *, scores
     model = {("model", name) for name in ("name", "revision", "dtype", "quantization", "chat_template")}
     groups = {"model", "tokenizer"} if not said & model else set()
     if scores and "task" not in parts_said:
-        groups |= {"data"} if "reward" in parts_said else {"data", "reward"}
+        groups |= {"data"} if "reward" in parts_said else {"data", "reward", "fitness"}
     before = read_identity(path).fingerprint
     now = fingerprint(parts, Given(), groups)
     changes = list(differences({group: before.get(group, {}) for group in now}, now))

@@ -21,7 +21,8 @@ _APPLY_OPTIONS = [
         "model", "revision", "trust_remote_code", "attn_implementation", "quantization", "device", "dtype", "threads",
         "chat_template", "chat_template_kwargs", "system_prompt", "task", "data", "data_config", "data_split",
         "prompt_column", "target_column", "prompt", "target",
-        "max_validation_prompts", "max_test_prompts", "split_seed", "reward",
+        "max_validation_prompts", "max_test_prompts", "split_seed", "reward", "fitness",
+        "fitness_samples", "group_column",
         "on_reward_error", "failed_reward", "max_new_tokens", "temperature", "eos_token", "stop",
         "special_tokens", "seed", "rows_per_slice",
     )
@@ -113,9 +114,9 @@ def _evaluate(options: dict[str, Any]) -> int:
     if score.inspection is not None and score.base_ci95 is not None:
         print("\n".join(score.inspection.lines(name=score.base.removeprefix("the "))))
         base = figures({"reward": score.base_reward, "ci95": score.base_ci95}, digits=4)
-        print(f"{options['split']} reward of {score.base} {base}")
+        print(f"{options['split']} {score.measure} of {score.base} {base}")
     own = figures({"reward": score.reward, "ci95": score.ci95}, digits=4)
-    print(f"{options['split']} reward {own}, {len(score.rows)} prompts")
+    print(f"{options['split']} {score.measure} {own}, {len(score.rows)} prompts")
     return 0
 
 

@@ -41,6 +41,7 @@ def evolve(
     target: str | None = None,
     reward: Rewards | Options | Mapping[str, Any] | None = None,
     reward_weights: Sequence[float] | None = None,
+    fitness: Rewards | None = None,
     strategy: str | Options | Mapping[str, Any] | None = None,
     refiner: str | Options | Mapping[str, Any] | None = None,
     gens: int | None = None,
@@ -63,12 +64,13 @@ def evolve(
     `init`, the folder or hub name of a LoRA adapter or several, is what the run starts from in the place of the base.
 
     `reward` is a function with TRL's signature, the name of one, or a list of both with `reward_weights`; TRL's
-    `reward_funcs` is the same. `strategy` and `refiner` are names or options (`GAConfig(mutation_scale=0.01)`). Each of
-    `callbacks` is called after every generation with its metrics, and ends the run there when it returns True; one that
-    is a `Callback` hears of start and end, too. What one raises ends the run, and `resume` goes on. `report_to` names
-    trackers. All other `options` are those that `evolora train --help-all` lists, by their short or full names
-    (`lr=3e-4`, `lora={"r": 4}`, **{"refiner.lr": 3e-4}), and TRL's names for them (`learning_rate`,
-    `num_generations`, `max_completion_length`, `beta`, `output_dir`).
+    `reward_funcs` is the same. `fitness` is what individuals are judged by, where RL is to follow another reward: the
+    same, or a function of all that an individual wrote that returns one number. `strategy` and `refiner` are names or
+    options (`GAConfig(mutation_scale=0.01)`). Each of `callbacks` is called after every generation with its metrics,
+    and ends the run there when it returns True; one that is a `Callback` hears of start and end, too. What one raises
+    ends the run, and `resume` goes on. `report_to` names trackers. All other `options` are those that `evolora train
+    --help-all` lists, by their short or full names (`lr=3e-4`, `lora={"r": 4}`, **{"refiner.lr": 3e-4}), and TRL's
+    names for them (`learning_rate`, `num_generations`, `max_completion_length`, `beta`, `output_dir`).
 
     With `seeds`, how many from `seed` on or which, the same run is made under each of them: the `SeedsResult` that is
     returned has each one's result in `runs`, and the means over the seeds, with their intervals, in its summary. With
@@ -97,6 +99,7 @@ def evolve(
             **_given_model(model, tokenizer),
             peft_config=peft_config,
             reward=given_reward(reward, weights),
+            fitness=given_reward(fitness, said="fitness"),
             rows=rows,
             callbacks=checked_callbacks(callbacks),
             notes=notes,
@@ -109,6 +112,7 @@ def evolve(
             "target": target,
             # In brackets, so that a resumed run can take a function for no built-in of the same name.
             "reward": reward if given.reward is None else str(given.reward[0]),
+            "fitness": fitness if given.fitness is None else str(given.fitness[0]),
             "strategy": strategy,
             "refiner": refiner,
             "gens": gens,
@@ -134,6 +138,7 @@ def resume(
     tokenizer: PreTrainedTokenizerBase | None = None,
     reward: Rewards | None = None,
     reward_weights: Sequence[float] | None = None,
+    fitness: Rewards | None = None,
     callbacks: Sequence[Callback | Function] = (),
     view: View | Literal["auto"] | None = "auto",
     trust_reward: bool = False,
@@ -146,8 +151,8 @@ def resume(
     `options`, or keywords, may give a new `gens`, `budget_tokens`, `budget_seconds`, `budget_flops`, `save_every`,
     `keep`, `merge` or `report_to`; None takes a limit away. Budgets count all that the run has spent, before it was
     stopped and after. A run that was given a loaded model or Python functions as its reward (or as TRL's
-    `reward_funcs`) needs them again. One that was not made in this folder by this user, and whose options run code or
-    read environment variables, is refused unless `trust_reward`.
+    `reward_funcs`) or fitness needs them again. One that was not made in this folder by this user, and whose options
+    run code or read environment variables, is refused unless `trust_reward`.
 
     Raises InputError for any other option, and where anything else has changed that the results depend on: data, model,
     tokenizer, reward, options, versions. With `accept_changes` the run goes on, and its summary lists what was
@@ -165,6 +170,7 @@ def resume(
         given = Given(
             **_given_model(model, tokenizer),
             reward=given_reward([reward] if isinstance(reward, str) else reward, weights),
+            fitness=given_reward([fitness] if isinstance(fitness, str) else fitness, said="fitness"),
             callbacks=checked_callbacks(callbacks),
             notes=notes,
         )

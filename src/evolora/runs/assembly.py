@@ -2,7 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from evolora.engine.self_check import check_engine, checked
 from evolora.engine.text import Text
 from evolora.environment import references
 from evolora.errors import InputError
+from evolora.fitness.base import Fitness, FitnessContext
+from evolora.fitness.judging import ByCompletion
+from evolora.fitness.loading import make_fitness, parse_fitness
 from evolora.human.exchange import run_votes
 from evolora.human.feedback import VotedScorer, check_page
 from evolora.masking import mask
@@ -36,7 +40,8 @@ from evolora.models.foreign import own_code, reason_of
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import for_causal_lm, lora_config, lora_layout
 from evolora.models.quantization import quantised_by
-from evolora.population.evaluation import LocalEvaluator
+from evolora.population.evaluation import Evaluator, LocalEvaluator
+from evolora.population.judging import JudgingEvaluator
 from evolora.rewards import (
     RewardContext,
     Scorer,
@@ -44,6 +49,7 @@ from evolora.rewards import (
     make_scorer,
     parse_reward,
 )
+from evolora.rewards.base import Reward
 from evolora.rewards.expression import Expression
 from evolora.rewards.options import HUMAN
 from evolora.rewards.registry import ANY_LENGTH
@@ -64,7 +70,8 @@ _UNSCORED = "none"
 @dataclass(frozen=True)
 class Parts:
     """All that a run is made of. `initial` are the genomes [adapters, genome_length] that it starts from, the founder
-    first; None where it starts from the base."""
+    first; None where it starts from the base. `fitness` judges individuals, where the mean of what their greedy
+    completions earn does not."""
 
     config: RunOptions
     base: BaseModel
@@ -83,6 +90,32 @@ class Parts:
     view: View
     reporter: Reporter
     initial: Tensor | None = None
+    fitness: Fitness | None = None
+
+    @property
+    def voted(self) -> VotedScorer | None:
+        """What scores by people's votes, where they are asked."""
+        scorers = (self.scorer, getattr(self.fitness, "scorer", None))
+        return next((scorer for scorer in scorers if isinstance(scorer, VotedScorer)), None)
+
+    def at(self, generation: int) -> None:
+        """So many generations are over."""
+        self.scorer.at(generation)
+        if self.fitness is not None:
+            self.fitness.at(generation)
+
+    def close(self) -> None:
+        """Release what reward and fitness hold."""
+        with ExitStack() as stack:  # both, whichever of them fails
+            stack.callback(self.scorer.close)
+            if self.fitness is not None:
+                stack.callback(self.fitness.close)
+
+    def judging(self, evaluator: Evaluator) -> Evaluator:
+        """An evaluator that judges by the run's fitness, if that is not the mean of what completions earn."""
+        if self.fitness is None:
+            return evaluator
+        return JudgingEvaluator(evaluator, self.fitness, samples=self.config.evolution.fitness_samples)
 
 
 def assemble(
@@ -122,12 +155,14 @@ def assemble(
     task = capped(
         whole, validation=config.task.max_validation_prompts, test=config.task.max_test_prompts, seed=data_seed
     )
-    refuse_forgotten(config.model.name, task.reward, given)
+    refuse_forgotten(config.model.name, task.reward, config.evolution.fitness, given)
+    asks = scores and config.evolution.fitness == HUMAN
+    wanted = _wanted(config, given) if scores and not asks else None
     expression, functions = given.reward or (None, {})
     human = expression is None and task.reward == HUMAN
     if expression is None and not human and scores:
         expression = parse_reward(task.reward)
-    if human and adapter is None:
+    if (human or asks) and adapter is None:
         check_page(used.human.host, used.human.port)
     device = _device(used.engine.device) if given.model is None else str(given.model.device)
     if adapter is None:
@@ -153,7 +188,7 @@ def assemble(
         layout, founder = _layout(base, lora, used, given.peft_config)
         check_population(used, layout.genome_length)
     engine, products = resolved(base.model, layout, config.engine.type, config.engine.products)
-    max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task, expression)
+    max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task, expression, wanted)
     scoring = _scoring(used, conversational=task.conversational)
     reporter.begin("loading the reward")
     scorer: Scorer
@@ -163,6 +198,15 @@ def assemble(
         scorer = function_scorer(_no_score, task.columns, ScoringOptions())
     else:
         scorer = make_scorer(expression, task.columns, scoring, RewardContext(base), functions)
+    samples = config.evolution.fitness_samples
+    fitness: Fitness | None = None
+    if wanted is not None:
+        context = FitnessContext(samples, task.columns, used.evolution.group_column, RewardContext(base))
+        fitness = make_fitness(wanted[0], scoring, context, wanted[1])
+    elif asks:
+        fitness = ByCompletion(_voted_scorer(used, base, device, finished=adapter is not None), samples=samples)
+    elif samples > 1 and scores:
+        fitness = ByCompletion(scorer, samples=samples)
     longest_prompt = _check_lengths(base, task, max_new_tokens)
     rows_per_slice = config.engine.rows_per_slice or choose_rows(base.model, longest_prompt + max_new_tokens)
     longest = longest_prompt + max_new_tokens
@@ -186,7 +230,10 @@ def assemble(
             },
             "task": {"name": config.task.name or (None if own else task.name)},
             "reward": {"name": str(expression) if expression is not None else config.reward.name or task.reward},
-            "evolution": {"remember": config.evolution.remember and not scorer.varies},
+            "evolution": {
+                "remember": config.evolution.remember and not scorer.varies and not (fitness and fitness.varies),
+                "fitness": config.evolution.fitness if wanted is None else str(wanted[0]),
+            },
             "engine": {
                 "type": engine,
                 "device": config.engine.device if references(config.engine.device) else device,
@@ -226,6 +273,8 @@ def assemble(
         rows_per_slice=rows_per_slice,
         draft_rows=config.engine.draft_rows,
         reporter=reporter,
+        seed=config.run.seed,
+        temperature=written.temperature,
     )
     named = mask(config.model.name.strip("<>")) + (f" at {base.revision[:12]}" if base.revision else "")
     view.say(
@@ -235,9 +284,10 @@ def assemble(
     )
     if initial is not None:
         view.say(f"starts from {mask(', '.join(initial.names))}, with which it is compared, not from the base model")
+    named_fitness = "" if config.evolution.fitness is None or fitness is None else f"fitness {fitness.name}; "
     view.say(
         f"{mask(task.name)}: {len(task.train)} training, {len(task.validation)} validation, {len(task.test)} test "
-        f"prompts; reward {scorer.name}; at most {max_new_tokens} new tokens"
+        f"prompts; reward {scorer.name}; {named_fitness}at most {max_new_tokens} new tokens"
     )
     for split, all_of_them, drawn in (
         ("validation", whole.validation, task.validation),
@@ -277,6 +327,7 @@ def assemble(
         view,
         reporter,
         initial=None if initial is None else genomes,
+        fitness=fitness,
     )
 
 
@@ -337,9 +388,10 @@ def _refuse_beside_quantised(config: RunOptions, method: str) -> None:
             f"--merge with --model {name}: found weights quantised by {method}, expected none, 'evolora export RUN "
             "--to MODEL --merge --base NAME' merges into the weights before they were quantised"
         )
-    if config.reward.name == HUMAN:
+    if config.asks_people:
         raise InputError(
-            f"--reward {HUMAN} with --model {name}: found weights quantised by {method}, expected unquantised ones, on "
+            f"--{'reward' if config.reward.name == HUMAN else 'fitness'} {HUMAN} with --model {name}: found weights "
+            f"quantised by {method}, expected unquantised ones, on "
             "which a reward model can be fitted"
         )
 
@@ -385,15 +437,27 @@ def _device(name: str) -> str:
     return name
 
 
-def _longest_target(base: BaseModel, task: Task, reward: Expression | None) -> int:
+def _wanted(config: RunOptions, given: Given) -> tuple[Expression, Mapping[str, Reward]] | None:
+    """What `--fitness` says, with Python's functions in it. Raises InputError."""
+    if given.fitness is not None:
+        return given.fitness
+    if config.evolution.fitness is None:
+        return None
+    return parse_fitness(config.evolution.fitness), {}
+
+
+def _longest_target(
+    base: BaseModel, task: Task, reward: Expression | None, wanted: tuple[Expression, object] | None
+) -> int:
     """Room for the longest training target and a quarter more, with its end; `NO_TARGETS` where there are none, and at
-    least these where the reward does not compare with them."""
+    least these where neither reward nor fitness compares with them."""
     targets = [str(example.columns["target"]) for example in task.train if "target" in example.columns]
     if not targets:
         return NO_TARGETS
     longest = max(len(ids) for ids in base.tokenizer([f" {target}" for target in targets])["input_ids"])
     room = math.ceil(1.25 * longest) + 2
-    compared = reward is None or any(term.is_function or term.name not in ANY_LENGTH for term in reward.terms)
+    terms = [*([] if reward is None else reward.terms), *(() if wanted is None else wanted[0].terms)]
+    compared = reward is None or any(term.is_function or term.name not in ANY_LENGTH for term in terms)
     return room if compared else max(room, NO_TARGETS)
 
 

@@ -48,4 +48,5 @@ def _canary(parts: Parts) -> Canary:
 
 
 def _evaluator(parts: Parts) -> Evaluator:
-    return RememberingEvaluator(parts.evaluator) if parts.config.evolution.remember else parts.evaluator
+    remembering = parts.config.evolution.remember
+    return parts.judging(RememberingEvaluator(parts.evaluator) if remembering else parts.evaluator)

@@ -68,7 +68,7 @@ def estimate(options: RunOptions) -> Estimate:
     parts = assemble(options.replaced({"run": {"out": None}}), Given(), Silence())
     config = parts.config.replaced({"run": {"out": options.run.out}})
     memory = footprint(parts)
-    parts.scorer.close()
+    parts.close()
     size = ModelSize.of(parts.base.model, adapter=parts.layout.genome_length)
     prompts = parts.base.tokenizer([example.prompt for example in parts.task.train])["input_ids"]
     length = sum(map(len, prompts)) // len(prompts) + parts.max_new_tokens

@@ -15,10 +15,13 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from evolora.engine.calibration import available_cores
 from evolora.files import file_sha256
+from evolora.fitness.loading import parse_fitness
 from evolora.models.export import PEFT_CONFIG, config_text
 from evolora.models.foreign import own_code
 from evolora.models.quantization import is_quantised
 from evolora.population.population import genome_sha256
+from evolora.rewards.base import Reward
+from evolora.rewards.expression import Expression
 from evolora.rewards.loading import parse_reward
 from evolora.rewards.options import HUMAN
 from evolora.rewards.sources import reward_sources
@@ -47,7 +50,8 @@ def fingerprint(parts: Parts, given: Given, groups: Collection[str] | None = Non
                 for number, genome in enumerate([] if parts.initial is None else parts.initial)
             },
         },
-        "reward": lambda: _reward(parts.config, given),
+        "reward": lambda: _judged_by(parts.config.reward.name, given.reward, parse_reward),
+        "fitness": lambda: _judged_by(parts.config.evolution.fitness, given.fitness, parse_fitness),
         "file": lambda: given_files(Path(str(parts.config.run.out))),
         "version": lambda: {
             "python": platform.python_version(),
@@ -104,6 +108,7 @@ def _options(config: RunOptions) -> dict[str, Any]:
         ("model", "chat_template"),
         ("lora", "init"),
         ("reward", "name"),
+        ("evolution", "fitness"),
     }
     speech = Speech("cli")
     return {
@@ -137,12 +142,16 @@ def _tokenizer(tokenizer: PreTrainedTokenizerBase) -> str:
     return sha256_of([type(tokenizer).__name__, vocabulary, tokenizer.special_tokens_map, tokenizer.chat_template])
 
 
-def _reward(config: RunOptions, given: Given) -> dict[str, str]:
-    name = str(config.reward.name)
+def _judged_by(
+    name: str | None, given: tuple[Expression, Mapping[str, Reward]] | None, parse: Callable[[str], Expression]
+) -> dict[str, str]:
+    """Reward or fitness."""
+    if name is None:
+        return {}
     found = {"as written": sha256_of(name)}  # which may hold a key
     if name == HUMAN:
         return found
-    expression, functions = given.reward or (parse_reward(name), {})
+    expression, functions = given or (parse(name), {})
     return found | reward_sources(expression, functions)
 
 

@@ -5,15 +5,15 @@ import importlib.metadata
 import math
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from evolora.errors import InputError
 from evolora.evolution.loop import Evolution
-from evolora.evolution.voting import voted_rewards
+from evolora.evolution.voting import plurality, voted_rewards
 from evolora.evolution.winner import best_finalists
 from evolora.files import verify, without_nan
 from evolora.masking import mask
@@ -22,7 +22,7 @@ from evolora.models.cards import CARD
 from evolora.models.cost import Cost
 from evolora.models.export import export_adapter, export_merged, load_adapter, shown_adapter, shown_model
 from evolora.models.memory import peak_memory
-from evolora.population.evaluation import Evaluation, mean_fitness, term_means
+from evolora.population.evaluation import Evaluation, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import Population, genome_sha256
 from evolora.rng import keyed_seed
@@ -33,7 +33,8 @@ from evolora.runs.identity import Identity
 from evolora.runs.keeping.names import run_name
 from evolora.runs.options import RunOptions
 from evolora.runs.report.card import model_card
-from evolora.runs.report.statistics import bootstrap_interval, compare
+from evolora.runs.report.endings import Ending
+from evolora.runs.report.statistics import compare, fitness_interval, gain_interval
 from evolora.runs.summary import write_summary
 from evolora.tasks.chat import use_template
 from evolora.tasks.task import Example
@@ -59,17 +60,20 @@ def finish(
     individual, genome = winner.individuals[0], winner.genomes[0]
     start = time.perf_counter()
 
+    evaluator = parts.judging(parts.evaluator)
+
     def of_both(examples: Sequence[Example]) -> list[Evaluation]:
         found = []
         for who, genomes in (("base", parts.founder[None]), ("winner", winner.genomes)):
             parts.reporter.begin(f"testing the {who}")
-            found.append(parts.evaluator.evaluate(genomes, examples))
+            found.append(evaluator.written(genomes, examples))
         return found
 
     with peak_memory() as peak:
-        tested, (base_test, winner_test) = evolution.allowance.times(2 / (1 + len(voters))).evaluated(
+        tested, written = evolution.allowance.times(2 / (1 + len(voters))).evaluated(
             of_both, parts.task.test, seed=config.run.seed, split="test"
         )
+        base_test, winner_test = (evaluator.judged(each, tested) for each in written)
     taken = Cost(seconds=time.perf_counter() - start, memory=peak.bytes)
     test_cost = base_test.cost + winner_test.cost + taken
     for split, met, there in (("validation", validated, parts.task.validation), ("test", len(tested), parts.task.test)):
@@ -93,9 +97,9 @@ def finish(
             evolution.generation,
             row,
             "test",
-            [example.prompt for example in tested],
+            [example.prompt for example in evaluation.examples or tested],
             evaluation.completions[0],
-            evaluation.rewards[0],
+            evaluation.worth(0),
         )
     lineage.commit()
     vote, vote_cost = _vote(parts, voters, winner_test, tested) if config.evolution.vote > 1 else ({}, Cost())
@@ -106,7 +110,7 @@ def finish(
 
     def figures(evaluation: Evaluation) -> dict[str, Any]:
         cut = {"cut": _cut(evaluation, parts)}
-        return _test_figures(evaluation.rewards[0], config.run.seed) | _terms(evaluation) | cut
+        return _test_figures(evaluation, config.run.seed) | _terms(evaluation) | cut
 
     if (warning := cut_warning("the winner's test completions", _cut(winner_test, parts), parts)) is not None:
         parts.view.say(warning)
@@ -120,6 +124,7 @@ def finish(
         **({} if parts.initial is None else {"init": [shown_adapter(name) for name in config.lora.init or ()]}),
         "task": mask(parts.task.name),
         "reward": parts.scorer.name,
+        **({} if parts.fitness is None else {"fitness": fitness_name(parts)}),
         "strategy": config.strategy.type,
         "refiner": config.refiner.type,
         "held_out": parts.task.held_out,
@@ -141,17 +146,32 @@ def finish(
             "validation": validation,
             "test": figures(winner_test),
         },
+        **({} if parts.fitness is None else {"gain": _gain(base_test, winner_test, config.run.seed)}),
         **vote,
         **({"changed": identity.changed} if identity.changed else {}),
         **({} if evolution.judge is None else {"votes": evolution.judge.summary()}),
-        "inspection": compare([example.prompt for example in tested], base_test, winner_test).as_dict(),
+        "inspection": compare(
+            [example.prompt for example in winner_test.examples or tested], base_test, winner_test
+        ).as_dict(),
     }
     summary = dict(without_nan(summary))
+    fittest = max(evolution.hall_of_fame.fitness, key=lambda value: -math.inf if math.isnan(value) else value)
+    ending = Ending(
+        summary,
+        evolution.earned,
+        fitter=fittest > evolution.hall_of_fame.fitness[0],
+        rewards=evolution.rewards,
+        has_interval=summary["winner"]["test"]["ci95"][0] is not None,
+        max_new_tokens=parts.max_new_tokens,
+    )
+    summary["endings"] = ending.sentences()
+    for sentence in summary["endings"]:
+        parts.view.say(sentence)
     examples = list(
         zip(
-            (example.prompt for example in tested[:5]),
+            (example.prompt for example in (winner_test.examples or tested)[:5]),
             winner_test.completions[0],
-            map(float, winner_test.rewards[0]),
+            map(float, winner_test.worth(0)),
             strict=False,
         )
     )
@@ -179,11 +199,20 @@ def _vote(
 ) -> tuple[dict[str, Any], Cost]:
     """The summary's entry on the vote of the best finalists on the test split, and what it cost."""
     start = time.perf_counter()
-    tests = [winner_test, *(parts.evaluator.evaluate(genome[None], tested) for genome in voters.genomes[1:])]
-    rewards = voted_rewards([test.completions[0] for test in tests], np.concatenate([test.rewards for test in tests]))
+    evaluator = parts.judging(parts.evaluator)
+    tests = [winner_test, *(evaluator.written(genome[None], tested) for genome in voters.genomes[1:])]
+    chosen = plurality([test.completions[0] for test in tests])
+    voted = replace(
+        winner_test,
+        rewards=voted_rewards(
+            [test.completions[0] for test in tests], np.concatenate([test.rewards for test in tests])
+        )[None],
+        completions=[[tests[voter].completions[0][place] for place, voter in enumerate(chosen)]],
+        completion_ids=[[tests[voter].completion_ids[0][place] for place, voter in enumerate(chosen)]],
+    )
     entry = {
         "voters": [individual.id for individual in voters.individuals],
-        "test": _test_figures(rewards, parts.config.run.seed),
+        "test": _test_figures(evaluator.judged(voted, tested), parts.config.run.seed),
     }
     cost = sum((test.cost for test in tests[1:]), Cost(seconds=time.perf_counter() - start))
     return {"vote": entry}, cost
@@ -205,10 +234,26 @@ def merge_winner(folder: Path, config: RunOptions, given: Given, identity: Ident
     export_merged(folder / "merged", base, lora, state, card=card, sealed=True)
 
 
-def _test_figures(rewards: npt.NDArray[np.float64], seed: int) -> dict[str, Any]:
-    """The mean of the rewards [prompts] and its interval; NaN where there is none."""
-    low, high = bootstrap_interval(rewards, seed=keyed_seed(seed, "bootstrap"))
-    return {"reward": float(mean_fitness(rewards[None])[0]), "ci95": [low, high]}
+def _test_figures(evaluation: Evaluation, seed: int) -> dict[str, Any]:
+    """An individual's mean reward, its fitness where that is another, and the interval of the latter; NaN where there
+    is none."""
+    own = evaluation.of(0)
+    low, high = fitness_interval(own, seed=keyed_seed(seed, "bootstrap"))
+    beside = {"fitness": own.fitness} if evaluation.judged else {}
+    return {"reward": float(evaluation.mean_rewards[0]), **beside, "ci95": [low, high]}
+
+
+def _gain(base: Evaluation, winner: Evaluation, seed: int) -> dict[str, Any]:
+    """How much fitter the winner is, by a fitness beside the reward, and the interval."""
+    low, high = gain_interval(winner.of(0), base.of(0), seed=keyed_seed(seed, "bootstrap"))
+    return {"fitness": winner.of(0).fitness - base.of(0).fitness, "ci95": [low, high]}
+
+
+def fitness_name(parts: Parts) -> str:
+    """What judges individuals: its name, and how many samples, where they are several."""
+    samples = parts.config.evolution.fitness_samples
+    name = parts.scorer.name if parts.fitness is None else parts.fitness.name
+    return f"{name} of {samples} samples" if samples > 1 else name
 
 
 def cut_warning(whose: str, share: float, parts: Parts) -> str | None:

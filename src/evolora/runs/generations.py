@@ -14,11 +14,10 @@ from typing import Any
 from evolora.errors import CheckpointError, InputError, RewardError, ran_out
 from evolora.evolution.loop import Evolution, sample
 from evolora.files import write_text
-from evolora.human.feedback import HumanFeedback, VotedScorer, open_page
+from evolora.human.feedback import HumanFeedback, open_page
 from evolora.masking import keys_in, mask
 from evolora.models.cost import Costs
 from evolora.population.lineage import Lineage
-from evolora.rewards.options import HUMAN
 from evolora.runs.assembly import Parts
 from evolora.runs.building import build_evolution
 from evolora.runs.callbacks import Callbacks, Run
@@ -95,12 +94,11 @@ def run_to_end(
             history = metrics.read()
             trackers.start(config.parts(), history)
             callbacks.start()
-            if config.reward.name == HUMAN:
-                assert isinstance(parts.scorer, VotedScorer)
+            if (voted := parts.voted) is not None:
                 feedback = evolution.judge = open_page(
                     folder,
                     parts.evaluator,
-                    parts.scorer,
+                    voted,
                     config.used().human,
                     seed=config.run.seed,
                     temperature=config.completion.temperature,
@@ -115,7 +113,7 @@ def run_to_end(
             report.update(done, config.most_gens)
             warned = False
             while done < 1:
-                parts.scorer.at(evolution.generation)
+                parts.at(evolution.generation)
                 measured = evolution.step(done)
                 lineage.commit()
                 if (news := parts.budget.news()) is not None:
@@ -175,7 +173,7 @@ def run_to_end(
         lineage.close()
         report.end()
         trackers.close()
-        parts.scorer.close()  # last: a reward of one's own may fail even here
+        parts.close()  # last: a reward of one's own may fail even here
     return summary, metrics.read()
 
 

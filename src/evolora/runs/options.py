@@ -11,6 +11,7 @@ from evolora.engine.options import CompletionOptions, EngineOptions
 from evolora.environment import references, resolved, unset
 from evolora.errors import InputError, check_text
 from evolora.evolution.options import LoopConfig
+from evolora.fitness.registry import builtin_fitness, judges_whole
 from evolora.human.options import HumanOptions
 from evolora.masking import conceal, keys_in
 from evolora.models.options import LoraOptions, ModelOptions
@@ -78,6 +79,11 @@ class RunOptions:
         limits = (budget.tokens, budget.seconds, budget.flops)
         return 20 if gens is None and all(limit is None for limit in limits) else gens
 
+    @property
+    def asks_people(self) -> bool:
+        """Whether people judge."""
+        return HUMAN in (self.reward.name, self.evolution.fitness)
+
     @cached_property
     def vocabulary(self) -> Vocabulary:
         """The words for these options."""
@@ -98,11 +104,11 @@ class RunOptions:
                 yield (part, name), value
 
     def used(self) -> "RunOptions":
-        """The same with the values of the variables that its texts name, but for the reward's, which are looked up
-        where the reward is made. What is written and shown is made of the options themselves."""
+        """The same with the values of the variables that its texts name, but for the reward's and the fitness's, which
+        are looked up where these are made. What is written and shown is made of the options themselves."""
         changes: dict[str, dict[str, Any]] = {}
         for (part, name), value in self.texts():
-            if _references(value) and (part, name) != ("reward", "name"):
+            if _references(value) and (part, name) not in (("reward", "name"), ("evolution", "fitness")):
                 found = resolved(value) if isinstance(value, str) else [resolved(each) for each in value]
                 changes.setdefault(part, {})[name] = found
         return self.replaced(changes)
@@ -183,6 +189,7 @@ def make_options(*sources: Source | Mapping[str, Any]) -> RunOptions:
                 known = own_fields(model, part)
                 given.values[part] = {name: each for name, each in given.values[part].items() if name in known}
         _hear(source, Vocabulary(types), given)
+    _one_is_both(given.values)
     last = read[-1] if read else Source([])
     vocabulary = Vocabulary(types)
 
@@ -212,13 +219,24 @@ def make_options(*sources: Source | Mapping[str, Any]) -> RunOptions:
     options = RunOptions(**built, notes=tuple(dict.fromkeys(given.notes)))
     try:
         options.strategy.check(options)
-        if options.evolution.racing is not None and options.reward.name == HUMAN:
+        asked = "reward" if options.reward.name == HUMAN else "fitness"
+        if options.evolution.racing is not None and options.asks_people:
             raise ValueError(
-                f"--racing {options.evolution.racing} with --reward human: expected none, votes come once all have "
+                f"--racing {options.evolution.racing} with --{asked} human: expected none, votes come once all have "
                 "written"
             )
-        if options.run.seeds is not None and options.reward.name == HUMAN:
-            raise ValueError("--seeds with --reward human: expected none, people would have to judge every run")
+        if options.evolution.fitness_samples > 1 and options.asks_people:
+            raise ValueError(
+                f"--fitness-samples {options.evolution.fitness_samples} with --{asked} human: expected 1, people "
+                "compare greedy completions"
+            )
+        if options.evolution.racing is not None and judges_whole(options.evolution.fitness or ""):
+            raise ValueError(
+                f"--racing {options.evolution.racing} with --fitness {options.evolution.fitness}: expected none, it "
+                "judges the whole and says nothing of the first prompts alone"
+            )
+        if options.run.seeds is not None and options.asks_people:
+            raise ValueError(f"--seeds with --{asked} human: expected none, people would have to judge every run")
         if options.model.quantization is not None and options.run.merge:
             raise ValueError(
                 f"--merge with --quantization {options.model.quantization}: expected none, 'evolora export RUN --to "
@@ -227,6 +245,13 @@ def make_options(*sources: Source | Mapping[str, Any]) -> RunOptions:
     except ValueError as error:
         raise spoken(str(error)) from None
     return _with_checked_texts(options, given)
+
+
+def _one_is_both(values: dict[str, dict[str, Any]]) -> None:
+    """A fitness that pays completions, too, is the reward where no other is said."""
+    fitness, reward = values["evolution"].get("fitness"), values["reward"].get("name")
+    if isinstance(fitness, str) and builtin_fitness(fitness) is None and reward in (None, fitness):
+        values["reward"]["name"] = values["evolution"].pop("fitness")
 
 
 def _with_checked_texts(options: RunOptions, given: _Given) -> RunOptions:

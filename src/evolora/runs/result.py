@@ -45,10 +45,14 @@ def _base_name(summary: dict[str, Any]) -> str:
 
 
 def figures(test: Mapping[str, Any], *, digits: int = 3) -> str:
-    """A mean reward and its interval."""
-    reward, (low, high) = test["reward"], test["ci95"]
+    """What an individual is worth, and its interval."""
+    from evolora.runs.summary import worth
+
+    reward, (low, high) = worth(test), test["ci95"]
     if reward is None or math.isnan(reward):
         return "- (nothing was scored)"
+    if low is None or math.isnan(low):
+        return f"{reward:.{digits}f} (no interval)"
     return f"{reward:.{digits}f} (95% {low:.{digits}f} to {high:.{digits}f})"
 
 

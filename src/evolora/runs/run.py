@@ -76,6 +76,7 @@ def start(
     but what a run `like` it depended on, the seed aside, unless `accept_changes`."""
     given, view = given or Given(), view or Silence()
     need_trackers(config.run.report_to)
+    given = given.as_one() if config.evolution.fitness is None else given
     folder = Path(config.used().run.out or new_folder(config.run.name)).absolute()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
@@ -172,7 +173,8 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, 
     known = read_run_config(folder)
     config = make_options(known, words)
     need_trackers(config.run.report_to)
-    own = said_places(words, config) | ({("reward", "name")} if given.reward is not None else set())
+    given = given.as_one() if config.evolution.fitness is None else given
+    own = said_places(words, config) | given.places()
     check_trust(folder, known, config, trust, own=own, wanted="--trust-reward, for somebody whom you trust")
     config = config.replaced({"run": {"out": _out(config, folder)}})
     edited: list[str] = []
@@ -182,8 +184,12 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, 
         edited.append(str(fault))
     if not lost and not edited and (done := finished(folder, config, identity.run, view)) is not None:
         summary, history = done
-        if given.reward is not None and str(given.reward[0]) != config.reward.name:
-            raise InputError(f"--reward {given.reward[0]}: this run's was {config.reward.name}, expected the same")
+        for name, function, was in (
+            ("reward", given.reward, config.reward.name),
+            ("fitness", given.fitness, config.evolution.fitness),
+        ):
+            if function is not None and str(function[0]) != was:
+                raise InputError(f"--{name} {function[0]}: this run's was {was}, expected the same")
         if config.run.merge and "merged" not in summary["sealed"]:
             merge_winner(folder, config, given, identity)
             summary = write_summary(folder, summary, ["best", "merged"])

@@ -11,6 +11,17 @@ from evolora.models.cards import CARD
 SUMMARY = "summary.json"
 
 
+def measured_by(summary: Mapping[str, Any]) -> str:
+    """What selection, winner and report went by."""
+    return "fitness" if "fitness" in summary else "reward"
+
+
+def worth(test: Mapping[str, Any]) -> float | None:
+    """What an individual is worth by its figures on the test split: its fitness, where that is not its mean reward."""
+    found = test.get("fitness", test.get("reward"))
+    return None if found is None else float(found)
+
+
 def read_summary(folder: Path) -> dict[str, Any] | None:
     """The summary of the run in `folder`; None where there is none. Raises CheckpointError when it is altered."""
     return read_checked(folder / SUMMARY)

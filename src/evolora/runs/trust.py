@@ -9,8 +9,9 @@ from pathlib import Path
 from evolora.environment import references
 from evolora.errors import InputError
 from evolora.files import write_text
+from evolora.fitness.loading import parse_fitness
+from evolora.fitness.registry import BUILTIN_FITNESS
 from evolora.masking import mask
-from evolora.rewards.loading import parse_reward
 from evolora.rewards.options import HUMAN
 from evolora.runs.identity import run_id
 from evolora.runs.options import RunOptions, Source
@@ -65,20 +66,31 @@ def said_places(words: Source, options: RunOptions) -> set[Place | None]:
 def _powers(options: RunOptions, places: set[Place | None]) -> Iterator[str]:
     """What the options in these places can do to whoever uses them."""
     variables = [name for place, value in options.texts() if place in places for name in references(value)]
-    reward, code = options.reward.name, []
-    if ("reward", "name") in places and reward is not None and reward != HUMAN:
-        with contextlib.suppress(InputError):  # it will not be made either
-            for term in parse_reward(reward).terms:
-                said = dict(term.options)
-                if term.is_function or term.name == "python":
-                    code.append(f"its reward is the code of {said.get('function', term.name)}")
-                elif term.name == "command":
-                    code.append(f"its reward starts the program {said['command']!r}")
-                elif said.get("token_env") is not None:
-                    variables.append(str(said["token_env"]))
+    code = list[str]()
+    for place, what, text in (
+        (("reward", "name"), "reward", options.reward.name),
+        (("evolution", "fitness"), "fitness", options.evolution.fitness),
+    ):
+        if place in places and text is not None and text != HUMAN:
+            with contextlib.suppress(InputError):  # it will not be made either
+                _judges(text, what, code, variables)
     yield from code
     if variables:
         yield f"it reads the environment variable {', '.join(dict.fromkeys(variables))}"
+
+
+def _judges(text: str, what: str, code: list[str], variables: list[str]) -> None:
+    """What a reward or a fitness can do."""
+    for term in parse_fitness(text).terms:
+        said = dict(term.options)
+        if term.is_function or term.name == "python":
+            code.append(f"its {what} is the code of {said.get('function', term.name)}")
+        elif term.name in ("command", "program"):
+            code.append(f"its {what} starts the program {said['command']!r}")
+        elif term.name in BUILTIN_FITNESS and said.get("reward") is not None:
+            _judges(str(said["reward"]), what, code, variables)
+        elif said.get("token_env") is not None:
+            variables.append(str(said["token_env"]))
 
 
 def _note(run: str) -> Path:

@@ -90,7 +90,11 @@ def _of_a_lineage(run: Run, whom: str) -> dict[str, Any]:
     if whom != "lineage":
         return {}
     finalists = run.evolution.finalists
-    return {"accept": "always", "soup": finalists if run.refiner.type != "none" and finalists > 1 else 0}
+    # What RL follows beside the fitness may lead away from it.
+    return {
+        "accept": "always" if run.evolution.fitness is None else "better",
+        "soup": finalists if run.refiner.type != "none" and finalists > 1 else 0,
+    }
 
 
 class GAConfig(StrategyOptions, PopulationOptions):

@@ -5,6 +5,7 @@ data set of the Hugging Face hub, or one prompt given by hand.
 Everything wrong with it is an `InputError` of one sentence that names the option, or the file and the line.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -33,12 +34,14 @@ class Example:
     """A prompt and the other columns of its row (`target`, say), which the reward function gets as keywords.
 
     Where the prompt was given as chat messages, these are `messages`, and `prompt` is their JSON until a chat template
-    has made it the text that the model continues.
+    has made it the text that the model continues. `draw` is the number of the sample of it that is asked for; None asks
+    for the greedy completion.
     """
 
     prompt: str
     columns: dict[str, object]
     messages: tuple[Message, ...] | None = None
+    draw: int | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,14 @@ def columns_of(examples: Iterable[Example]) -> dict[str, list[object]]:
         for name, value in example.columns.items():
             columns.setdefault(name, []).append(value)
     return columns
+
+
+def key_of(example: Example) -> str:
+    """The checksum that names an example by its content."""
+    content: list[object] = [example.prompt, example.columns]
+    if example.draw is not None:
+        content.append(example.draw)
+    return hashlib.sha256(json.dumps(content, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def messages_of(examples: Iterable[Example]) -> list[list[Message]] | None:

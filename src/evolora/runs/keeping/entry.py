@@ -16,6 +16,7 @@ from evolora.masking import mask
 from evolora.runs.config_file import check_config, read_run_config
 from evolora.runs.identity import IDENTITY, SEEDS, check_run, read_identity
 from evolora.runs.keeping.names import named_time, run_name
+from evolora.runs.summary import worth
 from evolora.runs.tracking.chain import chain_of
 
 CONFIG, SUMMARY, METRICS = "config.toml", "summary.json", "metrics.jsonl"
@@ -76,7 +77,7 @@ class Entry:
     def rewards(self) -> tuple[float | None, float | None]:
         """Of the base and of the winner, on the test split; nothing before the end."""
         known = self.summary if self.state == "finished" else {}
-        base, winner = (known.get(who, {}).get("test", {}).get("reward") for who in ("base", "winner"))
+        base, winner = (worth(known.get(who, {}).get("test", {})) for who in ("base", "winner"))
         return base, winner
 
     def as_dict(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from evolora.runs.keeping.entry import Entry
 from evolora.runs.keeping.names import find_run
 from evolora.runs.options import RunOptions, make_options
 from evolora.runs.speech import Speech
+from evolora.runs.summary import worth
 
 # Where they lie is said elsewhere, and the commit that a model came to follows from its name.
 _UNSHOWN = {("run", "out"), ("model", "revision")}
@@ -100,7 +101,7 @@ def _result(entry: Entry) -> str:
     if entry.state != "finished":
         return _reward(entry).removeprefix("-")
     base, winner = entry.summary["base"]["test"], entry.summary["winner"]["test"]
-    ends = [f"{_figure(one['reward'])} (95% {' to '.join(map(_figure, one['ci95']))})" for one in (base, winner)]
+    ends = [f"{_figure(worth(one))} (95% {' to '.join(map(_figure, one['ci95']))})" for one in (base, winner)]
     return f"{ends[0]} -> {ends[1]} on {entry.summary['test_prompts']} test prompts"
 
 

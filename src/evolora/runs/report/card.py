@@ -11,6 +11,7 @@ from evolora.models.export import is_hub_name
 from evolora.models.options import ModelOptions
 from evolora.models.quantization import settings
 from evolora.runs.report.inspection import Inspection
+from evolora.runs.summary import measured_by, worth
 
 
 def model_card(
@@ -28,6 +29,18 @@ def model_card(
     rows = "\n".join(f"| {_cell(prompt)} | {_cell(text)} | {_figure(score)} |" for prompt, text, score in examples)
     inspection = Inspection.from_dict(summary["inspection"])
     shares = ", ".join(f"{name} {was:.0%} -> {now:.0%}" for name, was, now in inspection.shares())
+    measured = measured_by(summary)
+    of_it = "The mean" if measured == "reward" else "The fitness"
+    followed = (
+        ""
+        if measured == "reward"
+        else f"Chosen by the fitness {code_span(summary['fitness'])}; RL followed the reward, whose mean is "
+        f"{_figure(base['reward'])} for {'what it started from' if 'init' in summary else 'the base model'} and "
+        f"{_figure(winner['reward'])} for this adapter.\n\n"
+    )
+    # That nothing beat the base is said below.
+    told = [each for each in summary.get("endings", ()) if not each.startswith("Nothing beat")]
+    endings = f"\n{fenced(chr(10).join(told))}\n" if told else ""
     model = summary["model"]
     began = f"the adapter {_cell(summary['init'][0])}" if "init" in summary else "base model"
     unchanged = "Nothing beat it on the validation prompts: this is the unchanged base" + (
@@ -47,14 +60,14 @@ Reward: {code_span(reward)}. Run: {code_span(summary["name"])}.
 Seed {summary["seed"]}, {summary["generations"]} generations, {summary["tokens"]["evaluation"]:,} tokens generated for
 evaluation and {summary["tokens"]["rollout"]:,} for rollouts.
 
-| | test reward | 95% interval |
+| | test {measured} | 95% interval |
 |---|---|---|
-| {began} | {_figure(base["reward"])} | {" to ".join(map(_figure, base["ci95"]))} |
-| this adapter | {_figure(winner["reward"])} | {" to ".join(map(_figure, winner["ci95"]))} |
+| {began} | {_figure(worth(base))} | {" to ".join(map(_figure, base["ci95"]))} |
+| this adapter | {_figure(worth(winner))} | {" to ".join(map(_figure, winner["ci95"]))} |
 
-The mean over {summary["test_prompts"]} prompts {kind}, greedy decoding, at most {max_new_tokens} new tokens. The
-intervals are over these prompts alone: this is one run, with one seed, and another may end elsewhere.
-{f"{unchanged}{chr(10)}" if summary["winner"].get("id") == 0 else ""}
+{followed}{of_it} over {summary["test_prompts"]} prompts {kind}, greedy
+decoding, at most {max_new_tokens} new tokens. The intervals are over these prompts alone: this is one run, with one
+seed, and another may end elsewhere. {f"{unchanged}{chr(10)}" if summary["winner"].get("id") == 0 else ""}{endings}
 | prompt | completion | reward |
 |---|---|---|
 {rows}
@@ -65,14 +78,14 @@ Reward hacking would show here, {began} -> this adapter: {shares}.
 
 def _metadata(summary: dict[str, Any], reward: str, *, chat: bool) -> str:
     """The YAML that the hub reads. A base model that only this machine knows is none there."""
-    model, winner = summary["model"], summary["winner"]["test"]["reward"]
+    model, winner = summary["model"], worth(summary["winner"]["test"])
     result = EvalResult(
         task_type="text-generation",
         dataset_type="evolora",
         dataset_name=_short(summary["task"]),
         dataset_split="test",
-        metric_type="reward",
-        metric_name=_short(reward),
+        metric_type=measured_by(summary),
+        metric_name=_short(str(summary.get("fitness", reward))),
         metric_value=winner,
     )
     data = ModelCardData(

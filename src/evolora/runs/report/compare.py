@@ -20,6 +20,7 @@ from evolora.runs.report.data import RunRecord, number, read_run
 from evolora.runs.report.page import figure, gain, rendered, signed
 from evolora.runs.report.statistics import bootstrap_interval
 from evolora.runs.seeds.folder import is_seeds
+from evolora.runs.summary import worth
 
 PAGE = "compare.html"
 _COLORS = ("blue", "red", "green", "violet", "orange", "teal", "brown", "grey")
@@ -119,7 +120,7 @@ def _row(name: str, run: RunRecord, first: RunRecord) -> list[str]:
 def _tested(run: RunRecord, who: str) -> str:
     test: dict[str, Any] = (run.summary or {}).get(who, {}).get("test", {})
     low, high = map(number, test.get("ci95", (None, None)))
-    known = number(test.get("reward"))
+    known = worth(test)
     return _NONE if known is None else f"{figure(known)} ({figure(low)} to {figure(high)})"
 
 
@@ -167,6 +168,7 @@ def _cautions(runs: Sequence[RunRecord]) -> list[str]:
     for what, told in (
         ("the runs have different tasks", [run.task for run in runs]),
         ("the runs have different rewards", [run.option("reward", "name") for run in runs]),
+        ("the runs have different fitness", [run.option("evolution", "fitness") for run in runs]),
         ("the winners met different test prompts", [[sample.prompt for sample in texts.sides(run)[1]] for run in runs
                                                     if run.summary is not None]),
     ):  # fmt: skip

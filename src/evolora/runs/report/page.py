@@ -20,6 +20,7 @@ from evolora.runs.report import ancestry, series, texts
 from evolora.runs.report.charts import short
 from evolora.runs.report.data import RunRecord, number, read_run
 from evolora.runs.report.statistics import bootstrap_interval
+from evolora.runs.summary import measured_by, worth
 
 REPORT = "report.html"
 _SUM = "\n<!-- sha256 "
@@ -69,11 +70,13 @@ def report_html(run: RunRecord, going: Going | None = None) -> str:
         name=run.folder.absolute().name,
         task=run.task,
         model=run.model,
+        fitness_name=mask(str(summary.get("fitness") or run.option("evolution", "fitness") or "")),
         reward=mask(str(summary.get("reward") or run.option("reward", "name") or "a reward")),
         result=_result(run),
         generations=series.generations(run),
         so_far=_so_far(run),
         fitness=series.fitness_figure(run).html(),
+        beside=series.reward_figure(run).html(),
         gains=series.gains_figure(run).html(),
         diversity=[figure.html() for figure in diversity if not figure.empty],
         kl=series.kl_figure(run).html(),
@@ -100,7 +103,8 @@ def _environment() -> Environment:
         loader=PackageLoader("evolora.runs.report"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"figure": figure, "signed": signed, "count": _count, "duration": _duration, "size": _size}
+    environment.filters |= {"figure": figure, "signed": signed, "count": _count, "duration": _duration}
+    environment.filters |= {"size": _size, "worth": worth}
     return environment
 
 
@@ -149,6 +153,11 @@ def _duration(seconds: object) -> str:
 def gain(run: RunRecord) -> tuple[float | None, tuple[float | None, float | None], int]:
     """The winner's gain on the test split, with the interval of the paired differences, and how many there are; None
     where the winner is the base, or there is no test."""
+    if (known := (run.summary or {}).get("gain")) is not None:
+        is_base = run.summary is not None and run.summary["winner"]["id"] == 0
+        low, high = map(number, known["ci95"])
+        n = int((run.summary or {})["test_prompts"])
+        return (None, (None, None), n) if is_base else (number(known["fitness"]), (low, high), n)
     rewards = [(a.reward, b.reward) for a, b in zip(*texts.sides(run), strict=False)]
     gains = np.array([b - a for a, b in rewards if a is not None and b is not None], np.float64)
     is_base = run.base is not None and (run.summary or {}).get("winner", {}).get("id") == run.base.id
@@ -164,12 +173,16 @@ def _result(run: RunRecord) -> dict[str, Any] | None:
         return None
     base, winner = run.summary["base"]["test"], run.summary["winner"]["test"]
     added, (low, high), n = gain(run)
-    if number(winner["reward"]) is None:
+    if worth(winner) is None:
         verdict = "nothing was scored on the test split, so that nothing can be said of the winner"
     elif run.base is not None and run.summary["winner"]["id"] == run.base.id:
         verdict = "nobody beat the base model, which is the winner"
     elif low is None or high is None:
-        verdict = "the winner's prompts cannot be paired with the base model's"
+        verdict = (
+            "the winner's prompts cannot be paired with the base model's"
+            if "gain" not in run.summary
+            else "the winner's fitness has no interval, so that chance cannot be told from gain"
+        )
     elif low > 0:
         verdict = "the winner is better than the base model"
     elif high < 0:
@@ -188,6 +201,8 @@ def _result(run: RunRecord) -> dict[str, Any] | None:
         "gain": added,
         "interval": (low, high),
         "n": n,
+        "endings": run.summary.get("endings", []),
+        "measure": measured_by(run.summary),
     }
 
 

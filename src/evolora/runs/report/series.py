@@ -52,6 +52,11 @@ def spent(line: Mapping[str, Any], measure: str) -> float | None:
     return None if None in known else sum(value for value in known if value is not None)
 
 
+def of_fitness(run: RunRecord) -> str:
+    """What the fitness is."""
+    return "fitness" if run.option("evolution", "fitness") else "mean reward"
+
+
 def fitness_figure(run: RunRecord) -> Figure:
     low, middle, high = quartiles(run)
     base, x = base_validation(run), generations(run)
@@ -62,7 +67,19 @@ def fitness_figure(run: RunRecord) -> Figure:
         *([] if base is None else [Line("base model on validation", [base] * len(x), "red", dashed=True)]),
     ]
     band = ("middle half of the population", low, high)
-    return Figure("fitness", "Fitness by generation", "generation", "mean reward", x, lines, band)
+    return Figure("fitness", "Fitness by generation", "generation", of_fitness(run), x, lines, band)
+
+
+def reward_figure(run: RunRecord) -> Figure:
+    """Of a fitness beside the reward, both on validation."""
+    rewards, x = column(run, "validation.reward"), generations(run)
+    lines = [
+        Line("fitness", column(run, "validation"), "green"),
+        Line("reward", rewards, "orange"),
+        Line("reward of the base model", column(run, "validation.base_reward"), "red", dashed=True),
+    ]
+    known = any(value is not None for value in rewards)
+    return Figure("reward", "Fitness and reward on validation", "generation", "", x, lines if known else [])
 
 
 def gains_figure(run: RunRecord) -> Figure:
@@ -70,7 +87,7 @@ def gains_figure(run: RunRecord) -> Figure:
     if run.refiner is not None:
         lines.append(Line(run.refiner.upper(), column(run, f"{run.refiner}.added"), "red"))
     title = "What evolution and RL added"
-    return Figure("gains", title, "generation", "added to the best's mean reward", generations(run), lines)
+    return Figure("gains", title, "generation", f"added to the best's {of_fitness(run)}", generations(run), lines)
 
 
 def diversity_figures(run: RunRecord) -> tuple[Figure, Figure]:
@@ -99,7 +116,7 @@ def kl_figure(run: RunRecord) -> Figure:
 
 def figures(run: RunRecord) -> list[Figure]:
     """All that have something to show."""
-    every = (fitness_figure(run), gains_figure(run), *diversity_figures(run), kl_figure(run))
+    every = (fitness_figure(run), reward_figure(run), gains_figure(run), *diversity_figures(run), kl_figure(run))
     return [figure for figure in every if not figure.empty]
 
 

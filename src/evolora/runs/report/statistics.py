@@ -6,8 +6,13 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from evolora.evolution.comparison import resampled, resampled_gaps
+from evolora.fitness.base import Judged
 from evolora.population.evaluation import Evaluation
 from evolora.runs.report.inspection import Inspection, inspect_completions
+
+# How often a fitness of the whole is recomputed.
+_RESAMPLES = 1000
 
 
 def compare(prompts: Sequence[str], base: Evaluation, winner: Evaluation) -> Inspection:
@@ -18,6 +23,28 @@ def compare(prompts: Sequence[str], base: Evaluation, winner: Evaluation) -> Ins
         (winner.completions[0], winner.rewards[0].tolist()),
         ids=(base.completion_ids[0], winner.completion_ids[0]),
     )
+
+
+def fitness_interval(judged: Judged, *, seed: int) -> tuple[float, float]:
+    """The 95% interval of an individual's fitness over prompts. A fitness of the whole is recomputed on resampled
+    prompts; NaN where it cannot be."""
+    if judged.by_prompt is not None:
+        return bootstrap_interval(judged.by_prompt, seed=seed)
+    return _edges(resampled(judged, seed=seed, resamples=_RESAMPLES))
+
+
+def gain_interval(winner: Judged, base: Judged, *, seed: int) -> tuple[float, float]:
+    """That of how much fitter the winner is, from the same resamples of the same prompts for both."""
+    if winner.by_prompt is not None and base.by_prompt is not None:
+        return bootstrap_interval(winner.by_prompt - base.by_prompt, seed=seed)
+    return _edges(resampled_gaps(winner, base, seed=seed, resamples=_RESAMPLES))
+
+
+def _edges(values: npt.NDArray[np.float64] | None) -> tuple[float, float]:
+    if values is None or np.isnan(values).all():
+        return math.nan, math.nan
+    low, high = np.nanquantile(values, [0.025, 0.975])
+    return float(low), float(high)
 
 
 def bootstrap_interval(

@@ -7,6 +7,7 @@ from typing import Any
 
 from evolora.errors import CheckpointError, InputError
 from evolora.files import read_checked, write_checked
+from evolora.fitness.loading import parse_fitness
 from evolora.masking import keys_in
 from evolora.options import own_fields
 from evolora.rewards.loading import parse_reward
@@ -37,8 +38,12 @@ class Seeds:
         first = config.run.each_seed[0]
         reward = config.reward.name
         parsed = {} if reward in (None, HUMAN) or "<function " in str(reward) else {"name": str(parse_reward(reward))}
+        fitness = config.evolution.fitness
+        judged = {} if fitness is None or "<function " in fitness else {"fitness": str(parse_fitness(fitness))}
         split = first if config.task.split_seed is None else config.task.split_seed
-        config = config.replaced({"run": {"seed": first}, "task": {"split_seed": split}, "reward": parsed})
+        config = config.replaced(
+            {"run": {"seed": first}, "task": {"split_seed": split}, "reward": parsed, "evolution": judged}
+        )
         models = {part: (getattr(config, part), model) for part, model in config.vocabulary.models.items()}
         said = {
             part: {

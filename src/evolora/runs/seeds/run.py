@@ -133,7 +133,12 @@ def _checked_workers(config: RunOptions, given: Given, *, again: bool = False) -
         raise InputError(
             f"--seed-workers {config.run.seed_workers}{each}: expected at most the {cores} cores that there are in all"
         )
-    objects = {"model": given.model, "reward": given.reward, "callbacks": given.callbacks or None}
+    objects = {
+        "model": given.model,
+        "reward": given.reward,
+        "fitness": given.fitness,
+        "callbacks": given.callbacks or None,
+    }
     for name, value in objects.items():
         if value is not None:
             raise InputError(
@@ -149,7 +154,7 @@ def _check_trust(folder: Path, seeds: Seeds, words: Source, given: Given, trust:
     known += [(run, read_run_config(run)) for run in (seed_folder(folder, seed) for seed in seeds.begun(folder))]
     for run, said in known:
         options = make_options(said, words if run == folder else for_each_run(words))
-        own = said_places(words, options) | ({("reward", "name")} if given.reward is not None else set())
+        own = said_places(words, options) | given.places()
         check_trust(run, said, options, trust, own=own, wanted="--trust-reward, for somebody whom you trust")
 
 

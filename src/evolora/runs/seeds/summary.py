@@ -13,9 +13,12 @@ from evolora.runs.config_file import read_run_config
 from evolora.runs.identity import but_for_seed, differences, read_identity
 from evolora.runs.options import make_options
 from evolora.runs.seeds.folder import Seeds, read_seeds, seed_folder
-from evolora.runs.summary import SUMMARY, read_summary
+from evolora.runs.summary import SUMMARY, read_summary, worth
 
-_SAME = ("version", "model", "revision", "task", "reward", "strategy", "refiner", "held_out", "test_prompts", "init")
+_SAME = (
+    "version", "model", "revision", "task", "reward", "fitness", "strategy", "refiner", "held_out", "test_prompts",
+    "init",
+)  # fmt: skip
 
 
 def t_interval(values: Sequence[float], level: float = 0.95) -> tuple[float, float]:
@@ -83,17 +86,17 @@ def summed_up(folder: Path, seeds: Seeds) -> dict[str, Any]:
 def row_of(seed: int, summary: Mapping[str, Any]) -> dict[str, Any]:
     """The run of one seed, from its own summary, in a few figures; the intervals are over prompts."""
     base, winner = summary["base"]["test"], summary["winner"]["test"]
-    known = base["reward"] is not None and winner["reward"] is not None
+    before, after = worth(base), worth(winner)
     return {
         "seed": seed,
         "folder": f"seed-{seed}",
-        "base": {"reward": base["reward"], "ci95": base["ci95"]},
+        "base": {"reward": before, "ci95": base["ci95"]},
         "winner": {
             **{name: summary["winner"][name] for name in ("id", "operator", "validation")},
-            "reward": winner["reward"],
+            "reward": after,
             "ci95": winner["ci95"],
         },
-        "gain": winner["reward"] - base["reward"] if known else None,
+        "gain": None if before is None or after is None else after - before,
         "generations": summary["generations"],
         "tokens": sum(summary["tokens"].values()),
         "seconds": summary["seconds"],

@@ -1,0 +1,60 @@
+"""How a run ended, in sentences that its figures alone would not say."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from evolora.runs.summary import measured_by, worth
+
+# Of the winner's completions cut off, what is worth a word.
+_MANY = 0.1
+
+
+@dataclass(frozen=True)
+class Ending:
+    """A run's `summary`; the lowest and the highest reward of the whole run, if there was any; whether the best on
+    validation is fitter there than the base; of a fitness beside the reward what the base and the latest to be
+    validated earn there, and whether its interval could be had; and the most new tokens."""
+
+    summary: dict[str, Any]
+    earned: tuple[float, float] | None
+    fitter: bool
+    rewards: tuple[float, float] | None
+    has_interval: bool
+    max_new_tokens: int
+
+    def sentences(self) -> list[str]:
+        """Those that are true."""
+        return list(self._sentences())
+
+    def _sentences(self) -> Iterator[str]:
+        base, winner = self.summary["base"]["test"], self.summary["winner"]["test"]
+        untouched = self.summary["winner"]["id"] == 0
+        before, after = worth(base), worth(winner)
+        if untouched and self.summary["winner"]["validation"] is not None:
+            what = "the adapter that the run started from" if "init" in self.summary else "the base"
+            yield f"Nothing beat {what} on the validation prompts: best/ is {what}, unchanged."
+        if self.earned is not None and self.earned[0] == self.earned[1]:
+            yield f"All rewards of the run were {self.earned[0]:g}: there was nothing to learn from."
+        if self.rewards is not None and self.rewards[1] > self.rewards[0] and not self.fitter:
+            yield rose_alone(*self.rewards)
+        if not untouched and before is not None and after is not None and after < before:
+            yield (
+                f"The lucky finalist lost on the test split: {measured_by(self.summary)} {after:.3f}, the base's "
+                f"{before:.3f}; on the validation prompts it was ahead."
+            )
+        if self.rewards is not None and not self.has_interval and after is not None:
+            yield f"The fitness {self.summary['fitness']} is not recomputed on other prompts, so it has no interval."
+        if (clipped := winner["clipped_ratio"]) > _MANY:
+            yield (
+                f"Warning: {clipped:.0%} of the winner's test completions were cut off at {self.max_new_tokens} "
+                "tokens, --max-new-tokens."
+            )
+
+
+def rose_alone(before: float, after: float) -> str:
+    """That RL has found what the fitness does not want."""
+    return (
+        f"The reward rose on the validation prompts, from {before:.3f} to {after:.3f}, and the fitness did not: what "
+        "RL follows is not what is wanted."
+    )
