@@ -2,7 +2,6 @@
 
 import gc
 import itertools
-import math
 import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -12,10 +11,10 @@ from torch import Tensor
 
 from evolora.distributed.crew import Crew
 from evolora.distributed.jobs import Backward, Generate, Score, Values
+from evolora.distributed.slices import cut, cut_owned
 from evolora.engine.base import Completions, Decoding, Engine, Prompts, Scored, Scoring
 from evolora.engine.budget import Budget
 from evolora.engine.parts import Part, as_one_batch, genomes_of, order_of
-from evolora.engine.split import split, split_owned
 from evolora.errors import out_of_memory
 
 Result = TypeVar("Result")
@@ -107,16 +106,9 @@ class _Batch:
 
     def cut(self, order: Sequence[int], most: int) -> list[Part]:
         """Parts of at most so many rows, each individual's dealt in this order."""
-        count = math.ceil(self.rows / most)
-        while True:
-            if self.owners is None:
-                parts = split(self.individuals, order, count)
-            else:
-                parts = split_owned(self.owners, order, count)
-            largest = max(len(part.rows) for part in parts)
-            if largest <= most:
-                return parts
-            count = max(count + 1, math.ceil(count * largest / most))
+        if self.owners is None:
+            return cut(self.individuals, order, most)
+        return cut_owned(self.owners, order, most)
 
     def slice(self, part: Part) -> dict[str, Any]:
         """What a job has of it."""
