@@ -21,10 +21,10 @@ from evolora.engine.self_check import check_engine
 from evolora.engine.text import Text
 from evolora.errors import InputError
 from evolora.models.base import BaseModel, given_base, load_base, module_tree
+from evolora.models.checksums import weights_sha256
 from evolora.models.cost import ModelSize
 from evolora.models.lora import as_peft_model, lora_config, lora_layout
 from evolora.models.quantization import quantised_layers, rounding
-from evolora.runs.fingerprint import weights_sha256
 
 pytest.importorskip("bitsandbytes", reason="the extra `quantization` is not installed")
 

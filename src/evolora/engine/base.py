@@ -127,6 +127,21 @@ class Completions:
             kept=None if self.kept is None else self.kept[rows],
         )
 
+    def to(self, device: torch.device | str) -> "Completions":
+        """The same on that device; the trace stays what it is."""
+
+        def placed(tensor: Tensor | None) -> Tensor | None:
+            return None if tensor is None else tensor.to(device)
+
+        return Completions(
+            self.ids.to(device),
+            self.mask.to(device),
+            placed(self.log_probs),
+            placed(self.features),
+            placed(self.kept),
+            self.trace,
+        )
+
     def release(self) -> None:
         """Say that nobody will score these by their trace."""
         if self.trace is not None:
@@ -169,7 +184,7 @@ class Completions:
         )
 
 
-class Scored(Protocol):
+class ScoredValues(Protocol):
     """Log-probabilities of completions, and the entropies of the distributions that they come from, both [rows, length]
     and 0 beyond the completions' mask; `features` [rows, length, hidden] where they were asked for."""
 
@@ -181,6 +196,10 @@ class Scored(Protocol):
 
     @property
     def features(self) -> Tensor | None: ...
+
+
+class Scored(ScoredValues, Protocol):
+    """These, and the way back."""
 
     def backward(self, of_log_probs: Tensor, of_entropy: Tensor | None = None) -> Tensor:
         """The gradient of the genomes [n, genome_length], from those of the log-probabilities and entropies [rows,
@@ -275,6 +294,15 @@ class Dismisses(Protocol):
 
     def dismiss(self, one: Engine) -> None:
         """Let one of those it deals to go, and all that was kept of it. Its rows of batches to come go to others."""
+        ...
+
+
+@runtime_checkable
+class Counts(Protocol):
+    """What an engine may have beside: figures of how it computed, which a generation's metrics have."""
+
+    def metrics(self) -> dict[str, float]:
+        """Since they were last asked for."""
         ...
 
 

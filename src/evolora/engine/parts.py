@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evolora.engine.base import Scored
+from evolora.engine.base import ScoredValues
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def order_of(parts: Sequence[Part]) -> Tensor:
     return torch.cat([part.rows for part in parts]).argsort()
 
 
-def as_one_batch(scored: Sequence[Scored], parts: Sequence[Part]) -> tuple[Tensor, Tensor, Tensor | None]:
+def as_one_batch(scored: Sequence[ScoredValues], parts: Sequence[Part]) -> tuple[Tensor, Tensor, Tensor | None]:
     """Log-probabilities, entropies and, where there are any, features, in the order of the batch, without gradient."""
     order = order_of(parts).to(scored[0].log_probs.device)
     features = [one.features for one in scored if one.features is not None]

@@ -12,6 +12,9 @@ import torch
 from peft import LoraConfig
 from torch import Tensor
 
+from evolora.distributed.choose import ROWS_AT_ONCE, deal, slice_rows
+from evolora.distributed.engine import DealtEngine
+from evolora.distributed.remote import EngineSpec
 from evolora.engine.base import Engine
 from evolora.engine.budget import Budget
 from evolora.engine.calibration import (
@@ -36,6 +39,7 @@ from evolora.human.exchange import run_votes
 from evolora.human.feedback import VotedScorer, check_page
 from evolora.masking import mask
 from evolora.models.base import BaseModel, given_base, load_chosen, with_tokenizer_of
+from evolora.models.checksums import weights_sha256
 from evolora.models.foreign import own_code, reason_of
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import for_causal_lm, lora_config, lora_layout
@@ -174,9 +178,13 @@ def assemble(
     if used.model.chat_template is not None:
         use_template(base.tokenizer, Path(used.model.chat_template))
     task = with_prompts(task, base.tokenizer, chat_of(used), source=_source(config))
+    # What was tuned is asked by this process alone.
+    dealt = slice_rows(config.workers, base.model) if adapter is None else None
     asked = config.engine.threads
-    threads = asked or choose_threads(base.model, available_cores())
-    torch.set_num_threads(threads_an_operation(base.model, threads))
+    # What a worker computes rounds by its threads, which must not follow from how many workers there are.
+    threads = asked or (choose_threads(base.model, available_cores()) if dealt is None else 1)
+    an_operation = threads_an_operation(base.model, threads)
+    torch.set_num_threads(an_operation)
     if adapter is not None:
         lora, layout, founder = load_founder(base, adapter, used.model.name)
     elif initial is not None:
@@ -208,7 +216,9 @@ def assemble(
     elif samples > 1 and scores:
         fitness = ByCompletion(scorer, samples=samples)
     longest_prompt = _check_lengths(base, task, max_new_tokens)
-    rows_per_slice = config.engine.rows_per_slice or choose_rows(base.model, longest_prompt + max_new_tokens)
+    rows_per_slice = config.engine.rows_per_slice or (
+        choose_rows(base.model, longest_prompt + max_new_tokens) if dealt is None else ROWS_AT_ONCE
+    )
     longest = longest_prompt + max_new_tokens
     checkpointing = resolved_checkpointing(
         base.model,
@@ -217,8 +227,9 @@ def assemble(
         length=longest,
         tokens=longest * rows_of_an_update(config),
     )
+    side_by_side = threads if dealt is None else max(1, available_cores() // an_operation)
     update_tokens = config.engine.update_tokens or choose_update_tokens(
-        base.model, longest, threads if base.model.device.type == "cpu" else 1, checkpointing
+        base.model, longest, side_by_side if base.model.device.type == "cpu" else 1, checkpointing
     )
     # What was resolved is written down, so that a resumed run cannot resolve it otherwise.
     own = config.task.data is not None or config.task.prompt is not None
@@ -243,6 +254,7 @@ def assemble(
                 "update_tokens": update_tokens,
                 "gradient_checkpointing": checkpointing,
             },
+            "workers": {"slice_rows": config.workers.slice_rows if dealt is None else dealt},
             "completion": {"max_new_tokens": max_new_tokens},
         }
     )
@@ -251,12 +263,35 @@ def assemble(
     chosen = choose_engine(
         base.model,
         layout,
-        threads=threads,
+        threads=threads if dealt is None else 1,
         kind=engine,
         products=products,
-        budget=budget,
+        budget=budget if dealt is None else None,
         checkpointing=checkpointing,
     )
+    learns = adapter is None and config.refiner.type != "none"
+
+    def spec(device: str) -> EngineSpec:
+        return EngineSpec(
+            model=config.used().model,
+            weights_sha256=weights_sha256(base.model),
+            layout=layout,
+            device=device,
+            kind=engine if device == "cpu" else "eager",
+            products=products if device == "cpu" else "auto",
+            checkpointing=checkpointing,
+            threads=an_operation,
+            learns=learns,
+            dropout=lora.lora_dropout,
+        )
+
+    asked_engine = chosen.engine
+    if dealt is not None:
+        if given.model is not None and config.workers.remote:
+            raise InputError("--workers with a model object: expected the name of a model, which each worker loads")
+        asked_engine = deal(
+            chosen.one, spec, config.workers, rows=dealt, threads=an_operation, budget=budget, say=view.say
+        )
     written = used.completion
     text = Text.of(
         base.model,
@@ -266,7 +301,7 @@ def assemble(
         special_tokens=written.special_tokens,
     )
     evaluator = LocalEvaluator(
-        chosen.engine,
+        asked_engine,
         text,
         scorer,
         max_new_tokens=max_new_tokens,
@@ -302,7 +337,7 @@ def assemble(
         view.say(f"The data has no {missing} split: 15% of its training prompts each are split off, drawn by the seed.")
     if not task.held_out:
         view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
-    chosen.prepare(view, learns=adapter is None and config.refiner.type != "none", dropout=lora.lora_dropout)
+    chosen.prepare(view, learns=learns, dropout=lora.lora_dropout)
     reporter.begin("checking the engine")
     # Of a loaded one nobody knows what was done to it, nor what code of its own does.
     known = given.model is None and not own_code(base.model)
@@ -310,6 +345,10 @@ def assemble(
     check = checked if known else check_engine
     if (found := check(chosen.one, base.model, lora, founder, plain, name=config.model.name)) is not None:
         view.say(f"self-check: log-probabilities within {found.largest:.1g} of a plain pass and of PEFT's adapter")
+    if isinstance(asked_engine, DealtEngine):
+        reporter.begin("starting the workers")
+        asked_engine.start()
+        view.say(asked_engine.words())
     return Parts(
         config,
         base,
@@ -318,7 +357,7 @@ def assemble(
         founder,
         task,
         scorer,
-        chosen.engine,
+        asked_engine,
         budget,
         text,
         evaluator,

@@ -65,7 +65,8 @@ def estimate(options: RunOptions) -> Estimate:
     """Load the parts of a run, leaving nothing behind, and estimate it. Raises InputError as a run would."""
     if options.run.each_seed:
         options = options.replaced({"run": {"seed": options.run.each_seed[0]}})
-    parts = assemble(options.replaced({"run": {"out": None}}), Given(), Silence())
+    alone = {"count": 0 if options.workers.asked else None, "ray": None}  # what it takes here is what can be measured
+    parts = assemble(options.replaced({"run": {"out": None}, "workers": alone}), Given(), Silence())
     config = parts.config.replaced({"run": {"out": options.run.out}})
     memory = footprint(parts)
     parts.close()

@@ -18,13 +18,13 @@ from evolora.errors import InputError
 from evolora.files import temporary_folder, whole_folder
 from evolora.models.base import TEMPLATE, BaseModel, load_chosen, with_tokenizer_of
 from evolora.models.cards import CARD
+from evolora.models.checksums import weights_sha256
 from evolora.models.export import export_merged, load_adapter, name_base
 from evolora.models.foreign import PICKLED, reason_of
 from evolora.models.options import ModelOptions
 from evolora.models.quantization import quantised_by
 from evolora.runs.adapter import adapter_folder, is_run
 from evolora.runs.config_file import read_run_config
-from evolora.runs.fingerprint import weights_sha256
 from evolora.runs.identity import read_identity
 from evolora.runs.initial import load_founder, named_base
 from evolora.runs.options import make_options

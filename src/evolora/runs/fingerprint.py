@@ -4,18 +4,15 @@ import hashlib
 import json
 import platform
 from collections.abc import Callable, Collection, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from evolora.engine.calibration import available_cores
 from evolora.files import file_sha256
 from evolora.fitness.loading import parse_fitness
+from evolora.models.checksums import weights_sha256
 from evolora.models.export import PEFT_CONFIG, config_text
 from evolora.models.foreign import own_code
 from evolora.models.quantization import is_quantised
@@ -74,27 +71,6 @@ def _model(model: PreTrainedModel) -> dict[str, str]:
         "weights": weights_sha256(model),
         **({"code": sha256_of(code)} if code else {}),
     }
-
-
-def weights_sha256(model: PreTrainedModel) -> str:
-    """The checksum of a model's parameters and buffers, with their names, shapes and types."""
-    tensors = [*model.named_parameters(), *model.named_buffers()]
-    if is_quantised(model):  # a layer's scales are neither
-        known = {name for name, _ in tensors}
-        tensors += [(name, value) for name, value in model.state_dict().items() if name not in known]
-    with ThreadPoolExecutor(available_cores()) as pool:  # of billions of weights this takes a while
-        sums = list(pool.map(lambda named: _tensor_sha256(named[1]), tensors))
-    return sha256_of(
-        [
-            [name, list(tensor.shape), str(tensor.dtype), sha256]
-            for (name, tensor), sha256 in zip(tensors, sums, strict=True)
-        ]
-    )
-
-
-def _tensor_sha256(tensor: Tensor) -> str:
-    data = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
-    return hashlib.sha256(data).hexdigest()
 
 
 def _options(config: RunOptions) -> dict[str, Any]:

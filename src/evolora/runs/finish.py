@@ -19,6 +19,7 @@ from evolora.files import verify, without_nan
 from evolora.masking import mask
 from evolora.models.base import TEMPLATE, given_base, load_chosen
 from evolora.models.cards import CARD
+from evolora.models.checksums import weights_sha256
 from evolora.models.cost import Cost
 from evolora.models.export import export_adapter, export_merged, load_adapter, shown_adapter, shown_model
 from evolora.models.memory import peak_memory
@@ -27,7 +28,6 @@ from evolora.population.lineage import Lineage
 from evolora.population.population import Population, genome_sha256
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts
-from evolora.runs.fingerprint import weights_sha256
 from evolora.runs.given import Given
 from evolora.runs.identity import Identity
 from evolora.runs.keeping.names import run_name

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from evolora.engine.base import Counts
 from evolora.errors import CheckpointError, InputError, RewardError, ran_out
 from evolora.evolution.loop import Evolution, sample
 from evolora.files import write_text
@@ -130,7 +131,8 @@ def run_to_end(
                     warned = True
                 logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}
                 measured["time.memory"] = taken_memory(parts.base.model.device)
-                line = {**measured, **logged, "time.total": seconds()}
+                computed = parts.engine.metrics() if isinstance(parts.engine, Counts) else {}
+                line = {**measured, **logged, **computed, "time.total": seconds()}
                 metrics.append(line)
                 unsaved = Snapshot.of(evolution, seconds())
                 trackers.generation(line)

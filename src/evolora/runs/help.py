@@ -25,9 +25,9 @@ _WAYS = """\
   --help-all           all options, by part; --PART.NAME is the long way to write any"""
 _WIDTH = 100
 TITLES = {
-    "model": "base model", "lora": "adapters", "engine": "engine", "task": "task", "reward": "reward",
-    "human": "people's votes", "completion": "completions", "evolution": "evolution", "strategy": "strategy",
-    "refiner": "refiner", "budget": "budget", "run": "run",
+    "model": "base model", "lora": "adapters", "engine": "engine", "workers": "workers", "task": "task",
+    "reward": "reward", "human": "people's votes", "completion": "completions", "evolution": "evolution",
+    "strategy": "strategy", "refiner": "refiner", "budget": "budget", "run": "run",
 }  # fmt: skip
 
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from evolora.distributed.options import WorkersOptions
 from evolora.engine.options import CompletionOptions, EngineOptions
 from evolora.environment import references, resolved, unset
 from evolora.errors import InputError, check_text
@@ -56,6 +57,7 @@ class RunOptions:
     model: ModelOptions
     lora: LoraOptions
     engine: EngineOptions
+    workers: WorkersOptions
     task: TaskOptions
     reward: RewardOptions
     human: HumanOptions

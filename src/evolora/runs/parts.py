@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, field_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
+from evolora.distributed.options import WorkersOptions
 from evolora.engine.options import CompletionOptions, EngineOptions
 from evolora.evolution.options import LoopConfig
 from evolora.human.options import HumanOptions
@@ -132,6 +133,7 @@ PARTS: Mapping[str, Mapping[str, type[Options]]] = {
     "model": {"": ModelOptions},
     "lora": {"": LoraOptions},
     "engine": {"": EngineOptions},
+    "workers": {"": WorkersOptions},
     "task": {"": TaskOptions},
     "reward": {"": RewardOptions},
     "human": {"": HumanOptions},
@@ -202,6 +204,7 @@ _TRL_SPELLINGS = {
 RESUMABLE = (
     "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "keep", "merge", "rating_host",
     "rating_port", "trust_remote_code", "update_tokens", "seed_workers", "report_to", "canary",
+    "workers", "ray", "workers_gpus", "workers_limit",
 )  # fmt: skip
 """The words for the options that a resumed run may be given anew: none of them changes what a generation computes,
 but for rounding."""

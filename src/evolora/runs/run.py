@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,7 @@ def start(
     folder = Path(config.used().run.out or new_folder(config.run.name)).absolute()
     if folder.exists() and not folder.is_dir():
         raise InputError(f"--out {folder}: found a file, expected a folder")
-    with made(folder, "checkpoints"), owned(folder, view.say):
+    with made(folder, "checkpoints"), owned(folder, view.say), ExitStack() as ending:
         if (folder / "config.toml").exists():
             raise InputError(f"--out {folder}: holds a run already, resume it with 'evolora resume {folder}'")
         if any((folder / "checkpoints").glob("gen*")):
@@ -89,7 +89,7 @@ def start(
             config = config if data is None else config.replaced({"task": {"data": str(data)}})
             for note in (*config.notes, *given.notes):
                 view.say(note)
-            parts = assemble(located(config, folder), given, view)
+            parts = ending.enter_context(assembled(located(config, folder), given, view))
             _need_room(folder, parts)
         if given.peft_config is not None:
             write_text(folder / PEFT_CONFIG, config_text(given.peft_config))
@@ -103,6 +103,14 @@ def start(
         if (unnoted := note_made_here(folder, identity.run)) is not None:
             view.say(unnoted)
         return Result(folder, *run_to_end(folder, parts, given, identity, changes))
+
+
+@contextmanager
+def assembled(config: RunOptions, given: Given, view: View) -> Iterator[Parts]:
+    """A run's parts, whose engine is let go at the end: its workers must not outlive it."""
+    parts = assemble(config, given, view)
+    with closing(parts.engine):
+        yield parts
 
 
 def _need_room(folder: Path, parts: Parts) -> None:
@@ -196,13 +204,13 @@ def _go_on(folder: Path, words: Source, given: Given, view: View, trust: Trust, 
         return Result(folder, summary, history)
     for note in (*config.notes, *given.notes):
         view.say(note)
-    parts = assemble(config, given, view)
-    _need_room(folder, parts)
-    now = fingerprint(parts, given)
-    # Edited may be what a resumed run is given by options, too.
-    changes = lost or list(differences(identity.fingerprint, now)) or edited
-    _check_changes(folder, changes, accept_changes, view)
-    return Result(folder, *run_to_end(folder, parts, given, replace(identity, fingerprint=now), changes))
+    with assembled(config, given, view) as parts:
+        _need_room(folder, parts)
+        now = fingerprint(parts, given)
+        # Edited may be what a resumed run is given by options, too.
+        changes = lost or list(differences(identity.fingerprint, now)) or edited
+        _check_changes(folder, changes, accept_changes, view)
+        return Result(folder, *run_to_end(folder, parts, given, replace(identity, fingerprint=now), changes))
 
 
 def _check_changes(folder: Path, changes: Sequence[str], accept: bool, view: View) -> None:
