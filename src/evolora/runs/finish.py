@@ -39,9 +39,6 @@ from evolora.runs.summary import write_summary
 from evolora.tasks.chat import use_template
 from evolora.tasks.task import Example
 
-# Of the completions that were cut off, what is worth a warning.
-_MANY = 0.5
-
 
 def finish(
     folder: Path,
@@ -112,8 +109,6 @@ def finish(
         cut = {"cut": _cut(evaluation, parts)}
         return _test_figures(evaluation, config.run.seed) | _terms(evaluation) | cut
 
-    if (warning := cut_warning("the winner's test completions", _cut(winner_test, parts), parts)) is not None:
-        parts.view.say(warning)
     summary = {
         "run": identity.run,
         "name": run_name(folder),
@@ -254,16 +249,6 @@ def fitness_name(parts: Parts) -> str:
     samples = parts.config.evolution.fitness_samples
     name = parts.scorer.name if parts.fitness is None else parts.fitness.name
     return f"{name} of {samples} samples" if samples > 1 else name
-
-
-def cut_warning(whose: str, share: float, parts: Parts) -> str | None:
-    """What is said where a large share of completions was cut off; None where it was not."""
-    if not share > _MANY:  # NaN where there were none
-        return None
-    return (
-        f"Warning: {share:.0%} of {whose} were cut off at {parts.max_new_tokens} tokens; where they should end by "
-        "themselves, a larger --max-new-tokens lets them."
-    )
 
 
 def _cut(evaluation: Evaluation, parts: Parts) -> float:

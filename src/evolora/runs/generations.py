@@ -23,13 +23,14 @@ from evolora.runs.assembly import Parts
 from evolora.runs.building import build_evolution
 from evolora.runs.callbacks import Callbacks, Run
 from evolora.runs.config_file import config_toml, with_checksum
-from evolora.runs.finish import cut_warning, finish
+from evolora.runs.finish import finish
 from evolora.runs.footprint import taken_memory
 from evolora.runs.given import Given
 from evolora.runs.identity import Identity
 from evolora.runs.keeping.names import run_name
 from evolora.runs.options import RunOptions
 from evolora.runs.recovery import LINEAGE, METRICS, REWARD_LOG, recover
+from evolora.runs.report.endings import cut_warning
 from evolora.runs.report.live import LiveReport
 from evolora.runs.snapshot import Snapshot, restore
 from evolora.runs.stopping import Interrupted, Stop
@@ -126,7 +127,7 @@ def run_to_end(
                         "--eval-prompts says on how many prompts it is asked"
                     )
                 whose = f"generation {evolution.generation}'s completions"
-                if not warned and (warning := cut_warning(whose, measured["cut"], parts)) is not None:
+                if not warned and (warning := cut_warning(whose, measured["cut"], parts.max_new_tokens)) is not None:
                     parts.view.say(warning)
                     warned = True
                 logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}

@@ -6,8 +6,8 @@ from typing import Any
 
 from evolora.runs.summary import measured_by, worth
 
-# Of the winner's completions cut off, what is worth a word.
-_MANY = 0.1
+# Of the completions that were cut off, what is worth a warning.
+_MANY = 0.5
 
 
 @dataclass(frozen=True)
@@ -45,11 +45,8 @@ class Ending:
             )
         if self.rewards is not None and not self.has_interval and after is not None:
             yield f"The fitness {self.summary['fitness']} is not recomputed on other prompts, so it has no interval."
-        if (clipped := winner["clipped_ratio"]) > _MANY:
-            yield (
-                f"Warning: {clipped:.0%} of the winner's test completions were cut off at {self.max_new_tokens} "
-                "tokens, --max-new-tokens."
-            )
+        if (warning := cut_warning("the winner's test completions", winner["cut"], self.max_new_tokens)) is not None:
+            yield warning
 
 
 def rose_alone(before: float, after: float) -> str:
@@ -57,4 +54,14 @@ def rose_alone(before: float, after: float) -> str:
     return (
         f"The reward rose on the validation prompts, from {before:.3f} to {after:.3f}, and the fitness did not: what "
         "RL follows is not what is wanted."
+    )
+
+
+def cut_warning(whose: str, share: float, max_new_tokens: int) -> str | None:
+    """What is said where a large share of completions was cut off; None where it was not."""
+    if not share > _MANY:  # NaN where there were none
+        return None
+    return (
+        f"Warning: {share:.0%} of {whose} were cut off at {max_new_tokens} tokens; where they should end by "
+        "themselves, a larger --max-new-tokens lets them."
     )
