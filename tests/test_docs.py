@@ -1,16 +1,26 @@
 """The documentation: what it links to is there, and the pages for users stay short."""
 
+import argparse
 import re
 import runpy
+from collections.abc import Iterator
+from itertools import product
 from pathlib import Path
 
 import pytest
+
+from evolora.cli import _parser
+from evolora.runs.parts import PARTS, Vocabulary
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 NAMED = re.compile(r"(?<![\w./])docs/[\w./-]+\.(?:md|png|json)")
+BLOCK = re.compile(r"^```.*?^```|`[^`\n]+`|^    .*$", re.DOTALL | re.MULTILINE)
+OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*[a-z0-9]")
+# Other programs' options, and words that stand for any of ours.
+OTHERS = {"--index-url", "--only", "--base-rates", "--key", "--no", "--part.name"}
 MOST_LINES, MOST_COLUMNS = 110, 125
 
 
@@ -53,3 +63,30 @@ def test_the_page_of_options_is_as_the_options_are() -> None:
     page = runpy.run_path(str(ROOT / "scripts" / "options_page.py"))["page"]()
     written = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
     assert written == page, "python scripts/options_page.py writes it anew"
+
+
+def options_of(parser: argparse.ArgumentParser) -> Iterator[str]:
+    for action in parser._actions:
+        yield from action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for command in action.choices.values():
+                yield from options_of(command)
+
+
+def test_every_option_that_a_page_names_is_there() -> None:
+    pairs = product(PARTS["strategy"], PARTS["refiner"])
+    words = {
+        f"--{word.replace('_', '-')}"
+        for one, two in pairs
+        for word in Vocabulary({"strategy": one, "refiner": two}).words
+    }
+    known = words | set(options_of(_parser())) | {"--help-all", "--dry-run", "--resume", "--config"} | OTHERS
+    lost = [
+        f"{page.relative_to(ROOT)}: {option}"
+        for page in PAGES
+        if page.parent.name != "log"  # whose words are of then
+        for code in BLOCK.findall(page.read_text(encoding="utf-8"))
+        for option in OPTION.findall(code)
+        if option not in known and option.replace("--no-", "--") not in known
+    ]
+    assert lost == []
