@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,11 +16,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evolora.engine.base import Scoring
+from evolora.engine.canary import Canary, Row
 from evolora.engine.choose import resolved
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.self_check import check_engine
 from evolora.engine.text import Text
-from evolora.errors import InputError
+from evolora.errors import EngineError, InputError
 from evolora.models.base import BaseModel, given_base, load_base, module_tree
 from evolora.models.checksums import weights_sha256
 from evolora.models.cost import ModelSize
@@ -77,6 +79,20 @@ def test_the_self_check_passes(base: BaseModel, kind: str) -> None:
     wrong.layers.detach()
     with pytest.raises(InputError, match="does not say what PEFT's says"):
         check_engine(wrong, base.model, config, founder, text, name="tiny")
+
+
+def test_the_canary_passes_and_finds_a_fault(base: BaseModel) -> None:
+    layout, founder = lora_layout(base.model, lora_config(base.model), seed=0)
+    engine, text = EagerEngine(base.model, layout), Text.of(base.model, base.tokenizer)
+    canary, genomes = Canary(engine, base.model, founder, text), noisy(founder, 4)
+    prompt = [5, 17, 30, 22]
+    rows = engine.generate(genomes, [prompt], text.decoding(6)).rows()
+    for generation, ids in enumerate(rows):
+        assert canary.check(genomes, Row(generation, "it", prompt, ids), generation=generation) <= 1
+    silent = replace(layout, modules=tuple(replace(module, scaling=0.0) for module in layout.modules))
+    canary.engine = EagerEngine(base.model, silent)
+    with pytest.raises(EngineError, match="the engine does not say of the sentinel in place"):
+        canary.check(genomes)
 
 
 def test_log_probabilities_and_gradients_are_pefts(base: BaseModel, kind: str) -> None:

@@ -287,13 +287,9 @@ class Deals(Protocol):
         """Those that there are now, each to be asked by itself."""
         ...
 
-
-@runtime_checkable
-class Dismisses(Protocol):
-    """What an engine that deals may have beside: it can do without one that computes something wrong."""
-
-    def dismiss(self, one: Engine) -> None:
-        """Let one of those it deals to go, and all that was kept of it. Its rows of batches to come go to others."""
+    def dismiss(self, one: Engine) -> bool:
+        """Let one of them go, which computes something wrong, and all that was kept of it. Whether it can do without:
+        what is asked again, and all to come, others compute."""
         ...
 
 

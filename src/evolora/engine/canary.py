@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evolora.engine.base import Completions, Deals, Decoding, Dismisses, Engine, Scoring
+from evolora.engine.base import Completions, Deals, Decoding, Engine, Scoring
 from evolora.engine.oracle import Answer, Oracle, log_probs_of, tolerance_of, uneven_prompts
 from evolora.engine.text import Text
 from evolora.engine.threads import Threads
@@ -122,26 +122,31 @@ class Canary:
         return best[1]
 
     def check(self, genomes: Tensor, row: Row | None = None, *, generation: int = 0) -> float:
-        """Check the engine, in as many places as there are `genomes` [n, genome_length], and by a `row` of theirs; then
-        each that it deals to. By how many tolerances the engine differs at most, at most 1.
+        """Check all that the engine deals to, and itself, in as many places as there are `genomes` [n, genome_length],
+        and by a `row` of theirs. By how many tolerances the engine itself differs at most, at most 1.
 
-        Raises EngineError where one differs by more. It is `mended` where the engine could dismiss whom it dealt to.
+        Raises EngineError where one differs by more. It is `mended` where the engine could dismiss those that do.
         """
         kinds = self._kinds(min(len(genomes), _MOST_PLACES), generation)
+        self._check_others(kinds, genomes)
         said = self._judged(kinds, self._asked(self.engine, kinds))
         if row is not None:
             said += self._of_row(genomes, row)
-        worst = self._worst(self.name, said, genomes)
+        return self._worst(self.name, said, genomes)
+
+    def _check_others(self, kinds: Sequence[int], genomes: Tensor) -> None:
         others = self.engine.dealt_to() if isinstance(self.engine, Deals) else []
+        faults: list[tuple[Engine, EngineError]] = []
         for number, (one, asked) in enumerate(zip(others, self._side_by_side(others, kinds), strict=True), 1):
             try:
                 self._worst(f"{self.name} {number} of {len(others)}", self._judged(kinds, asked), genomes)
             except EngineError as error:
-                if isinstance(self.engine, Dismisses):
-                    self.engine.dismiss(one)
-                    error.mended = True
-                raise
-        return worst
+                faults.append((one, error))
+        if isinstance(self.engine, Deals) and faults:
+            dismissed = [self.engine.dismiss(one) for one, _ in faults]
+            fault = faults[0][1]
+            fault.mended = all(dismissed)
+            raise fault
 
     def _worst(self, engine: str, said: Sequence[_Said], genomes: Tensor) -> float:
         """The largest difference in tolerances. Raises EngineError for one that rounding does not explain."""
@@ -175,9 +180,12 @@ class Canary:
         return ""
 
     def _kinds(self, places: int, generation: int) -> list[int]:
-        """Which sentinel has which place: another in each generation, so that what stays in one is seen."""
-        order = torch.randperm(places, generator=keyed_generator(self.seed, "canary", generation))
-        kinds: list[int] = ((order + generation) % max(2, min(places, _SENTINELS))).tolist()
+        """Which sentinel has which place: always another than the generation before, so that what stays there is seen,
+        and where some have to share one, others do after a while."""
+        different = max(2, min(places, _SENTINELS))
+        while_shared = generation // different if places > different else 0
+        order = torch.randperm(places, generator=keyed_generator(self.seed, "canary", while_shared))
+        kinds: list[int] = ((order + generation) % different).tolist()
         return kinds
 
     def _sentinel(self, kind: int) -> Tensor:

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
-from evolora.engine.base import Completions, Decoding, Engine, Prompts, Scored, Scoring
+from evolora.engine.base import Completions, Deals, Decoding, Engine, Prompts, Scored, Scoring
 from evolora.engine.budget import Budget
 from evolora.engine.calibration import give_memory_back
 from evolora.engine.parts import Part, as_one_batch, genomes_of
@@ -64,6 +64,14 @@ class MicroBatchEngine:
         if self.gives_back and (learns or self._learned):
             give_memory_back()
         self._learned = learns
+
+    def dealt_to(self) -> Sequence[Engine]:
+        """See `Deals.dealt_to`."""
+        return self.engine.dealt_to() if isinstance(self.engine, Deals) else []
+
+    def dismiss(self, one: Engine) -> bool:
+        """See `Deals.dismiss`."""
+        return isinstance(self.engine, Deals) and self.engine.dismiss(one)
 
     def close(self) -> None:
         """See `Engine.close`."""

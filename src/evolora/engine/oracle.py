@@ -22,8 +22,9 @@ from evolora.models.quantization import rounding
 # What log-probabilities may differ by: in float32, and so many times the rounding of the largest logit: in half
 # precision the logits themselves are rounded, in float32 each layer's sums.
 _TOLERANCE, _ROUNDINGS_OF_HALF, _ROUNDINGS = 1e-4, 4.0, 100.0
-# Passes that round otherwise, by so many roundings; and how many times their spread an engine may differ.
-_SHAKEN, _ROUNDINGS_OF_SHAKEN, _SPREADS = 8, 10.0, 2.0
+# Passes that round otherwise, by so much of half precision's rounding, or so many times float32's, of which a layer
+# sums many; and how many times their spread an engine may differ.
+_SHAKEN, _SHARE_OF_HALF, _TIMES_ROUNDING, _SPREADS = 8, 0.5, 10.0, 2.0
 _SHORT, _LONG = "The", "One two three four five six seven eight nine ten eleven twelve"
 
 
@@ -133,8 +134,7 @@ class Oracle:
     @contextmanager
     def _shaken(self) -> Iterator[None]:
         share, generator = rounding(self._tree), torch.Generator().manual_seed(0)
-        if share <= torch.finfo(torch.float32).eps:
-            share *= _ROUNDINGS_OF_SHAKEN
+        share *= _SHARE_OF_HALF if share > torch.finfo(torch.float32).eps else _TIMES_ROUNDING
 
         def shake(_: nn.Module, __: object, output: object) -> Tensor | None:
             if not isinstance(output, Tensor) or not output.is_floating_point():

@@ -157,6 +157,11 @@ class SplitEngine:
         """See `Deals.dealt_to`. Small batches go to the first one."""
         return self.engines[1:]
 
+    def dismiss(self, one: Engine) -> bool:
+        """See `Deals.dismiss`. What is wrong with one of them is wrong with this process."""
+        del one
+        return False
+
     def _side_by_side(self, run: Callable[[int], Result], parts: int) -> list[Result]:
         while len(self.engines) < parts:
             self.engines.append(self._replica())

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from evolora.engine.base import Counts
-from evolora.errors import CheckpointError, InputError, RewardError, ran_out
+from evolora.errors import CheckpointError, EngineError, InputError, RewardError, ran_out
 from evolora.evolution.loop import Evolution, sample
 from evolora.files import write_text
 from evolora.human.feedback import HumanFeedback, open_page
@@ -40,6 +40,8 @@ from evolora.runs.tracking.shown import SAVING
 from evolora.runs.tracking.trackers import Trackers
 from evolora.runs.tracking.view import Outset, warn
 
+# How often a generation is done again without those of the engine who computed it wrongly.
+_MOST_REDONE = 8
 # What was validated so far, and samples of it.
 _VALIDATED = """
 SELECT samples.generation, operator, fitness, prompt, completion, reward FROM samples
@@ -88,6 +90,7 @@ def run_to_end(
     run = Run(folder, name, config.most_gens, parts, evolution)
     callbacks = Callbacks(given.callbacks, run)
     unsaved: Snapshot | None = None
+    redone = 0
     feedback: HumanFeedback | None = None
     stop = Stop(parts.view.say)
     report = LiveReport(folder, parts.view.say)
@@ -116,7 +119,16 @@ def run_to_end(
             warned = False
             while done < 1:
                 parts.at(evolution.generation)
-                measured = evolution.step(done)
+                try:
+                    measured = evolution.step(done)
+                except EngineError as fault:
+                    redone += 1
+                    if not fault.mended or redone > _MOST_REDONE:
+                        raise
+                    parts.view.say(f"{fault}; it is gone, and generation {evolution.generation} is done again")
+                    _take_back(folder, parts, evolution, unsaved, identity.run)
+                    continue
+                redone = 0
                 lineage.commit()
                 if (news := parts.budget.news()) is not None:
                     parts.view.say(news)
@@ -178,6 +190,17 @@ def run_to_end(
         trackers.close()
         parts.close()  # last: a reward of one's own may fail even here
     return summary, metrics.read()
+
+
+def _take_back(folder: Path, parts: Parts, evolution: Evolution, unsaved: Snapshot | None, run: str) -> None:
+    """Let the loop be what it was after its last whole generation."""
+    fresh = replace(build_evolution(parts, evolution.lineage), judge=evolution.judge, canary=evolution.canary)
+    if unsaved is None:
+        restore(folder, parts, fresh, run)
+    else:
+        fresh.load_state_dict(copy.deepcopy(unsaved.state))
+    fresh.lineage.rewind(fresh.generation if fresh.generation else -1)
+    vars(evolution).update(vars(fresh))
 
 
 def _show_outset(parts: Parts, evolution: Evolution, history: Sequence[Mapping[str, Any]], done: float) -> None:
