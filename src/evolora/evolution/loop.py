@@ -3,7 +3,7 @@
 import itertools
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -106,6 +106,8 @@ class Evolution:
     race: Race | None = None
     # Of the best on validation, the mean of each term of a combined reward.
     terms: dict[str, float] = field(default_factory=dict)
+    # Told before the first generation where all that the base wrote on validation earned the same.
+    base_is_flat: Callable[[], None] | None = None
     # Of a fitness beside the reward: what the base and the latest to be validated earn there.
     rewards: tuple[float, float] | None = None
     # The lowest and the highest reward of all.
@@ -127,6 +129,8 @@ class Evolution:
         self.generation += 1
         if self.hall_of_fame.empty:
             self._validate(self.strategy.ask().select([0]))
+            if self.base_is_flat is not None and self.judge is None and self.earned and len(set(self.earned)) == 1:
+                self.base_is_flat()
         population = self.strategy.ask()
         prompts = self._draw("evaluation", self.task.train, self.config.eval_prompts)
         population, evaluation = self.measure(population, prompts, "population")
@@ -152,6 +156,7 @@ class Evolution:
             **{f"strategy.{name}": value for name, value in self.strategy.metrics().items()},
             "failed_completions": self.failed_completions,
             "validation.best": self.hall_of_fame.highest,
+            "validation.base": self.hall_of_fame.fitness[0],
             **{f"reward.{name}": value for name, value in self.terms.items()},
             "mutation_scale": float(np.mean(scales)),
             **self.spent(),
@@ -418,6 +423,11 @@ class Evolution:
             len(examples), generator=keyed_generator(self.config.seed, f"{purpose} prompts", self.generation)
         )
         return [examples[index] for index in order[:count].tolist()]
+
+    def only_the_reward_rose(self, fitness: float) -> bool:
+        """Whether the latest to be validated, of this fitness there, earns more than the base and is no fitter."""
+        base = self.hall_of_fame.fitness[0]
+        return self.rewards is not None and self.rewards[1] > self.rewards[0] and fitness <= base
 
     def base(self) -> Individual:
         """Individual 0, the untouched base model."""

@@ -26,6 +26,14 @@ class LoopConfig(Seeded, RolloutOptions, PopulationOptions):
     )
     group_column: str | None = option(None, "the data's column of groups, for --fitness worst-group")
     eval_prompts: int = option(16, "training prompts that measure the fitness of a generation", common=True, ge=1)
+    until: float | None = option(
+        None,
+        "end the run after the generation whose best on validation is worth this much; default none, for a single "
+        "--prompt with its --target 1",
+    )
+    patience: int | None = option(
+        None, "end the run after so many generations without a better one on validation", ge=1
+    )
     racing: float | None = option(
         None,
         "let individuals race: after each --racing-block prompts those leave that lose at this error level; none: all "
@@ -48,7 +56,7 @@ class LoopConfig(Seeded, RolloutOptions, PopulationOptions):
         "keep", "mutation scale of the refined: keep, their parent's, or step, at most the size of their refinement"
     )
     validation_prompts: int = option(
-        64, "validation prompts that a generation's best is checked on; the finalists meet all", common=True, ge=1
+        64, "validation prompts that a generation's best is checked on; the finalists meet all", ge=1
     )
     finalists: int = option(4, "individuals that meet the whole validation split at the end", ge=1)
     soup: int = option(

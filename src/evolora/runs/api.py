@@ -148,11 +148,11 @@ def resume(
 ) -> Result:
     """Continue a run from its newest whole checkpoint, to the same bits as if it had never stopped.
 
-    `options`, or keywords, may give a new `gens`, `budget_tokens`, `budget_seconds`, `budget_flops`, `save_every`,
-    `keep`, `merge` or `report_to`; None takes a limit away. Budgets count all that the run has spent, before it was
-    stopped and after. A run that was given a loaded model or Python functions as its reward (or as TRL's
-    `reward_funcs`) or fitness needs them again. One that was not made in this folder by this user, and whose options
-    run code or read environment variables, is refused unless `trust_reward`.
+    `options`, or keywords, may give a new `gens`, `until`, `patience`, `budget_tokens`, `budget_seconds`,
+    `budget_flops`, `save_every`, `keep`, `merge` or `report_to`; None takes a limit away. Budgets count all that the
+    run has spent, before it was stopped and after. A run that was given a loaded model or Python functions as its
+    reward (or as TRL's `reward_funcs`) or fitness needs them again. One that was not made in this folder by this user,
+    and whose options run code or read environment variables, is refused unless `trust_reward`.
 
     Raises InputError for any other option, and where anything else has changed that the results depend on: data, model,
     tokenizer, reward, options, versions. With `accept_changes` the run goes on, and its summary lists what was

@@ -17,7 +17,6 @@ from evolora.evolution.loop import Evolution, sample
 from evolora.files import write_text
 from evolora.human.feedback import HumanFeedback, open_page
 from evolora.masking import keys_in, mask
-from evolora.models.cost import Costs
 from evolora.population.lineage import Lineage
 from evolora.runs.assembly import Parts
 from evolora.runs.building import build_evolution
@@ -28,9 +27,11 @@ from evolora.runs.footprint import taken_memory
 from evolora.runs.given import Given
 from evolora.runs.identity import Identity
 from evolora.runs.keeping.names import run_name
+from evolora.runs.limits import enough, progress
 from evolora.runs.options import RunOptions
+from evolora.runs.outlook import warn_of_equal_rewards
 from evolora.runs.recovery import LINEAGE, METRICS, REWARD_LOG, recover
-from evolora.runs.report.endings import cut_warning
+from evolora.runs.report.endings import cut_warning, rose_alone
 from evolora.runs.report.live import LiveReport
 from evolora.runs.snapshot import Snapshot, restore
 from evolora.runs.stopping import Interrupted, Stop
@@ -96,7 +97,7 @@ def run_to_end(
     report = LiveReport(folder, parts.view.say)
     try:
         with stop.listening():
-            history = metrics.read()
+            history = list(metrics.read())
             trackers.start(config.parts(), history)
             callbacks.start()
             if (voted := parts.voted) is not None:
@@ -113,10 +114,12 @@ def run_to_end(
                     reporter=parts.reporter,
                 )
             done = progress(config, {"generation": evolution.generation, **evolution.spent()})
+            done = max(done, float(enough(config, history) is not None))
             _show_outset(parts, evolution, history, done)
             printed = _Printed(folder / REWARD_LOG, parts.view.say)
             report.update(done, config.most_gens)
-            warned = False
+            evolution.base_is_flat = functools.partial(warn_of_equal_rewards, parts)
+            warned = hacked = False
             while done < 1:
                 parts.at(evolution.generation)
                 try:
@@ -147,12 +150,19 @@ def run_to_end(
                 computed = parts.engine.metrics() if isinstance(parts.engine, Counts) else {}
                 line = {**measured, **logged, **computed, "time.total": seconds()}
                 metrics.append(line)
+                history.append(line)
                 unsaved = Snapshot.of(evolution, seconds())
                 trackers.generation(line)
                 done = progress(config, measured)
                 parts.view.generation(measured, config.most_gens, done)
+                if not hacked and (hacked := evolution.only_the_reward_rose(measured["validation"])):
+                    assert evolution.rewards is not None
+                    parts.view.say(f"generation {evolution.generation}: {rose_alone(*evolution.rewards)}")
                 printed.look()
                 report.update(done, config.most_gens)
+                if (why := enough(config, history)) is not None:
+                    parts.view.say(f"generation {evolution.generation} is the last: {why}")
+                    done = 1
                 if callbacks.generation(line):
                     parts.view.say(f"generation {evolution.generation}: a callback ends the run")
                     done = 1
@@ -246,19 +256,3 @@ def _save_after(end: BaseException, unsaved: Snapshot, folder: Path, parts: Part
         unsaved.write(folder, parts, lineage, run)
     except Exception as error:
         end.add_note(f"generation {unsaved.generation} could not be saved ({ran_out(error) or error})")
-
-
-def progress(config: RunOptions, metrics: Mapping[str, float]) -> float:
-    """The share of the run that is done, by whichever limit is nearest; the run ends when it is 1 or more."""
-    costs = Costs.from_metrics(metrics)
-    shares = [
-        used / limit
-        for used, limit in (
-            (metrics["generation"], config.most_gens),
-            (costs.generated_tokens, config.budget.tokens),
-            (metrics["time.loop"], config.budget.seconds),
-            (costs.flops, config.budget.flops),
-        )
-        if limit is not None
-    ]
-    return max(shares)

@@ -192,6 +192,7 @@ def make_options(*sources: Source | Mapping[str, Any]) -> RunOptions:
                 given.values[part] = {name: each for name, each in given.values[part].items() if name in known}
         _hear(source, Vocabulary(types), given)
     _one_is_both(given.values)
+    _until_solved(given.values)
     last = read[-1] if read else Source([])
     vocabulary = Vocabulary(types)
 
@@ -254,6 +255,14 @@ def _one_is_both(values: dict[str, dict[str, Any]]) -> None:
     fitness, reward = values["evolution"].get("fitness"), values["reward"].get("name")
     if isinstance(fitness, str) and builtin_fitness(fitness) is None and reward in (None, fitness):
         values["reward"]["name"] = values["evolution"].pop("fitness")
+
+
+def _until_solved(values: dict[str, dict[str, Any]]) -> None:
+    """A single pair is solved when its prompt is answered by its target, which earns 1 by the reward that it has."""
+    task, evolution = values["task"], values["evolution"]
+    single = task.get("prompt") is not None and task.get("target") is not None
+    if single and values["reward"].get("name") is None and evolution.get("fitness") is None:
+        evolution.setdefault("until", 1.0)
 
 
 def _with_checked_texts(options: RunOptions, given: _Given) -> RunOptions:

@@ -202,8 +202,8 @@ _TRL_SPELLINGS = {
 }
 
 RESUMABLE = (
-    "gens", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "keep", "merge", "rating_host",
-    "rating_port", "trust_remote_code", "update_tokens", "seed_workers", "report_to", "canary",
+    "gens", "until", "patience", "budget_tokens", "budget_seconds", "budget_flops", "save_every", "keep", "merge",
+    "rating_host", "rating_port", "trust_remote_code", "update_tokens", "seed_workers", "report_to", "canary",
     "workers", "ray", "workers_gpus", "workers_limit",
 )  # fmt: skip
 """The words for the options that a resumed run may be given anew: none of them changes what a generation computes,

@@ -21,7 +21,7 @@ from evolora.runs.disk import need_room_for_run
 from evolora.runs.fingerprint import fingerprint
 from evolora.runs.finish import merge_winner
 from evolora.runs.footprint import footprint
-from evolora.runs.generations import progress, run_to_end
+from evolora.runs.generations import run_to_end
 from evolora.runs.given import ROWS, Given
 from evolora.runs.identity import (
     Fingerprint,
@@ -34,6 +34,7 @@ from evolora.runs.identity import (
 )
 from evolora.runs.initial import Initial
 from evolora.runs.keeping.names import find_run, new_folder
+from evolora.runs.limits import enough, progress
 from evolora.runs.options import RunOptions, Source, make_options
 from evolora.runs.recovery import METRICS, check_ledgers, set_aside
 from evolora.runs.snapshot import checkpoint_run
@@ -264,7 +265,10 @@ def finished(
     history = MetricsLog(folder / METRICS, run).read()
     try:
         check_ledgers(folder, summary["generations"], run)
-        if not history or summary["generations"] != history[-1]["generation"] or progress(config, history[-1]) < 1:
+        if not history or summary["generations"] != history[-1]["generation"]:
+            return None
+        why = enough(config, history)
+        if why is None and progress(config, history[-1]) < 1:
             return None
         for name in summary["sealed"]:
             check_belonging(folder, name, summary)
@@ -272,6 +276,8 @@ def finished(
         _need_checkpoint(folder, fault)
         say(f"made again: {fault}")
         return None
+    if why is not None:
+        say(f"the run is over: {why}")
     return summary, history
 
 

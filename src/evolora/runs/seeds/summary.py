@@ -144,6 +144,7 @@ def differing(folder: Path, seeds: Sequence[int]) -> list[str]:
         run = seed_folder(folder, seed)
         options = make_options(read_run_config(run))
         limits = {"--gens": options.most_gens, **{f"--budget-{name}": each for name, each in options.budget}}
+        limits |= {"--until": options.evolution.until, "--patience": options.evolution.patience}
         known[seed] = {**but_for_seed(read_identity(run).fingerprint), "limit": limits}
     first = known[seeds[0]]
     return [

@@ -119,7 +119,7 @@ def _figures(shown: Shown, width: int) -> list[Text]:
     rate, memory, speed = shown.of_refiner("lr"), shown.figure("time.memory"), shown.figure("time.tokens_per_second")
     rows: list[tuple[str, list[tuple[str, str, str]]]] = [
         (
-            "reward",
+            "reward" if math.isnan(shown.followed) else "fitness",
             [
                 ("base", figures.reward(shown.base_reward), ""),
                 ("best", figures.reward(shown.best_reward), "bold green"),
@@ -146,6 +146,9 @@ def _figures(shown: Shown, width: int) -> list[Text]:
     ]
     if shown.refiner is None and shown.metrics:  # nobody learns by RL
         rows[2] = ("writing", [("cut", figures.percent(shown.figure("cut")), "")])
+    if not math.isnan(shown.followed):
+        before = figures.reward(shown.figure("validation.base_reward"))
+        rows.insert(1, ("reward", [("base", before, ""), ("lineage", figures.reward(shown.followed), "")]))
     lines = [
         line
         for label, cells in rows

@@ -28,6 +28,7 @@ def cells(shown: Shown, *, left: bool) -> list[Cell]:
         Cell(2, "best", reward(shown.figure("fitness.best"))),
         Cell(7, "mean", reward(shown.figure("fitness.mean"))),
         Cell(1, "validation", reward(shown.figure("validation")), "bold green"),
+        *([Cell(1, "reward", reward(followed))] if not math.isnan(followed := shown.followed) else []),
         *([] if shown.refiner is None else [Cell(3, shown.refiner, gain(shown.of_refiner("added")))]),
         Cell(4, "evolution", gain(shown.figure("evolution.added"))),
         Cell(5, "tok/s", f"{shown.figure('time.tokens_per_second'):>6,.0f}"),

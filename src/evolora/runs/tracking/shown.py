@@ -135,6 +135,11 @@ class Shown:
         """Of the last generation; NaN where there is none."""
         return _figure(self.metrics, name)
 
+    @property
+    def followed(self) -> float:
+        """What RL follows beside what is wanted, on validation; NaN where it is the same."""
+        return self.figure("validation.reward")
+
     def of_refiner(self, name: str) -> float:
         return _figure(self.metrics, f"{self.refiner}.{name}")
 

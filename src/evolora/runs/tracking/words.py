@@ -7,6 +7,8 @@ WORDS = {
     "mean": "that of all individuals",
     "validation": "the mean reward on validation prompts, the same in every generation and never trained on; its curve "
     "runs from the first generation to the last",
+    "fitness": "what individuals are judged by, with --fitness, where RL follows another reward: then best, mean and "
+    "validation are of it, and 'reward' is what the same completions earn",
     "base": "the model without an adapter; of a run that --init began, the adapter that it started from",
     "lineage": "the running average of those who were refined one after another; without one, the generation's best",
     "added": "how much fitter the best of a generation became by RL (ppo, grpo, rloo) and by evolution's operators; "
