@@ -3,6 +3,7 @@
 import argparse
 import re
 import runpy
+import tomllib
 from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
@@ -13,7 +14,7 @@ from evolora.cli import _parser
 from evolora.runs.parts import PARTS, Vocabulary
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
 CODE = re.compile(r"^```.*?^```|`[^`\n]+`", re.DOTALL | re.MULTILINE)
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
 NAMED = re.compile(r"(?<![\w./])docs/[\w./-]+\.(?:md|png|json)")
@@ -90,3 +91,10 @@ def test_every_option_that_a_page_names_is_there() -> None:
         if option not in known and option.replace("--no-", "--") not in known
     ]
     assert lost == []
+
+
+def test_a_version_is_the_same_wherever_it_stands() -> None:
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]["version"]
+    assert f"\nversion: {version}\n" in (ROOT / "CITATION.cff").read_text(encoding="utf-8")
+    newest = re.findall(r"^## (\S+?),? ", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.MULTILINE)[0]
+    assert newest == version
