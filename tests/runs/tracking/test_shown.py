@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from evolora.engine.progress import Sample
+from evolora.runs.tracking import figures
 from evolora.runs.tracking.shown import SAVING, Shown
 from evolora.runs.tracking.view import Outset
 
@@ -41,6 +42,14 @@ def test_from_the_second_generation_on_phases_count_what_they_took(story: Any) -
     again = shown.share
     view.progress("update", 0, 0)
     assert shown.share == again, "a part is no phase"
+
+
+def test_an_address_in_a_phase_stays_whole(story: Any) -> None:
+    shown = Shown(story().clock)
+    shown.progress("votes at http://127.0.0.1:41265/?token=x", 2, 8)
+    assert figures.phase(shown) == "votes at http://127.0.0.1:41265/?token=x 2 of 8"
+    shown.progress("rollout 1 of 6: rewarding", 3, 4)
+    assert figures.phase(shown) == "rollout 1 of 6 3 of 4: rewarding"
 
 
 @pytest.mark.parametrize(

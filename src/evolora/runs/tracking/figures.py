@@ -90,5 +90,5 @@ def duration(seconds: float) -> str:
 
 def phase(shown: Shown) -> str:
     """What is under way, and how much of it is done."""
-    what, colon, part = shown.phase.partition(":")
+    what, colon, part = shown.phase.partition(": ")
     return what + (f" {shown.done:,} of {shown.total:,}" if shown.total else "") + colon + part

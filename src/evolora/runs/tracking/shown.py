@@ -86,8 +86,8 @@ class Shown:
         self._pace: Pace | None = None
 
     def progress(self, what: str, done: int, total: int) -> None:
-        name = what.partition(":")[0]
-        if self._pace is not None and name != self.phase.partition(":")[0] and name != SAVING:
+        name = what.partition(": ")[0]
+        if self._pace is not None and name != self.phase.partition(": ")[0] and name != SAVING:
             self._pace.phase(self.clock())
         self.phase, self.done, self.total = what, done, total
 
