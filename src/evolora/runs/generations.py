@@ -128,7 +128,7 @@ def run_to_end(
                         f"generation {evolution.generation}: the reward scored nothing, so nobody is selected; "
                         "--eval-prompts says on how many prompts it is asked"
                     )
-                logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}
+                logged = {f"logged.{name}": value for each in parts.scorers for name, value in each.metrics.items()}
                 measured["time.memory"] = taken_memory(parts.base.model.device)
                 line = {**measured, **logged, "time.total": seconds()}
                 metrics.append(line)
