@@ -102,6 +102,36 @@ def test_python_functions_are_needed_again(toy: Any, tmp_path: Path) -> None:
     assert alone.summary["reward"] == "vowels" and "fitness" not in alone.summary
 
 
+def test_groups_and_labels_come_from_the_data(tmp_path: Path, evolora: Any) -> None:
+    """The bundled model says of no review what it is: rare labels and groups count as much as common ones."""
+    rows = [
+        {"prompt": f"Is {word} good?", "target": "no" if number % 4 else "yes", "kind": "ab"[number % 2]}
+        for number, word in enumerate("tea milk bread salt cheese wine rice soup cake ham".split() * 2)
+    ]
+    data = tmp_path / "reviews.jsonl"
+    data.write_text(
+        "".join(json.dumps({**row, "prompt": f"{n}: {row['prompt']}"}) + "\n" for n, row in enumerate(rows))
+    )
+    for fitness, more in (("macro-f1", []), ("worst-group(reward='length(3)')", ["--group-column", "kind"])):
+        run = tmp_path / fitness[:5]
+        code, out, err = evolora(
+            "train", "--data", data, "--fitness", fitness, *more, "--reward", "similarity", "--gens", "1", "--pop", "4",
+            "--refiner", "none", "--out", run,
+        )  # fmt: skip
+        assert code == 0 and f"fitness {fitness[:8]}" in out, err
+        test = summary_of(run)["base"]["test"]
+        assert 0 <= test["ci95"][0] <= test["fitness"] <= test["ci95"][1] <= 1
+
+
+def test_seeds_are_summed_up_by_the_fitness(toy: Any, judge: str, tmp_path: Path) -> None:
+    several = evolve(
+        model=toy.model, data=toy.data, reward=toy.reward, fitness=judge, out=tmp_path / "all", gens=1, pop=4,
+        refiner="none", seeds=2, view=None,
+    )  # fmt: skip
+    assert several.summary["fitness"] == "short"
+    assert several.summary["base"]["reward"] == several.runs[0].summary["base"]["test"]["fitness"] < 0
+
+
 def test_several_samples_judge(toy: Any, tmp_path: Path, evolora: Any) -> None:
     run = tmp_path / "run"
     code, out, err = evolora(

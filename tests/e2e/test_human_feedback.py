@@ -70,6 +70,21 @@ def options(toy: Any, out: Path, *more: str) -> list[str]:
     return toy.options(out, "--votes", "6", "--eval-prompts", "6", *more, gens=3, reward="human")
 
 
+def test_people_judge_while_rl_follows_another_reward(toy: Any, evolora: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    words = toy.options(run, "--votes", "6", "--eval-prompts", "6", "--fitness", "human", gens=2)
+    with rater_at_the_store(run, varied) as votes:
+        code, _, err = evolora("train", *words)
+    assert code == 0 and votes[0] == 12, err
+    summary = json.loads((run / "summary.json").read_text())
+    assert (summary["reward"], summary["fitness"], summary["votes"]["count"]) == ("distinct", "human", 12)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    # A strength is a probability; what RL follows counts characters.
+    assert all(0 < line["fitness.worst"] <= line["fitness.best"] < 1 for line in lines)
+    rewards = {line["population.reward"] for line in lines} | {line["ppo.reward"] for line in lines}
+    assert all(reward > 0.2 for reward in rewards) and summary["base"]["test"]["reward"] > 0.2
+
+
 def test_a_scripted_rater_at_the_page_gets_what_he_likes(
     chromium: webdriver.Chrome, launch: Any, evolora: Any, tmp_path: Path
 ) -> None:

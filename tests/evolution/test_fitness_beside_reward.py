@@ -48,6 +48,7 @@ class Wanted:
     """Judges what was written by `value`, prompt by prompt or as a whole."""
 
     name, varies = "wanted", False
+    scorer: Any = None
 
     def __init__(self, value: Of, *, whole: bool = False) -> None:
         self.value = value
@@ -61,10 +62,6 @@ class Wanted:
             again = (lambda rows, value=value: value) if self.whole else None
             found.append(Judged(value, 0, by_prompt, again, len(examples)))
         return found
-
-    def at(self, generation: int) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class Climbs(Refiner):

@@ -114,6 +114,6 @@ def test_a_program_judges_the_whole_and_is_not_asked_again(tmp_path: Path) -> No
     try:
         found = judge.judged(examples, [["a", "a", "b"], ["a", "b", "c"]], [[[1]] * 3] * 2)
     finally:
-        judge.close()
+        judge.scorer.close()
     assert [own.fitness for own in found] == [2.0, 3.0]
     assert all(own.by_prompt is None and own.value is None for own in found)

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from evolora.rewards import RewardContext
+from evolora.rewards import RewardContext, Scorer
 from evolora.tasks.task import Example
 
 Floats = npt.NDArray[np.float64]
@@ -62,18 +62,13 @@ class Fitness(Protocol):
 
     name: str
     varies: bool
+    scorer: Scorer
 
     def judged(
         self, examples: Sequence[Example], texts: Sequence[Sequence[str]], ids: Sequence[Sequence[list[int]]]
     ) -> list[Judged]:
         """Each individual, from its completions of all `examples`, the samples of a prompt one after another."""
         ...
-
-    def at(self, generation: int) -> None:
-        """So many generations are over."""
-        ...
-
-    def close(self) -> None: ...
 
 
 def mean_fitness(rewards: Floats) -> Floats:

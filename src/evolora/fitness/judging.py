@@ -39,12 +39,6 @@ class ByCompletion:
         values, failed = scores.rewards.reshape(n, each), scores.failed.reshape(n, each).sum(1)
         return [_of_completions(row, int(count), self.samples) for row, count in zip(values, failed, strict=True)]
 
-    def at(self, generation: int) -> None:
-        self.scorer.at(generation)
-
-    def close(self) -> None:
-        self.scorer.close()
-
 
 class ByIndividual:
     """A function that is asked about one individual after another, for one number or for one a completion."""
@@ -55,7 +49,7 @@ class ByIndividual:
         self.recomputes = bool(getattr(function, "recomputes", True))
         self.varies = any(parameter.name == "trainer_state" for parameter in parameters(function))
         self._called = _Called(function, name)
-        self.scorer = RewardScorer(
+        self.scorer: Scorer = RewardScorer(
             self._called,
             name=name,
             on_error=options.on_error,
@@ -88,12 +82,6 @@ class ByIndividual:
         some = rows.tolist()
         scores = _scored(self.scorer, *([every[row] for row in some] for every in (examples, texts, ids)))
         return float(scores.rewards[0])
-
-    def at(self, generation: int) -> None:
-        self.scorer.at(generation)
-
-    def close(self) -> None:
-        self.scorer.close()
 
 
 class _Called:

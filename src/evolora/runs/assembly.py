@@ -97,23 +97,27 @@ class Parts:
     fitness: Fitness | None = None
 
     @property
+    def scorers(self) -> list[Scorer]:
+        """That of the reward, and that of the fitness, where it is another."""
+        if self.fitness is None or self.fitness.scorer is self.scorer:
+            return [self.scorer]
+        return [self.scorer, self.fitness.scorer]
+
+    @property
     def voted(self) -> VotedScorer | None:
         """What scores by people's votes, where they are asked."""
-        scorers = (self.scorer, getattr(self.fitness, "scorer", None))
-        return next((scorer for scorer in scorers if isinstance(scorer, VotedScorer)), None)
+        return next((scorer for scorer in self.scorers if isinstance(scorer, VotedScorer)), None)
 
     def at(self, generation: int) -> None:
         """So many generations are over."""
-        self.scorer.at(generation)
-        if self.fitness is not None:
-            self.fitness.at(generation)
+        for scorer in self.scorers:
+            scorer.at(generation)
 
     def close(self) -> None:
         """Release what reward and fitness hold."""
         with ExitStack() as stack:  # both, whichever of them fails
-            stack.callback(self.scorer.close)
-            if self.fitness is not None:
-                stack.callback(self.fitness.close)
+            for scorer in self.scorers:
+                stack.callback(scorer.close)
 
     def judging(self, evaluator: Evaluator) -> Evaluator:
         """An evaluator that judges by the run's fitness, if that is not the mean of what completions earn."""

@@ -145,7 +145,7 @@ def run_to_end(
                 if not warned and (warning := cut_warning(whose, measured["cut"], parts.max_new_tokens)) is not None:
                     parts.view.say(warning)
                     warned = True
-                logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}
+                logged = {f"logged.{name}": value for each in parts.scorers for name, value in each.metrics.items()}
                 measured["time.memory"] = taken_memory(parts.base.model.device)
                 computed = parts.engine.metrics() if isinstance(parts.engine, Counts) else {}
                 line = {**measured, **logged, **computed, "time.total": seconds()}
