@@ -1,6 +1,7 @@
 """Kill runs, damage their files, end them in every other way, and let one run for long: is anything lost or wrong?
 
-python scripts/drill.py [--seed 0] [--kills 50] [--corruptions 250] [--soak 500] [--only kills faults ...]
+python scripts/drill.py [--seed 0] [--kills 50] [--corruptions 250] [--soak 500]
+    [--worker-kills 20] [--only kills faults ...]
 
 Everything is done to the real command on the bundled model. A run that was killed and resumed must end with the bits of
 one that was not. A damaged file must be named, or make no difference. Exits with 1 where anything was silently wrong,
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-KINDS = ("faults", "corruptions", "endings", "soak", "kills")
+KINDS = ("faults", "corruptions", "endings", "soak", "kills", "workers")
 SMALL = (
     "--pop", "4", "--elites", "1", "--eval-prompts", "4", "--validation-prompts", "8", "--max-validation-prompts", "16",
     "--max-test-prompts", "16", "--threads", "1", "--task", "arithmetic",
@@ -99,7 +100,9 @@ def words(out: Path, setting: tuple[str, ...], gens: int = 5) -> list[str]:
 
 def launch(arguments: list[str], **options: Any) -> subprocess.Popen[bytes]:
     options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **options}
-    return subprocess.Popen([sys.executable, "-m", "evolora", *arguments], env=ENVIRONMENT, **options)
+    run = next((word for word in arguments if word.startswith("/")), "")
+    environment = {**ENVIRONMENT, "EVOLORA_DRILL": run}  # by which what it leaves behind is known
+    return subprocess.Popen([sys.executable, "-m", "evolora", *arguments], env=environment, **options)
 
 
 def finished(arguments: list[str]) -> tuple[int, str]:
@@ -132,7 +135,11 @@ def facts(run: Path) -> dict[str, Any]:
         ]
     return {
         "metrics": [
-            {name: value for name, value in line.items() if not name.startswith("time.") and name not in _OWN}
+            {
+                name: value
+                for name, value in line.items()
+                if not name.startswith(("time.", "workers.")) and name not in _OWN
+            }
             for line in metrics
         ],
         "summary": {name: value for name, value in summary.items() if name not in _OWN},
@@ -176,6 +183,100 @@ def kills(work: Path, rng: random.Random, count: int) -> Tally:
                 tally.fault(f"{' '.join(setting)}, killed after {moments}: other bits")
         shutil.rmtree(run, ignore_errors=True)
     return tally
+
+
+# Several slices a batch, of which each worker has some.
+SLICED = ("--slice-rows", "3")
+
+
+def workers(work: Path, rng: random.Random, count: int) -> Tally:
+    """Runs whose slices go to worker processes, beside the same slices in one process: over all settings; with so many
+    workers killed in one run; and with the driver killed, and resumed with another number of workers, and with none."""
+    tally = Tally("workers")
+
+    code: int | None
+
+    def same(name: str, run: Path, expected: dict[str, Any], code: int | None, said: str) -> None:
+        if code:
+            tally.fault(f"{name}: exit {code}: {said[-300:]}")
+        elif facts(run) != expected:
+            tally.fault(f"{name}: other bits")
+        elif left := ray_processes(run):
+            tally.fault(f"{name}: left processes {left}")
+        else:
+            tally.good("the same bits")
+
+    for number, setting in enumerate(SETTINGS):
+        alone, run, workers = work / f"alone{number}", work / f"dealt{number}", (1, 2, 4)[number % 3]
+        code, said = finished([*words(alone, setting), *SLICED, "--workers", "0"])
+        if code:
+            tally.fault(f"{' '.join(setting)}: exit {code}: {said[-300:]}")
+            continue
+        code, said = finished([*words(run, setting), *SLICED, "--workers", str(workers)])
+        same(f"{' '.join(setting)} --workers {workers}", run, facts(alone), code, said)
+        if number == 0:
+            killed = work / "driver"
+            for after, more in ((2.0, "2"), (4.0, "1"), (None, "0")):
+                begun = (killed / "config.toml").exists()
+                resumed = ["resume", str(killed), "--workers", more]
+                process = launch(resumed if begun else [*words(killed, setting), *SLICED, "--workers", more])
+                code, said = ended(process, killed, after)
+            same("the driver killed, with 2 workers, 1 and none", killed, facts(alone), code, said)
+    setting, gens = SETTINGS[0], 4 * count
+    code, said = finished([*words(work / "unharmed", setting, gens), *SLICED, "--workers", "0"])
+    run, hit = work / "harmed", 0
+    process = launch([*words(run, setting, gens), *SLICED, "--workers", "2"], stdout=subprocess.DEVNULL)
+    while process.poll() is None and hit < count:
+        time.sleep(rng.uniform(0.2, 3))
+        if alive := [pid for pid, name in descendants(process.pid).items() if name.startswith("ray::RemoteWorker")]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rng.choice(alive), signal.SIGKILL)
+                hit += 1
+    _, errors = process.communicate(timeout=1200)
+    if hit < count:
+        tally.fault(f"the run ended after {hit} of {count} kills: {errors.decode()[-300:]}")
+    same(f"{hit} workers killed in one run", run, facts(work / "unharmed"), process.returncode, errors.decode())
+    return tally
+
+
+def ended(process: subprocess.Popen[bytes], run: Path, after: float | None) -> tuple[int | None, str]:
+    """The exit code of a run and what it said; killed so many seconds after its first generation."""
+    while after is not None and process.poll() is None and not (run / "metrics.jsonl").exists():
+        time.sleep(0.1)
+    try:
+        out, errors = process.communicate(timeout=after or 600)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.communicate()
+        return None, ""
+    return process.returncode, (out + errors).decode(errors="replace")
+
+
+def descendants(pid: int) -> dict[int, str]:
+    """The processes below one, and their command lines."""
+    parents, names = {}, {}
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError, IndexError):
+            parents[int(folder.name)] = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            names[int(folder.name)] = (folder / "cmdline").read_text().replace("\0", " ")
+    found = {pid}
+    while more := {child for child, parent in parents.items() if parent in found} - found:
+        found |= more
+    return {child: names.get(child, "") for child in found - {pid}}
+
+
+def ray_processes(run: Path) -> list[str]:
+    """Those of Ray that have the environment of a run that is over: none, some seconds after it."""
+    for _ in range(100):
+        found = []
+        for folder in Path("/proc").glob("[0-9]*"):
+            with contextlib.suppress(OSError):
+                if f"EVOLORA_DRILL={run}\0".encode() in (folder / "environ").read_bytes():
+                    found.append((folder / "cmdline").read_text()[:80].replace("\0", " "))
+        if not found:
+            return []
+        time.sleep(0.2)
+    return found
 
 
 def flip(path: Path, rng: random.Random) -> str:
@@ -414,6 +515,7 @@ def chosen(options: argparse.Namespace, work: Path, rng: random.Random) -> Itera
         "endings": lambda: [endings(work, rng)],
         "soak": lambda: [soak(work, options.soak)],
         "kills": lambda: [kills(work, rng, options.kills)],
+        "workers": lambda: [workers(work, rng, options.worker_kills)],
     }
     for name in options.only or KINDS:
         print(f"{name} ...", flush=True)
@@ -426,6 +528,7 @@ def main() -> int:
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--corruptions", type=int, default=250)
     parser.add_argument("--soak", type=int, default=500)
+    parser.add_argument("--worker-kills", type=int, default=20)
     parser.add_argument("--only", nargs="*", choices=KINDS)
     options = parser.parse_args()
     start, faults = time.perf_counter(), 0

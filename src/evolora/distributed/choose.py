@@ -1,6 +1,7 @@
 """Who a run's batches are dealt to, by its options."""
 
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Sequence
 
 from transformers import PreTrainedModel
 
@@ -19,10 +20,10 @@ ROWS_AT_ONCE = MOST_ROWS_OF_DEVICE
 """Rows that are asked for at once where they are dealt: each worker has some of them."""
 
 
-def slice_rows(options: WorkersOptions, model: PreTrainedModel) -> int | None:
+def slice_rows(options: WorkersOptions, model: PreTrainedModel, *, devices: int = 1) -> int | None:
     """Rows of a slice; None where batches are not dealt. It must not depend on who there is to compute them, nor on
     what memory is free."""
-    if not options.asked:
+    if not options.asked and devices == 1:
         return None
     return options.slice_rows or (_SLICE_ROWS if is_small(model) else MOST_ROWS_DECODED)
 
@@ -32,13 +33,16 @@ def deal(
     spec: Callable[[str], EngineSpec],
     options: WorkersOptions,
     *,
+    elsewhere: Sequence[Callable[[], Engine]] = (),
+    tolerance: float,
     rows: int,
     threads: int,
     budget: Budget,
     say: Callable[[str], None],
 ) -> DealtEngine:
     """An engine like the given one, in slices of so many `rows`: by workers on Ray, each with an engine of its own,
-    which `spec` says for a device, or by copies of `engine` in this process; each with so many `threads`.
+    which `spec` says for a device, or by copies of `engine` in this process, and by those that it has `elsewhere`, on
+    other devices; each with so many `threads`. Log-probabilities that differ by more than the `tolerance` are wrong.
 
     Raises InputError where there can be no workers.
     """
@@ -47,6 +51,7 @@ def deal(
         workers = [lambda: Worker(engine)]
         if isinstance(engine, Replicates):
             workers += [lambda: Worker(engine.replica())] * (side_by_side - 1)
+        workers += [functools.partial(_worker, make) for make in elsewhere]
         return DealtEngine(engine, LocalCrew(workers, threads=threads), slice_rows=rows, budget=budget)
     from evolora.distributed.ray_crew import RayCrew
 
@@ -57,7 +62,11 @@ def deal(
         count=options.count,
         gpus=gpus,
         limit=options.limit,
-        check=RowCheck(engine),
+        check=RowCheck(engine, tolerance),
         say=say,
     )
     return DealtEngine(engine, crew, slice_rows=rows, budget=budget)
+
+
+def _worker(make: Callable[[], Engine]) -> Worker:
+    return Worker(make())

@@ -36,7 +36,14 @@ def connect(address: str | None, *, cpus: int) -> bool:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with _own_signals():
         if address is None:
-            ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+            try:
+                ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
+            except Exception as error:  # of many kinds: no port, no room for its files, nobody who answers in time
+                ray.shutdown()
+                what = " ".join(str(error).split())[:300]
+                raise InputError(
+                    f"{said}: Ray cannot be started on this machine ({what}), expected that it can"
+                ) from None
             return True
         if address != "auto":
             _knock(address)

@@ -1,5 +1,6 @@
 """Whoever does the jobs of a batch: `Crew`, and the one in this process."""
 
+import contextlib
 import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -108,9 +109,12 @@ class LocalCrew:
 
         def work(worker: int) -> None:
             torch.set_num_threads(self._threads)
+            device = self._made[worker].engine.device
+            current = torch.cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
             try:
-                while (index := take(worker)) is not None:
-                    answers[index] = self._made[worker].do(jobs[index])
+                with current:
+                    while (index := take(worker)) is not None:
+                        answers[index] = self._made[worker].do(jobs[index])
             except BaseException:
                 with lock:
                     waiting.clear()

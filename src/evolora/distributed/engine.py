@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 from evolora.distributed.crew import Crew
-from evolora.distributed.jobs import Backward, Generate, Score, Values
+from evolora.distributed.jobs import Backward, Generate, Score, Values, Written
 from evolora.distributed.slices import cut, cut_owned
 from evolora.engine.base import Completions, Decoding, Engine, Prompts, Scored, Scoring
 from evolora.engine.budget import Budget
@@ -42,9 +42,9 @@ class DealtEngine:
         batch = _Batch(genomes, prompts, owners)
         parts = batch.cut(range(len(prompts)), self.slice_rows)
         jobs = [Generate(key=next(self._keys), how=how.of_rows(part.rows), **batch.slice(part)) for part in parts]
-        answers = self.crew.run(jobs)
-        found = Completions.joined([completions for completions, _ in answers], how.pad).select(order_of(parts))
-        traced = all(has_trace for _, has_trace in answers)
+        answers: list[Written] = self.crew.run(jobs)
+        found = Completions.joined([answer.completions for answer in answers], how.pad).select(order_of(parts))
+        traced = all(answer.traced for answer in answers)
         trace = DealtTrace(batch.shape, parts, jobs, self.crew) if traced else None
         return replace(found.to(self.device), trace=trace)
 

@@ -28,9 +28,10 @@ class Job:
 
 @dataclass(frozen=True, kw_only=True)
 class Generate(Job):
-    """Answered by `Completions` without a trace, which stays with the worker, and whether there is one."""
+    """Answered by `Written`. With a row to be `scored`, what was written there is scored, too."""
 
     how: Decoding
+    scored: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +65,16 @@ class Backward:
 
 
 AnyJob = Generate | Score | Backward
+
+
+@dataclass(frozen=True)
+class Written:
+    """Completions without their trace, which stays with the worker; whether there is one; and log-probabilities of the
+    row that was to be scored."""
+
+    completions: Completions
+    traced: bool
+    scored: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -101,11 +112,13 @@ class Worker:
         of_entropy = None if job.of_entropy is None else job.of_entropy.to(device)
         return _on_cpu(scored.backward(job.of_log_probs.to(device), of_entropy))
 
-    def _generate(self, job: Generate) -> tuple[Completions, bool]:
+    def _generate(self, job: Generate) -> Written:
         found = self.engine.generate(_own(job.genomes), job.prompts, job.how, owners=job.owners)
         if found.trace is not None:
             self._traces[job.key] = found.trace
-        return replace(found.to("cpu"), trace=None), found.trace is not None
+        completions = replace(found.to("cpu"), trace=None)
+        scored = None if job.scored is None else score_row(self.engine, job, job.scored, completions, Scoring())
+        return Written(completions, found.trace is not None, scored)
 
     def _score(self, job: Score) -> Scored:
         completions = job.completions.to(self.engine.device)
@@ -135,3 +148,26 @@ def _own(genomes: Tensor | None) -> Tensor | None:
 
 def _on_cpu(tensor: Any) -> Any:
     return None if tensor is None else tensor.detach().cpu()
+
+
+def score_row(engine: Engine, job: Generate | Score, row: int, completions: Completions, how: Scoring) -> Tensor:
+    """Log-probabilities [length] of one row of a slice's completions, by itself."""
+    genome, owner, prompt = of_row(job, row)
+    of_genome = how if genome is None else how.of_genomes(slice(owner, owner + 1))
+    one = replace(completions.select(torch.tensor([row])), features=None).to(engine.device)
+    return engine.score(genome, [prompt], one, of_genome).log_probs[0].cpu()
+
+
+def of_row(job: Generate | Score, row: int) -> tuple[Tensor | None, int, Sequence[int]]:
+    """The genome [1, genome_length] of a row, its place in the slice, and the prompt."""
+    owner, prompt = 0, row
+    if job.owners is not None:
+        owner = job.owners[row]
+    elif job.genomes is not None:
+        owner, prompt = divmod(row, len(job.prompts))
+    return (None if job.genomes is None else job.genomes[owner : owner + 1]), owner, job.prompts[prompt]
+
+
+def rows_of(job: Generate | Score) -> int:
+    """How many rows a slice has."""
+    return len(job.prompts) * (1 if job.genomes is None or job.owners is not None else len(job.genomes))

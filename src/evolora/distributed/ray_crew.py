@@ -38,6 +38,10 @@ _BYTES_KEPT = 2**30
 class Check(Protocol):
     """Whoever looks at answers."""
 
+    def asked(self, job: AnyJob) -> AnyJob:
+        """The job whose answer can be looked at."""
+        ...
+
     def differs(self, job: AnyJob, answer: Any) -> str | None:
         """What is wrong with an answer, in words."""
         ...
@@ -282,6 +286,8 @@ class _Batch:
     def send(self, member: _Member, index: int) -> None:
         """Have a worker do a job, which gets the genomes that it lacks."""
         crew, job = self._crew, self._jobs[index]
+        if crew._check is not None and member.number not in self._checked:
+            job = crew._check.asked(job)
         if isinstance(job, Backward) and crew._holders.get(job.key) == member.number:
             job = replace(job, of=None)
         used: list[str] = []

@@ -31,7 +31,11 @@ class EngineOptions(Options):
     type: EngineName = option(
         "auto", "what runs the model: evolora's compiled passes (cpu), transformers' own layers (eager), or the faster"
     )
-    device: str = option("auto", "where to compute: auto (cuda where there is one), cpu, cuda, cuda:1", common=True)
+    device: str = option(
+        "auto",
+        "where to compute: auto (cuda where there is one), cpu, cuda, cuda:1, or several: cuda:0,cuda:1",
+        common=True,
+    )
     threads: int = option(
         0, "CPU threads; 0 takes all cores, or half if a large model is measured to be faster", common=True, ge=0
     )

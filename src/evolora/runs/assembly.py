@@ -1,5 +1,7 @@
 """A run's parts, loaded and checked before any work: task, reward, base model, layout, evaluator."""
 
+import copy
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -11,7 +13,9 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import Tensor
+from transformers import PreTrainedModel
 
+from evolora.distributed.checking import tolerance_of
 from evolora.distributed.choose import ROWS_AT_ONCE, deal, slice_rows
 from evolora.distributed.engine import DealtEngine
 from evolora.distributed.remote import EngineSpec
@@ -26,7 +30,7 @@ from evolora.engine.calibration import (
     threads_an_operation,
 )
 from evolora.engine.choose import choose_engine, resolved, resolved_checkpointing
-from evolora.engine.options import NO_TARGETS
+from evolora.engine.options import NO_TARGETS, EngineName, RecomputedName
 from evolora.engine.progress import Reporter
 from evolora.engine.self_check import check_engine, checked
 from evolora.engine.text import Text
@@ -172,7 +176,8 @@ def assemble(
         expression = parse_reward(task.reward)
     if (human or asks) and adapter is None:
         check_page(used.human.host, used.human.port)
-    device = _device(used.engine.device) if given.model is None else str(given.model.device)
+    devices = _devices(used) if given.model is None else [str(given.model.device)]
+    device = devices[0]
     if adapter is None:
         config.strategy.need()
     reporter.begin("loading the model")
@@ -183,7 +188,7 @@ def assemble(
         use_template(base.tokenizer, Path(used.model.chat_template))
     task = with_prompts(task, base.tokenizer, chat_of(used), source=_source(config))
     # What was tuned is asked by this process alone.
-    dealt = slice_rows(config.workers, base.model) if adapter is None else None
+    dealt = slice_rows(config.workers, base.model, devices=len(devices)) if adapter is None else None
     asked = config.engine.threads
     # What a worker computes rounds by its threads, which must not follow from how many workers there are.
     threads = asked or (choose_threads(base.model, available_cores()) if dealt is None else 1)
@@ -251,7 +256,7 @@ def assemble(
             },
             "engine": {
                 "type": engine,
-                "device": config.engine.device if references(config.engine.device) else device,
+                "device": config.engine.device if references(config.engine.device) else ",".join(devices),
                 "threads": threads,
                 "products": products,
                 "rows_per_slice": rows_per_slice,
@@ -293,8 +298,19 @@ def assemble(
     if dealt is not None:
         if given.model is not None and config.workers.remote:
             raise InputError("--workers with a model object: expected the name of a model, which each worker loads")
+        others = [
+            functools.partial(_on_another, base.model, layout, engine, checkpointing, name) for name in devices[1:]
+        ]
         asked_engine = deal(
-            chosen.one, spec, config.workers, rows=dealt, threads=an_operation, budget=budget, say=view.say
+            chosen.one,
+            spec,
+            config.workers,
+            elsewhere=others,
+            tolerance=tolerance_of(base.model),
+            rows=dealt,
+            threads=an_operation,
+            budget=budget,
+            say=view.say,
         )
     written = used.completion
     text = Text.of(
@@ -317,7 +333,7 @@ def assemble(
     )
     named = mask(config.model.name.strip("<>")) + (f" at {base.revision[:12]}" if base.revision else "")
     view.say(
-        f"{named}: {parameters_of(base.model) / 1e6:.1f}M parameters on {device}, "
+        f"{named}: {parameters_of(base.model) / 1e6:.1f}M parameters on {' and '.join(devices)}, "
         f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {chosen.words}; "
         f"LoRA r={config.lora.r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
     )
@@ -468,6 +484,29 @@ def _layout(
         modules = config.lora.target_modules or "(default)"
         said = modules if isinstance(modules, str) else " ".join(modules)
         raise InputError(f"--target-modules {said}: {reason_of(error)}") from None
+
+
+def _devices(used: RunOptions) -> list[str]:
+    """All that a run computes on, the first of which has whatever is not dealt."""
+    names = [_device(name.strip()) for name in used.engine.device.split(",")]
+    if len(names) == 1:
+        return names
+    said = f"--device {used.engine.device}"
+    if len(set(names)) < len(names):
+        raise InputError(f"{said}: expected devices that differ")
+    if used.workers.remote:
+        raise InputError(f"{said} with --workers: expected one device, each worker has its own (--workers-gpus)")
+    if used.model.quantization is not None:
+        raise InputError(f"{said} with --quantization {used.model.quantization}: expected one device")
+    return names
+
+
+def _on_another(
+    model: PreTrainedModel, layout: GenomeLayout, kind: EngineName, checkpointing: RecomputedName, device: str
+) -> Engine:
+    """An engine on a copy of the model."""
+    copied = copy.deepcopy(model).to(device)
+    return choose_engine(copied, layout, kind=kind, checkpointing=checkpointing).engine
 
 
 def _device(name: str) -> str:
