@@ -52,8 +52,8 @@ def tool(*words: str, cwd: Path) -> None:
 
 
 def bring_in(page: Path, source: Path, pictures: Path) -> None:
-    """Mend links of a page's copy: to notebooks, which are pages here, and those that leave docs/: a picture comes along,
-    another file has an address."""
+    """Mend links of a page's copy: to notebooks, which are pages here, and those that leave docs/: a picture comes
+    along, another file has an address."""
 
     def mended(found: re.Match[str]) -> str:
         target = (source.parent / found[1]).resolve()

@@ -162,8 +162,6 @@ TRL_WORDS: Mapping[str, tuple[str, str]] = {
     "dataset_name": ("task", "data"),
     "dataset_config": ("task", "data_config"),
     "dataset_train_split": ("task", "data_split"),
-    "epsilon": ("refiner", "clip_range"),
-    "num_iterations": ("refiner", "epochs"),
     "model_name_or_path": ("model", "name"),
     "model_revision": ("model", "revision"),
     "lora_target_modules": ("lora", "target_modules"),
