@@ -19,6 +19,7 @@ DOCS = ROOT / "docs"
 REPOSITORY = "https://github.com/evolora/evolora"
 PICTURES = (".png", ".svg", ".jpg")
 LINK = re.compile(r"(?<=\]\()(\.\./[^)\s#]*)")
+NOTEBOOK = re.compile(r"(?<=\]\()([^)\s:#]*)\.ipynb(?=[)#])")
 # `rel` of the <link>s that a browser loads.
 LOADED = {"stylesheet", "icon", "preload", "modulepreload", "manifest"}
 
@@ -51,7 +52,8 @@ def tool(*words: str, cwd: Path) -> None:
 
 
 def bring_in(page: Path, source: Path, pictures: Path) -> None:
-    """Mend the links of a page's copy that leave docs/: a picture comes along, another file has an address."""
+    """Mend links of a page's copy: to notebooks, which are pages here, and those that leave docs/: a picture comes
+    along, another file has an address."""
 
     def mended(found: re.Match[str]) -> str:
         target = (source.parent / found[1]).resolve()
@@ -66,7 +68,8 @@ def bring_in(page: Path, source: Path, pictures: Path) -> None:
         copy = shutil.copy(target, pictures / inside.replace("/", "-"))
         return Path(os.path.relpath(copy, page.parent)).as_posix()
 
-    page.write_text(LINK.sub(mended, page.read_text(encoding="utf-8")), encoding="utf-8")
+    text = NOTEBOOK.sub(r"\1.md", page.read_text(encoding="utf-8"))
+    page.write_text(LINK.sub(mended, text), encoding="utf-8")
 
 
 class Page(HTMLParser):

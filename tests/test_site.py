@@ -60,6 +60,9 @@ def test_links_that_leave_the_docs_are_mended(tmp_path: Path, build_docs: Module
         f"[a]({build_docs.REPOSITORY}/blob/main/scripts/real.toml) ![b](../screen-62.svg) ![c](../../docs/a.svg) "
         f"[d]({build_docs.REPOSITORY}/tree/main/tests)"
     )
+    page.write_text("[a](../tutorials/notebook.ipynb) [b](https://example.org/x.ipynb)")
+    build_docs.bring_in(page, source, tmp_path / "pictures")
+    assert page.read_text() == "[a](../tutorials/notebook.md) [b](https://example.org/x.ipynb)"
     page.write_text("![b](../../benchmarks/results/zen4/scaling.png)")
     build_docs.bring_in(page, source, tmp_path / "pictures")
     (copy,) = (tmp_path / "pictures").iterdir()
