@@ -123,23 +123,21 @@ class Judge(Protocol):
 class LocalEvaluator(Evaluator):
     """Evaluates the whole population in one batch, in slices of a fixed number of rows.
 
-        >>> from evolora.engine.choose import choose_engine
-        >>> from evolora.engine.text import Text
-    from evolora.fitness.base import Judged
-    from evolora.fitness.base import mean_fitness as mean_fitness
-        >>> from evolora.models.base import load_base
-        >>> from evolora.models.lora import lora_config, lora_layout
-        >>> from evolora.rewards import RewardScorer
-        >>> base = load_base("tiny-gpt2")
-        >>> layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
-        >>> evaluator = LocalEvaluator(
-        ...     choose_engine(base.model, layout).engine,
-        ...     Text.of(base.model, base.tokenizer),
-        ...     RewardScorer(lambda completions: [float(text.strip().isdigit()) for text in completions]),
-        ...     max_new_tokens=4,
-        ... )
-        >>> evaluator.evaluate(genome.repeat(3, 1), [Example("The sum of 4 and 3 is", {})]).fitness.shape
-        (3,)
+    >>> from evolora.engine.choose import choose_engine
+    >>> from evolora.engine.text import Text
+    >>> from evolora.models.base import load_base
+    >>> from evolora.models.lora import lora_config, lora_layout
+    >>> from evolora.rewards import RewardScorer
+    >>> base = load_base("tiny-gpt2")
+    >>> layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
+    >>> evaluator = LocalEvaluator(
+    ...     choose_engine(base.model, layout).engine,
+    ...     Text.of(base.model, base.tokenizer),
+    ...     RewardScorer(lambda completions: [float(text.strip().isdigit()) for text in completions]),
+    ...     max_new_tokens=4,
+    ... )
+    >>> evaluator.evaluate(genome.repeat(3, 1), [Example("The sum of 4 and 3 is", {})]).fitness.shape
+    (3,)
     """
 
     def __init__(

@@ -26,6 +26,7 @@ def say_result(result: "Result", view: "View") -> None:
         f"  {_base_name(summary):<10}  {figures(base)}\n"
         f"  winner      {figures(winner)}  individual {summary['winner']['id']}, by {summary['winner']['operator']}\n"
         f"{_vote_line(summary)}"
+        f"{_followed_line(summary)}"
         f"{_term_lines(base, winner)}"
         f"{_inspection_lines(summary)}"
         f"{summary['generations']} generations in {summary['seconds']:.1f} s, "
@@ -56,6 +57,14 @@ def figures(test: Mapping[str, Any], *, digits: int = 3) -> str:
     return f"{reward:.{digits}f} (95% {low:.{digits}f} to {high:.{digits}f})"
 
 
+def _followed_line(summary: dict[str, Any]) -> str:
+    """What RL followed, where that is not what the figures are of."""
+    if "fitness" not in summary:
+        return ""
+    before, after = (summary[who]["test"]["reward"] for who in ("base", "winner"))
+    return f"  of the fitness {summary['fitness']}; mean reward {_shown(before)} -> {_shown(after)}\n"
+
+
 def _vote_line(summary: dict[str, Any]) -> str:
     if "vote" not in summary:
         return ""
@@ -66,11 +75,11 @@ def _vote_line(summary: dict[str, Any]) -> str:
 def _term_lines(base: dict[str, Any], winner: dict[str, Any]) -> str:
     """A combined reward's terms, base model and winner."""
     terms = winner.get("terms", {})
+    return "".join(f"    {name}: {_shown(base['terms'][name])} -> {_shown(value)}\n" for name, value in terms.items())
 
-    def shown(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
 
-    return "".join(f"    {name}: {shown(base['terms'][name])} -> {shown(value)}\n" for name, value in terms.items())
+def _shown(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _inspection_lines(summary: dict[str, Any]) -> str:

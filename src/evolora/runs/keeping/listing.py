@@ -58,7 +58,8 @@ def shown(entry: Entry) -> Iterator[str]:
     facts = {
         "folder": str(entry.folder),
         "made": f"{entry.made:%Y-%m-%d %H:%M}, seed {entry.options.get('run.seed', '-')}",
-        "task": f"{entry.task}, reward {mask(str(entry.summary.get('reward', entry.option('reward.name'))))}",
+        "task": f"{entry.task}, reward {mask(str(entry.summary.get('reward', entry.option('reward.name'))))}"
+        + (f", fitness {mask(str(entry.summary['fitness']))}" if "fitness" in entry.summary else ""),
         "model": entry.option("model.name"),
         "method": f"{_method(entry)}, generation {_generations(entry, ' of ')}",
         "result": _result(entry),

@@ -68,7 +68,7 @@ evaluation and {summary["tokens"]["rollout"]:,} for rollouts.
 {followed}{of_it} over {summary["test_prompts"]} prompts {kind}, greedy
 decoding, at most {max_new_tokens} new tokens. The intervals are over these prompts alone: this is one run, with one
 seed, and another may end elsewhere. {f"{unchanged}{chr(10)}" if summary["winner"].get("id") == 0 else ""}{endings}
-| prompt | completion | reward |
+| prompt | completion | {"reward" if measured == "reward" else "score"} |
 |---|---|---|
 {rows}
 

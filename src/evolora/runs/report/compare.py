@@ -134,6 +134,9 @@ def _difference(run: RunRecord, first: RunRecord) -> str:
     own, other = texts.sides(run)[1], texts.sides(first)[1]
     if not own or [sample.prompt for sample in own] != [sample.prompt for sample in other]:
         return _NONE
+    if any("fitness" in (each.summary or {}) for each in (run, first)):  # what a prompt is worth need not say it
+        a, b = (None if each.summary is None else worth(each.summary["winner"]["test"]) for each in (run, first))
+        return _NONE if a is None or b is None else signed(a - b)
     gaps = np.array(
         [a.reward - b.reward for a, b in zip(own, other, strict=True) if a.reward is not None and b.reward is not None]
     )
