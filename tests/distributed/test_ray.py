@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from dealt import SLICE_ROWS, Subject, different
+from dealt import PROMPTS, SLICE_ROWS, Subject, different
 
 from evolora.distributed.checking import RowCheck
 from evolora.distributed.crew import LocalCrew
@@ -44,9 +44,9 @@ def right(subject: Subject) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
-    """A head with room for two workers, and a small object store."""
-    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0"}
-    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": STORE})
+    """A head with room for three workers, and a small object store."""
+    os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0", "RAY_worker_niceness": "0"}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 3, "object_store_memory": STORE})
     try:
         yield made
     finally:
@@ -69,13 +69,20 @@ Said = list[str]
 
 @contextmanager
 def working(
-    cluster: Cluster, subject: Subject, *, count: int | None = 2, limit: float | None = None, **changes: Any
+    cluster: Cluster,
+    subject: Subject,
+    *,
+    count: int | None = 2,
+    limit: float | None = None,
+    cpus: float = 1.0,
+    **changes: Any,
 ) -> Iterator[tuple[DealtEngine, RayCrew, Said]]:
     said: Said = []
     crew = RayCrew(
         spec(subject, **changes), address=cluster.address, count=count, gpus=0.0, limit=limit,
-        check=RowCheck(subject.engine), say=said.append,
+        own=subject.engine, check=RowCheck(subject.engine), say=said.append,
     )  # fmt: skip
+    crew._cpus = cpus
     engine = DealtEngine(subject.engine, crew, slice_rows=SLICE_ROWS)
     engine.start()
     try:
@@ -197,6 +204,21 @@ def test_a_worker_is_sent_the_genomes_that_it_lacks(
     assert last["workers.genomes_sent"] <= 1 and last["workers.sent_bytes"] < first["workers.sent_bytes"] / 2
 
 
+def test_each_worker_can_be_asked_by_itself_and_dismissed(subject: Subject, two: Any, right: dict[str, Any]) -> None:
+    engine, crew, said = two
+    said.clear()
+    prompts = subject.text.encode(PROMPTS)
+    alone = engine.dealt_to()
+    assert len(alone) == len(crew._members) >= 1
+    for one in alone:
+        found = one.generate(subject.genomes, prompts, subject.text.decoding(6))
+        assert torch.equal(found.ids, right["greedy"])
+    assert engine.dismiss(alone[0])
+    assert "does not apply adapters" in said[0]
+    assert torch.equal(alone[0].generate(subject.genomes, prompts, subject.text.decoding(6)).ids, right["greedy"])
+    assert torch.equal(engine.generate(subject.genomes, prompts, subject.text.decoding(6)).ids, right["greedy"])
+
+
 def test_an_object_store_that_is_full_spills(cluster: Cluster, subject: Subject, two: Any) -> None:
     engine, _, _ = two
     count = 2 * STORE // (4 * subject.layout.genome_length)
@@ -204,29 +226,6 @@ def test_an_object_store_that_is_full_spills(cluster: Cluster, subject: Subject,
     prompts, how = subject.text.encode(["2 + 2 ="]), subject.text.decoding(1)
     found = engine.generate(many, prompts, how)
     assert torch.equal(found.ids, subject.engine.generate(many, prompts, how).ids)
-
-
-def test_nodes_come_and_go(cluster: Cluster, subject: Subject, right: dict[str, Any], monkeypatch: Any) -> None:
-    """Without a number there are as many workers as there is room for."""
-    monkeypatch.setattr(ray_crew, "_SECONDS_BETWEEN_LOOKS", 0.1)
-    node = cluster.add_node(num_cpus=1)
-    with working(cluster, subject, count=None, threads=1) as (engine, crew, said):
-
-        def until(workers: int) -> None:
-            deadline = time.monotonic() + 120
-            while len(crew._members) != workers and time.monotonic() < deadline:
-                assert not different(right, subject.answers(engine))
-            assert len(crew._members) == workers
-
-        until(3)
-        left = [member.number for member in crew._members.values()]
-        cluster.remove_node(node)
-        until(2)
-        assert any("was lost" in line for line in said)
-        other = cluster.add_node(num_cpus=1)
-        until(3)
-        assert {member.number for member in crew._members.values()} - {*left}
-        cluster.remove_node(other)
 
 
 def test_what_cannot_be_is_said_in_a_sentence(cluster: Cluster, subject: Subject, tmp_path: Any) -> None:
@@ -250,3 +249,29 @@ def test_what_cannot_be_is_said_in_a_sentence(cluster: Cluster, subject: Subject
             working(cluster, subject, count=1),
         ):
             pass
+
+
+def test_nodes_come_and_go(
+    cluster: Cluster, two: Any, subject: Subject, right: dict[str, Any], monkeypatch: Any
+) -> None:
+    """Without a number there are as many workers as there is room for."""
+    monkeypatch.setattr(ray_crew, "_SECONDS_BETWEEN_LOOKS", 0.1)
+    two[0].close()
+    node = cluster.add_node(num_cpus=2)
+    with working(cluster, subject, count=None, cpus=2.0) as (engine, crew, said):
+
+        def until(workers: int) -> None:
+            deadline = time.monotonic() + 120
+            while len(crew._members) != workers and time.monotonic() < deadline:
+                assert not different(right, subject.answers(engine))
+            assert len(crew._members) == workers
+
+        until(2)
+        left = [member.number for member in crew._members.values()]
+        cluster.remove_node(node)
+        until(1)
+        assert any("was lost" in line for line in said)
+        other = cluster.add_node(num_cpus=2)
+        until(2)
+        assert {member.number for member in crew._members.values()} - {*left}
+        cluster.remove_node(other)

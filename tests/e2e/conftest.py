@@ -231,7 +231,11 @@ def facts() -> Callable[[Path], Facts]:
     def read(folder: Path) -> Facts:
         lines = (folder / "metrics.jsonl").read_text().splitlines()
         metrics = [
-            {name: value for name, value in json.loads(line).items() if not name.startswith(("time.", "run", "check"))}
+            {
+                name: value
+                for name, value in json.loads(line).items()
+                if not name.startswith(("time.", "workers.", "run", "check"))
+            }
             for line in lines
         ]
         summary = json.loads((folder / "summary.json").read_text())

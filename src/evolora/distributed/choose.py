@@ -35,6 +35,7 @@ def deal(
     *,
     elsewhere: Sequence[Callable[[], Engine]] = (),
     tolerance: float,
+    gives_back: bool = False,
     rows: int,
     threads: int,
     budget: Budget,
@@ -42,15 +43,16 @@ def deal(
 ) -> DealtEngine:
     """An engine like the given one, in slices of so many `rows`: by workers on Ray, each with an engine of its own,
     which `spec` says for a device, or by copies of `engine` in this process, and by those that it has `elsewhere`, on
-    other devices; each with so many `threads`. Log-probabilities that differ by more than the `tolerance` are wrong.
+    other devices; each with so many `threads`. Log-probabilities that differ by more than the `tolerance` are wrong. In
+    this process what updates leave free of its heap is given back where it `gives_back`.
 
     Raises InputError where there can be no workers.
     """
     if not options.remote:
         side_by_side = max(1, available_cores() // threads) if engine.device.type == "cpu" else 1
-        workers = [lambda: Worker(engine)]
+        workers = [lambda: Worker(engine, gives_back=gives_back)]
         if isinstance(engine, Replicates):
-            workers += [lambda: Worker(engine.replica())] * (side_by_side - 1)
+            workers += [lambda: Worker(engine.replica(), gives_back=gives_back)] * (side_by_side - 1)
         workers += [functools.partial(_worker, make) for make in elsewhere]
         return DealtEngine(engine, LocalCrew(workers, threads=threads), slice_rows=rows, budget=budget)
     from evolora.distributed.ray_crew import RayCrew
@@ -62,6 +64,7 @@ def deal(
         count=options.count,
         gpus=gpus,
         limit=options.limit,
+        own=engine,
         check=RowCheck(engine, tolerance),
         say=say,
     )

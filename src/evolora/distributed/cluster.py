@@ -21,11 +21,11 @@ def connect(address: str | None, *, cpus: int) -> bool:
 
     Raises InputError where Ray is not installed, or where there is no cluster to be joined.
     """
-    # Ray reads these when it is imported. It would send statistics of its use, look up who ran it, and under
-    # `uv run` upload the working directory.
+    # Ray reads these when it is imported. It would send statistics of its use, upload the working directory under
+    # `uv run`, and give workers less of a busy machine than this process has.
+    os.environ.setdefault("RAY_worker_niceness", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     said = "--workers" if address is None else f"--ray {address}"
     try:
         import ray

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 import torch
 
 from evolora.distributed.jobs import AnyJob, Backward, Worker
+from evolora.engine.base import Engine
 from evolora.engine.threads import Threads
 
 
@@ -29,6 +30,14 @@ class Crew(Protocol):
 
     def forget(self, keys: Iterable[int]) -> None:
         """What these jobs have left at a worker is not needed any more."""
+        ...
+
+    def engines(self, like: Engine) -> Sequence[Engine]:
+        """The workers, each as an engine `like` one, to be asked by itself."""
+        ...
+
+    def dismiss(self, one: Engine) -> bool:
+        """Let one of these go. Whether others can do what it did."""
         ...
 
     def metrics(self) -> dict[str, float]:
@@ -133,6 +142,16 @@ class LocalCrew:
         for key in forgotten:
             if (worker := self._holders.pop(key, None)) is not None:
                 self._made[worker].forget([key])
+
+    def engines(self, like: Engine) -> Sequence[Engine]:
+        """See `Crew.engines`."""
+        del like
+        return [worker.engine for worker in self._made.values()]
+
+    def dismiss(self, one: Engine) -> bool:
+        """See `Crew.dismiss`. What is wrong with one of them is wrong with this process."""
+        del one
+        return False
 
     def metrics(self) -> dict[str, float]:
         """See `Crew.metrics`."""

@@ -71,6 +71,15 @@ class DealtEngine:
         """Who computes, for the log."""
         return f"slices of {self.slice_rows} rows, by {self.crew.words()}"
 
+    def dealt_to(self) -> Sequence[Engine]:
+        """The workers that there are now, each as an engine that can be asked by itself, side by side."""
+        return self.crew.engines(self)
+
+    def dismiss(self, one: Engine) -> bool:
+        """Let one of them go, which computes something wrong, and all that was kept of it. Whether others can do what
+        it did."""
+        return self.crew.dismiss(one)
+
     def metrics(self) -> dict[str, float]:
         """What a generation's metrics say of who computed it."""
         return self.crew.metrics()

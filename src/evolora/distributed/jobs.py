@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from evolora.engine.base import Completions, Decoding, Engine, Prompts, Scored, Scoring, Trace
+from evolora.engine.calibration import give_memory_back
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,16 +88,22 @@ class Values:
 
 
 class Worker:
-    """Does jobs on an engine of its own."""
+    """Does jobs on an engine of its own. With `gives_back` what is free in the process's heap is given back to the
+    system before updates and after them."""
 
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
+    def __init__(self, engine: Engine, *, gives_back: bool = False) -> None:
+        self.engine, self.gives_back = engine, gives_back
+        self._learned = False
         self._traces: dict[int, Trace] = {}
         self._scored: dict[int, Scored] = {}
 
     @torch.no_grad()
     def do(self, job: AnyJob) -> Any:
         """The job's answer, on the CPU."""
+        learns = isinstance(job, Backward) or (isinstance(job, Score) and job.how.gradient)
+        if self.gives_back and learns != self._learned:
+            give_memory_back()
+        self._learned = learns
         if isinstance(job, Generate):
             return self._generate(job)
         if isinstance(job, Score):

@@ -4,6 +4,7 @@ is lost, late or wrong is replaced, and its slices are done again."""
 import contextlib
 import hashlib
 import math
+import threading
 import time
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterable, Sequence
@@ -15,10 +16,12 @@ import numpy.typing as npt
 from torch import Tensor
 
 from evolora.distributed.cluster import connect, leave, room
-from evolora.distributed.crew import Waiting
-from evolora.distributed.jobs import AnyJob, Backward
+from evolora.distributed.crew import LocalCrew, Waiting
+from evolora.distributed.engine import DealtEngine
+from evolora.distributed.jobs import AnyJob, Backward, Worker
 from evolora.distributed.remote import EngineSpec, RemoteWorker, about, differences
 from evolora.distributed.wire import packed, unpacked
+from evolora.engine.base import Engine
 from evolora.errors import InputError
 
 # A slice that this many workers died of, one after another, is at fault itself.
@@ -65,9 +68,11 @@ class _Member:
 
 
 class RayCrew:
-    """`count` workers, or as many as the cluster has room for, each of which takes so many `cpus` and `gpus`.
+    """`count` workers, or as many as the cluster has room for, each of which takes so many CPUs as it has threads, and
+    so many `gpus`.
 
-    Answers are looked at by `check`; `limit` seconds are what a slice may take; `say` is told what happens to workers.
+    Answers are looked at by `check`; `own` is the driver's engine; `limit` seconds are what a slice may take; `say` is
+    told what happens to workers.
     """
 
     def __init__(
@@ -78,12 +83,14 @@ class RayCrew:
         count: int | None,
         gpus: float,
         limit: float | None,
+        own: Engine,
         check: Check | None,
         say: Callable[[str], None],
     ) -> None:
         self._spec, self._count, self._cpus, self._gpus = spec, count, float(spec.threads), gpus
         self._limit, self._check, self._say, self._address = limit, check, say, address
-        self._own = False
+        self.own, self.alone = Worker(own), threading.Lock()
+        self._started_here = False
         self._ray: Any = None
         self._actor: Any = None
         self._members: dict[int, _Member] = {}
@@ -103,7 +110,7 @@ class RayCrew:
     def start(self) -> None:
         """See `Crew.start`. The first worker is waited for: it says what is wrong with all of them, if anything is."""
         try:
-            self._own = connect(self._address, cpus=self._spec.threads * (self._count or 1))
+            self._started_here = connect(self._address, cpus=self._spec.threads * (self._count or 1))
             import ray
 
             self._ray, self._actor = ray, ray.remote(RemoteWorker)
@@ -246,6 +253,16 @@ class RayCrew:
         self._counted["lost"] += 1
         self._looked = -math.inf
 
+    def engines(self, like: Engine) -> Sequence[Engine]:
+        """See `Crew.engines`."""
+        return [DealtEngine(like, _Alone(self, member), slice_rows=2**31) for member in self._members.values()]
+
+    def dismiss(self, one: Engine) -> bool:
+        """See `Crew.dismiss`."""
+        assert isinstance(one, DealtEngine) and isinstance(one.crew, _Alone)
+        self.lose(one.crew.member, "does not apply adapters as it should")
+        return True
+
     def metrics(self) -> dict[str, float]:
         """See `Crew.metrics`."""
         names = ("slices", "redone", "lost", "sent_bytes", "received_bytes", "genomes_sent")
@@ -259,9 +276,36 @@ class RayCrew:
             self._kill(member)
         self._members.clear()
         self._starting.clear()
-        if self._own:
-            self._own = False
+        if self._started_here:
+            self._started_here = False
             leave()
+
+
+class _Alone(LocalCrew):
+    """One of the workers: it may be asked while others are, each in a thread. If it is gone, which is no wrong answer,
+    the driver's own engine answers, and the next batch finds out."""
+
+    def __init__(self, crew: RayCrew, member: _Member) -> None:
+        super().__init__([])
+        self.member, self._crew = member, crew
+
+    def run(self, jobs: Sequence[AnyJob]) -> list[Any]:
+        """See `Crew.run`."""
+        ray, limit = self._crew._ray, self._crew._limit or _LEAST_LIMIT
+        try:
+            return [
+                self._answer(ray.get(self.member.actor.do.remote(packed(job), (), (), ()), timeout=limit))
+                for job in jobs
+            ]
+        except ray.exceptions.RayError:
+            with self._crew.alone:
+                return [self._crew.own.do(job) for job in jobs]
+
+    def _answer(self, data: bytes) -> Any:
+        kind, answer = unpacked(data)
+        if kind != "answer":
+            raise RuntimeError(f"{self.member.name} failed: {_last_line(answer)}\n{answer}")
+        return answer
 
 
 class _Batch:

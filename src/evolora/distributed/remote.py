@@ -19,6 +19,7 @@ from torch import Tensor
 from evolora.distributed.jobs import Worker
 from evolora.distributed.wire import packed, unpacked
 from evolora.engine.base import Prepares
+from evolora.engine.calibration import holds_much_heap
 from evolora.engine.choose import choose_engine
 from evolora.engine.options import EngineName, ProductsName, RecomputedName
 from evolora.errors import InputError, out_of_memory
@@ -81,7 +82,7 @@ class RemoteWorker:
         )
         if isinstance(chosen.one, Prepares):
             chosen.one.prepare(_Unseen(), learns=spec.learns, dropout=spec.dropout)
-        self._worker = Worker(chosen.one)
+        self._worker = Worker(chosen.one, gives_back=holds_much_heap(base.model))
 
     def do(
         self,

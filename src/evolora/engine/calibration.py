@@ -204,6 +204,11 @@ def give_memory_back() -> None:
         ctypes.CDLL(None).malloc_trim(0)
 
 
+def holds_much_heap(model: PreTrainedModel) -> bool:
+    """Whether updates of `model` leave much of the process's heap free between them."""
+    return model.device.type == "cpu" and not is_small(model)
+
+
 def parameters_of(model: PreTrainedModel) -> int:
     """How many weights the model has."""
     return sum(entries(parameter) for parameter in model.parameters())

@@ -10,7 +10,7 @@ from transformers import PreTrainedModel
 from evolora.engine import cpu
 from evolora.engine.base import Copies, Engine, Prepares, Replicates
 from evolora.engine.budget import Budget
-from evolora.engine.calibration import MOST_ROWS_DECODED, choose_checkpointing, is_small
+from evolora.engine.calibration import MOST_ROWS_DECODED, choose_checkpointing, holds_much_heap, is_small
 from evolora.engine.eager.checkpointing import decoder_layers
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.micro_batches import MicroBatchEngine
@@ -64,8 +64,8 @@ def choose_engine(
     most = None if is_small(model) else MOST_ROWS_DECODED
 
     def frugal(engine: Engine) -> Engine:
-        on_heap = model.device.type == "cpu" and not is_small(model)
-        return engine if budget is None else MicroBatchEngine(engine, budget, gives_back=on_heap)
+        gives_back = holds_much_heap(model)
+        return engine if budget is None else MicroBatchEngine(engine, budget, gives_back=gives_back)
 
     if side_by_side == 1 or not isinstance(engine, Replicates):
         return Choice(frugal(engine), words, engine)

@@ -26,6 +26,7 @@ from evolora.engine.calibration import (
     choose_rows,
     choose_threads,
     choose_update_tokens,
+    holds_much_heap,
     parameters_of,
     threads_an_operation,
 )
@@ -307,6 +308,7 @@ def assemble(
             config.workers,
             elsewhere=others,
             tolerance=tolerance_of(base.model),
+            gives_back=holds_much_heap(base.model),
             rows=dealt,
             threads=an_operation,
             budget=budget,

@@ -1,0 +1,132 @@
+"""What dealing a batch to workers costs, and how it scales on this machine.
+
+    python benchmarks/workers.py [--repeats 5] [--only tiny] [--most 2]
+
+The fitness of 8 individuals (256 rows of 20 tokens), and a rollout of 2 with its update (256 rows): by threads as a run
+without workers cuts them; in slices in this process; and by Ray's workers, 1, 2 and so on to the most. In one process,
+in turn, medians; one thread each. Also the bytes that went to the workers and back.
+"""
+
+import argparse
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import ray
+import torch
+from speed import machine
+from speed.subjects import PAD, Subject, load_subject, subjects_folder
+from speed.timing import alternate, median
+
+from evolora.distributed.choose import deal
+from evolora.distributed.engine import DealtEngine
+from evolora.distributed.options import WorkersOptions
+from evolora.distributed.remote import EngineSpec
+from evolora.engine.base import Decoding, Engine, Scoring
+from evolora.engine.budget import Budget
+from evolora.engine.calibration import available_cores
+from evolora.engine.choose import choose_engine, resolved
+from evolora.models.checksums import weights_sha256
+from evolora.models.options import ModelOptions
+
+NEW_TOKENS, INDIVIDUALS, LEARNERS = 20, 8, 2
+ROWS = 256
+
+
+def fitness(subject: Subject, engine: Engine) -> Callable[[], object]:
+    genomes = subject.genomes(INDIVIDUALS)
+    prompts = subject.prompts() * (ROWS // INDIVIDUALS // len(subject.prompts()))
+    how = Decoding(max_new_tokens=NEW_TOKENS, ends=(subject.never,), pad=PAD)
+    turn = iter(range(10**9))
+    # Other genomes each time, as in a run: workers are sent them.
+    return lambda: engine.generate(genomes + 1e-6 * next(turn), prompts, how)
+
+
+def update(subject: Subject, engine: Engine) -> Callable[[], object]:
+    genomes = subject.genomes(LEARNERS)
+    prompts = subject.prompts() * (ROWS // LEARNERS // len(subject.prompts()))
+    seeds = np.arange(ROWS, dtype=np.uint64)
+    how = Decoding(max_new_tokens=NEW_TOKENS, ends=(subject.never,), pad=PAD, seeds=seeds)
+    turn = iter(range(10**9))
+
+    def learn() -> None:
+        own = genomes + 1e-6 * next(turn)
+        written = engine.generate(own, prompts, how)
+        seeds = np.arange(LEARNERS, dtype=np.uint64)
+        scoring = Scoring(gradient=True, dropout=0.05, dropout_seeds=seeds)
+        scored = engine.score(own, prompts, replace(written, trace=None), scoring)
+        scored.backward(torch.ones_like(scored.log_probs))
+
+    return learn
+
+
+def engines(subject: Subject, most: int) -> dict[str, Engine]:
+    model = subject.own()
+    kind, products = resolved(model, subject.layout, "auto", "auto")
+
+    def one() -> Engine:
+        return choose_engine(model, subject.layout, kind=kind, products=products).one
+
+    def spec(device: str) -> EngineSpec:
+        return EngineSpec(
+            model=ModelOptions(name=subject.folder, dtype="float32"),
+            weights_sha256=weights_sha256(model), layout=subject.layout, device=device, kind=kind, products=products,
+            checkpointing="off", threads=1, learns=True, dropout=0.05,
+        )  # fmt: skip
+
+    def dealt(**options: Any) -> DealtEngine:
+        asked = WorkersOptions(**options)
+        rows = 64 if subject.name == "tiny" else 48
+        found = deal(
+            one(), spec, asked, tolerance=2e-3, rows=rows, threads=1, budget=Budget(10**9), say=lambda text: print(text)
+        )
+        found.start()
+        return found
+
+    cores = available_cores()
+    threads = choose_engine(model, subject.layout, threads=cores, kind=kind, products=products).engine
+    ray.init("local", num_cpus=sum(range(most + 1)), include_dashboard=False, log_to_driver=False)
+    found = {f"{cores} threads, as without workers": threads, "slices in this process (--workers 0)": dealt(count=0)}
+    for count in range(1, most + 1):
+        found[f"{count} worker{'s' * (count > 1)}"] = dealt(count=count)
+    return found
+
+
+def measured(subject: Subject, repeats: int, most: int) -> None:
+    sides = engines(subject, most)
+    for name, work in (("fitness", fitness), ("rollout and update", update)):
+        runs = {side: work(subject, engine) for side, engine in sides.items()}
+        for run in runs.values():
+            run()
+        for engine in sides.values():
+            if isinstance(engine, DealtEngine):
+                engine.metrics()
+        seconds = alternate(runs, repeats)
+        for side, found in seconds.items():
+            engine = sides[side]
+            counts = engine.metrics() if isinstance(engine, DealtEngine) else {}
+            sent, got = (counts.get(f"workers.{way}_bytes", 0) / repeats / 1e6 for way in ("sent", "received"))
+            slices = counts.get("workers.slices", 0) / repeats
+            told = f", {slices:.0f} slices, {sent:.2f} MB sent, {got:.2f} MB back" if slices else ""
+            print(f"{subject.name}, {name}, {side}: {median(found):.3f} s ({min(found):.3f} to {max(found):.3f}){told}")
+    for engine in sides.values():
+        engine.close()
+    ray.shutdown()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--most", type=int, default=2)
+    parser.add_argument("--only", nargs="*", default=["tiny", "124M"])
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    print(machine.describe())
+    with subjects_folder() as folder:
+        for name in options.only:
+            measured(load_subject(name, folder), options.repeats, options.most)
+
+
+if __name__ == "__main__":
+    main()

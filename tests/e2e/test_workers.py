@@ -1,0 +1,103 @@
+"""Runs whose slices go to worker processes: the same bits as without any, however they end, and nothing left behind."""
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import ENVIRONMENT
+
+pytest.importorskip("ray", reason="the extra `ray` is not installed")
+
+SLICED = ("--slice-rows", "3", "--eval-prompts", "4", "--rollout-prompts", "4")
+MARK = "EVOLORA_WORKERS_TEST"
+
+
+def started(mark: Path, *arguments: Any) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as a terminal has it; `mark` is how its processes are known."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "evolora", *map(str, arguments)],
+        env={**ENVIRONMENT, MARK: str(mark)}, start_new_session=True,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+
+
+def marked(mark: Path) -> list[str]:
+    """The processes that the command has started, and those that they have."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if f"{MARK}={mark}\0".encode() in (folder / "environ").read_bytes():
+                found.append((folder / "cmdline").read_text().replace("\0", " ")[:100])
+    return found
+
+
+def nothing_left(mark: Path) -> bool:
+    deadline = time.monotonic() + 60
+    while marked(mark) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    return not marked(mark)
+
+
+def wait_for_generations(run: Path, count: int, process: "subprocess.Popen[str]") -> None:
+    path, deadline = run / "metrics.jsonl", time.monotonic() + 300
+    while not path.exists() or path.read_text().count("\n") < count:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "the command hangs"
+        time.sleep(0.02)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_interrupted_and_killed_with_workers_and_finished_without(
+    toy: Any, evolora: Any, facts: Any, tmp_path: Path
+) -> None:
+    alone, run = tmp_path / "alone", tmp_path / "run"
+    code, _, errors = evolora("train", *toy.options(alone, *SLICED, "--workers", "0", gens=5))
+    assert code == 0, errors
+
+    process = started(run, "train", *toy.options(run, *SLICED, "--workers", "2", gens=5))
+    wait_for_generations(run, 1, process)
+    assert any("ray::RemoteWorker" in line for line in marked(run))
+    os.killpg(process.pid, signal.SIGINT)
+    out, errors = process.communicate(timeout=120)
+    assert process.returncode == 130, out + errors
+    assert "slices of 3 rows, by 2 workers on this machine" in out
+    assert nothing_left(run), marked(run)
+
+    process = started(run, "resume", run, "--workers", "1")
+    wait_for_generations(run, 3, process)
+    process.kill()
+    process.communicate()
+    assert nothing_left(run), marked(run)
+
+    code, out, errors = evolora("resume", run, "--workers", "0")
+    assert code == 0, errors
+    found, expected = facts(run), facts(alone)
+    assert found.metrics == expected.metrics
+    assert found == expected
+
+
+def test_what_workers_cannot_do_is_a_sentence(toy: Any, evolora: Any, tmp_path: Path, monkeypatch: Any) -> None:
+    def said(*options: str) -> str:
+        code, _, errors = evolora("train", *toy.options(tmp_path / "run", *options))
+        assert code == 2 and "Traceback" not in errors
+        return str(errors)
+
+    assert "found no Ray there" in said("--ray", "127.0.0.1:1")
+    assert "expected HOST:PORT" in said("--ray", "somewhere")
+    assert "expected at least one worker" in said("--ray", "127.0.0.1:1", "--workers", "0")
+    assert "on one of the cluster's own machines" in said("--ray", "ray://127.0.0.1:10001")
+    monkeypatch.setitem(sys.modules, "ray", None)
+    assert "pip install 'evolora[ray]'" in said("--workers", "2")
+
+
+def test_a_run_that_was_not_dealt_is_not_dealt_by_resuming_it(toy: Any, evolora: Any, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert evolora("train", *toy.options(run, gens=1))[0] == 0
+    code, _, errors = evolora("resume", run, "--gens", "2", "--workers", "0")
+    assert code == 2 and "--slice-rows none -> 64" in errors
