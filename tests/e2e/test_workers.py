@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import ENVIRONMENT
 
 pytest.importorskip("ray", reason="the extra `ray` is not installed")
 
@@ -22,7 +21,7 @@ def started(mark: Path, *arguments: Any) -> subprocess.Popen[str]:
     """The command in a process group of its own, as a terminal has it; `mark` is how its processes are known."""
     return subprocess.Popen(
         [sys.executable, "-m", "evolora", *map(str, arguments)],
-        env={**ENVIRONMENT, MARK: str(mark)}, start_new_session=True,
+        env={**os.environ, MARK: str(mark)}, start_new_session=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
