@@ -209,6 +209,8 @@ def assemble(
         products=products,
         budget=budget,
         checkpointing=checkpointing,
+        length=longest,
+        slots=config.engine.vllm_slots,
     )
     written = used.completion
     text = Text.of(
