@@ -7,10 +7,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from evolora.engine import cpu
+from evolora.engine import cpu, vllm
 from evolora.engine.base import Copies, Engine, Prepares, Replicates
 from evolora.engine.budget import Budget
 from evolora.engine.calibration import MOST_ROWS_DECODED, choose_checkpointing, holds_much_heap, is_small
+from evolora.engine.combined import CombinedEngine, Writes
 from evolora.engine.eager.checkpointing import decoder_layers
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.micro_batches import MicroBatchEngine
@@ -50,14 +51,21 @@ def choose_engine(
     products: ProductsName = "auto",
     budget: Budget | None = None,
     checkpointing: RecomputedName = "off",
+    length: int | None = None,
+    slots: int | None = None,
 ) -> Choice:
     """The fastest engine that can run `model`, or the one that is asked for, on up to `threads` parts of a batch at a
     time, each of which keeps what the gradient needs of at most about as many tokens as the `budget` has, as far as
-    `checkpointing` does not compute it again.
+    `checkpointing` does not compute it again. Where vLLM writes, in so many `slots` and texts of up to `length` tokens,
+    the eager engine scores.
 
     Raises InputError for one that is asked for and cannot.
     """
-    engine, words = _engine(model, layout, *resolved(model, layout, kind, products))
+    kind, products = resolved(model, layout, kind, products)
+    writer: Writes | None = None
+    if kind == "vllm":
+        writer, kind = _made("vllm", model, layout, length=length, slots=slots), "eager"
+    engine, words = _engine(model, layout, kind, products)
     if isinstance(engine, EagerEngine):
         engine.checkpointing = checkpointing
     side_by_side = threads if model.device.type == "cpu" else 1
@@ -67,11 +75,13 @@ def choose_engine(
         gives_back = holds_much_heap(model)
         return engine if budget is None else MicroBatchEngine(engine, budget, gives_back=gives_back)
 
-    if side_by_side == 1 or not isinstance(engine, Replicates):
-        return Choice(frugal(engine), words, engine)
-    replica = engine.replica
-    several = SplitEngine(frugal(engine), lambda: frugal(replica()), threads=side_by_side, most_rows=most)
-    return Choice(several, words, engine)
+    whole = frugal(engine)
+    if side_by_side > 1 and isinstance(engine, Replicates):
+        replica = engine.replica
+        whole = SplitEngine(whole, lambda: frugal(replica()), threads=side_by_side, most_rows=most)
+    if writer is None:
+        return Choice(whole, words, engine)
+    return Choice(CombinedEngine(writer, whole), f"{writer.words}; {words} scores", CombinedEngine(writer, engine))
 
 
 def resolved(
@@ -91,6 +101,8 @@ def resolved(
             f"--engine cpu: cannot be had: {why}, expected what it needs, or --engine auto in a new run (a resumed one "
             "keeps its engine)"
         )
+    if kind == "vllm" and (why := vllm.refuses(model, layout)) is not None:
+        raise InputError(f"--engine vllm: cannot be had: {why}, expected --engine auto")
     if kind == "cpu" and products == "auto":
         from evolora.engine.cpu.matmul.choice import fastest_products
 

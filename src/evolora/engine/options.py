@@ -9,7 +9,7 @@ from pydantic_core import PydanticCustomError
 
 from evolora.options import Options, option
 
-EngineName = Literal["auto", "cpu", "eager"]
+EngineName = Literal["auto", "cpu", "eager", "vllm"]
 ProductsName = Literal["auto", "torch", "compiled"]
 RecomputedName = Literal["off", "selective", "on"]
 CheckpointingName = Literal["auto", "off", "selective", "on"]
@@ -17,6 +17,7 @@ CheckpointingName = Literal["auto", "off", "selective", "on"]
 ENGINES: Mapping[str, str] = {
     "cpu": "evolora.engine.cpu.engine:CpuEngine",
     "eager": "evolora.engine.eager.engine:EagerEngine",
+    "vllm": "evolora.engine.vllm.engine:VllmWriter",
 }
 """Each engine's class, as module:class, imported where it is chosen: numba and all that is compiled only where it is
 used."""
@@ -29,7 +30,9 @@ class EngineOptions(Options):
     """Who computes, and on what."""
 
     type: EngineName = option(
-        "auto", "what runs the model: evolora's compiled passes (cpu), transformers' own layers (eager), or the faster"
+        "auto",
+        "what runs the model: evolora's compiled passes (cpu), transformers' own layers (eager), the faster of "
+        "them, or vLLM to write completions and the eager engine to score and train on them (vllm)",
     )
     device: str = option(
         "auto",
@@ -62,6 +65,12 @@ class EngineOptions(Options):
     )
     canary: bool = option(
         True, "check in every generation that the adapters are truly applied (--no-canary: only before the run)"
+    )
+    vllm_slots: int | None = option(
+        None,
+        "genomes that vLLM holds at a time (--engine vllm); more go in waves; default: what fits into a quarter of the "
+        "free memory, at most 256",
+        ge=1,
     )
     draft_rows: int = option(
         8, "most rows whose completions are drafted by their parent's and checked in one pass; 0 never", ge=0

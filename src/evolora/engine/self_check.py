@@ -78,7 +78,7 @@ def _mark(engine: Engine, model: PreTrainedModel, lora: LoraConfig) -> Path | No
         versions = [torch.__version__, transformers.__version__, peft.__version__]
         if is_quantised(model):
             versions.append(version("bitsandbytes"))
-        kind = [type(engine).__name__, str(engine.device.type), str(model.dtype), versions]
+        kind = [getattr(engine, "name", type(engine).__name__), str(engine.device.type), str(model.dtype), versions]
         digest.update(json.dumps([config, adapter, kind], sort_keys=True, default=str).encode())
         return user_cache() / "checked" / digest.hexdigest()[:32]
     return None

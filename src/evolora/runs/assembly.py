@@ -278,6 +278,8 @@ def assemble(
         products=products,
         budget=budget if dealt is None else None,
         checkpointing=checkpointing,
+        length=longest,
+        slots=config.engine.vllm_slots,
     )
     learns = adapter is None and config.refiner.type != "none"
 

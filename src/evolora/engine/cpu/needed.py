@@ -37,7 +37,8 @@ def needed(model: PreTrainedModel, products: Products, *, learns: bool, dropout:
     """
     if model.dtype != torch.float32:
         return []
-    kernels = [*_COMMON, decode.gather_rows, lora_gradient.add_rows_of_groups]  # the last for the self-check
+    # The last two for the self-check and the canary.
+    kernels = [*_COMMON, decode.gather_rows, lora_gradient.add_rows_of_groups, log_probs.forward_rows]
     versions = []
     is_gpt2, is_compiled = type(model) is GPT2LMHeadModel, products == "compiled"
     if is_compiled:

@@ -1,0 +1,79 @@
+"""An engine of two: one writes completions, and another scores and trains on them."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from torch import Tensor
+
+from evolora.engine.base import Completions, Decoding, Engine, Prompts, Scored, Scoring
+from evolora.errors import InputError
+
+
+class Writes(Protocol):
+    """What writes completions and need not know how likely they were."""
+
+    words: str
+    """What the log says of it."""
+
+    def generate(
+        self, genomes: Tensor | None, prompts: Prompts, how: Decoding, *, owners: Sequence[int] | None = None
+    ) -> Completions:
+        """See `Engine.generate`."""
+        ...
+
+    def close(self) -> None:
+        """See `Engine.close`."""
+        ...
+
+
+class CombinedEngine:
+    """What `writer` writes, scored by `scorer`.
+
+    Two programs round differently, and a gradient must not take that for a change of the policy. So the
+    log-probabilities of what was sampled are the scorer's own, by one pass more. The bias that is left is that of a
+    sample that is drawn from the writer's rounding of the policy.
+    """
+
+    def __init__(self, writer: Writes, scorer: Engine) -> None:
+        self.writer, self.scorer = writer, scorer
+        self.layout, self.size, self.hidden = scorer.layout, scorer.size, scorer.hidden
+        self.device, self.dtype, self.trains = scorer.device, scorer.dtype, scorer.trains
+        self.name = f"{writer.words}, {type(scorer).__name__}"
+
+    def generate(
+        self, genomes: Tensor | None, prompts: Prompts, how: Decoding, *, owners: Sequence[int] | None = None
+    ) -> Completions:
+        """See `Engine.generate`.
+
+        Raises InputError for a truncation: what the writer kept of each distribution is not known.
+        """
+        if how.truncation is not None:
+            raise InputError(
+                f"--top-k, --top-p, --min-p: found {self.writer.words}, which does not say what it keeps, expected "
+                "them at their defaults, or --engine auto"
+            )
+        found = self.writer.generate(genomes, prompts, how, owners=owners)
+        if how.seeds is None and not how.features:
+            return found
+        scoring = Scoring(temperature=how.temperature, features=how.features)
+        scored = self.scorer.score(genomes, prompts, found, scoring, owners=owners)
+        scored.release()
+        return replace(found, log_probs=None if how.seeds is None else scored.log_probs, features=scored.features)
+
+    def score(
+        self,
+        genomes: Tensor | None,
+        prompts: Prompts,
+        completions: Completions,
+        how: Scoring,
+        *,
+        owners: Sequence[int] | None = None,
+    ) -> Scored:
+        """See `Engine.score`."""
+        return self.scorer.score(genomes, prompts, completions, how, owners=owners)
+
+    def close(self) -> None:
+        """Close both."""
+        self.writer.close()
+        self.scorer.close()

@@ -1,0 +1,108 @@
+"""vLLM as what writes completions: its engine in this process, with the genomes in its LoRA slots."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from evolora.engine.base import Completions, Decoding, Prompts
+from evolora.engine.calibration import free_memory
+from evolora.engine.vllm.loading import VERSION, LoRARequest, SamplingParams, load, undisturbed_draws
+from evolora.engine.vllm.slots import adapters
+from evolora.errors import InputError
+from evolora.models.genome import GenomeLayout
+
+# Slots where nobody says how many, and the share of the free memory that they, and keys and values, take at most.
+_MOST_SLOTS, _SHARE = 256, 4
+# Texts are at least so long in the self-check of an engine.
+_LEAST_LENGTH = 128
+
+
+class VllmWriter:
+    """Writes completions by vLLM, and has no log-probabilities of them that a gradient could start from.
+
+    More genomes than `slots` go in waves. The base is never in one batch with genomes: on a CPU vLLM 0.32 would give
+    its rows the genome of the last slot. What a row samples depends on its own seed, and on its logits, which round by
+    the batch: the same call has the same tokens, in this process or another, on one machine.
+
+    Raises InputError where vLLM cannot load the model.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, layout: GenomeLayout, *, length: int | None = None, slots: int | None = None
+    ) -> None:
+        self.device = model.device
+        rank = max(module.rank for module in layout.modules)
+        memory = free_memory(model.device) // _SHARE
+        a_slot = 2 * layout.genome_length * model.dtype.itemsize
+        self.slots = slots or max(1, min(_MOST_SLOTS, memory // a_slot))
+        room = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        self._length = min(max(length or 0, _LEAST_LENGTH), room or length or _LEAST_LENGTH)
+        targets = sorted({module.name.rpartition(".")[2] for module in layout.modules})
+        self._llm = load(model, slots=self.slots, rank=rank, targets=targets, length=self._length, memory=memory)
+        self._adapters = adapters(self._llm, layout, self.slots)
+        self.words = f"vLLM {VERSION} writes, {self._adapters.words} ({self.slots} at a time)"
+
+    def generate(
+        self, genomes: Tensor | None, prompts: Prompts, how: Decoding, *, owners: Sequence[int] | None = None
+    ) -> Completions:
+        """See `Engine.generate`. Without log-probabilities, features and a trace; drafts are passed over."""
+        if (longest := max(map(len, prompts), default=0) + how.max_new_tokens) > self._length:
+            raise InputError(f"--engine vllm: found a text of {longest} tokens, expected at most {self._length}")
+        params = self._sampling(how, len(prompts) * (1 if genomes is None or owners is not None else len(genomes)))
+        if genomes is None:
+            rows = self._run(prompts, params, None)
+            return self._completions(rows, how.pad)
+        if owners is None:
+            owners = [genome for genome in range(len(genomes)) for _ in prompts]
+            prompts = [*prompts] * len(genomes)
+        rows = []
+        for first in range(0, len(genomes), self.slots):
+            own = [row for row, owner in enumerate(owners) if first <= owner < first + self.slots]
+            if own:
+                asked = self._adapters.put(genomes[first : first + self.slots])
+                whose = [asked[owners[row] - first] for row in own]
+                rows += self._run([prompts[row] for row in own], [params[row] for row in own], whose)
+        return self._completions(rows, how.pad)
+
+    def _run(
+        self, prompts: Prompts, params: Sequence[SamplingParams], whose: list[LoRARequest] | None
+    ) -> list[list[int]]:
+        # Keys and values are found again by an adapter's name, whatever its weights are now; and what is found changes
+        # how later sums are cut, so that nothing is kept of the base either.
+        if not self._llm.reset_prefix_cache():
+            raise RuntimeError("vLLM does not let go of its prefix cache")
+        texts = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        with undisturbed_draws():
+            found = self._llm.generate(texts, list(params), use_tqdm=False, lora_request=whose)
+        return [list(one.outputs[0].token_ids) for one in found]
+
+    def _sampling(self, how: Decoding, rows: int) -> list[SamplingParams]:
+        options: dict[str, Any] = {
+            "max_tokens": how.max_new_tokens,
+            "stop_token_ids": list(how.ends),
+            "ignore_eos": True,  # the ends are all said
+            "detokenize": False,
+        }
+        if how.seeds is None:
+            return [SamplingParams(temperature=0.0, **options) for _ in range(rows)]
+        if how.truncation is not None:
+            kept = how.truncation
+            options |= {"top_k": kept.top_k, "top_p": kept.top_p, "min_p": kept.min_p}
+        return [
+            SamplingParams(temperature=how.temperature, seed=int(seed) & (2**63 - 1), **options) for seed in how.seeds
+        ]
+
+    def _completions(self, rows: list[list[int]], pad: int) -> Completions:
+        found = Completions.of_ids(rows, pad)
+        return Completions(found.ids.to(self.device), found.mask.to(self.device))
+
+    def close(self) -> None:
+        """Let go of vLLM, its weights and its slots."""
+        self._adapters.close()
+        self._llm.llm_engine.engine_core.shutdown()
+        del self._llm
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
