@@ -27,7 +27,7 @@ from evolora.rng import keyed_generator, keyed_seed
 # Sentinels that differ, and places that have one: beyond so many they come again.
 _SENTINELS, _MOST_PLACES = 8, 64
 # Tokens of the sentinels' text, and of a row's completion that are scored again.
-_PROMPT, _NEW_TOKENS, _MOST_TOKENS = 4, 3, 64
+_PROMPT, _NEW_TOKENS, _MOST_TOKENS = 4, 3, 16
 _NO_END = (-1,)
 # Rounding may choose other tokens, for which there are other answers.
 _MOST_ANSWERS = 256
