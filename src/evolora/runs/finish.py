@@ -105,10 +105,10 @@ def finish(
     }
 
     def figures(evaluation: Evaluation) -> dict[str, Any]:
-        cut = {"cut": _cut(evaluation, parts)}
-        return _test_figures(evaluation.rewards[0], config.run.seed) | _terms(evaluation) | cut
+        clipped = {"clipped_ratio": _clipped(evaluation, parts)}
+        return _test_figures(evaluation.rewards[0], config.run.seed) | _terms(evaluation) | clipped
 
-    if (warning := cut_warning("the winner's test completions", _cut(winner_test, parts), parts)) is not None:
+    if (warning := cut_warning("the winner's test completions", _clipped(winner_test, parts), parts)) is not None:
         parts.view.say(warning)
     summary = {
         "run": identity.run,
@@ -221,7 +221,7 @@ def cut_warning(whose: str, share: float, parts: Parts) -> str | None:
     )
 
 
-def _cut(evaluation: Evaluation, parts: Parts) -> float:
+def _clipped(evaluation: Evaluation, parts: Parts) -> float:
     """The share of completions that the limit has cut off."""
     written = evaluation.completion_ids[0]
     return sum(map(parts.evaluator.cut, written)) / len(written)

@@ -127,7 +127,7 @@ def run_to_end(
                         "--eval-prompts says on how many prompts it is asked"
                     )
                 whose = f"generation {evolution.generation}'s completions"
-                if not warned and (warning := cut_warning(whose, measured["cut"], parts)) is not None:
+                if not warned and (warning := cut_warning(whose, measured["clipped_ratio"], parts)) is not None:
                     parts.view.say(warning)
                     warned = True
                 logged = {f"logged.{name}": value for name, value in parts.scorer.metrics.items()}
