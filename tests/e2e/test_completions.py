@@ -16,10 +16,11 @@ def test_what_stops_a_completion_is_in_no_text(toy: Any, evolora: Any, tmp_path:
     database.close()
     assert texts and not [text for text in texts if "e" in text or "ou" in text]
     test = json.loads((run / "summary.json").read_text())["winner"]["test"]
-    cut = [json.loads(line)["cut"] for line in (run / "metrics.jsonl").read_text().splitlines()]
+    cut = [json.loads(line)["clipped_ratio"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     warned = "'s completions were cut off at 32 tokens; where they should end"
     assert said.count(warned) == any(share > 0.5 for share in cut), "once, of a generation"
-    assert 0 <= test["cut"] <= 1 and ("the winner's test completions were cut off" in said) == (test["cut"] > 0.5)
+    assert 0 <= test["clipped_ratio"] <= 1
+    assert ("the winner's test completions were cut off" in said) == (test["clipped_ratio"] > 0.5)
     _, text, _ = evolora("generate", run, "Translate")
     assert "e" not in text
 

@@ -137,7 +137,7 @@ class Evolution:
         metrics: dict[str, Any] = {
             "generation": self.generation,
             "failed": int(np.isnan(evaluation.fitness).sum()),
-            "cut": self._cut(evaluation),
+            "clipped_ratio": self._clipped(evaluation),
             "evolution.added": added_by_operators(population, evaluation.fitness, self.generation),
             **diversity(population, evaluation),
         }
@@ -388,7 +388,7 @@ class Evolution:
         known = [*rewards[~np.isnan(rewards)].ravel(), *(self.earned or ())]
         self.earned = (float(min(known)), float(max(known))) if known else None
 
-    def _cut(self, evaluation: Evaluation) -> float:
+    def _clipped(self, evaluation: Evaluation) -> float:
         """The share of completions that the limit cut; those that a race left out are none."""
         written = [ids for own in evaluation.completion_ids for ids in own if ids]
         return sum(map(self.evaluator.cut, written)) / len(written) if written else math.nan

@@ -106,8 +106,8 @@ def finish(
     }
 
     def figures(evaluation: Evaluation) -> dict[str, Any]:
-        cut = {"cut": _cut(evaluation, parts)}
-        return _test_figures(evaluation, config.run.seed) | _terms(evaluation) | cut
+        clipped = {"clipped_ratio": _clipped(evaluation, parts)}
+        return _test_figures(evaluation, config.run.seed) | _terms(evaluation) | clipped
 
     summary = {
         "run": identity.run,
@@ -251,7 +251,7 @@ def fitness_name(parts: Parts) -> str:
     return f"{name} of {samples} samples" if samples > 1 else name
 
 
-def _cut(evaluation: Evaluation, parts: Parts) -> float:
+def _clipped(evaluation: Evaluation, parts: Parts) -> float:
     """The share of completions that the limit has cut off."""
     written = evaluation.completion_ids[0]
     return sum(map(parts.evaluator.cut, written)) / len(written)

@@ -142,7 +142,10 @@ def run_to_end(
                         "--eval-prompts says on how many prompts it is asked"
                     )
                 whose = f"generation {evolution.generation}'s completions"
-                if not warned and (warning := cut_warning(whose, measured["cut"], parts.max_new_tokens)) is not None:
+                if (
+                    not warned
+                    and (warning := cut_warning(whose, measured["clipped_ratio"], parts.max_new_tokens)) is not None
+                ):
                     parts.view.say(warning)
                     warned = True
                 logged = {f"logged.{name}": value for each in parts.scorers for name, value in each.metrics.items()}

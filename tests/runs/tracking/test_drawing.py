@@ -66,7 +66,8 @@ def test_figures_stay_where_they_are(shown: Shown, width: int) -> None:
         return {name: (row, place) for name, row, place in reversed(found)}
 
     before = places(lines_of(shown, width))
-    shown.generation({**shown.metrics, "generation": 4, "ppo.added": -30.0, "validation": -12.3, "cut": 1.0}, 20, 0.2)
+    later = {"generation": 4, "ppo.added": -30.0, "validation": -12.3, "clipped_ratio": 1.0}
+    shown.generation({**shown.metrics, **later}, 20, 0.2)
     shown.progress("evaluating the refined", 0, 64)
     after = places(lines_of(shown, width))
     assert before == after and len(before) == 14

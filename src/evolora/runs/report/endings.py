@@ -45,7 +45,9 @@ class Ending:
             )
         if self.rewards is not None and not self.has_interval and after is not None:
             yield f"The fitness {self.summary['fitness']} is not recomputed on other prompts, so it has no interval."
-        if (warning := cut_warning("the winner's test completions", winner["cut"], self.max_new_tokens)) is not None:
+        if (
+            warning := cut_warning("the winner's test completions", winner["clipped_ratio"], self.max_new_tokens)
+        ) is not None:
             yield warning
 
 

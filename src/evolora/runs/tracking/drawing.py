@@ -132,7 +132,7 @@ def _figures(shown: Shown, width: int) -> list[Text]:
             [
                 ("rate", f"{'-':>7}" if math.isnan(rate) else f"{rate:.1e}", ""),
                 ("KL", figures.reward(shown.of_refiner("kl")), ""),
-                ("cut", figures.percent(shown.figure("cut")), ""),
+                ("cut", figures.percent(shown.figure("clipped_ratio")), ""),
                 ("equal groups", figures.percent(shown.of_refiner("equal_groups")), ""),
             ],
         ),
@@ -145,7 +145,7 @@ def _figures(shown: Shown, width: int) -> list[Text]:
         ),
     ]
     if shown.refiner is None and shown.metrics:  # nobody learns by RL
-        rows[2] = ("writing", [("cut", figures.percent(shown.figure("cut")), "")])
+        rows[2] = ("writing", [("cut", figures.percent(shown.figure("clipped_ratio")), "")])
     if not math.isnan(shown.followed):
         before = figures.reward(shown.figure("validation.base_reward"))
         rows.insert(1, ("reward", [("base", before, ""), ("lineage", figures.reward(shown.followed), "")]))

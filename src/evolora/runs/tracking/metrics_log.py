@@ -9,6 +9,9 @@ from typing import Any
 from evolora.files import without_nan, write_text
 from evolora.runs.tracking.chain import chained, check_chain, unchained
 
+# What runs of older versions call by another name.
+_RENAMED = {"cut": "clipped_ratio"}
+
 
 class MetricsLog:
     """`metrics.jsonl`: one line a generation of the run whose id is `run`, on disk before the next begins. Everything
@@ -28,8 +31,8 @@ class MetricsLog:
             os.fsync(file.fileno())
 
     def read(self) -> list[dict[str, Any]]:
-        """The whole lines so far; a line that a kill cut short is left out."""
-        return [content for _, content, _ in self._lines()]
+        """The whole lines so far, by today's names; a line that a kill cut short is left out."""
+        return [{_RENAMED.get(name, name): value for name, value in content.items()} for _, content, _ in self._lines()]
 
     def check(self, generations: int) -> None:
         """Raise CheckpointError or InputError unless the first `generations` lines are whole and of this run."""

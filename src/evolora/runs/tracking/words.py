@@ -15,7 +15,7 @@ WORDS = {
     "summed over the run in the row 'added'",
     "rate": "RL's learning rate, which is led by how far its updates move the model",
     "KL": "how far the refined have moved from the base, in nats a completion; measured where --kl-weight is above 0",
-    "cut": "the share of completions that --max-new-tokens cut",
+    "cut": "the share of completions that --max-new-tokens cut, clipped_ratio in the metrics",
     "equal groups": "the share of prompts whose sampled completions all earned the same: they teach RL nothing",
     "tok/s": "tokens generated a second, over the whole generation",
     "memory": "what the process, or the run on its GPU, has now",
