@@ -12,6 +12,7 @@ from torch import Tensor
 
 from evolora.errors import InputError
 from evolora.evolution.acceptance import entering, standing
+from evolora.evolution.allowance import Allowance
 from evolora.evolution.loop import Evolution, LoopConfig
 from evolora.evolution.winner import best_finalists
 from evolora.fitness.base import Judged
@@ -21,6 +22,7 @@ from evolora.population.evaluation import Drafts, Evaluation, Evaluator
 from evolora.population.judging import JudgingEvaluator
 from evolora.population.lineage import Lineage
 from evolora.population.population import Individual
+from evolora.population.remembering import RememberingEvaluator
 from evolora.refiners import Refinement, Refiner
 from evolora.strategies import GAConfig, GeneticAlgorithm
 from evolora.tasks.task import Example, Task
@@ -206,3 +208,34 @@ def test_what_the_rewards_were_is_known_after_a_checkpoint() -> None:
     again.load_state_dict({**state, **json.loads(json.dumps({name: state[name] for name in ("rewards", "earned")}))})
     assert (again.rewards, again.earned) == (evolution.rewards, evolution.earned)
     assert evolution.earned is not None and evolution.earned[0] < evolution.earned[1]
+
+
+def test_under_a_budget_the_whole_is_judged_once_all_its_parts_are_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("evolora.evolution.allowance.FIRST", 8)
+    evolution = made(lambda mean: mean, lambda mean: mean, whole=True)
+    evolution.step()
+    evolution.allowance = Allowance(tokens=1e9)
+    judged: list[int] = []
+    assert isinstance(evolution.evaluator, JudgingEvaluator)
+    fitness: Any = evolution.evaluator.fitness
+    judge = fitness.judged
+    monkeypatch.setattr(fitness, "judged", lambda *asked: judged.append(len(asked[0])) or judge(*asked))
+    _, evaluation, examples = evolution.measure_finalists(evolution.hall_of_fame.members)
+    assert judged == [20] == [len(examples)] and all(own.prompts == 20 for own in evaluation.judged)
+
+
+def test_samples_are_an_individuals_own_and_are_remembered_by_their_numbers() -> None:
+    asked: list[list[int | None]] = []
+
+    class Draws(Written):
+        def evaluate(self, genomes: Tensor, examples: Sequence[Example], *, drafts: Drafts | None = None) -> Evaluation:
+            assert drafts is None
+            asked.append([example.draw for example in examples])
+            return super().evaluate(genomes, examples)
+
+    remembering = RememberingEvaluator(Draws(lambda mean: mean))
+    evaluator = JudgingEvaluator(remembering, Wanted(lambda mean: mean), samples=3)
+    both = [evaluator.evaluate(torch.ones(2, 14), TASK.train[:2], drafts=[[[1]] * 2] * 2) for _ in range(2)]
+    assert asked == [[0, 1, 2, 0, 1, 2]], "equal genomes are asked once, and nobody a second time"
+    assert [example.prompt for example in both[1].examples] == ["train 0"] * 3 + ["train 1"] * 3
+    assert both[0].fitness.tolist() == both[1].fitness.tolist() == [1.0, 1.0]

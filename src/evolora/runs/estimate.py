@@ -75,8 +75,8 @@ def estimate(options: RunOptions) -> Estimate:
     length = sum(map(len, prompts)) // len(prompts) + parts.max_new_tokens
     evolution, refiner = config.evolution, config.refiner
     population = evolution.pop if config.strategy.type != "none" else 1
-    prompts_a_generation = min(evolution.eval_prompts, len(parts.task.train))
-    checked = min(evolution.validation_prompts, len(parts.task.validation))
+    prompts_a_generation = evolution.fitness_samples * min(evolution.eval_prompts, len(parts.task.train))
+    checked = evolution.fitness_samples * min(evolution.validation_prompts, len(parts.task.validation))
     refined = evolution.refine if isinstance(refiner, PolicyGradientConfig) else 0
     read = (population + refined) * prompts_a_generation + checked
     flops = size.forward([length]) * read

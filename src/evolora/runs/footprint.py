@@ -60,7 +60,7 @@ def footprint(parts: Parts) -> Footprint:
     individuals = evolution.pop if config.strategy.type != "none" else 1
     threads = engine.threads if device.type == "cpu" else 1
     task = parts.task
-    greedy = max(
+    greedy = evolution.fitness_samples * max(
         individuals * min(evolution.eval_prompts, len(task.train)),
         evolution.finalists * len(task.validation),
         2 * len(task.test),  # the base's and the winner's

@@ -9,6 +9,7 @@ import pytest
 
 from evolora.engine.progress import Sample
 from evolora.runs.tracking.drawing import ASCII, FANCY, draw
+from evolora.runs.tracking.figures import cells
 from evolora.runs.tracking.shown import Shown
 from evolora.runs.tracking.words import WORDS
 
@@ -56,6 +57,16 @@ def test_all_is_there(shown: Shown, width: int) -> None:
     assert "\x1b" not in text, "what a model writes moves no cursor"
     assert "You are asked in many words, You are" not in text.split("prompt")[1][:30], "cut at its head"
     assert re.search(r"what is 'chat' in\s+English\?", re.sub(r"\s+", " ", text)), "never at its end"
+
+
+@pytest.mark.parametrize("width", WIDTHS)
+def test_what_is_wanted_stands_above_what_is_followed(shown: Shown, width: int) -> None:
+    followed = {"validation.base_reward": 0.25, "validation.reward": 0.625}
+    shown.generation({**shown.metrics, **followed, "generation": 4}, 20, 0.2)
+    above, below = (line for line in lines_of(shown, width) if line.startswith(("fitness ", "reward ")))
+    assert above.startswith("fitness") and "best 0.135" in above
+    assert below.startswith("reward") and "base 0.250" in below and "lineage 0.625" in below
+    assert ("reward", "0.625") in [(cell.label, cell.value) for cell in cells(shown, left=False)]
 
 
 @pytest.mark.parametrize("width", WIDTHS)
