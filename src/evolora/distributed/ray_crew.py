@@ -3,6 +3,7 @@ is lost, late or wrong is replaced, and its slices are done again."""
 
 import contextlib
 import hashlib
+import itertools
 import math
 import threading
 import time
@@ -154,12 +155,15 @@ class RayCrew:
         """Wait for the first of what is asked, so long at most: which of the `busy` have answered. Those that are
         starting are helped on."""
         refs = [*self._starting, *busy]
-        ready, _ = self._ray.wait(refs, num_returns=1, timeout=seconds) if refs else ([], [])
+        if not refs:
+            time.sleep(seconds)
+            return []
+        ready, _ = self._ray.wait(refs, num_returns=1, timeout=seconds)
         if not ready and not self._members and not self._waits and self._starting:
             oldest = min(member.since for member in self._starting.values())
             if time.monotonic() - oldest > 30:
                 self._waits = True
-                self._say(f"waiting for a worker: the cluster is asked for {self._asks}, and has no room for one yet")
+                self._say(f"waiting for a worker, which takes its time to start, or for room for one: {self._asks}")
         for ref in ready:
             if (member := self._starting.pop(ref, None)) is not None:
                 self._further(member, ref)
@@ -255,7 +259,11 @@ class RayCrew:
 
     def engines(self, like: Engine) -> Sequence[Engine]:
         """See `Crew.engines`."""
-        return [DealtEngine(like, _Alone(self, member), slice_rows=2**31) for member in self._members.values()]
+        # Their jobs must not be called as those of a batch that a worker keeps something for.
+        keys = itertools.count(-1, -1)
+        return [
+            DealtEngine(like, _Alone(self, member), slice_rows=2**31, keys=keys) for member in self._members.values()
+        ]
 
     def dismiss(self, one: Engine) -> bool:
         """See `Crew.dismiss`."""
