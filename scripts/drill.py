@@ -208,11 +208,17 @@ def workers(work: Path, rng: random.Random, count: int) -> Tally:
 
     setting, gens = SETTINGS[0], 4 * count
     code, said = finished([*words(work / "unharmed", setting, gens), *SLICED, "--workers", "0"])
-    run, hit = work / "harmed", 0
+    run, hit, seen = work / "harmed", 0, dict[int, float]()
     process = launch([*words(run, setting, gens), *SLICED, "--workers", "2"], stdout=subprocess.DEVNULL)
     while process.poll() is None and hit < count:
         time.sleep(rng.uniform(0.2, 3))
-        if alive := [pid for pid, name in descendants(process.pid).items() if name.startswith("ray::RemoteWorker")]:
+        for pid, name in descendants(process.pid).items():
+            if name.startswith("ray::RemoteWorker"):
+                seen.setdefault(pid, time.monotonic())
+        # Most of those that were seen so long ago are ready.
+        if alive := [
+            pid for pid, since in seen.items() if time.monotonic() - since > 6 and Path(f"/proc/{pid}").exists()
+        ]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(rng.choice(alive), signal.SIGKILL)
                 hit += 1
