@@ -32,8 +32,8 @@ _MOST_DEATHS = 5
 _TIMES_LONGEST, _LEAST_LIMIT, _FIRST_LIMIT = 20.0, 120.0, 1800.0
 _SECONDS_TO_START = 1800.0
 _SECONDS_BETWEEN_LOOKS = 2.0
-# Of workers that cannot be had, or that die before they are ready, so many in a row end the run while there is no other.
-# Otherwise none is asked for again before so long.
+# Of workers that cannot be had, or that die before they are ready, so many in a row end the run while there is no
+# other; otherwise none is asked for again before so long.
 _MOST_REFUSALS, _MOST_STILLBORN, _SECONDS_AFTER_REFUSAL = 3, 8, 30.0
 # Genomes that a worker keeps; one that is needed is kept in any case.
 _BYTES_KEPT = 2**30
