@@ -4,12 +4,16 @@
 
 The fitness of 8 individuals (256 rows of 20 tokens), and a rollout of 2 with its update (256 rows): by threads as a run
 without workers cuts them; in slices in this process; and by Ray's workers, 1, 2 and so on to the most. In one process,
-in turn, medians; one thread each. Also the bytes that went to the workers and back.
+in turn, medians; one thread each. Also the processors' seconds, this
+process's and its workers', and the bytes that went to them and back.
 """
 
 import argparse
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,6 +26,7 @@ from speed.timing import alternate, median
 from evolora.distributed.choose import deal
 from evolora.distributed.engine import DealtEngine
 from evolora.distributed.options import WorkersOptions
+from evolora.distributed.ray_crew import RayCrew
 from evolora.distributed.remote import EngineSpec
 from evolora.engine.base import Decoding, Engine, Scoring
 from evolora.engine.budget import Budget
@@ -87,10 +92,33 @@ def engines(subject: Subject, most: int) -> dict[str, Engine]:
     cores = available_cores()
     threads = choose_engine(model, subject.layout, threads=cores, kind=kind, products=products).engine
     ray.init("local", num_cpus=sum(range(most + 1)), include_dashboard=False, log_to_driver=False)
-    found = {f"{cores} threads, as without workers": threads, "slices in this process (--workers 0)": dealt(count=0)}
+    found: dict[str, Engine] = {
+        f"{cores} threads, as without workers": threads,
+        "slices in this process (--workers 0)": dealt(count=0),
+    }
     for count in range(1, most + 1):
         found[f"{count} worker{'s' * (count > 1)}"] = dealt(count=count)
     return found
+
+
+def processor_seconds(engine: Engine) -> float:
+    """Of this process so far, and of the engine's workers: what another load leaves as it is, more or less."""
+    found = time.process_time()
+    if isinstance(engine, DealtEngine) and isinstance(engine.crew, RayCrew):
+        for member in engine.crew._members.values():
+            assert member.about is not None
+            fields = Path(f"/proc/{member.about['pid']}/stat").read_text().rpartition(")")[2].split()
+            found += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return found
+
+
+def counting(engine: Engine, run: Callable[[], object], seconds: list[float]) -> Callable[[], None]:
+    def counted() -> None:
+        before = processor_seconds(engine)
+        run()
+        seconds.append(processor_seconds(engine) - before)
+
+    return counted
 
 
 def measured(subject: Subject, repeats: int, most: int) -> None:
@@ -102,14 +130,18 @@ def measured(subject: Subject, repeats: int, most: int) -> None:
         for engine in sides.values():
             if isinstance(engine, DealtEngine):
                 engine.metrics()
-        seconds = alternate(runs, repeats)
+        busy: dict[str, list[float]] = {side: [] for side in sides}
+        seconds = alternate({side: counting(sides[side], run, busy[side]) for side, run in runs.items()}, repeats)
         for side, found in seconds.items():
             engine = sides[side]
             counts = engine.metrics() if isinstance(engine, DealtEngine) else {}
             sent, got = (counts.get(f"workers.{way}_bytes", 0) / repeats / 1e6 for way in ("sent", "received"))
             slices = counts.get("workers.slices", 0) / repeats
             told = f", {slices:.0f} slices, {sent:.2f} MB sent, {got:.2f} MB back" if slices else ""
-            print(f"{subject.name}, {name}, {side}: {median(found):.3f} s ({min(found):.3f} to {max(found):.3f}){told}")
+            print(
+                f"{subject.name}, {name}, {side}: {median(found):.3f} s ({min(found):.3f} to {max(found):.3f}), "
+                f"{median(busy[side]):.3f} s of processors{told}"
+            )
     for engine in sides.values():
         engine.close()
     ray.shutdown()

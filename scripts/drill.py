@@ -206,6 +206,26 @@ def workers(work: Path, rng: random.Random, count: int) -> Tally:
         else:
             tally.good("the same bits")
 
+    setting, gens = SETTINGS[0], 4 * count
+    code, said = finished([*words(work / "unharmed", setting, gens), *SLICED, "--workers", "0"])
+    run, hit, seen = work / "harmed", 0, dict[int, float]()
+    process = launch([*words(run, setting, gens), *SLICED, "--workers", "2"], stdout=subprocess.DEVNULL)
+    while process.poll() is None and hit < count:
+        time.sleep(rng.uniform(0.2, 3))
+        for pid, name in descendants(process.pid).items():
+            if name.startswith("ray::RemoteWorker"):
+                seen.setdefault(pid, time.monotonic())
+        # Most of those that were seen so long ago are ready.
+        if alive := [
+            pid for pid, since in seen.items() if time.monotonic() - since > 6 and Path(f"/proc/{pid}").exists()
+        ]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(rng.choice(alive), signal.SIGKILL)
+                hit += 1
+    _, errors = process.communicate(timeout=1200)
+    if hit < count:
+        tally.fault(f"the run ended after {hit} of {count} kills: {errors.decode()[-300:]}")
+    same(f"{hit} workers killed in one run", run, facts(work / "unharmed"), process.returncode, errors.decode())
     for number, setting in enumerate(SETTINGS):
         alone, run, workers = work / f"alone{number}", work / f"dealt{number}", (1, 2, 4)[number % 3]
         code, said = finished([*words(alone, setting), *SLICED, "--workers", "0"])
@@ -222,20 +242,6 @@ def workers(work: Path, rng: random.Random, count: int) -> Tally:
                 process = launch(resumed if begun else [*words(killed, setting), *SLICED, "--workers", more])
                 code, said = ended(process, killed, after)
             same("the driver killed, with 2 workers, 1 and none", killed, facts(alone), code, said)
-    setting, gens = SETTINGS[0], 4 * count
-    code, said = finished([*words(work / "unharmed", setting, gens), *SLICED, "--workers", "0"])
-    run, hit = work / "harmed", 0
-    process = launch([*words(run, setting, gens), *SLICED, "--workers", "2"], stdout=subprocess.DEVNULL)
-    while process.poll() is None and hit < count:
-        time.sleep(rng.uniform(0.2, 3))
-        if alive := [pid for pid, name in descendants(process.pid).items() if name.startswith("ray::RemoteWorker")]:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(rng.choice(alive), signal.SIGKILL)
-                hit += 1
-    _, errors = process.communicate(timeout=1200)
-    if hit < count:
-        tally.fault(f"the run ended after {hit} of {count} kills: {errors.decode()[-300:]}")
-    same(f"{hit} workers killed in one run", run, facts(work / "unharmed"), process.returncode, errors.decode())
     return tally
 
 
@@ -267,7 +273,7 @@ def descendants(pid: int) -> dict[int, str]:
 
 def ray_processes(run: Path) -> list[str]:
     """Those of Ray that have the environment of a run that is over: none, some seconds after it."""
-    for _ in range(100):
+    for _ in range(600):  # two of them take a minute or more to see that a driver was killed
         found = []
         for folder in Path("/proc").glob("[0-9]*"):
             with contextlib.suppress(OSError):

@@ -51,9 +51,12 @@ def connect(address: str | None, *, cpus: int) -> bool:
             ray.init(address, **quiet)
         except ConnectionError:
             raise InputError(f"{said}: found no Ray there, expected a cluster that is running") from None
-        except (RuntimeError, ValueError) as error:  # another version of Ray or of Python, or no address
+        except Exception as error:  # of many kinds: another version of Ray or of Python, no token, no address
+            ray.shutdown()
             what = " ".join(str(error).split())[:300]
-            raise InputError(f"{said}: cannot be joined: {what}, expected a cluster of this version") from None
+            raise InputError(
+                f"{said}: cannot be joined ({what}), expected a cluster that lets this machine in"
+            ) from None
     return True
 
 

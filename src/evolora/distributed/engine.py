@@ -3,7 +3,7 @@
 import gc
 import itertools
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
@@ -29,11 +29,19 @@ class DealtEngine:
     runs out of memory the budget is halved, and the batch is cut again.
     """
 
-    def __init__(self, like: Engine, crew: Crew, *, slice_rows: int, budget: Budget | None = None) -> None:
+    def __init__(
+        self,
+        like: Engine,
+        crew: Crew,
+        *,
+        slice_rows: int,
+        budget: Budget | None = None,
+        keys: Iterator[int] | None = None,
+    ) -> None:
         self.layout, self.size, self.hidden = like.layout, like.size, like.hidden
         self.device, self.dtype, self.trains = like.device, like.dtype, like.trains
         self.crew, self.slice_rows, self.budget = crew, slice_rows, budget
-        self._keys = itertools.count()
+        self._keys = keys or itertools.count()
 
     def generate(
         self, genomes: Tensor | None, prompts: Prompts, how: Decoding, *, owners: Sequence[int] | None = None

@@ -3,6 +3,7 @@ is lost, late or wrong is replaced, and its slices are done again."""
 
 import contextlib
 import hashlib
+import itertools
 import math
 import threading
 import time
@@ -31,9 +32,9 @@ _MOST_DEATHS = 5
 _TIMES_LONGEST, _LEAST_LIMIT, _FIRST_LIMIT = 20.0, 120.0, 1800.0
 _SECONDS_TO_START = 1800.0
 _SECONDS_BETWEEN_LOOKS = 2.0
-# Of workers that cannot be had: so many in a row while there is no other end the run, and otherwise none is asked for
-# again before so long.
-_MOST_REFUSALS, _SECONDS_AFTER_REFUSAL = 3, 30.0
+# Of workers that cannot be had, or that die before they are ready, so many in a row end the run while there is no
+# other; otherwise none is asked for again before so long.
+_MOST_REFUSALS, _MOST_STILLBORN, _SECONDS_AFTER_REFUSAL = 3, 8, 30.0
 # Genomes that a worker keeps; one that is needed is kept in any case.
 _BYTES_KEPT = 2**30
 
@@ -154,12 +155,15 @@ class RayCrew:
         """Wait for the first of what is asked, so long at most: which of the `busy` have answered. Those that are
         starting are helped on."""
         refs = [*self._starting, *busy]
-        ready, _ = self._ray.wait(refs, num_returns=1, timeout=seconds) if refs else ([], [])
+        if not refs:
+            time.sleep(seconds)
+            return []
+        ready, _ = self._ray.wait(refs, num_returns=1, timeout=seconds)
         if not ready and not self._members and not self._waits and self._starting:
             oldest = min(member.since for member in self._starting.values())
             if time.monotonic() - oldest > 30:
                 self._waits = True
-                self._say(f"waiting for a worker: the cluster is asked for {self._asks}, and has no room for one yet")
+                self._say(f"waiting for a worker, which takes its time to start, or for room for one: {self._asks}")
         for ref in ready:
             if (member := self._starting.pop(ref, None)) is not None:
                 self._further(member, ref)
@@ -174,7 +178,7 @@ class RayCrew:
                 missing = str(error).rpartition("No module named")[2].split()[0]
                 self._refuse(f"a worker's machine has no package {missing}, expected evolora on each of them")
             else:
-                self._refuse(f"a worker could not be started: {_first_line(error)}")
+                self._refuse(f"a worker died while it started: {_first_line(error)}", again=True)
             self._kill(member)
             return
         if member.about is None:
@@ -202,13 +206,14 @@ class RayCrew:
                 "rounding from those of machines of one kind"
             )
 
-    def _refuse(self, words: str) -> None:
-        """A worker cannot be had. Where there is none at all, nothing can be done."""
+    def _refuse(self, words: str, *, again: bool = False) -> None:
+        """A worker cannot be had, or not this time, if `again`. Where there is no other, nothing can be done."""
         self._refusals += 1
-        if not self._members and (not self._started or self._refusals >= _MOST_REFUSALS):
+        most = _MOST_STILLBORN if again else _MOST_REFUSALS if self._started else 1
+        if not self._members and self._refusals >= most:
             raise InputError(f"{self._said}: {words}")
         self._say(words)
-        if self._members:  # not again at once
+        if self._members and not again:  # not again at once
             self._wanted, self._looked = 0, time.monotonic() + _SECONDS_AFTER_REFUSAL
 
     def _kill(self, member: _Member) -> None:
@@ -255,7 +260,11 @@ class RayCrew:
 
     def engines(self, like: Engine) -> Sequence[Engine]:
         """See `Crew.engines`."""
-        return [DealtEngine(like, _Alone(self, member), slice_rows=2**31) for member in self._members.values()]
+        # Their jobs must not be called as those of a batch that a worker keeps something for.
+        keys = itertools.count(-1, -1)
+        return [
+            DealtEngine(like, _Alone(self, member), slice_rows=2**31, keys=keys) for member in self._members.values()
+        ]
 
     def dismiss(self, one: Engine) -> bool:
         """See `Crew.dismiss`."""
