@@ -211,6 +211,7 @@ def assemble(
         checkpointing=checkpointing,
         length=longest,
         slots=config.engine.vllm_slots,
+        truncation=config.completion.truncation,
     )
     written = used.completion
     text = Text.of(
