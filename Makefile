@@ -98,6 +98,6 @@ $(VENV)/.installed-bench: $(VENV)/.installed
 $(VLLM)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VLLM)
 	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' --editable '.[vllm]' \
-		--extra-index-url https://download.pytorch.org/whl/cpu pytest hypothesis
+		--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu pytest hypothesis
 	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
