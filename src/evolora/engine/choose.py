@@ -11,11 +11,11 @@ from evolora.engine import cpu, vllm
 from evolora.engine.base import Copies, Engine, Prepares, Replicates
 from evolora.engine.budget import Budget
 from evolora.engine.calibration import MOST_ROWS_DECODED, choose_checkpointing, holds_much_heap, is_small
-from evolora.engine.combined import CombinedEngine, Writes
+from evolora.engine.combined import CombinedEngine, Writes, check_truncation
 from evolora.engine.eager.checkpointing import decoder_layers
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.micro_batches import MicroBatchEngine
-from evolora.engine.options import ENGINES, CheckpointingName, EngineName, ProductsName, RecomputedName
+from evolora.engine.options import ENGINES, CheckpointingName, EngineName, ProductsName, RecomputedName, Truncation
 from evolora.engine.progress import Progress
 from evolora.engine.split import SplitEngine
 from evolora.errors import InputError
@@ -53,17 +53,19 @@ def choose_engine(
     checkpointing: RecomputedName = "off",
     length: int | None = None,
     slots: int | None = None,
+    truncation: Truncation | None = None,
 ) -> Choice:
     """The fastest engine that can run `model`, or the one that is asked for, on up to `threads` parts of a batch at a
     time, each of which keeps what the gradient needs of at most about as many tokens as the `budget` has, as far as
     `checkpointing` does not compute it again. Where vLLM writes, in so many `slots` and texts of up to `length` tokens,
-    the eager engine scores.
+    the eager engine scores, and a `truncation` of what is sampled cannot be had.
 
     Raises InputError for one that is asked for and cannot.
     """
     kind, products = resolved(model, layout, kind, products)
     writer: Writes | None = None
     if kind == "vllm":
+        check_truncation(truncation)
         writer, kind = _made("vllm", model, layout, length=length, slots=slots), "eager"
     engine, words = _engine(model, layout, kind, products)
     if isinstance(engine, EagerEngine):

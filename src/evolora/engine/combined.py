@@ -7,6 +7,7 @@ from typing import Protocol
 from torch import Tensor
 
 from evolora.engine.base import Completions, Decoding, Engine, Prompts, Scored, Scoring
+from evolora.engine.options import Truncation
 from evolora.errors import InputError
 
 
@@ -25,6 +26,15 @@ class Writes(Protocol):
     def close(self) -> None:
         """See `Engine.close`."""
         ...
+
+
+def check_truncation(truncation: Truncation | None) -> None:
+    """Raise InputError for one: what a writer keeps of each distribution is not known, and nothing could be scored."""
+    if truncation is not None:
+        raise InputError(
+            "--top-k, --top-p, --min-p: found an engine that does not say what it keeps of a distribution, expected "
+            "them at their defaults, or --engine auto"
+        )
 
 
 class CombinedEngine:
@@ -48,11 +58,7 @@ class CombinedEngine:
 
         Raises InputError for a truncation: what the writer kept of each distribution is not known.
         """
-        if how.truncation is not None:
-            raise InputError(
-                f"--top-k, --top-p, --min-p: found {self.writer.words}, which does not say what it keeps, expected "
-                "them at their defaults, or --engine auto"
-            )
+        check_truncation(how.truncation)
         found = self.writer.generate(genomes, prompts, how, owners=owners)
         if how.seeds is None and not how.features:
             return found

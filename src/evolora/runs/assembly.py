@@ -280,6 +280,7 @@ def assemble(
         checkpointing=checkpointing,
         length=longest,
         slots=config.engine.vllm_slots,
+        truncation=config.completion.truncation,
     )
     learns = adapter is None and config.refiner.type != "none"
 

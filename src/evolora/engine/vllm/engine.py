@@ -38,7 +38,9 @@ class VllmWriter:
         memory = free_memory(model.device) // _SHARE
         a_slot = 2 * layout.genome_length * model.dtype.itemsize
         self.slots = slots or max(1, min(_MOST_SLOTS, memory // a_slot))
-        room = getattr(model.config.get_text_config(decoder=True), "max_position_embeddings", None)
+        config = model.config.get_text_config(decoder=True)
+        room = getattr(config, "max_position_embeddings", None)
+        self._vocabulary = config.vocab_size
         self._length = min(max(length or 0, _LEAST_LENGTH), room or length or _LEAST_LENGTH)
         targets = sorted({module.name.rpartition(".")[2] for module in layout.modules})
         self._llm = load(model, slots=self.slots, rank=rank, targets=targets, length=self._length, memory=memory)
@@ -82,7 +84,7 @@ class VllmWriter:
     def _sampling(self, how: Decoding, rows: int) -> list[SamplingParams]:
         options: dict[str, Any] = {
             "max_tokens": how.max_new_tokens,
-            "stop_token_ids": list(how.ends),
+            "stop_token_ids": [end for end in how.ends if end < self._vocabulary],
             "ignore_eos": True,  # the ends are all said
             "detokenize": False,
         }
