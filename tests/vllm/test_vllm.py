@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ from evolora.engine.combined import CombinedEngine
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.options import Truncation
 from evolora.engine.vllm.engine import VllmWriter
-from evolora.engine.vllm.slots import ByFiles
+from evolora.engine.vllm.slots import ByFiles, _places
 from evolora.errors import InputError
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import as_peft_model, lora_config, lora_layout
@@ -173,6 +173,13 @@ def test_log_probs_are_the_eager_engines(subject: Subject) -> None:
     with pytest.raises(InputError, match="--top-k"):
         engine.generate(two, PROMPTS, Decoding(max_new_tokens=2, ends=[END], pad=PAD, truncation=Truncation(top_k=3)))
     eager.close()
+
+
+def test_a_version_that_keeps_adapters_otherwise_is_given_files(subject: Subject) -> None:
+    assert _places(torch.nn.Module(), subject.layout) is None
+    other = replace(subject.layout.modules[0], name="model.layers.7.nothing")
+    with pytest.raises(InputError, match=r"vLLM adapts no model\.layers\.7\.nothing"):
+        subject.writer._llm.apply_model(lambda model: _places(model, GenomeLayout((other,))))
 
 
 def test_files_in_memory_say_the_same_as_slots(subject: Subject) -> None:

@@ -16,8 +16,8 @@ from evolora.models.genome import GenomeLayout
 
 # Slots where nobody says how many, and the share of the free memory that they, and keys and values, take at most.
 _MOST_SLOTS, _SHARE = 256, 4
-# Texts are at least so long in the self-check of an engine.
-_LEAST_LENGTH = 128
+# Tokens of a text where nobody says how many; and of the self-check's longest.
+_LENGTH, _LEAST_LENGTH = 2048, 128
 
 
 class VllmWriter:
@@ -41,7 +41,7 @@ class VllmWriter:
         config = model.config.get_text_config(decoder=True)
         room = getattr(config, "max_position_embeddings", None)
         self._vocabulary = config.vocab_size
-        self._length = min(max(length or 0, _LEAST_LENGTH), room or length or _LEAST_LENGTH)
+        self._length = min(max(length or _LENGTH, _LEAST_LENGTH), room or _LENGTH)
         targets = sorted({module.name.rpartition(".")[2] for module in layout.modules})
         self._llm = load(model, slots=self.slots, rank=rank, targets=targets, length=self._length, memory=memory)
         self._adapters = adapters(self._llm, layout, self.slots)
