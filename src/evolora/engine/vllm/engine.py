@@ -84,7 +84,7 @@ class VllmWriter:
     def _sampling(self, how: Decoding, rows: int) -> list[SamplingParams]:
         options: dict[str, Any] = {
             "max_tokens": how.max_new_tokens,
-            "stop_token_ids": [end for end in how.ends if end < self._vocabulary],
+            "stop_token_ids": [end for end in how.ends if 0 <= end < self._vocabulary],
             "ignore_eos": True,  # the ends are all said
             "detokenize": False,
         }
