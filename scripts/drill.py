@@ -206,7 +206,7 @@ def workers(work: Path, rng: random.Random, count: int) -> Tally:
         else:
             tally.good("the same bits")
 
-    setting, gens = SETTINGS[0], 4 * count
+    setting, gens = SETTINGS[0], 8 * count  # long enough for all of them
     code, said = finished([*words(work / "unharmed", setting, gens), *SLICED, "--workers", "0"])
     run, hit, seen = work / "harmed", 0, dict[int, float]()
     process = launch([*words(run, setting, gens), *SLICED, "--workers", "2"], stdout=subprocess.DEVNULL)
