@@ -145,7 +145,7 @@ def test_a_single_prompt_and_target_with_the_defaults(command: Any, trainer: str
     (run,) = (tmp_path / "runs").iterdir()
     assert re.fullmatch(r"\d{8}-\d{6}-[a-z]+-[a-z]+", run.name)
     summary = json.loads((run / "summary.json").read_text())
-    assert summary["model"] == "tiny-gpt2" and summary["generations"] == 2
+    assert summary["model"] == "tiny-gpt2" and summary["generations"] == 1, "it is solved"
     assert summary["held_out"] is False and "nothing is held out" in done.stdout
     assert summary["winner"]["validation"] >= summary["base"]["test"]["reward"]
     assert {path.name for path in run.iterdir()} >= {"best", "summary.json", "config.toml"}

@@ -199,7 +199,9 @@ def test_a_resumed_run_is_given_nothing_that_it_would_not_use(tmp_path: Path) ->
         {"strategy": {"mutation_scale": 1}}, {"data": ROWS}, {"options": {"pop": 9}},
         {"seed": 5, "accept_changes": True},
     ):  # fmt: skip
-        with pytest.raises(InputError, match=r"with resume: a resumed run keeps .*, expected only gens, budget_tokens"):
+        with pytest.raises(
+            InputError, match=r"with resume: a resumed run keeps .*, expected only gens, until, patience"
+        ):
             resume(run, **options)  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"^model='gpt2': a resumed run keeps its model"):
         resume(run, model="gpt2")  # type: ignore[arg-type]

@@ -37,13 +37,14 @@ _LEAST_NOISE, _MOST_NOISE, _SHOWS, _TIMES_TOLERANCE = 0.02, 2.0, 0.1, 10.0
 
 @dataclass(frozen=True)
 class Row:
-    """Token ids that an individual, whose genome is the `owner`-th, has written greedily; `name` is what messages call
-    it."""
+    """Token ids that an individual, whose genome is the `owner`-th, has written, `greedy` or sampled; `name` is what
+    messages call it."""
 
     owner: int
     name: str
     prompt: Sequence[int]
     ids: Sequence[int]
+    greedy: bool = True
 
 
 @dataclass(frozen=True)
@@ -235,13 +236,16 @@ class Canary:
         return self._answers[kind, ids]
 
     def _of_row(self, genomes: Tensor, row: Row) -> list[_Said]:
-        """What the engine says of a row now, and what it must have said for its tokens to be the likeliest."""
+        """What the engine says of a row now; of a greedy one also what it must have said for its tokens to be the
+        likeliest."""
         ids, device, genome = list(row.ids[:_MOST_TOKENS]), self.engine.device, genomes[row.owner]
         given = Completions.of_ids([ids], self.text.pad)
         given = replace(given, ids=given.ids.to(device), mask=given.mask.to(device))
         scored = self.engine.score(genomes, [row.prompt], given, Scoring(), owners=[row.owner]).log_probs[0]
         answer = self._oracle.answer(genome, row.prompt, ids)
-        said = {row.name: scored.double().cpu(), f"the tokens that {row.name} has written": answer.likeliest}
+        said = {row.name: scored.double().cpu()}
+        if row.greedy:
+            said[f"the tokens that {row.name} has written"] = answer.likeliest
         return [_Said(whose, genome, row.prompt, ids, found, answer) for whose, found in said.items()]
 
 

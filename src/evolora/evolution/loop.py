@@ -201,13 +201,15 @@ class Evolution:
         self.reporter.begin("checking the engine")
         owner = (self.generation - 1) % len(population)
         written = evaluation.completion_ids[owner]
+        asked = evaluation.examples or prompts
         # None where a race left it out.
-        columns = [column for column in range(len(prompts)) if written[column]]
+        columns = [column for column in range(len(asked)) if written[column]]
         row = None
         if columns:
-            column = min(columns, key=lambda column: len(prompts[column].prompt))
-            (prompt,) = self.canary.text.encode([prompts[column].prompt])
-            row = Row(owner, f"individual {population.individuals[owner].id}", prompt, written[column])
+            column = min(columns, key=lambda column: len(asked[column].prompt))
+            (prompt,) = self.canary.text.encode([asked[column].prompt])
+            name, greedy = f"individual {population.individuals[owner].id}", asked[column].draw is None
+            row = Row(owner, name, prompt, written[column], greedy=greedy)
         tolerances = self.canary.check(population.genomes, row, generation=self.generation)
         return {"canary": tolerances, "time.canary": time.perf_counter() - start}
 
