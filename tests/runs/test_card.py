@@ -37,6 +37,8 @@ def card(
     reward: str = "chrf",
     task: str = "mine",
     chat: bool = False,
+    system: str | None = None,
+    stop: tuple[str, ...] = (),
     **more: Any,
 ) -> str:
     figures = {"test": {"reward": 0.5, "ci95": [0.4, 0.6]}}
@@ -48,7 +50,10 @@ def card(
         "winner": figures, "inspection": inspection.as_dict() | {"warnings": [texts[0].replace("\n", " ")]}, **more,
     }  # fmt: skip
     examples = [(text, text, 0.5) for text in texts]
-    return model_card(summary, reward=reward, max_new_tokens=4, loaded=ModelOptions(), examples=examples, chat=chat)
+    return model_card(
+        summary, reward=reward, max_new_tokens=4, loaded=ModelOptions(), examples=examples, chat=chat, system=system,
+        stop=stop,
+    )  # fmt: skip
 
 
 def spans(line: str) -> list[str]:
@@ -156,3 +161,15 @@ def test_warnings_stay_in_their_fence() -> None:
 
 def test_long_texts_are_cut() -> None:
     assert code_span("x" * 400) == f"`{'x' * 300}…`"
+
+
+def test_the_use_of_what_was_tuned_behind_a_system_prompt_has_it() -> None:
+    use = card(["x"], chat=True, system='Be "brief".', stop=("\n", "```")).partition("## Use")[2]
+    assert """{"role": "system", "content": 'Be "brief".'}, {"role": "user",""" in use
+    assert r"stop_strings=['\n', '```'], tokenizer=tokenizer)" in use and use.count("\n```") == 2
+
+
+def test_another_base_takes_the_tags_of_the_one_before_with_it() -> None:
+    old = "---\nbase_model: /home/me/model\ntags:\n- base_model:adapter:/home/me/model\n- lora\n---\nText\n"
+    new = based_on(old, "a/b")
+    assert "/home/me" not in new and "- lora" in new and "base_model: a/b" in new

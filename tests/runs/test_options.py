@@ -519,12 +519,29 @@ def test_names_of_trl_are_said_once() -> None:
 
 @pytest.mark.parametrize("trl", TRL_ELSEWHERE)
 def test_what_stands_in_the_place_of_other_options_of_trl_is_said(trl: str) -> None:
-    with pytest.raises(InputError, match=r"^--[a-z0-9-]+ 1: found an option of TRL's that has no equal ") as found:
+    with pytest.raises(InputError, match=r"^--[a-z0-9-]+: found an option of TRL's that is not ") as found:
         typed(f"--{trl.replace('_', '-')}", "1")
     here = re.findall(r"--[a-z-]+", str(found.value).partition("expected ")[2])
     assert {"--tokenizer", "--clip-range-high", *map("--{}".format, map(dashed, Vocabulary({}).words))} >= set(here)
-    with pytest.raises(InputError, match=f"^{trl}=1: found an option of TRL's that has no equal here, expected [^-]*$"):
+    if trl == "train_dataset":
+        return  # from Python it is data
+    with pytest.raises(InputError, match=f"^{trl}: found an option of TRL's that is not taken here, expected [^-]*$"):
         evolora.evolve(**{trl: 1})
+
+
+def test_all_of_them_are_said_at_once() -> None:
+    with pytest.raises(
+        InputError, match=r"^bf16, save_steps: found options of TRL's that are not taken here, expected "
+    ):
+        evolora.evolve(bf16=True, beta=0.1, save_steps=5)
+
+
+def test_the_data_may_have_the_name_that_trl_gives_it(tmp_path: Path) -> None:
+    rows = [{"prompt": f"Translate '{word}' to English:", "target": word} for word in "abcdefgh"]
+    result = evolora.evolve(
+        train_dataset=rows, gens=1, pop=2, elites=1, refiner="none", out=str(tmp_path / "run"), view=None
+    )
+    assert result.summary["test_prompts"] >= 1
 
 
 def dashed(word: str) -> str:

@@ -24,6 +24,8 @@ def based_on(card: str, base: str | None) -> str:
     """The card with the hub's name of its base model; without any where it has none."""
     read = _read(card)
     read.data["base_model"] = base
+    # The hub makes them of the base model; PEFT writes one of whatever was loaded, a folder too.
+    read.data["tags"] = [tag for tag in read.data.get("tags") or [] if not str(tag).startswith("base_model:")] or None
     return str(read)
 
 

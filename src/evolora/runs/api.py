@@ -94,6 +94,9 @@ def evolve(
             found = type(peft_config).__name__
             raise InputError(f"peft_config: found {found}, expected a LoraConfig of PEFT, the one kind that is evolved")
         reward, weights, notes = _rewards(reward, reward_weights, options)
+        if data is None and options.get("train_dataset") is not None:
+            data = options.pop("train_dataset")
+            notes.append("train_dataset, TRL's name, is data here")
         rows = None if data is None or isinstance(data, (str, os.PathLike)) else rows_of(data)
         given = Given(
             **_given_model(model, tokenizer),

@@ -177,6 +177,8 @@ def finish(
         loaded=config.model,
         examples=examples,
         chat=parts.task.conversational,
+        system=config.task.system_prompt,
+        stop=config.completion.stop or (),
     )
     parts.reporter.begin("saving the winner")
     export_adapter(folder / "best", parts.base, parts.lora, parts.layout, genome, card)

@@ -379,8 +379,14 @@ def _unknown(word: str, value: Any, nearest: str | None, source: Source, vocabul
         part, kind, name = older
         of = "" if vocabulary.models[part] is PARTS[part][kind] else f" of {part} {kind}"
         return f"{said}: found an unknown option, expected {source.speech.name(f'{part}.{name}')}{of}"
-    if (here := TRL_ELSEWHERE.get(word.replace("-", "_"))) is not None:
-        return f"{said}: found an option of TRL's that has no equal here, expected {here}"
+    if word.replace("-", "_") in TRL_ELSEWHERE:  # of which a script that is moved over has several
+        found = [each for each, _ in source.words if each.replace("-", "_") in TRL_ELSEWHERE]
+        expected = [(source.named(each), TRL_ELSEWHERE[each.replace("-", "_")]) for each in found]
+        if len(found) == 1:
+            return f"{expected[0][0]}: found an option of TRL's that is not taken here, expected {expected[0][1]}"
+        listed = "; ".join(f"for {each} {here}" for each, here in expected)
+        words = ", ".join(each for each, _ in expected)
+        return f"{words}: found options of TRL's that are not taken here, expected {listed}"
     if nearest is not None:
         if source.speech.kind == "cli":
             nearest = nearest if "." in nearest else nearest.replace("_", "-")

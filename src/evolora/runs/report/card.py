@@ -1,6 +1,7 @@
 """The adapter's model card: Markdown in which nothing that a model, a user or a data file wrote is more than text."""
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 from huggingface_hub import EvalResult, ModelCardData
@@ -22,9 +23,12 @@ def model_card(
     loaded: ModelOptions,
     examples: list[tuple[str, str, float]],
     chat: bool = False,
+    system: str | None = None,
+    stop: Sequence[str] = (),
 ) -> str:
     """The adapter's README: what it is, its results, and how to load it without evolora, as the base was `loaded`; of
-    one that was tuned on `chat` messages, how they are given to it."""
+    one that was tuned on `chat` messages, how they are given to it, after the message of the `system`; and what makes
+    a completion `stop`."""
     base, winner = summary["base"]["test"], summary["winner"]["test"]
     rows = "\n".join(f"| {_cell(prompt)} | {_cell(text)} | {_figure(score)} |" for prompt, text, score in examples)
     inspection = Inspection.from_dict(summary["inspection"])
@@ -73,7 +77,7 @@ seed, and another may end elsewhere. {f"{unchanged}{chr(10)}" if summary["winner
 {rows}
 
 Reward hacking would show here, {began} -> this adapter: {shares}.
-{_warned(inspection)}{USE}{_use(loaded, max_new_tokens, chat=chat)}"""
+{_warned(inspection)}{USE}{_use(loaded, max_new_tokens, chat=chat, system=system, stop=stop)}"""
 
 
 def _metadata(summary: dict[str, Any], reward: str, *, chat: bool) -> str:
@@ -99,7 +103,9 @@ def _metadata(summary: dict[str, Any], reward: str, *, chat: bool) -> str:
     return str(data.to_yaml())
 
 
-def _use(loaded: ModelOptions, max_new_tokens: int, *, chat: bool) -> str:
+def _use(
+    loaded: ModelOptions, max_new_tokens: int, *, chat: bool, system: str | None = None, stop: Sequence[str] = ()
+) -> str:
     how, more = f'dtype="{loaded.dtype}"', ""
     if loaded.attn_implementation is not None:
         how += f', attn_implementation="{loaded.attn_implementation}"'
@@ -110,9 +116,12 @@ def _use(loaded: ModelOptions, max_new_tokens: int, *, chat: bool) -> str:
         how += ", trust_remote_code=True"
     batch = 'tokenizer(["a prompt"], return_tensors="pt")'
     if chat:
-        batch = """tokenizer.apply_chat_template(
-    [[{"role": "user", "content": "a prompt"}]], add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        first = "" if system is None else f'{{"role": "system", "content": {system!r}}}, '
+        messages = f'[[{first}{{"role": "user", "content": "a prompt"}}]]'
+        batch = f"""tokenizer.apply_chat_template(
+    {messages}, add_generation_prompt=True, return_dict=True, return_tensors="pt"
 )"""
+    ends = f", stop_strings={list(stop)!r}, tokenizer=tokenizer" if stop else ""
     return f"""```python
 from peft import AutoPeftModelForCausalLM
 from transformers import AutoTokenizer{more}
@@ -120,7 +129,7 @@ from transformers import AutoTokenizer{more}
 model = AutoPeftModelForCausalLM.from_pretrained("this folder", {how})
 tokenizer = AutoTokenizer.from_pretrained("this folder", padding_side="left")
 batch = {batch}
-ids = model.generate(**batch, do_sample=False, repetition_penalty=1.0, max_new_tokens={max_new_tokens})
+ids = model.generate(**batch, do_sample=False, repetition_penalty=1.0, max_new_tokens={max_new_tokens}{ends})
 print(tokenizer.decode(ids[0, batch["input_ids"].shape[1]:], skip_special_tokens=True))
 ```
 """
