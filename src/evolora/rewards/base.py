@@ -93,9 +93,10 @@ completion_ids and the data's columns (target).
                 f"reward {name} takes '{parameter.name}' by position only, expected parameters that take keywords."
             )
         if parameter.name not in known:
+            hint = "; --target-column says which column is the target" * (parameter.name == "target" and bool(columns))
             raise InputError(
                 f"reward {name} requires the parameter '{parameter.name}', expected only "
-                f"{', '.join(STANDARD_KEYWORDS)} and the data's columns ({', '.join(columns) or 'none'})."
+                f"{', '.join(STANDARD_KEYWORDS)} and the data's columns ({', '.join(columns) or 'none'}){hint}."
             )
 
 

@@ -344,8 +344,10 @@ def _example(row: Row, prompt_column: str | None, target_column: str | None) -> 
     if row.split is not None and "split" in values:
         refuse(place, "has a column 'split', expected none because its file or data set already says the split")
     columns = {name: value for name, value in values.items() if name not in (column, "split")}
+    if target_column is not None and target_column == column:
+        refuse(f"--target-column {target_column}", "is the column of the prompts, expected another one")
     if target_column is not None and target_column not in columns:
-        refuse(place, f"has no column {shown(target_column)} but {listed(columns)}, expected the --target-column")
+        refuse(place, f"has no column {shown(target_column)} but {listed(values)}, expected the --target-column")
     if target_column not in (None, "target") and "target" in columns:
         refuse(place, f"has a column 'target' beside {shown(target_column)}, expected only one of them")
     if target_column is not None:
