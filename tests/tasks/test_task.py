@@ -487,7 +487,7 @@ def test_columns_of_other_names(tmp_path: Path) -> None:
     for columns, words in (
         ({"prompt_column": "q"}, "line 1 has no column 'q' but 'question', 'answer'"),
         ({"prompt_column": "question", "target_column": "a"}, "line 1 has no column 'a' but 'question', 'answer'"),
-        ({"prompt_column": "question", "target_column": "question"}, "--target-column question is the column of the prompts"),
+        ({"prompt_column": "question", "target_column": "question"}, "--target-column question is the column of the"),
         ({"prompt_column": "question"}, "expected --reward, or --target-column"),
     ):
         with pytest.raises(InputError, match=words):

@@ -359,8 +359,8 @@ def assemble(
             )
     if task.split_off:
         missing = " and no ".join(task.split_off)
-        each = " for each" if len(task.split_off) > 1 else ""
-        view.say(f"The data has no {missing} split: 15% of its training prompts{each} are split off, drawn by the seed.")
+        each = " each" if len(task.split_off) > 1 else ""
+        view.say(f"The data has no {missing} split: 15% of its training prompts{each} are split off, by the seed.")
     if not task.held_out:
         view.say("Too few prompts to split: validation and test use the training prompts, so nothing is held out.")
     chosen.prepare(view, learns=learns, dropout=lora.lora_dropout)
