@@ -52,8 +52,8 @@ def test_a_plain_success_says_nothing() -> None:
             "The fitness macro-f1 is not recomputed on other prompts, so it has",
         ),
         (
-            {"clipped": 0.11},
-            "Warning: 11% of the winner's test completions were cut off at 16 tokens, --max-new-tokens",
+            {"clipped": 0.51},
+            "Warning: 51% of the winner's test completions were cut off at 16 tokens; where they should end",
         ),
     ],
 )
@@ -67,7 +67,7 @@ def test_what_figures_do_not_say_is_said(facts: dict[str, Any], begins: str) -> 
     [
         {"base": None, "winner": None},
         {"earned": None},
-        {"clipped": 0.1},
+        {"clipped": 0.5},
         {"fitness": True, "fitter": False, "rewards": (0.2, 0.2)},
         {"fitness": True, "rewards": (0.1, 0.2)},  # what is wanted rose as well
         {"winner": 0.5},

@@ -246,7 +246,7 @@ def joined(parts: Sequence[Evaluation], places: Sequence[int]) -> Evaluation:
 def best_first(fitness: npt.NDArray[np.float64]) -> list[int]:
     """The rows from the best to the worst, equals in their order; the failed, NaN, come last.
 
-    >>> best_first(np.array([0.5, math.nan, 0.9]))
+    >>> best_first(np.array([0.5, np.nan, 0.9]))
     [2, 0, 1]
     """
     order: list[int] = np.argsort(-np.where(np.isnan(fitness), -np.inf, fitness), kind="stable").tolist()

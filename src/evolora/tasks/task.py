@@ -160,8 +160,8 @@ def load_task(
 
     Raises InputError, one sentence, for options in conflict and for anything wrong in the data.
 
-    >>> load_task(prompt="2+2=", target="4", reward="exact").test
-    (Example(prompt='2+2=', columns={'target': '4'}, messages=None),)
+    >>> load_task(prompt="2+2=", target="4", reward="exact").test[0].columns
+    {'target': '4'}
     """
     _check_options(task=task, data=data, prompt=prompt, target=target)
     if not (0 < validation_share < 1 and 0 < test_share < 1 and validation_share + test_share < 1):
