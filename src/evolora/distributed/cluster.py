@@ -36,28 +36,31 @@ def connect(address: str | None, *, cpus: int) -> bool:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with _own_signals():
         if address is None:
-            try:
+            with _refused(f"{said}: Ray cannot be started on this machine", "that it can"):
                 ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
-            except Exception as error:  # of many kinds: no port, no room for its files, nobody who answers in time
-                ray.shutdown()
-                what = " ".join(str(error).split())[:300]
-                raise InputError(
-                    f"{said}: Ray cannot be started on this machine ({what}), expected that it can"
-                ) from None
             return True
         if address != "auto":
             _knock(address)
-        try:
-            ray.init(address, **quiet)
-        except ConnectionError:
-            raise InputError(f"{said}: found no Ray there, expected a cluster that is running") from None
-        except Exception as error:  # of many kinds: another version of Ray or of Python, no token, no address
-            ray.shutdown()
-            what = " ".join(str(error).split())[:300]
-            raise InputError(
-                f"{said}: cannot be joined ({what}), expected a cluster that lets this machine in"
-            ) from None
+        with _refused(f"{said}: cannot be joined", "a cluster that lets this machine in"):
+            try:
+                ray.init(address, **quiet)
+            except ConnectionError:
+                raise InputError(f"{said}: found no Ray there, expected a cluster that is running") from None
     return True
+
+
+@contextlib.contextmanager
+def _refused(said: str, expected: str) -> Iterator[None]:
+    """Errors are of many kinds: no port, no room for its files, nobody who answers, another version, no token."""
+    import ray
+
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        ray.shutdown()
+        raise InputError(f"{said} ({' '.join(str(error).split())[:300]}), expected {expected}") from None
 
 
 def leave() -> None:
