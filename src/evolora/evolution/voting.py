@@ -2,9 +2,6 @@
 
 from collections.abc import Sequence
 
-import numpy as np
-import numpy.typing as npt
-
 
 def plurality(completions: Sequence[Sequence[str]]) -> list[int]:
     """For each prompt the first voter whose completion wins; `completions` has a list of texts for each voter, the best
@@ -24,12 +21,3 @@ def plurality(completions: Sequence[Sequence[str]]) -> list[int]:
         stripped = [text.strip() for text in texts]
         winners.append(max(range(len(stripped)), key=lambda voter: stripped.count(stripped[voter])))
     return winners
-
-
-def voted_rewards(completions: Sequence[Sequence[str]], rewards: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """The rewards [prompts] of the completions that win the vote, from the voters' rewards [voters, prompts].
-
-    >>> voted_rewards([["a", "x"], ["b", "y"], ["b", "z"]], np.array([[0.0, 0.5], [1.0, 0.0], [1.0, 0.0]])).tolist()
-    [1.0, 0.5]
-    """
-    return rewards[plurality(completions), np.arange(rewards.shape[1])]

@@ -13,7 +13,7 @@ import numpy as np
 
 from evolora.errors import InputError
 from evolora.evolution.loop import Evolution
-from evolora.evolution.voting import plurality, voted_rewards
+from evolora.evolution.voting import plurality
 from evolora.evolution.winner import best_finalists
 from evolora.files import verify, without_nan
 from evolora.masking import mask
@@ -201,9 +201,7 @@ def _vote(
     chosen = plurality([test.completions[0] for test in tests])
     voted = replace(
         winner_test,
-        rewards=voted_rewards(
-            [test.completions[0] for test in tests], np.concatenate([test.rewards for test in tests])
-        )[None],
+        rewards=np.array([[tests[voter].rewards[0, place] for place, voter in enumerate(chosen)]]),
         completions=[[tests[voter].completions[0][place] for place, voter in enumerate(chosen)]],
         completion_ids=[[tests[voter].completion_ids[0][place] for place, voter in enumerate(chosen)]],
     )
