@@ -103,25 +103,27 @@ def same(one: Any, other: Any) -> None:
         [{name: value for name, value in line.items() if not name.startswith("time.")} for line in each.history]
         for each in (one, other)
     ]
+    assert one.summary["winner"]["test"] == other.summary["winner"]["test"]
     assert metrics[0] == metrics[1] and all(0 < line["canary"] < 1 for line in metrics[0])
 
 
-@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("after", [0, 1, 2, GENERATIONS])
 def test_the_run_stops_and_goes_on_as_if_nothing_had_been(
     after: int, run: Callable[..., Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Before any checkpoint, after a generation that is not saved yet, and after one that is."""
+    """Before any checkpoint, after a generation that is not saved yet, after one that is, and before the test."""
     with pytest.raises(EngineError, match=r"the eager engine does not say of .*: it is what the base says") as found:
         run(Wrong, Goes(after), out=tmp_path / "stopped")
     assert found.value.__notes__ == [f"resume with: evolora resume {tmp_path / 'stopped'}"]
     checkpoints = [path.name for path in (tmp_path / "stopped" / "checkpoints").glob("gen*")]
-    assert checkpoints == ([f"gen{after:04}"] if after else [])
+    assert max(checkpoints, default=None) == (f"gen{after:04}" if after else None)
+    assert not (tmp_path / "stopped" / "summary.json").exists()
     monkeypatch.setattr(Wrong, "on", False)
     resumed = evolora.resume(tmp_path / "stopped", view=None)
     same(resumed, run(EagerEngine))
 
 
-@pytest.mark.parametrize("after", [0, 1, 2])
+@pytest.mark.parametrize("after", [0, 1, 2, GENERATIONS])
 def test_one_that_can_be_done_without_is_dismissed_and_the_generation_done_again(
     after: int, run: Callable[..., Any], tmp_path: Path
 ) -> None:
@@ -129,7 +131,8 @@ def test_one_that_can_be_done_without_is_dismissed_and_the_generation_done_again
     found = run(Workers, Goes(after), view=said, out=tmp_path / "mended")
     (line,) = [line for line in said.lines if "canary" in line]
     assert "the eager engine 1 of 1 does not say of the sentinel in place" in line
-    assert line.endswith(f"it is gone, and generation {after + 1} is done again")
+    what = f"generation {after + 1}" if after < GENERATIONS else "the final choice"
+    assert line.endswith(f"it is gone, and {what} is done again")
     same(found, run(EagerEngine))
 
 

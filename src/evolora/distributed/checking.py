@@ -15,8 +15,8 @@ from evolora.models.quantization import rounding
 _TOLERANCE, _ROUNDINGS, _LARGE = 2e-3, 4.0, 32.0
 
 
-def tolerance_of(model: PreTrainedModel) -> float:
-    """What is rounding, in what the model computes."""
+def tolerance_between_machines(model: PreTrainedModel) -> float:
+    """By how much the model's log-probabilities may differ from machine to machine."""
     share = rounding(model)
     return _ROUNDINGS * share * _LARGE if share > torch.finfo(torch.float32).eps else _TOLERANCE
 

@@ -147,7 +147,9 @@ class Evolution:
             metrics |= self._learn(population, evaluation, prompts, progress)
         else:
             metrics |= self._wait()
-        metrics |= self._checked(population, evaluation, prompts)
+        owner = (self.generation - 1) % len(population)  # each in turn
+        asked = evaluation.examples or prompts
+        metrics |= self._checked(population, owner, evaluation.completion_ids[owner], asked)
         seconds = time.perf_counter() - start
         self.seconds += seconds
         scales = [individual.mutation_scale for individual in population.individuals]
@@ -192,16 +194,26 @@ class Evolution:
             "best.operator": population.individuals[best].operator,
         }
 
-    def _checked(self, population: Population, evaluation: Evaluation, prompts: Sequence[Example]) -> dict[str, Any]:
-        """Whether what was computed in this generation can be kept: one individual in turn, by its shortest prompt.
-        Raises EngineError where it cannot."""
+    def check_winner(self, winner: Population, evaluation: Evaluation, prompts: Sequence[Example]) -> None:
+        """Whether what was computed after the last generation can be told: the final choice, in as many places as it
+        had, and what the winner has written. Raises EngineError where it cannot."""
+        finalists = self.hall_of_fame.members.join(winner)
+        self._checked(finalists, len(finalists) - 1, evaluation.completion_ids[0], evaluation.examples or prompts, 1)
+
+    def _checked(
+        self,
+        population: Population,
+        owner: int,
+        written: Sequence[Sequence[int]],
+        asked: Sequence[Example],
+        later: int = 0,
+    ) -> dict[str, Any]:
+        """Whether what was computed in this generation, or `later`, can be kept: what the `owner` has written to the
+        shortest prompt. Raises EngineError where it cannot."""
         if self.canary is None:
             return {}
         start = time.perf_counter()
         self.reporter.begin("checking the engine")
-        owner = (self.generation - 1) % len(population)
-        written = evaluation.completion_ids[owner]
-        asked = evaluation.examples or prompts
         # None where a race left it out.
         columns = [column for column in range(len(asked)) if written[column]]
         row = None
@@ -210,7 +222,7 @@ class Evolution:
             (prompt,) = self.canary.text.encode([asked[column].prompt])
             name, greedy = f"individual {population.individuals[owner].id}", asked[column].draw is None
             row = Row(owner, name, prompt, written[column], greedy=greedy)
-        tolerances = self.canary.check(population.genomes, row, generation=self.generation)
+        tolerances = self.canary.check(population.genomes, row, generation=self.generation + later)
         return {"canary": tolerances, "time.canary": time.perf_counter() - start}
 
     def _wait(self) -> dict[str, Any]:

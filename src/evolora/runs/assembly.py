@@ -15,7 +15,7 @@ from peft import LoraConfig
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from evolora.distributed.checking import tolerance_of
+from evolora.distributed.checking import tolerance_between_machines
 from evolora.distributed.choose import ROWS_AT_ONCE, deal, slice_rows
 from evolora.distributed.engine import DealtEngine
 from evolora.distributed.remote import EngineSpec
@@ -310,7 +310,7 @@ def assemble(
             spec,
             config.workers,
             elsewhere=others,
-            tolerance=tolerance_of(base.model),
+            tolerance=tolerance_between_machines(base.model),
             gives_back=holds_much_heap(base.model),
             rows=dealt,
             threads=an_operation,

@@ -73,6 +73,8 @@ def finish(
         base_test, winner_test = (evaluator.judged(each, tested) for each in written)
     taken = Cost(seconds=time.perf_counter() - start, memory=peak.bytes)
     test_cost = base_test.cost + winner_test.cost + taken
+    vote, vote_cost = _vote(parts, voters, winner_test, tested) if config.evolution.vote > 1 else ({}, Cost())
+    evolution.check_winner(winner, winner_test, tested)  # before anything of it is kept
     for split, met, there in (("validation", validated, parts.task.validation), ("test", len(tested), parts.task.test)):
         if met < len(there):
             parts.view.say(
@@ -99,7 +101,6 @@ def finish(
             evaluation.worth(0),
         )
     lineage.commit()
-    vote, vote_cost = _vote(parts, voters, winner_test, tested) if config.evolution.vote > 1 else ({}, Cost())
     costs = {
         **{str(purpose): cost for purpose, cost in evolution.costs.by_purpose.items()},
         "test": test_cost + vote_cost,

@@ -94,6 +94,15 @@ def run_to_end(
     redone = 0
     feedback: HumanFeedback | None = None
     stop = Stop(parts.view.say)
+
+    def take_back(fault: EngineError, what: str) -> None:
+        nonlocal redone
+        redone += 1
+        if not fault.mended or redone > _MOST_REDONE:
+            raise fault
+        parts.view.say(f"{fault}; it is gone, and {what} is done again")
+        _take_back(folder, parts, evolution, unsaved, identity.run)
+
     report = LiveReport(folder, parts.view.say)
     try:
         with stop.listening():
@@ -125,11 +134,7 @@ def run_to_end(
                 try:
                     measured = evolution.step(done)
                 except EngineError as fault:
-                    redone += 1
-                    if not fault.mended or redone > _MOST_REDONE:
-                        raise
-                    parts.view.say(f"{fault}; it is gone, and generation {evolution.generation} is done again")
-                    _take_back(folder, parts, evolution, unsaved, identity.run)
+                    take_back(fault, f"generation {evolution.generation}")
                     continue
                 redone = 0
                 lineage.commit()
@@ -178,7 +183,12 @@ def run_to_end(
                 if stop():
                     raise KeyboardInterrupt
             stop.patient = False
-            summary = finish(folder, parts, evolution, lineage, seconds, given, identity)
+            while True:
+                try:
+                    summary = finish(folder, parts, evolution, lineage, seconds, given, identity)
+                    break
+                except EngineError as fault:
+                    take_back(fault, "the final choice")
             parts.reporter.begin("writing the report")
             report.end()
             trackers.summary(summary)
@@ -207,7 +217,12 @@ def run_to_end(
 
 def _take_back(folder: Path, parts: Parts, evolution: Evolution, unsaved: Snapshot | None, run: str) -> None:
     """Let the loop be what it was after its last whole generation."""
-    fresh = replace(build_evolution(parts, evolution.lineage), judge=evolution.judge, canary=evolution.canary)
+    fresh = replace(
+        build_evolution(parts, evolution.lineage),
+        judge=evolution.judge,
+        canary=evolution.canary,
+        base_is_flat=evolution.base_is_flat,
+    )
     if unsaved is None:
         restore(folder, parts, fresh, run)
     else:
