@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
 from pydantic_core import PydanticCustomError
@@ -101,13 +101,20 @@ def _stops(value: Any) -> Any:
 Stop = Annotated[list[str] | None, BeforeValidator(_stops)]
 
 
-class CompletionOptions(Options):
+class TemperatureOptions(Options):
+    """At which temperature completions are sampled."""
+
+    temperature: float = option(1.0, "sampling temperature of the rollouts", of="completion", gt=0)
+
+
+class CompletionOptions(TemperatureOptions):
     """How prompts are completed."""
+
+    head: ClassVar[str] = "max_new_tokens"
 
     max_new_tokens: int | None = option(
         None, "longest completion in tokens; default from the targets", of="completion", common=True, ge=1
     )
-    temperature: float = option(1.0, "sampling temperature of the rollouts", of="completion", gt=0)
     top_k: int = option(0, "rollouts sample among so many likeliest tokens; 0: among all", of="completion", ge=0)
     top_p: float = option(
         1.0, "rollouts sample among the fewest likeliest tokens that have this share", of="completion", gt=0, le=1
