@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, g
 
 from pydantic import BeforeValidator
 
-from evolora.engine.options import TemperatureOptions
+from evolora.engine.options import temperature_option
 from evolora.options import Options, option, said
 from evolora.population.options import HyperparameterOptions, PopulationOptions
 from evolora.rewards.options import HUMAN
@@ -126,7 +126,7 @@ def _of_a_lineage(run: Run, whom: str) -> dict[str, Any]:
     }
 
 
-class GAConfig(StrategyOptions, PopulationOptions, HyperparameterOptions, TemperatureOptions):
+class GAConfig(StrategyOptions, PopulationOptions, HyperparameterOptions):
     """Options of the genetic algorithm."""
 
     builds = "evolora.strategies.ga:GeneticAlgorithm"
@@ -179,6 +179,7 @@ class GAConfig(StrategyOptions, PopulationOptions, HyperparameterOptions, Temper
         "temperature, reward-weights (of a reward's summands), or none; auto: all of them with a --fitness beside the "
         "--reward, else none",
     )
+    temperature: float = temperature_option()
     islands: int = option(1, "islands that the population is split into", ge=1)
     migrate_every: int = option(5, "generations between two migrations from island to island", ge=1)
 
@@ -240,9 +241,7 @@ class GAConfig(StrategyOptions, PopulationOptions, HyperparameterOptions, Temper
         if named and run.refiner.type == "none":
             raise ValueError(f"--genes {named[0]} with --refiner none: expected a refiner, whose settings they are")
         if "kl-weight" in named and run.refiner.kl_target is not None:
-            raise ValueError(
-                f"--genes kl-weight with --kl-target {run.refiner.kl_target}: expected one of them"
-            )
+            raise ValueError(f"--genes kl-weight with --kl-target {run.refiner.kl_target}: expected one of them")
         # A step in weights says nothing about a scale of another kind.
         if run.evolution.refined_scale == "step" and self.mutation not in ABSOLUTE_MUTATIONS:
             raise ValueError(
