@@ -133,7 +133,7 @@ def default(value: Any, field: FieldInfo) -> str:
         return "none" if can_do_without(field) and "default" not in str(field.description) else ""
     if field.annotation is bool:
         return "on" if value else "off"
-    return f"`{value}`"
+    return f"`{' '.join(value) if isinstance(value, list) else value}`"
 
 
 def described(field: FieldInfo) -> str:

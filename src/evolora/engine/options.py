@@ -101,13 +101,18 @@ def _stops(value: Any) -> Any:
 Stop = Annotated[list[str] | None, BeforeValidator(_stops)]
 
 
+def temperature_option() -> Any:
+    """The field, which other parts are told, too."""
+    return option(1.0, "sampling temperature of the rollouts", of="completion", gt=0)
+
+
 class CompletionOptions(Options):
     """How prompts are completed."""
 
     max_new_tokens: int | None = option(
         None, "longest completion in tokens; default from the targets", of="completion", common=True, ge=1
     )
-    temperature: float = option(1.0, "sampling temperature of the rollouts", of="completion", gt=0)
+    temperature: float = temperature_option()
     top_k: int = option(0, "rollouts sample among so many likeliest tokens; 0: among all", of="completion", ge=0)
     top_p: float = option(
         1.0, "rollouts sample among the fewest likeliest tokens that have this share", of="completion", gt=0, le=1

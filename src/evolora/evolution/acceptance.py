@@ -91,6 +91,17 @@ def mutation_scales(parents: Population, refinement: Refinement, *, rule: str) -
     return [min(scale, step) if step > 0 else scale for scale, step in zip(scales, steps, strict=True)]
 
 
+def gene_means(population: Population, summands: Sequence[str]) -> dict[str, float]:
+    """The population's mean of each gene, by its name; of rates and KL weights the geometric one."""
+    own = [one.hyperparameters.named(summands) for one in population.individuals if one.hyperparameters is not None]
+    means = {}
+    for name in own[0] if own else ():
+        values = np.array([each[name] for each in own])
+        geometric = name in ("lr", "kl_weight") and bool((values > 0).all())
+        means[f"gene.{name}"] = float(np.exp(np.log(values).mean()) if geometric else values.mean())
+    return means
+
+
 def refined_metrics(
     refiner: str, refinement: Refinement, gains: Floats, accepted: npt.NDArray[np.bool_]
 ) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from evolora.engine.progress import NOBODY, Reporter, Sample
 from evolora.evolution.acceptance import (
     added_by_operators,
     entering,
+    gene_means,
     mutation_scales,
     refined_metrics,
     standing,
@@ -94,6 +95,8 @@ class Evolution:
     # Whether the engine still applies the adapters.
     canary: Canary | None = None
     reporter: Reporter = NOBODY
+    # What the reward is a sum of, by name, where individuals may weigh it.
+    summands: Sequence[str] = ()
     # For the finalists on the validation split.
     allowance: Allowance = UNLIMITED
     generation: int = 0
@@ -154,6 +157,7 @@ class Evolution:
         self.seconds += seconds
         scales = [individual.mutation_scale for individual in population.individuals]
         return metrics | {
+            **gene_means(population, self.summands),
             **self._race_metrics(),
             **{f"strategy.{name}": value for name, value in self.strategy.metrics().items()},
             "failed_completions": self.failed_completions,

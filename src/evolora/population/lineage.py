@@ -30,6 +30,10 @@ CREATE TABLE IF NOT EXISTS samples (
     generation INTEGER NOT NULL, individual INTEGER NOT NULL REFERENCES individuals (id), stage TEXT NOT NULL,
     prompt TEXT NOT NULL, completion TEXT NOT NULL, reward REAL
 );
+CREATE TABLE IF NOT EXISTS genes (
+    individual INTEGER NOT NULL REFERENCES individuals (id), name TEXT NOT NULL, value REAL NOT NULL,
+    PRIMARY KEY (individual, name)
+);
 CREATE TABLE IF NOT EXISTS run (id TEXT PRIMARY KEY);
 CREATE TABLE IF NOT EXISTS checksums (generation INTEGER PRIMARY KEY, sha256 TEXT NOT NULL);
 """
@@ -40,6 +44,8 @@ _ENTRIES = (
     "SELECT * FROM fitness WHERE generation = ? ORDER BY individual, stage",
     "SELECT * FROM samples WHERE generation = ? ORDER BY individual, stage, prompt, completion, reward",
 )
+# Of which a run without them, as before there were any, has no entry.
+_GENES = "SELECT genes.* FROM genes JOIN individuals ON individual = id WHERE generation = ? ORDER BY individual, name"
 _ELSEWHERE = {
     sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED, sqlite3.SQLITE_IOERR, sqlite3.SQLITE_FULL, sqlite3.SQLITE_CANTOPEN,
     sqlite3.SQLITE_PERM, sqlite3.SQLITE_NOMEM,
@@ -52,7 +58,7 @@ class Lineage:
     checksum: after a kill it is there whole or not at all. Raises CheckpointError for a file that is no such ledger.
 
     `stage` says where a fitness was measured: `population`, `refined`, `validation`, `final`, `soup`, `test`. A failed
-    individual's fitness is NULL.
+    individual's fitness is NULL. `summands` name the weights that individuals may have.
 
     >>> import torch
     >>> lineage = Lineage()  # in memory
@@ -62,8 +68,9 @@ class Lineage:
     [(1, 0, 'ppo')]
     """
 
-    def __init__(self, path: Path | str = ":memory:", run: str | None = None) -> None:
+    def __init__(self, path: Path | str = ":memory:", run: str | None = None, summands: Sequence[str] = ()) -> None:
         self._path = path
+        self.summands = summands
         self._known: set[int] = set()
         self._changed: set[int] = set()
         self._born: list[tuple[Individual, Future[str]]] = []
@@ -93,6 +100,11 @@ class Lineage:
             self._connection.executemany(
                 "INSERT OR IGNORE INTO parents VALUES (?, ?, ?)",
                 [(individual.id, position, parent) for position, parent in enumerate(individual.parents)],
+            )
+            genes = {} if individual.hyperparameters is None else individual.hyperparameters.named(self.summands)
+            self._connection.executemany(
+                "INSERT OR IGNORE INTO genes VALUES (?, ?, ?)",
+                [(individual.id, name, value) for name, value in genes.items()],
             )
         self._born.clear()
 
@@ -165,6 +177,8 @@ class Lineage:
         digest = hashlib.sha256()
         for sql in _ENTRIES:
             digest.update(repr(self._connection.execute(sql, (generation,)).fetchall()).encode())
+        if genes := self._connection.execute(_GENES, (generation,)).fetchall():
+            digest.update(repr(genes).encode())
         return digest.hexdigest()
 
     @contextlib.contextmanager
@@ -180,9 +194,11 @@ class Lineage:
         self._known.clear()
         self._changed.clear()
         self._born.clear()
-        self._connection.execute(
-            "DELETE FROM parents WHERE child IN (SELECT id FROM individuals WHERE generation > ?)", (generation,)
-        )
+        for table, column in (("parents", "child"), ("genes", "individual")):
+            self._connection.execute(
+                f"DELETE FROM {table} WHERE {column} IN (SELECT id FROM individuals WHERE generation > ?)",
+                (generation,),
+            )
         for table in _TABLES:
             self._connection.execute(f"DELETE FROM {table} WHERE generation > ?", (generation,))
         self._connection.execute("DELETE FROM checksums WHERE generation > ?", (generation,))

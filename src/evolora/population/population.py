@@ -22,11 +22,26 @@ INITIAL = "initial"
 
 @dataclass(frozen=True)
 class Hyperparameters:
-    """What an individual's own refinement is set to: the options `lr`, `kl_weight` and `entropy_weight`."""
+    """What an individual's own refinement is set to: the options `lr`, `kl_weight` and `entropy_weight`; the
+    `temperature` of its rollouts, None for the option's; and `reward_weights`, what the reward's summands are
+    multiplied by beside the user's own coefficients, empty for nothing.
+
+    >>> Hyperparameters(1e-3, 0.0, 0.0, 1.2, (2.0, 0.0)).named(["similarity", "brevity"])
+    {'lr': 0.001, 'kl_weight': 0.0, 'temperature': 1.2, 'weight.similarity': 2.0, 'weight.brevity': 0.0}
+    """
 
     lr: float
     kl_weight: float
     entropy_weight: float
+    temperature: float | None = None
+    reward_weights: tuple[float, ...] = ()
+
+    def named(self, summands: Sequence[str]) -> dict[str, float]:
+        """Those that evolve, by name, the weights by those of the reward's `summands`."""
+        own = {"lr": self.lr, "kl_weight": self.kl_weight, "temperature": self.temperature}
+        weights = zip(summands, self.reward_weights, strict=False)
+        known = {name: value for name, value in own.items() if value is not None}
+        return known | {f"weight.{name}": value for name, value in weights}
 
 
 @dataclass(frozen=True)
@@ -48,7 +63,8 @@ class Individual:
         """An individual from `dataclasses.asdict`, also after a round trip through JSON."""
         history = tuple((int(generation), float(fitness)) for generation, fitness in values["history"])
         own = values.get("hyperparameters")
-        hyperparameters = None if own is None else Hyperparameters(**own)
+        weights = () if own is None else tuple(own.get("reward_weights", ()))
+        hyperparameters = None if own is None else Hyperparameters(**{**own, "reward_weights": weights})
         parents = tuple(values["parents"])
         return cls(**{**values, "parents": parents, "history": history, "hyperparameters": hyperparameters})
 

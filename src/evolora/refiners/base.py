@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from evolora.models.cost import Costs
@@ -26,6 +27,27 @@ class Refinement:
     failed: int
     trajectory: Tensor | None = None
     earned: tuple[float, ...] = ()
+
+
+def joined(parts: Sequence[Refinement], rows: Sequence[int]) -> Refinement:
+    """Refinements of some individuals each as that of all; `rows` says where each of them belongs."""
+    if len(parts) == 1:
+        return parts[0]
+    order = sorted(range(len(rows)), key=rows.__getitem__)
+    stats = [stats for part in parts for stats in part.stats]
+    steps = [part.trajectory for part in parts if part.trajectory is not None]
+    earned = [value for part in parts for value in part.earned]
+    costs = Costs()
+    for part in parts:
+        costs += part.costs
+    return Refinement(
+        torch.cat([part.genomes for part in parts])[order],
+        [stats[row] for row in order],
+        costs,
+        sum(part.failed for part in parts),
+        torch.cat(steps, 1)[:, order] if len(steps) == len(parts) else None,
+        (min(earned), max(earned)) if earned else (),
+    )
 
 
 class Refiner(Protocol):

@@ -21,7 +21,7 @@ from evolora.population.evaluation import Evaluation
 from evolora.population.population import Hyperparameters, Individual
 from evolora.population.writing import Writer
 from evolora.refiners.advantages import unequal_groups
-from evolora.refiners.base import Refinement
+from evolora.refiners.base import Refinement, joined
 from evolora.refiners.carried import Carried, CarriedStates
 from evolora.refiners.imitation import Imitation
 from evolora.refiners.kl_control import adapted_kl_weight
@@ -180,11 +180,45 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         if key[0][0] != self._generation:
             self.settle()
             self._generation = key[0][0]
+        own = hyperparameters or [None] * len(key)
+        # A call of an engine has one temperature.
+        together: dict[float, list[int]] = {}
+        for row, each in enumerate(own):
+            together.setdefault(self._temperature(each), []).append(row)
+        parts = [
+            self._refine(
+                genomes[rows],
+                examples,
+                key=[key[row] for row in rows],
+                children=None if children is None else [children[row] for row in rows],
+                hyperparameters=[own[row] for row in rows],
+                steps=steps,
+                progress=progress,
+            )
+            for rows in together.values()
+        ]
+        return joined(parts, [row for rows in together.values() for row in rows])
+
+    def _temperature(self, own: Hyperparameters | None) -> float:
+        return self.config.temperature if own is None or own.temperature is None else own.temperature
+
+    def _refine(
+        self,
+        genomes: Tensor,
+        examples: Sequence[Example],
+        *,
+        key: Sequence[tuple[int, ...]],
+        children: Sequence[int] | None,
+        hyperparameters: Sequence[Hyperparameters | None],
+        steps: int | None,
+        progress: float,
+    ) -> Refinement:
+        """The same of individuals of one temperature."""
         config, size = self.config, len(examples) // (steps or 1)
         start = genomes.detach().to(self.engine.device)
         rows = start.clone().requires_grad_()
         carried = [self.carried.of(individual) for _, individual, *_ in key]
-        settings = self._settings(hyperparameters or [None] * len(key), carried)
+        settings = self._settings(hyperparameters, carried)
         decay = decayed(config.lr_decay, progress)
         lr = settings.lr * decay
         optimiser = RowAdam(rows, lr * self.led_rate.factor, carried if config.keep_optimiser else [{}] * len(key))
@@ -206,7 +240,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             failed += rollout.failed
             earned += rollout.earned
             if self.imitation is not None:
-                self.imitation.remember(pupils, part, rollout.completions.rows(), rollout.scores, rollout.scored)
+                self.imitation.remember(pupils, part, rollout.completions.rows(), rollout.rewards, rollout.scored)
             with costs.timed("update"):
                 self.reporter.begin("update", count * config.updates, done=step * config.updates)
                 advantages, credit_stats = self.credit(rollout)
@@ -221,7 +255,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                     )
             rollout_stats = {**statistics(rollout), **learned}
             measured = {**rollout_stats, **update_stats, **credit_stats}
-            if hyperparameters is not None and any(own is not None for own in hyperparameters):
+            if any(own is not None for own in hyperparameters):
                 measured |= {name: getattr(settings, name) for name in ("lr", "kl_weight", "entropy_weight")}
             elif config.kl_target is not None:
                 measured["kl_weight"] = settings.kl_weight
@@ -239,7 +273,12 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 )
                 settings = replace(settings, kl_weight=weight)
         self.end(key)
-        self._moves |= {own: rate.moves for own, rate in zip(key, rates, strict=True)}
+        # The run's rate is that of the option; an individual's own may be so many times as high.
+        times = (settings.lr / config.lr).tolist()
+        self._moves |= {
+            own: [move._replace(factor=move.factor * times[row]) for move in rates[row].moves]
+            for row, own in enumerate(key)
+        }
         if self.imitation is not None:
             self.imitation.keep(key, pupils)
         for row, child in enumerate(children or ()):
@@ -286,6 +325,8 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 ]
             ),
             entropy_weight=weights([own.entropy_weight for own in each]),
+            temperature=self._temperature(each[0]),
+            reward_weights=np.array([own.reward_weights for own in each]) if each[0].reward_weights else None,
         )
 
     def collect(
@@ -296,6 +337,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         settings: Settings | None = None,
     ) -> Rollout:
         """Sample and score completions of `genomes` [k, genome_length]; `key` is the refinement's, and the step."""
+        settings = settings or self._default_settings(len(genomes))
         return collect(
             self.writer,
             self.scorer,
@@ -304,13 +346,13 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             [keyed_seed(self.seed, "rollout", *each) for each in key],
             samples=self.config.rollout_samples,
             max_new_tokens=self.config.longest,
-            temperature=self.config.temperature,
+            temperature=settings.temperature,
             truncation=self.config.truncation,
             keep_features=self.keep_features,
             # An update in several minibatches, or with dropout, computes other things than decoding did.
             keep_trace=self.config.minibatches == 1 and not self.dropout,
             reference=self.reference,
-            with_reference=bool((settings or self._default_settings(len(genomes))).kl_weight.any()),
+            with_reference=bool(settings.kl_weight.any()),
             settings=settings,
             dtype=self.dtype,
             reporter=self.reporter,
@@ -428,7 +470,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         mask = share.of_all(counted) & share.there[..., None]
         here = (share.counts.to(self.dtype) / told.sum(1)).where(share.there.any(1), 1.0)
         how = Scoring(
-            temperature=self.config.temperature,
+            temperature=settings.temperature,
             entropy_gradient=bool(settings.entropy_weight.any()),
             dropout=self.dropout,
             dropout_seeds=np.array(seeds, np.uint64),

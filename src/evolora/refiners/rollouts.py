@@ -14,23 +14,26 @@ from evolora.engine.progress import NOBODY, Reporter
 from evolora.errors import InputError
 from evolora.population.writing import Writer, rewarded
 from evolora.refiners.losses import k1_kl, k3_kl
-from evolora.rewards import Scorer
+from evolora.rewards import CombinedScorer, Scorer
 from evolora.tasks.task import Example
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What each individual is refined with, all [k]."""
+    """What each individual is refined with, all [k] but the `temperature`, one for all, and `reward_weights` [k,
+    summands], what it weighs the reward's summands by; None where nobody does."""
 
     lr: Tensor
     kl_weight: Tensor
     entropy_weight: Tensor
+    temperature: float
+    reward_weights: npt.NDArray[np.float64] | None = None
 
 
 @dataclass(frozen=True)
 class Rollout:
-    """Sampled completions of k individuals, all tensors [k, rows, time] but `scores` [k, rows] and `features` [k, rows,
-    time, hidden], which are there if the algorithm asks for them.
+    """Sampled completions of k individuals, all tensors [k, rows, time] but `scores` and `rewards` [k, rows] and
+    `features` [k, rows, time, hidden], which are there if the algorithm asks for them.
 
     `prompts` are the rows' token ids, the same for each individual; `completions` are flat, [k * rows, ...]. `mask` is
     true on the tokens that count: those up to the first end of sequence, in rows that have a score. The completions of
@@ -40,12 +43,14 @@ class Rollout:
     What was sampled of a truncated distribution has `log_probs` within what was kept of it; `whole_log_probs` are of
     the whole one, which the KL is over. `ended` [k, rows] says which completions were not cut at the longest length.
     `earned` are the lowest and the highest reward, if there is any. `settings` are the individuals' own, None for the
-    refiner's.
+    refiner's. `scores` are by an individual's own weights of the reward's summands, where it has any; `rewards`
+    [k, rows] by the run's reward, by which individuals can be compared.
     """
 
     prompts: list[list[int]]
     completions: Completions
     scores: Tensor
+    rewards: Tensor
     mask: Tensor
     log_probs: Tensor
     whole_log_probs: Tensor
@@ -119,14 +124,19 @@ def collect(
             whole = engine.score(genomes, prompts, plain, how).log_probs
     reporter.part("rewarding")
     scores = rewarded(scorer, written)
-    found = torch.from_numpy(scores.rewards).to(dtype).to(completions.mask.device).unflatten(0, (k, -1))
-    mask = completions.mask.unflatten(0, (k, -1)) & ~found.isnan()[..., None]
+    followed = earned = _by_individual(scores.rewards, k, completions.mask.device, dtype)
+    if settings is not None and settings.reward_weights is not None:
+        assert isinstance(scorer, CombinedScorer)
+        own = scorer.weighted(scores, settings.reward_weights.repeat(len(examples), 0).T)
+        followed = _by_individual(own, k, completions.mask.device, dtype)
+    mask = completions.mask.unflatten(0, (k, -1)) & ~followed.isnan()[..., None]
     cut = [writer.text.cut(ids, max_new_tokens) for ids in written.ids]
     ended = ~torch.tensor(cut, device=completions.mask.device)
     return Rollout(
         prompts=prompts,
         completions=completions,
-        scores=found.nan_to_num(),
+        scores=followed.nan_to_num(),
+        rewards=earned.nan_to_num(),
         mask=mask,
         log_probs=completions.log_probs.unflatten(0, (k, -1)),
         whole_log_probs=whole.unflatten(0, (k, -1)),
@@ -138,6 +148,11 @@ def collect(
         kl_measured=with_reference,
         settings=settings,
     )
+
+
+def _by_individual(rewards: npt.NDArray[np.float64], k: int, device: torch.device, dtype: torch.dtype) -> Tensor:
+    found: Tensor = torch.from_numpy(rewards).to(dtype).to(device)
+    return found.reshape(k, -1)
 
 
 def _range(rewards: npt.NDArray[np.float64]) -> tuple[float, ...]:
@@ -194,7 +209,7 @@ def statistics(rollout: Rollout) -> dict[str, Tensor]:
     scored = rollout.mask.any(-1)
     rows = scored.sum(-1).clamp(min=1)
     stats = {
-        "reward": (rollout.scores * scored).sum(-1) / rows,
+        "reward": (rollout.rewards * scored).sum(-1) / rows,
         "length": rollout.mask.sum((-1, -2)) / rows,
     }
     if rollout.kl_measured:

@@ -113,15 +113,21 @@ class Number:
 
 @dataclass(frozen=True)
 class Sum:
-    """A sum, signs included. Terms without a score are left out, as TRL does with None; NaN where all are."""
+    """A sum, signs included. Terms without a score are left out, as TRL does with None; NaN where all are. `summands`
+    are its parts that are no constants."""
 
     signs: tuple[int, ...]
     parts: tuple[Node, ...]
 
-    def value(self, scores: Mapping[str, Values]) -> Values:
+    @property
+    def summands(self) -> list[int]:
+        return [index for index, part in enumerate(self.parts) if any(part.terms())]
+
+    def value(self, scores: Mapping[str, Values], weights: Values | None = None) -> Values:
         values = np.stack([sign * part.value(scores) for sign, part in zip(self.signs, self.parts, strict=True)])
-        scored = [value for value, part in zip(values, self.parts, strict=True) if any(part.terms())]
-        return np.where(np.isnan(scored).all(0), np.nan, np.nansum(values, 0))
+        if weights is not None:  # one of weight 0 is left out
+            values[self.summands] *= np.where(weights == 0, np.nan, weights)
+        return np.where(np.isnan(values[self.summands]).all(0), np.nan, np.nansum(values, 0))
 
     def terms(self) -> Iterator[Term]:
         for part in self.parts:
@@ -198,15 +204,38 @@ class Expression:
             labels[str(term)] = label
         return labels
 
-    def combine(self, scores: Mapping[str, Values]) -> Values:
-        """The rewards [completions], from each term's by its text; NaN means "not scored".
+    @property
+    def summands(self) -> tuple[str, ...]:
+        """Short names of what a sum of several is made of, constants aside and without factors; else none.
+
+        >>> parse("chrf + 0.2 * brevity(limit=8) - 1").summands, parse("0.5 * (chrf + exact)").summands
+        (('chrf', 'brevity(limit=8)'), ())
+        """
+        root = self.map(lambda term: Term(self.labels[str(term)])).root
+        if not isinstance(root, Sum) or len(root.summands) < 2:
+            return ()
+        names: list[str] = []
+        for part in (root.parts[index] for index in root.summands):
+            factors = part.parts if isinstance(part, Product) else (part,)
+            name = " * ".join(str(factor) for factor in factors if not isinstance(factor, Number))
+            while name in names:
+                name += "'"
+            names.append(name)
+        return tuple(names)
+
+    def combine(self, scores: Mapping[str, Values], weights: Values | None = None) -> Values:
+        """The rewards [completions], from each term's by its text; NaN means "not scored". `weights` [summands,
+        completions] multiply the `summands`; where one is 0 the summand is as if it were not there.
 
         >>> import numpy as np
         >>> expression = parse("chrf * (length(8) > 0.5) - 0.5")
         >>> expression.combine({"chrf": np.array([0.9, 0.8]), "length(8)": np.array([1.0, 0.5])})
         array([ 0.4, -0.5])
         """
-        return self.root.value(scores)
+        if weights is None:
+            return self.root.value(scores)
+        assert isinstance(self.root, Sum)
+        return self.root.value(scores, weights)
 
     def map(self, change: Callable[[Term], Term]) -> "Expression":
         """The same with other terms in the terms' places."""

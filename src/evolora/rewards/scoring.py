@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from evolora.errors import InputError
 from evolora.rewards.base import Reward, check_signature, compares, reward_name
@@ -102,6 +103,11 @@ class CombinedScorer:
         terms = {name: np.where(one.failed, math.nan, one.rewards) for name, one in scores.items()}
         rewards = np.where(failed, self.failed_reward, self.expression.combine(terms))
         return Scores(rewards, failed, {self.labels[name]: values for name, values in terms.items()})
+
+    def weighted(self, scores: Scores, weights: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+        """What was scored earns by these `weights` [summands, completions] of the expression's summands."""
+        terms = {text: scores.terms[label] for text, label in self.labels.items()}
+        return np.where(scores.failed, self.failed_reward, self.expression.combine(terms, weights))
 
     @property
     def metrics(self) -> dict[str, float]:

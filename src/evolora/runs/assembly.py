@@ -52,6 +52,7 @@ from evolora.models.quantization import quantised_by
 from evolora.population.evaluation import Evaluator, LocalEvaluator
 from evolora.population.judging import JudgingEvaluator
 from evolora.rewards import (
+    CombinedScorer,
     RewardContext,
     Scorer,
     ScoringOptions,
@@ -100,6 +101,11 @@ class Parts:
     reporter: Reporter
     initial: Tensor | None = None
     fitness: Fitness | None = None
+
+    @property
+    def summands(self) -> tuple[str, ...]:
+        """What the reward is a sum of, by name."""
+        return self.scorer.expression.summands if isinstance(self.scorer, CombinedScorer) else ()
 
     @property
     def scorers(self) -> list[Scorer]:
@@ -175,6 +181,8 @@ def assemble(
     human = expression is None and task.reward == HUMAN
     if expression is None and not human and scores:
         expression = parse_reward(task.reward)
+    if adapter is None:
+        config = _with_genes(config, expression)
     if (human or asks) and adapter is None:
         check_page(used.human.host, used.human.port)
     devices = _devices(used) if given.model is None else [str(given.model.device)]
@@ -394,6 +402,15 @@ def assemble(
         initial=None if initial is None else genomes,
         fitness=fitness,
     )
+
+
+def _with_genes(config: RunOptions, expression: Expression | None) -> RunOptions:
+    """With what only the reward decides. Raises InputError where it does not go with the options."""
+    summands = 0 if expression is None else len(expression.summands)
+    try:
+        return config.replaced(config.strategy.resolved(config, str(expression), summands))
+    except ValueError as error:
+        raise InputError(str(error)) from None
 
 
 def chat_of(config: RunOptions) -> Chat:

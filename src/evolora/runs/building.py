@@ -15,7 +15,11 @@ def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
     config, seed = parts.config, parts.config.run.seed
     return Evolution(
         strategy=config.strategy.build(
-            parts.founder, parts.layout, seed=seed, others=None if parts.initial is None else parts.initial[1:]
+            parts.founder,
+            parts.layout,
+            seed=seed,
+            others=None if parts.initial is None else parts.initial[1:],
+            summands=len(parts.summands),
         ),
         refiner=config.refiner.build(
             parts.engine,
@@ -30,6 +34,7 @@ def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
         task=parts.task,
         lineage=lineage,
         config=config.evolution,
+        summands=parts.summands,
         canary=_canary(parts) if config.engine.canary else None,
         reporter=parts.reporter,
         allowance=allowance(config),

@@ -25,7 +25,7 @@ from evolora.models.export import export_adapter, export_merged, load_adapter, s
 from evolora.models.memory import peak_memory
 from evolora.population.evaluation import Evaluation, term_means
 from evolora.population.lineage import Lineage
-from evolora.population.population import Population, genome_sha256
+from evolora.population.population import Individual, Population, genome_sha256
 from evolora.rng import keyed_seed
 from evolora.runs.assembly import Parts
 from evolora.runs.given import Given
@@ -142,6 +142,7 @@ def finish(
             "validation": validation,
             "test": figures(winner_test),
         },
+        **_genes(base, individual, parts),
         **({} if parts.fitness is None else {"gain": _gain(base_test, winner_test, config.run.seed)}),
         **vote,
         **({"changed": identity.changed} if identity.changed else {}),
@@ -256,6 +257,14 @@ def _clipped(evaluation: Evaluation, parts: Parts) -> float:
     """The share of completions that the limit has cut off."""
     written = evaluation.completion_ids[0]
     return sum(map(parts.evaluator.cut, written)) / len(written)
+
+
+def _genes(base: Individual, winner: Individual, parts: Parts) -> dict[str, Any]:
+    """What the run began with and what the winner has of its own beside its weights, where individuals have."""
+    began, won = base.hyperparameters, winner.hyperparameters
+    if began is None or won is None:
+        return {}
+    return {"genes": {"begun": began.named(parts.summands), "winner": won.named(parts.summands)}}
 
 
 def _terms(evaluation: Evaluation) -> dict[str, Any]:

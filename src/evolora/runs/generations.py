@@ -62,7 +62,10 @@ def run_to_end(
     if evolution.generation == 0 and (folder / SUMMARY).exists():
         raise CheckpointError(f"{folder}: found a finished run without any checkpoint, expected one to go on from")
     recover(folder, evolution.generation, identity.run, parts.view.say)
-    metrics, lineage = MetricsLog(folder / METRICS, identity.run), Lineage(folder / LINEAGE, identity.run)
+    metrics, lineage = (
+        MetricsLog(folder / METRICS, identity.run),
+        Lineage(folder / LINEAGE, identity.run, parts.summands),
+    )
     evolution.lineage = lineage
     # Not before: nothing new must stay behind in a run that was refused.
     if changes:

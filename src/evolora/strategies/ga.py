@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from evolora.models.genome import GenomeLayout
-from evolora.population.population import AVERAGE, INITIAL, Individual, Population, newest
+from evolora.population.population import AVERAGE, INITIAL, Hyperparameters, Individual, Population, newest
 from evolora.rng import keyed_generator
 from evolora.strategies.base import Strategy
 from evolora.strategies.operators import (
@@ -28,6 +28,7 @@ from evolora.strategies.operators import (
 )
 from evolora.strategies.operators.crossover import dare
 from evolora.strategies.operators.diversity import shared_fitness
+from evolora.strategies.operators.genes import Genes
 from evolora.strategies.options import GAConfig
 
 # How far self-adaptation may carry a mutation scale from its start: far enough to switch mutation off in practice or to
@@ -53,13 +54,17 @@ class GeneticAlgorithm(Strategy):
     nobody is kept who was proposed first more than that many generations ago, however fit (aging evolution: Real et
     al., 2019, arXiv 1802.01548).
 
-    With `average` the newest refined individual is kept too, however fit, and beside it the running average of its
-    lineage, average * newest + (1 - average) * the average before (Polyak and Juditsky, 1992; between policies: WARP,
-    Rame et al., 2024, arXiv 2406.16768), which starts anew when another individual is refined instead.
+    With `average` the newest refined individual is kept too, of several the fittest, however fit, and beside it the
+    running average of its lineage, average * newest + (1 - average) * the average before (Polyak and Juditsky, 1992;
+    between policies: WARP, Rame et al., 2024, arXiv 2406.16768), which starts anew when another individual is refined
+    instead.
 
     A child has two parents with probability `crossover_rate`; it is mutated with probability `mutation_rate`, and
     always when it has one parent. Individual 0 is the untouched base, the first generation its mutants; with `others`
     [n, genome_length] these too, and the mutants of all, in turn.
+
+    With `genes` individuals have hyperparameters of their own, which are bred with their weights; the reward is a sum
+    of so many `summands`.
 
     Islands share `ids` and have but one base among them.
 
@@ -82,6 +87,7 @@ class GeneticAlgorithm(Strategy):
         ids: Ids | None = None,
         with_base: bool = True,
         others: Tensor | None = None,
+        summands: int = 0,
     ) -> None:
         self.founder = founder
         self.layout = layout
@@ -90,7 +96,15 @@ class GeneticAlgorithm(Strategy):
         self.ids = ids or Ids()
         self.generation = 1  # the one that is proposed, or next to be
         self.head: int | None = None  # the id of the one that was refined last
-        base = Individual(id=0, parents=(), operator="base", born=0, mutation_scale=config.mutation_scale)
+        self.genes = genes_of(config, summands, seed=seed)
+        base = Individual(
+            id=0,
+            parents=(),
+            operator="base",
+            born=0,
+            mutation_scale=config.mutation_scale,
+            hyperparameters=None if self.genes is None else self.genes.start,
+        )
         founding = Population(founder[None].clone(), (base,))
         if others is not None and len(others):
             more = Population(others, tuple(initial(self.new_id(), base) for _ in others))
@@ -119,7 +133,7 @@ class GeneticAlgorithm(Strategy):
         scores = torch.from_numpy(fitness)
         survivors = population.select(self._survivors(population, scores) if keep else [])
         if self.config.average and keep:
-            survivors = self._with_average(population, survivors)
+            survivors = self._with_average(population, fitness, survivors)
         chances = scores
         if self.config.diversity == "sharing":
             chances = shared_fitness(scores, population.genomes, radius=self.config.niche_radius)
@@ -165,22 +179,29 @@ class GeneticAlgorithm(Strategy):
             genome = MUTATIONS[config.mutation](genome[None], self.layout, scales, [mutation])[0]
             scale = float(scales[0])
             used.append(config.mutation)
+        own = [one.hyperparameters for one in individuals if one.hyperparameters is not None]
+        # Who has none was made before there were any, and so were its parents.
+        genes = self.genes.child(own, key, first=self.generation == 1) if self.genes is not None and own else None
         child = Individual(
             id=self.new_id(),
             parents=tuple(individual.id for individual in individuals),
             operator="+".join(used),
             born=self.generation,
             mutation_scale=scale,
+            hyperparameters=genes,
         )
         return Population(genome[None], (child,))
 
-    def _with_average(self, population: Population, survivors: Population) -> Population:
-        """The survivors, and before them the newest refined individual and the running average of its lineage."""
+    def _with_average(
+        self, population: Population, fitness: npt.NDArray[np.float64], survivors: Population
+    ) -> Population:
+        """The survivors, and before them the newest refined individual, of several the fittest, and the running
+        average of its lineage."""
         proposed = {individual.id for individual in self.population.individuals}
         refined = [row for row, one in enumerate(population.individuals) if one.id not in proposed]
         before = newest(population, AVERAGE)
         if refined:
-            row = max(refined, key=lambda row: population.individuals[row].id)
+            row = max(refined, key=lambda row: (fitness[row], population.individuals[row].id))
             head, genome, parents = population.individuals[row], population.genomes[row], []
             if before is not None and head.parents == (self.head,):
                 genome = torch.lerp(population.genomes[before], genome, self.config.average)
@@ -209,6 +230,16 @@ class GeneticAlgorithm(Strategy):
         self.generation, self.ids.next = state["generation"], state["next_id"]
         self.head = state["head"]
         self.population = Population.from_state_dict(state)
+
+
+def genes_of(config: GAConfig, summands: int, *, seed: int) -> Genes | None:
+    """The genes that evolve by these options, resolved ones, if any does."""
+    evolving = [gene for gene in config.genes or () if gene != "auto"]
+    if not evolving:
+        return None
+    weights = (1.0,) * summands if "reward-weights" in evolving else ()
+    start = Hyperparameters(config.lr, config.kl_weight, config.entropy_weight, config.temperature, weights)
+    return Genes(start, evolving, seed)
 
 
 def initial(id: int, base: Individual) -> Individual:

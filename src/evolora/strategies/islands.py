@@ -40,6 +40,7 @@ class Islands(Strategy):
         *,
         seed: int,
         others: Tensor | None = None,
+        summands: int = 0,
     ) -> None:
         self.migrate_every = config.migrate_every
         self.ids, count = Ids(), config.islands
@@ -60,6 +61,7 @@ class Islands(Strategy):
                 with_base=place == 0,
                 # Dealt in turn, the founder first.
                 others=None if others is None else others[(place - 1) % count :: count],
+                summands=summands,
             )
             for place in range(count)
         ]
@@ -111,6 +113,7 @@ class Islands(Strategy):
             operator="migration",
             born=target.generation,
             mutation_scale=original.mutation_scale,
+            hyperparameters=original.hyperparameters,
         )
         target.replace_last(source.genomes[best], copy)
 

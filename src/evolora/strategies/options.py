@@ -3,8 +3,11 @@
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, get_args
 
+from pydantic import BeforeValidator
+
+from evolora.engine.options import temperature_option
 from evolora.options import Options, option, said
 from evolora.population.options import HyperparameterOptions, PopulationOptions
 from evolora.rewards.options import HUMAN
@@ -19,8 +22,18 @@ if TYPE_CHECKING:
 MutationName = Literal["gaussian", "relative", "module", "masked", "svd"]
 CrossoverName = Literal["uniform", "module", "rank", "blend", "layer", "svd", "dare", "extrapolative"]
 SelectionName = Literal["truncation", "tournament", "rank"]
+# What an individual may have of its own beside its weights.
+GeneName = Literal["lr", "kl-weight", "temperature", "reward-weights"]
+# Where individuals have, so many of the population are refined, and by so many rollouts: to compete they must learn
+# side by side.
+REFINED_SHARE, RL_STEPS_EACH = 1 / 2, 3
 # Whose scale is one of weights, such as a refinement's step can be compared with.
 ABSOLUTE_MUTATIONS = ("gaussian", "module", "masked")
+
+
+def _one_or_several(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
 
 Recommended = dict[str, dict[str, Any]]
 """Values by part and option."""
@@ -35,6 +48,8 @@ class Run(Protocol):
     def refiner(self) -> Any: ...
     @property
     def reward(self) -> Any: ...
+    @property
+    def strategy(self) -> Any: ...
 
 
 class StrategyOptions(Options):
@@ -50,10 +65,18 @@ class StrategyOptions(Options):
         return self.builds
 
     def build(
-        self, founder: "Tensor", layout: "GenomeLayout", *, seed: int, others: "Tensor | None" = None
+        self,
+        founder: "Tensor",
+        layout: "GenomeLayout",
+        *,
+        seed: int,
+        others: "Tensor | None" = None,
+        summands: int = 0,
     ) -> "Strategy":
-        """The strategy of these options. `others` [n, genome_length] are in its first population beside the founder."""
+        """The strategy of these options. `others` [n, genome_length] are in its first population beside the founder;
+        the reward is a sum of so many `summands`."""
         given = {"founder": founder, "layout": layout, "config": self, "seed": seed, "others": others}
+        given["summands"] = summands
         kind = self._kind()
         strategy: Strategy = kind(
             **{name: value for name, value in given.items() if name in inspect.signature(kind).parameters}
@@ -76,6 +99,12 @@ class StrategyOptions(Options):
         """The other parts' defaults under this strategy, used where the user said nothing."""
         return {"evolution": _of_a_lineage(run, run.evolution.refine_whom)}
 
+    def resolved(self, run: Run, reward: str, summands: int) -> Recommended:
+        """What the reward, once it is known, decides of these options, by part. Raises ValueError where it does not go
+        with them."""
+        del run, reward, summands
+        return {}
+
     def check(self, run: Run) -> None:
         """Raise ValueError where other parts' options do not go with this strategy."""
         evolution = run.evolution
@@ -97,7 +126,7 @@ def _of_a_lineage(run: Run, whom: str) -> dict[str, Any]:
     }
 
 
-class GAConfig(StrategyOptions, PopulationOptions):
+class GAConfig(StrategyOptions, PopulationOptions, HyperparameterOptions):
     """Options of the genetic algorithm."""
 
     builds = "evolora.strategies.ga:GeneticAlgorithm"
@@ -144,6 +173,13 @@ class GAConfig(StrategyOptions, PopulationOptions):
     niche_radius: float = option(
         0.5, "how near, in units of the population's mean distance (with --diversity sharing)", gt=0
     )
+    genes: Annotated[list[Literal["auto", GeneName]] | None, BeforeValidator(_one_or_several)] = option(
+        ["auto"],
+        "what an individual has of its own beside its weights, mixed and mutated with them: lr, kl-weight, "
+        "temperature, reward-weights (of a reward's summands), or none; auto: all of them with a --fitness beside the "
+        "--reward, else none",
+    )
+    temperature: float = temperature_option()
     islands: int = option(1, "islands that the population is split into", ge=1)
     migrate_every: int = option(5, "generations between two migrations from island to island", ge=1)
 
@@ -157,14 +193,15 @@ class GAConfig(StrategyOptions, PopulationOptions):
 
     def recommends(self, run: Run) -> Recommended:
         evolution, refiner = run.evolution, run.refiner
-        follows = said(evolution, "refine", 1) == 1
-        whom = said(evolution, "refine_whom", "lineage" if follows else "best")
+        apart = bool(self._genes(run)) and said(evolution, "refine_whom", "best") == "best"
+        refine = said(evolution, "refine", max(1, int(evolution.pop * REFINED_SHARE)) if apart else 1)
+        whom = said(evolution, "refine_whom", "lineage" if refine == 1 else "best")
         of_the_refiner: dict[str, Any] = {}
         if refiner.type != "none":
             samples = said(refiner, "rollout_samples", 4)
             of_the_refiner = {
                 # A whole population is evaluated between two refinements.
-                "rl_steps": 6,
+                "rl_steps": RL_STEPS_EACH if apart and refine > 1 else 6,
                 "rollout_samples": samples,
                 "equal_groups": "skip" if samples > 1 else "keep",
                 "update_kl": 0.1 if refiner.updates > 1 else 0.0,
@@ -173,10 +210,38 @@ class GAConfig(StrategyOptions, PopulationOptions):
                 # What people are thought to want changes with every vote: what was best before need not be.
                 "replay": 0 if run.reward.name == HUMAN else 64,
             }
-        return {"evolution": {"refine_whom": whom, **_of_a_lineage(run, whom)}, "refiner": of_the_refiner}
+        return {
+            "evolution": {"refine": refine, "refine_whom": whom, **_of_a_lineage(run, whom)},
+            "refiner": of_the_refiner,
+        }
+
+    def _genes(self, run: Run) -> list[GeneName]:
+        """Those that evolve, as far as they mean something in this run."""
+        if run.refiner.type == "none" or not self.genes:
+            return []
+        if "auto" not in self.genes:
+            return [gene for gene in get_args(GeneName) if gene in self.genes]
+        if run.evolution.fitness is None:
+            return []
+        return [gene for gene in get_args(GeneName) if gene != "kl-weight" or run.refiner.kl_target is None]
+
+    def resolved(self, run: Run, reward: str, summands: int) -> Recommended:
+        genes = self._genes(run)
+        if "reward-weights" in genes and not summands:
+            if "auto" not in (self.genes or ()):
+                raise ValueError(
+                    f"--genes reward-weights with --reward {reward}: expected a sum of at least two rewards"
+                )
+            genes.remove("reward-weights")
+        return {"strategy": {"genes": genes or None}}
 
     def check(self, run: Run) -> None:
         super().check(run)
+        named = [gene for gene in self.genes or () if gene != "auto"]
+        if named and run.refiner.type == "none":
+            raise ValueError(f"--genes {named[0]} with --refiner none: expected a refiner, whose settings they are")
+        if "kl-weight" in named and run.refiner.kl_target is not None:
+            raise ValueError(f"--genes kl-weight with --kl-target {run.refiner.kl_target}: expected one of them")
         # A step in weights says nothing about a scale of another kind.
         if run.evolution.refined_scale == "step" and self.mutation not in ABSOLUTE_MUTATIONS:
             raise ValueError(
@@ -185,6 +250,10 @@ class GAConfig(StrategyOptions, PopulationOptions):
 
     def go_together(self) -> None:
         super().go_together()
+        if "auto" in (self.genes or ()) and len(self.genes or ()) > 1:
+            raise ValueError(
+                f"--genes {' '.join(self.genes or ())}: expected auto alone, or the genes that it stands for"
+            )
         if self.elites >= self.pop:
             return  # refused by the run, of every strategy alike
         if self.replacement == "steady-state" and self.children > self.pop - self.elites:

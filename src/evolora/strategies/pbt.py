@@ -88,7 +88,8 @@ class PopulationBasedTraining(Strategy):
         generator = keyed_generator(self.seed, "explore", self.generation, self.next_id)
         start = asdict(self.hyperparameters)
         own = {}
-        for name, value in asdict(parent.hyperparameters).items():
+        for name in ("lr", "kl_weight", "entropy_weight"):
+            value = getattr(parent.hyperparameters, name)
             anew, where, up = torch.rand(3, generator=generator, dtype=torch.float64).tolist()
             drawn = start[name] * self.config.spread ** (2 * where - 1)
             own[name] = drawn if anew < resample else value * FACTORS[int(up < 0.5)]

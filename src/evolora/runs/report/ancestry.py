@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from markupsafe import Markup
 
+from evolora.runs.report import series
 from evolora.runs.report.charts import tree
 from evolora.runs.report.data import Member, RunRecord
 
@@ -79,6 +80,18 @@ def family(run: RunRecord) -> dict[str, Any] | None:
             kind: color for kind, color in COLORS.items() if kind in {run.kind(m.operator) for m in drawn.values()}
         },
     }
+
+
+def genes(run: RunRecord) -> list[dict[str, Any]]:
+    """A row for each thing that individuals have of their own beside their weights: what the run began with, the mean
+    of the last population, and the winner's, or the last generation's best one's."""
+    names, last = series.gene_names(run), run.metrics[-1] if run.metrics else {}
+    winner = run.members.get((run.summary or {}).get("winner", {}).get("id", last.get("best.id")))
+    begun, own = ({} if member is None else member.genes for member in (run.base, winner))
+    return [
+        {"name": name, "begun": begun.get(name), "mean": last.get(f"gene.{name}"), "winner": own.get(name)}
+        for name in names
+    ]
 
 
 def _latest(member: Member) -> float:

@@ -5,7 +5,7 @@ import re
 import sqlite3
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,13 +26,15 @@ Measure = tuple[int, str]
 
 @dataclass(frozen=True)
 class Member:
-    """An individual: its parents, the generation it was born in, its fitness by generation and stage."""
+    """An individual: its parents, the generation it was born in, its fitness by generation and stage, and what it has
+    of its own beside its weights."""
 
     id: int
     born: int
     operator: str
     parents: tuple[int, ...]
     fitness: Mapping[Measure, float | None]
+    genes: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -161,8 +163,13 @@ def _lineage(path: Path) -> tuple[dict[int, Member], dict[str, list[Sample]]]:
             "SELECT generation, individual, stage, fitness FROM fitness ORDER BY generation"
         ):
             fitness.setdefault(individual, {})[generation, stage] = number(value)
+        genes: dict[int, dict[str, float]] = {}
+        # An older version's has no such table.
+        if connection.execute("SELECT 1 FROM sqlite_master WHERE name = 'genes'").fetchone():
+            for individual, name, value in connection.execute("SELECT individual, name, value FROM genes"):
+                genes.setdefault(individual, {})[name] = value
         members = {
-            id: Member(id, born, operator, tuple(parents.get(id, ())), fitness.get(id, {}))
+            id: Member(id, born, operator, tuple(parents.get(id, ())), fitness.get(id, {}), genes.get(id, {}))
             for id, born, operator in connection.execute("SELECT id, generation, operator FROM individuals ORDER BY id")
         }
         samples = {

@@ -80,6 +80,8 @@ def report_html(run: RunRecord, going: Going | None = None) -> str:
         gains=series.gains_figure(run).html(),
         diversity=[figure.html() for figure in diversity if not figure.empty],
         kl=series.kl_figure(run).html(),
+        genes=ancestry.genes(run),
+        weights=series.weights_figure(run).html(),
         figures=_figures(run),
         costs=series.costs(run),
         film=texts.film(run),
@@ -103,7 +105,13 @@ def _environment() -> Environment:
         loader=PackageLoader("evolora.runs.report"), autoescape=True, trim_blocks=True,
         lstrip_blocks=True,
     )  # fmt: skip
-    environment.filters |= {"figure": figure, "signed": signed, "count": _count, "duration": _duration}
+    environment.filters |= {
+        "figure": figure,
+        "signed": signed,
+        "significant": significant,
+        "count": _count,
+        "duration": _duration,
+    }
     environment.filters |= {"size": _size, "worth": worth}
     return environment
 
@@ -125,6 +133,12 @@ def signed(value: object) -> str:
     """A gain; a dash where there is none."""
     known = number(value)
     return "\N{EN DASH}" if known is None else f"{known:+.3f}".replace("-", "\N{MINUS SIGN}")
+
+
+def significant(value: object) -> str:
+    """A figure to three digits that count; a dash where there is none."""
+    known = number(value)
+    return "\N{EN DASH}" if known is None else f"{known:.3g}"
 
 
 def _count(value: object) -> str:

@@ -114,9 +114,39 @@ def kl_figure(run: RunRecord) -> Figure:
     return Figure("kl", title, x_name, "mean reward of samples", x, [line], labels=labels)
 
 
+# In the order in which a chart has its lines.
+_COLORS = ("blue", "red", "green", "orange", "violet", "grey")
+
+
+def gene_names(run: RunRecord) -> list[str]:
+    """What individuals have of their own beside their weights; the weights of the reward's summands last."""
+    return [name.removeprefix("gene.") for name in (run.metrics[-1] if run.metrics else {}) if name.startswith("gene.")]
+
+
+def weights_figure(run: RunRecord) -> Figure:
+    """The population's mean weight of each summand of the reward, those that are highest at the end where there are
+    many."""
+    names = [name for name in gene_names(run) if name.startswith("weight.")]
+    columns = {name: column(run, f"gene.{name}") for name in names}
+    last = {name: [value for value in values if value is not None][-1:] for name, values in columns.items()}
+    shown = sorted(names, key=lambda name: last[name], reverse=True)[: len(_COLORS)]
+    lines = [
+        Line(name.removeprefix("weight."), columns[name], color) for name, color in zip(shown, _COLORS, strict=False)
+    ]
+    title = "Weights of the reward's summands"
+    return Figure("weights", title, "generation", "mean weight, 1 at first", generations(run), lines)
+
+
 def figures(run: RunRecord) -> list[Figure]:
     """All that have something to show."""
-    every = (fitness_figure(run), reward_figure(run), gains_figure(run), *diversity_figures(run), kl_figure(run))
+    every = (
+        fitness_figure(run),
+        reward_figure(run),
+        gains_figure(run),
+        weights_figure(run),
+        *diversity_figures(run),
+        kl_figure(run),
+    )
     return [figure for figure in every if not figure.empty]
 
 
