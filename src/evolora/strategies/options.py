@@ -3,8 +3,11 @@
 import importlib
 import inspect
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol
 
+from pydantic import Field
+
+from evolora.models.options import BUNDLED_MODEL
 from evolora.options import Options, option, said
 from evolora.population.options import HyperparameterOptions, PopulationOptions
 from evolora.rewards.options import HUMAN
@@ -21,6 +24,7 @@ CrossoverName = Literal["uniform", "module", "rank", "blend", "layer", "svd", "d
 SelectionName = Literal["truncation", "tournament", "rank"]
 # Whose scale is one of weights, such as a refinement's step can be compared with.
 ABSOLUTE_MUTATIONS = ("gaussian", "module", "masked")
+AUTO: Literal["auto"] = "auto"
 
 Recommended = dict[str, dict[str, Any]]
 """Values by part and option."""
@@ -29,6 +33,8 @@ Recommended = dict[str, dict[str, Any]]
 class Run(Protocol):
     """The other parts' options, as far as a strategy asks for them."""
 
+    @property
+    def model(self) -> Any: ...
     @property
     def evolution(self) -> Any: ...
     @property
@@ -116,8 +122,20 @@ class GAConfig(StrategyOptions, PopulationOptions):
         "adapted layers, module; on a tenth of the weights, masked; on the singular values and directions of B A, svd",
         common=True,
     )
-    mutation_scale: float = option(
-        0.02, "standard deviation of the mutation (its start, when it adapts)", common=True, gt=0
+    mutation_scale: Annotated[float, Field(gt=0)] | Literal["auto"] = option(
+        0.02,
+        "standard deviation of the mutation (its start, when it adapts); auto: the one at which --mutation-changes of "
+        "the base's greedy completions change, found before the first generation; default 0.02 for the bundled model, "
+        "auto for others",
+        common=True,
+    )
+    mutation_changes: float = option(
+        0.3, "share of the greedy completions that a mutation changes (with --mutation-scale auto)", gt=0, lt=1
+    )
+    mutation_success: bool = option(
+        False,
+        "adapt the mutation scale by success: it grows while over a fifth of the mutants are fitter than their parents "
+        "and shrinks otherwise",
     )
     mutation_adapt: float = option(
         0.0, "log-normal self-adaptation of each individual's mutation scale (0.2 is usual); 0 keeps it fixed", ge=0
@@ -173,7 +191,12 @@ class GAConfig(StrategyOptions, PopulationOptions):
                 # What people are thought to want changes with every vote: what was best before need not be.
                 "replay": 0 if run.reward.name == HUMAN else 64,
             }
-        return {"evolution": {"refine_whom": whom, **_of_a_lineage(run, whom)}, "refiner": of_the_refiner}
+        return {
+            "evolution": {"refine_whom": whom, **_of_a_lineage(run, whom)},
+            "refiner": of_the_refiner,
+            # 0.02 is known to suit the one.
+            "strategy": {} if run.model.name == BUNDLED_MODEL else {"mutation_scale": AUTO},
+        }
 
     def check(self, run: Run) -> None:
         super().check(run)
