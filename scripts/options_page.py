@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le, Lt
 from pydantic.fields import FieldInfo
@@ -120,11 +120,17 @@ def values(field: FieldInfo) -> str:
     if get_origin(kinds[0]) is Literal:
         return ", ".join(f"`{name}`" for name in get_args(kinds[0]))
     limits = []
-    for limit in field.metadata:
+    metadata = [*field.metadata]
+    if get_origin(kinds[0]) is Annotated:
+        kinds[0], described = get_args(kinds[0])
+        metadata += described.metadata
+    for limit in metadata:
         for kind, sign in ((Ge, "≥"), (Gt, ">"), (Le, "≤"), (Lt, "<")):
             if isinstance(limit, kind):
                 limits.append(f"{sign} {getattr(limit, kind.__name__.lower())}")
-    return " ".join([{int: "whole number", float: "number"}.get(kinds[0], "text"), ", ".join(limits)]).strip()
+    words = [name for kind in kinds[1:] if get_origin(kind) is Literal for name in get_args(kind)]
+    said = " ".join([{int: "whole number", float: "number"}.get(kinds[0], "text"), ", ".join(limits)]).strip()
+    return " or ".join([said, *(f"`{word}`" for word in words)])
 
 
 def default(value: Any, field: FieldInfo) -> str:

@@ -689,3 +689,23 @@ def test_an_option_of_several_parts_says_where_it_is_written() -> None:
                 assert extra(field)["of"] in {None, *PARTS}, name
                 if extra(field)["free_text"]:
                     assert can_do_without(field)
+
+
+@pytest.mark.parametrize(
+    ("words", "scale"),
+    [
+        ({}, 0.02),
+        ({"model": "some/other"}, "auto"),
+        ({"model": "some/other", "mutation_scale": 0.02}, 0.02),
+        ({"mutation_scale": "auto"}, "auto"),
+        ({"model": "some/other", "strategy": "random"}, 0.02),
+    ],
+)
+def test_the_mutation_scale_is_the_users_or_the_models(words: dict[str, Any], scale: float | str) -> None:
+    assert make_options(words).strategy.mutation_scale == scale
+
+
+@pytest.mark.parametrize("value", [0, -1, "much"])
+def test_a_mutation_scale_is_a_number_or_auto(value: Any) -> None:
+    with pytest.raises(InputError, match="mutation_scale"):
+        make_options({"mutation_scale": value})

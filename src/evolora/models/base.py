@@ -29,6 +29,7 @@ from transformers.utils.hub import extract_commit_hash
 from evolora.errors import InputError
 from evolora.files import is_sealed, verify
 from evolora.models.foreign import check_model_folder, check_sizes, loading, refuse_code, weight_files
+from evolora.models.options import BUNDLED_MODEL as BUNDLED_MODEL
 from evolora.models.options import ModelOptions
 from evolora.models.quantization import (
     BITSANDBYTES,
@@ -40,7 +41,6 @@ from evolora.models.quantization import (
     shared_state,
 )
 
-BUNDLED_MODEL = "tiny-gpt2"
 TEMPLATE = "chat_template.jinja"
 """Where transformers writes a tokenizer's chat template."""
 TOKENIZER = "tokenizer_config.json"

@@ -29,10 +29,13 @@ def _listed(value: Any) -> Any:
 Modules = Annotated[list[str] | str | None, BeforeValidator(_modules)]
 
 
+BUNDLED_MODEL = "tiny-gpt2"
+
+
 class ModelOptions(Options):
     """The base model."""
 
-    name: str = option("tiny-gpt2", "base model: tiny-gpt2 (bundled), a folder or a hub name", common=True)
+    name: str = option(BUNDLED_MODEL, "base model: tiny-gpt2 (bundled), a folder or a hub name", common=True)
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = option(
         "auto", "precision of the base model: auto (bfloat16 on a GPU that has it, else float32) or one of these"
     )

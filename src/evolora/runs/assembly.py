@@ -6,7 +6,7 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ from evolora.human.feedback import VotedScorer, check_page
 from evolora.masking import mask
 from evolora.models.base import BaseModel, given_base, load_chosen, with_tokenizer_of
 from evolora.models.checksums import weights_sha256
+from evolora.models.cost import Cost
 from evolora.models.foreign import own_code, reason_of
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import for_causal_lm, lora_config, lora_layout
@@ -101,6 +102,8 @@ class Parts:
     reporter: Reporter
     initial: Tensor | None = None
     fitness: Fitness | None = None
+    before: Cost = field(default_factory=Cost)
+    """What was spent on the run before its first generation."""
 
     @property
     def summands(self) -> tuple[str, ...]:

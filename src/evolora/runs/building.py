@@ -13,7 +13,7 @@ from evolora.runs.options import RunOptions
 def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
     """The loop of a run, before its first generation."""
     config, seed = parts.config, parts.config.run.seed
-    return Evolution(
+    evolution = Evolution(
         strategy=config.strategy.build(
             parts.founder,
             parts.layout,
@@ -38,7 +38,10 @@ def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
         canary=_canary(parts) if config.engine.canary else None,
         reporter=parts.reporter,
         allowance=allowance(config),
+        seconds=parts.before.seconds,
     )
+    evolution.costs.add("evaluation", parts.before)
+    return evolution
 
 
 def allowance(config: RunOptions) -> Allowance:

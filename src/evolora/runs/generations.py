@@ -28,6 +28,7 @@ from evolora.runs.given import Given
 from evolora.runs.identity import Identity
 from evolora.runs.keeping.names import run_name
 from evolora.runs.limits import enough, progress
+from evolora.runs.mutation_scale import with_mutation_scale
 from evolora.runs.options import RunOptions
 from evolora.runs.outlook import warn_of_equal_rewards
 from evolora.runs.recovery import LINEAGE, METRICS, REWARD_LOG, recover
@@ -57,6 +58,7 @@ def run_to_end(
     """Go on from the newest checkpoint, if there is one, to the end: the summary, and the metrics of each generation.
     `changes` from what the run depended on are accepted."""
     config = parts.config
+    parts = with_mutation_scale(parts, folder, identity.run)
     evolution = build_evolution(parts, Lineage())
     seconds_before = restore(folder, parts, evolution, identity.run)
     if evolution.generation == 0 and (folder / SUMMARY).exists():

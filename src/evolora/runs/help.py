@@ -3,7 +3,7 @@
 import re
 import textwrap
 from collections.abc import Iterator
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
@@ -107,7 +107,8 @@ def _metavar(field: FieldInfo) -> str:
         return ""
     if get_origin(field.annotation) is Literal:
         return "NAME"
-    return {int: "N", float: "X"}.get(kinds[0], "TEXT")
+    kind = get_args(kinds[0])[0] if get_origin(kinds[0]) is Annotated else kinds[0]
+    return {int: "N", float: "X"}.get(kind, "TEXT")
 
 
 def _default(options: RunOptions, part: str, name: str, field: FieldInfo) -> str:

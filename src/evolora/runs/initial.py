@@ -77,14 +77,17 @@ class Initial:
                 )
         if theirs["alpha"] != int(theirs["alpha"]):  # which the option cannot say
             del theirs["alpha"]
-        model = {}
+        model: dict[str, Any] = {}
+        scale: dict[str, Any] = {}
         if "name" not in config.model.model_fields_set:
             model = dict(named_base(self.folders[0], self.lora))
             if model["name"] == model_path(BUNDLED_MODEL):
                 model["name"] = BUNDLED_MODEL
             elif Path(str(model["name"])).is_dir():
                 model["name"] = str(Path(str(model["name"])).absolute())
-        return config.replaced({"lora": theirs, "model": model})
+            if "mutation_scale" not in config.strategy.model_fields_set:
+                scale = config.strategy.recommends(config.replaced({"model": model})).get("strategy", {})
+        return config.replaced({"lora": theirs, "model": model, "strategy": scale})
 
     def genomes(self, base: BaseModel, config: RunOptions) -> tuple[LoraConfig, GenomeLayout, Tensor]:
         """The adapters as genomes [adapters, genome_length] of one layout. Raises InputError for those that do not fit

@@ -14,6 +14,7 @@ from evolora.runs.config_file import check_config
 from evolora.runs.fingerprint import given_files
 from evolora.runs.identity import IDENTITY, Identity, check_run, read_identity
 from evolora.runs.initial import INIT, kept_adapter
+from evolora.runs.mutation_scale import MUTATION_SCALE, check_mutation_scale
 from evolora.runs.recovery import LINEAGE, METRICS, check_lineage
 from evolora.runs.report.page import REPORT, check_report
 from evolora.runs.snapshot import check_checkpoint
@@ -61,6 +62,8 @@ def _checks(folder: Path, identity: Identity) -> Iterator[tuple[str, Callable[[]
             yield name, partial(_check_sealed, folder, name, summary)
     yield METRICS, partial(check_chain, folder / METRICS, run, generations)
     yield LINEAGE, partial(check_lineage, folder / LINEAGE, run, generations)
+    if (folder / MUTATION_SCALE).exists():
+        yield MUTATION_SCALE, partial(check_mutation_scale, folder, run)
     if (folder / REPORT).exists():
         yield REPORT, partial(check_report, folder / REPORT)
     if (folder / VOTES_FILE).exists():

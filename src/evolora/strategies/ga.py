@@ -1,7 +1,8 @@
 """The genetic algorithm: elitism, selection, crossover and mutation of LoRA genomes.
 
-Generational, with elitism (De Jong, 1975) and self-adaptive mutation scales (Schwefel, 1981). Each operator names its
-own source in `strategies.operators`, fitness sharing in `operators.diversity`.
+Generational, with elitism (De Jong, 1975), and mutation scales that adapt by themselves (Schwefel, 1981) or by success
+(Rechenberg, 1973). Each operator names its own source in `strategies.operators`, fitness sharing in
+`operators.diversity`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from evolora.strategies.operators import (
     MUTATIONS,
     SELECTIONS,
     elites,
+    one_fifth,
     self_adapt,
 )
 from evolora.strategies.operators.crossover import dare
@@ -66,6 +68,10 @@ class GeneticAlgorithm(Strategy):
     With `genes` individuals have hyperparameters of their own, which are bred with their weights; the reward is a sum
     of so many `summands`.
 
+    With `mutation_success` everybody's mutation scale follows the share of a generation's mutants that are fitter than
+    all their parents on the same prompts, among those that are not as fit as the best of them; where there are none, it
+    stays.
+
     Islands share `ids` and have but one base among them.
 
     >>> from evolora.models.genome import AdaptedModule
@@ -94,6 +100,9 @@ class GeneticAlgorithm(Strategy):
         self.config = config
         self.seed = seed
         self.ids = ids or Ids()
+        if config.mutation_scale == "auto":
+            raise ValueError("mutation_scale='auto': expected a number, which runs find before the first generation")
+        self.scale = config.mutation_scale
         self.generation = 1  # the one that is proposed, or next to be
         self.head: int | None = None  # the id of the one that was refined last
         self.genes = genes_of(config, summands, seed=seed)
@@ -102,7 +111,7 @@ class GeneticAlgorithm(Strategy):
             parents=(),
             operator="base",
             born=0,
-            mutation_scale=config.mutation_scale,
+            mutation_scale=self.scale,
             hyperparameters=None if self.genes is None else self.genes.start,
         )
         founding = Population(founder[None].clone(), (base,))
@@ -129,6 +138,8 @@ class GeneticAlgorithm(Strategy):
 
     def breed(self, population: Population, fitness: npt.NDArray[np.float64], *, keep: bool) -> None:
         """Propose a population bred from this one, with its survivors if `keep`."""
+        if self.config.mutation_success:
+            population = self._scaled(population)
         self.generation += 1
         scores = torch.from_numpy(fitness)
         survivors = population.select(self._survivors(population, scores) if keep else [])
@@ -153,6 +164,37 @@ class GeneticAlgorithm(Strategy):
         one = Population(genome[None], (individual,))
         self.population = self.population.select(range(len(self.population) - 1)).join(one)
 
+    @property
+    def _bounds(self) -> tuple[float, float]:
+        """Of the mutation scale."""
+        return self.scale * _SCALE_RANGE[0], self.scale * _SCALE_RANGE[1]
+
+    def _scaled(self, population: Population) -> Population:
+        """The same with mutation scales that follow the success of the mutants that have just been measured."""
+        measured = {one.id: one.history[-1] for one in population.individuals if one.history}
+        proposed = {one.id for one in self.population.individuals}
+        for one in population.individuals:
+            if one.id not in proposed and len(one.history) > 1:  # refined: its parent was measured just before it
+                measured[one.parents[0]] = one.history[-2]
+        won = lost = 0
+        for child in self.population.individuals:
+            mutated = self.config.mutation in child.operator.split("+") and child.born == self.generation
+            if not mutated or child.id not in measured or not set(child.parents) <= measured.keys():
+                continue
+            at, fitness = measured[child.id]
+            rivals = [measured[parent] for parent in child.parents]
+            if all(when == at for when, _ in rivals):
+                best = max(value for _, value in rivals)
+                won, lost = won + (fitness > best), lost + (fitness < best)
+        if won + lost == 0:
+            return population
+        factor, (lower, upper) = one_fifth(won / (won + lost)), self._bounds
+        individuals = tuple(
+            replace(one, mutation_scale=min(max(one.mutation_scale * factor, lower), upper))
+            for one in population.individuals
+        )
+        return Population(population.genomes, individuals)
+
     def _survivors(self, population: Population, scores: Tensor) -> list[int]:
         rows: list[int] = elites(scores, len(scores)).tolist()
         oldest = self.generation - (self.config.max_age or self.generation)
@@ -174,7 +216,7 @@ class GeneticAlgorithm(Strategy):
         if len(parents) == 1 or bool(torch.rand((), generator=mutation, dtype=torch.float32) < config.mutation_rate):
             scales = torch.tensor([scale], dtype=torch.float64)
             if config.mutation_adapt:
-                lower, upper = (config.mutation_scale * factor for factor in _SCALE_RANGE)
+                lower, upper = self._bounds
                 scales = self_adapt(scales, [mutation], lower=lower, upper=upper, learning_rate=config.mutation_adapt)
             genome = MUTATIONS[config.mutation](genome[None], self.layout, scales, [mutation])[0]
             scale = float(scales[0])

@@ -5,9 +5,10 @@ import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, get_args
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from evolora.engine.options import temperature_option
+from evolora.models.options import BUNDLED_MODEL
 from evolora.options import Options, option, said
 from evolora.population.options import HyperparameterOptions, PopulationOptions
 from evolora.rewards.options import HUMAN
@@ -29,6 +30,7 @@ GeneName = Literal["lr", "kl-weight", "temperature", "reward-weights"]
 REFINED_SHARE, RL_STEPS_EACH = 1 / 2, 3
 # Whose scale is one of weights, such as a refinement's step can be compared with.
 ABSOLUTE_MUTATIONS = ("gaussian", "module", "masked")
+AUTO: Literal["auto"] = "auto"
 
 
 def _one_or_several(value: Any) -> Any:
@@ -42,6 +44,8 @@ Recommended = dict[str, dict[str, Any]]
 class Run(Protocol):
     """The other parts' options, as far as a strategy asks for them."""
 
+    @property
+    def model(self) -> Any: ...
     @property
     def evolution(self) -> Any: ...
     @property
@@ -145,8 +149,20 @@ class GAConfig(StrategyOptions, PopulationOptions, HyperparameterOptions):
         "adapted layers, module; on a tenth of the weights, masked; on the singular values and directions of B A, svd",
         common=True,
     )
-    mutation_scale: float = option(
-        0.02, "standard deviation of the mutation (its start, when it adapts)", common=True, gt=0
+    mutation_scale: Annotated[float, Field(gt=0)] | Literal["auto"] = option(
+        0.02,
+        "standard deviation of the mutation (its start, when it adapts); auto: the one at which --mutation-changes of "
+        "the base's greedy completions change, found before the first generation; default 0.02 for the bundled model, "
+        "auto for others",
+        common=True,
+    )
+    mutation_changes: float = option(
+        0.3, "share of the greedy completions that a mutation changes (with --mutation-scale auto)", gt=0, lt=1
+    )
+    mutation_success: bool = option(
+        False,
+        "adapt the mutation scale by success: it grows while over a fifth of the mutants are fitter than their parents "
+        "and shrinks otherwise",
     )
     mutation_adapt: float = option(
         0.0, "log-normal self-adaptation of each individual's mutation scale (0.2 is usual); 0 keeps it fixed", ge=0
@@ -213,6 +229,8 @@ class GAConfig(StrategyOptions, PopulationOptions, HyperparameterOptions):
         return {
             "evolution": {"refine": refine, "refine_whom": whom, **_of_a_lineage(run, whom)},
             "refiner": of_the_refiner,
+            # 0.02 is known to suit the one.
+            "strategy": {} if run.model.name == BUNDLED_MODEL else {"mutation_scale": AUTO},
         }
 
     def _genes(self, run: Run) -> list[GeneName]:

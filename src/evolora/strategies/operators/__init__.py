@@ -5,7 +5,7 @@ from typing import get_args
 
 from evolora.strategies.operators import crossover, mutation, selection
 from evolora.strategies.operators.crossover import Crossover
-from evolora.strategies.operators.mutation import Mutation, self_adapt
+from evolora.strategies.operators.mutation import Mutation, one_fifth, self_adapt
 from evolora.strategies.operators.selection import Selection, elites
 from evolora.strategies.options import CrossoverName, MutationName, SelectionName
 
@@ -24,5 +24,6 @@ __all__ = [
     "Mutation",
     "Selection",
     "elites",
+    "one_fifth",
     "self_adapt",
 ]
