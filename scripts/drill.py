@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
-KINDS = ("faults", "corruptions", "endings", "soak", "kills", "workers")
+KINDS = ("faults", "corruptions", "endings", "soak", "kills", "worker-kills", "workers")
 SMALL = (
     "--pop", "4", "--elites", "1", "--eval-prompts", "4", "--validation-prompts", "8", "--max-validation-prompts", "16",
     "--max-test-prompts", "16", "--threads", "1", "--task", "arithmetic",
@@ -189,25 +189,14 @@ def kills(work: Path, rng: random.Random, count: int) -> Tally:
 SLICED = ("--slice-rows", "3")
 
 
-def workers(work: Path, rng: random.Random, count: int) -> Tally:
-    """Runs whose slices go to worker processes, beside the same slices in one process: over all settings; with so many
-    workers killed in one run; and with the driver killed, and resumed with another number of workers, and with none."""
-    tally = Tally("workers")
-
-    code: int | None
-
-    def same(name: str, run: Path, expected: dict[str, Any], code: int | None, said: str) -> None:
-        if code:
-            tally.fault(f"{name}: exit {code}: {said[-300:]}")
-        elif facts(run) != expected:
-            tally.fault(f"{name}: other bits")
-        elif left := ray_processes(run):
-            tally.fault(f"{name}: left processes {left}")
-        else:
-            tally.good("the same bits")
-
+def worker_kills(work: Path, rng: random.Random, count: int) -> Tally:
+    """So many workers killed in one run, beside the same slices in one process."""
+    tally = Tally("workers killed in one run")
     setting, gens = SETTINGS[0], 8 * count  # long enough for all of them
     code, said = finished([*words(work / "unharmed", setting, gens), *SLICED, "--workers", "0"])
+    if code:
+        tally.fault(f"exit {code}: {said[-300:]}")
+        return tally
     run, hit, seen = work / "harmed", 0, dict[int, float]()
     process = launch([*words(run, setting, gens), *SLICED, "--workers", "2"], stdout=subprocess.DEVNULL)
     while process.poll() is None and hit < count:
@@ -225,7 +214,15 @@ def workers(work: Path, rng: random.Random, count: int) -> Tally:
     _, errors = process.communicate(timeout=1200)
     if hit < count:
         tally.fault(f"the run ended after {hit} of {count} kills: {errors.decode()[-300:]}")
-    same(f"{hit} workers killed in one run", run, facts(work / "unharmed"), process.returncode, errors.decode())
+    same_bits(tally, f"{hit} workers killed", run, facts(work / "unharmed"), process.returncode, errors.decode())
+    return tally
+
+
+def workers(work: Path) -> Tally:
+    """Runs whose slices go to worker processes, beside the same slices in one process: over all settings; and with the
+    driver killed, and resumed with another number of workers, and with none."""
+    tally = Tally("workers")
+    code: int | None
     for number, setting in enumerate(SETTINGS):
         alone, run, workers = work / f"alone{number}", work / f"dealt{number}", (1, 2, 4)[number % 3]
         code, said = finished([*words(alone, setting), *SLICED, "--workers", "0"])
@@ -233,7 +230,7 @@ def workers(work: Path, rng: random.Random, count: int) -> Tally:
             tally.fault(f"{' '.join(setting)}: exit {code}: {said[-300:]}")
             continue
         code, said = finished([*words(run, setting), *SLICED, "--workers", str(workers)])
-        same(f"{' '.join(setting)} --workers {workers}", run, facts(alone), code, said)
+        same_bits(tally, f"{' '.join(setting)} --workers {workers}", run, facts(alone), code, said)
         if number == 0:
             killed = work / "driver"
             for after, more in ((2.0, "2"), (4.0, "1"), (None, "0")):
@@ -241,8 +238,34 @@ def workers(work: Path, rng: random.Random, count: int) -> Tally:
                 resumed = ["resume", str(killed), "--workers", more]
                 process = launch(resumed if begun else [*words(killed, setting), *SLICED, "--workers", more])
                 code, said = ended(process, killed, after)
-            same("the driver killed, with 2 workers, 1 and none", killed, facts(alone), code, said)
+            same_bits(tally, "the driver killed, with 2 workers, 1 and none", killed, facts(alone), code, said)
     return tally
+
+
+def one_thread(work: Path) -> Tally:
+    """Runs on one thread that know nothing of slices, beside the same in slices of the usual size."""
+    tally = Tally("without workers, on one thread")
+    for number, setting in enumerate(SETTINGS):
+        plain, sliced = work / f"plain{number}", work / f"sliced{number}"
+        for run, more in ((plain, ()), (sliced, ("--workers", "0"))):
+            code, said = called([*words(run, setting, gens=3), *more])
+            if code:
+                break
+        same_bits(tally, " ".join(setting), sliced, {} if code else facts(plain), code, said)
+    return tally
+
+
+def same_bits(tally: Tally, name: str, run: Path, expected: dict[str, Any], code: int | None, said: str) -> None:
+    """Whether a run ended as it should, and left nothing behind."""
+    if code:
+        tally.fault(f"{name}: exit {code}: {said[-300:]}")
+    elif facts(run) != expected:
+        tally.fault(f"{name}: other bits")
+    elif left := ray_processes(run):
+        tally.fault(f"{name}: left processes {left}")
+    else:
+        tally.good("the same bits")
+        print(f"  {name}: the same bits", flush=True)
 
 
 def ended(process: subprocess.Popen[bytes], run: Path, after: float | None) -> tuple[int | None, str]:
@@ -521,7 +544,8 @@ def chosen(options: argparse.Namespace, work: Path, rng: random.Random) -> Itera
         "endings": lambda: [endings(work, rng)],
         "soak": lambda: [soak(work, options.soak)],
         "kills": lambda: [kills(work, rng, options.kills)],
-        "workers": lambda: [workers(work, rng, options.worker_kills)],
+        "worker-kills": lambda: [worker_kills(work, rng, options.worker_kills)],
+        "workers": lambda: [one_thread(work), workers(work)],
     }
     for name in options.only or KINDS:
         print(f"{name} ...", flush=True)

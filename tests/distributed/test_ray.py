@@ -98,13 +98,16 @@ def two(cluster: Cluster, subject: Subject) -> Iterator[tuple[DealtEngine, RayCr
         yield found
 
 
-def once(monkeypatch: pytest.MonkeyPatch, kind: type, do: Callable[[_Member], None]) -> list[int]:
-    """Have something done to the first worker that is given a job of this kind, while it is at it."""
+def once(
+    monkeypatch: pytest.MonkeyPatch, kind: type, do: Callable[[_Member], None], *, number: int | None = None
+) -> list[int]:
+    """Have something done to the first worker, or to the one of a `number`, that is given a job of this kind, while it
+    is at it."""
     send, done = _Batch.send, list[int]()
 
     def sent(batch: _Batch, member: _Member, index: int) -> None:
         send(batch, member, index)
-        if isinstance(batch._jobs[index], kind) and not done:
+        if isinstance(batch._jobs[index], kind) and not done and number in (None, member.number):
             done.append(member.number)
             do(member)
 
@@ -273,5 +276,10 @@ def test_nodes_come_and_go(
         assert any("was lost" in line for line in said)
         other = cluster.add_node(num_cpus=2)
         until(2)
-        assert {member.number for member in crew._members.values()} - {*left}
-        cluster.remove_node(other)
+        (new,) = {member.number for member in crew._members.values()} - {*left}
+        # Its raylet is killed while its worker is at a slice: no word to anybody.
+        said.clear()
+        hit = once(monkeypatch, Score, lambda _: cluster.remove_node(other, allow_graceful=False), number=new)
+        assert not different(right, subject.answers(engine))
+        until(1)
+        assert hit == [new] and any(f"worker {new} on" in line and "was lost" in line for line in said)
