@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,8 @@ def test_they_are_in_metrics_summary_lineage_and_report(finished: Path) -> None:
     assert {name for name, _ in own} == begun.keys()
     report = (finished / "report.html").read_text()
     assert "What survived beside the weights" in report and "weight.characters" in report
-    assert 'genes = ["lr", "kl-weight", "temperature", "reward-weights"]' in (finished / "config.toml").read_text()
+    kept = tomllib.loads((finished / "config.toml").read_text())
+    assert kept["strategy"]["genes"] == ["lr", "kl-weight", "temperature", "reward-weights"]
 
 
 def test_a_resumed_run_is_the_same(words: dict[str, Any], finished: Path, tmp_path: Path) -> None:
@@ -107,3 +109,33 @@ def test_what_means_nothing_is_refused(toy: Any, tmp_path: Path, said: dict[str,
     with pytest.raises(InputError) as refused:
         evolve(model=toy.model, data=toy.data, **{"reward": "similarity", **said}, out=tmp_path / "run", view=None)
     assert fault in str(refused.value)
+
+
+MISLEADING = """
+def letters(completions, **kwargs):
+    return [sum(map(str.isalpha, text)) / max(len(text), 1) for text in completions]
+"""
+
+
+def test_the_term_that_leads_to_what_is_wanted_is_found(tmp_path: Path) -> None:
+    """Of a sum of a useful term and one that leads away, which outweighs it (sums are wanted, and letters are paid); at
+    the same seed, and without replay, which would follow what is wanted by itself."""
+    (tmp_path / "misleading.py").write_text(MISLEADING)
+    words: dict[str, Any] = {
+        "task": "arithmetic",
+        "reward": f"similarity + 2 * {tmp_path / 'misleading.py'}:letters",
+        "fitness": "exact",
+        "gens": 3,
+        "pop": 6,
+        "replay": 0,
+        "validation_prompts": 32,
+        "max_validation_prompts": 64,
+        "max_test_prompts": 100,
+        "canary": False,
+        "view": None,
+    }
+    with_genes = evolve(**words, out=tmp_path / "with").summary
+    without = evolve(**words, genes=None, out=tmp_path / "without").summary
+    assert with_genes["genes"]["winner"]["weight.similarity"] > 1 > with_genes["genes"]["winner"]["weight.letters"]
+    assert "genes" not in without
+    assert with_genes["winner"]["test"]["fitness"] > without["winner"]["test"]["fitness"]
