@@ -28,6 +28,7 @@ from evolora.evolution.diversity import diversity
 from evolora.evolution.hall_of_fame import HallOfFame
 from evolora.evolution.options import LoopConfig
 from evolora.evolution.racing import Race, race
+from evolora.evolution.soup import SOUP
 from evolora.models.cost import Costs
 from evolora.population.evaluation import Drafts, Evaluation, Evaluator, Judge, term_means
 from evolora.population.lineage import Lineage
@@ -48,7 +49,7 @@ _PHASES = {
     "refined": "evaluating the refined",
     "validation": "validating",
     "final": "choosing the winner",
-    "soup": "choosing the winner, or an average",
+    SOUP: "choosing the winner, or an average",
 }
 # The error level at which the best is clearly better, over all its rivals.
 CLEAR = 0.05
@@ -113,6 +114,8 @@ class Evolution:
     base_is_flat: Callable[[], None] | None = None
     # Of a fitness beside the reward: what the base and the latest to be validated earn there.
     rewards: tuple[float, float] | None = None
+    # Who met the whole validation split in the end, and what they are worth there.
+    finals: list[tuple[Population, Evaluation]] = field(default_factory=list)
     # The lowest and the highest reward of all.
     earned: tuple[float, float] | None = None
 
@@ -381,6 +384,8 @@ class Evolution:
         self.lineage.measured(self.generation, stage, population.individuals, fitness)
         if stage in ("population", "refined") and self.refiner is not None:
             self.refiner.observe(examples, evaluation)
+        if stage in ("final", SOUP):
+            self.finals.append((population, evaluation))
         if stage == "validation":
             self.lineage.sampled(
                 self.generation,

@@ -65,6 +65,16 @@ class LoopConfig(Seeded, RolloutOptions, PopulationOptions):
         "error, or rewards vary; 0: no soup",
         ge=0,
     )
+    kept: bool = option(
+        True,
+        "at the end measure what the winner has kept of the base: its drift on neutral sentences and the KL on what it "
+        "samples, in at most 3% of the run's operations",
+    )
+    pass_samples: int = option(
+        0,
+        "samples of each test prompt, by base and winner at temperature 1, for pass@1 and pass@k of as many; 0: none",
+        ge=0,
+    )
     vote: int = option(
         1,
         "finalists that vote on the test split, by plurality of their completions; 1: no vote",

@@ -4,11 +4,14 @@ import functools
 import inspect
 import numbers
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from evolora.fitness.base import FitnessFunction, Floats, Judged, Rows, Value, mean_fitness
+from evolora.fitness.base import Fitness, FitnessFunction, Floats, Judged, Rows, Value, mean_fitness
+from evolora.fitness.drift import DriftTerm
+from evolora.fitness.registry import DRIFT
 from evolora.rewards import Scorer, Scores
 from evolora.rewards.base import FailedReward, accepted_keywords, parameters
 from evolora.rewards.scorer import RewardScorer
@@ -82,6 +85,41 @@ class ByIndividual:
         some = rows.tolist()
         scores = _scored(self.scorer, *([every[row] for row in some] for every in (examples, texts, ids)))
         return float(scores.rewards[0])
+
+
+class WithDrift:
+    """A fitness beside which the drift counts. Whoever has the genomes adds it."""
+
+    def __init__(self, fitness: Fitness, drift: DriftTerm) -> None:
+        self.fitness = fitness
+        self.drift = drift
+        self.name = f"{fitness.name} {'-' if drift.weight < 0 else '+'} {abs(drift.weight):g} * {DRIFT}"
+        self.varies = fitness.varies
+        self.scorer: Scorer = fitness.scorer
+
+    def judged(
+        self, examples: Sequence[Example], texts: Sequence[Sequence[str]], ids: Sequence[Sequence[list[int]]]
+    ) -> list[Judged]:
+        """By all else."""
+        return self.fitness.judged(examples, texts, ids)
+
+
+def shifted(judged: Judged, by: float) -> Judged:
+    """The same, worth so much more on any prompts."""
+    value = judged.value
+    again: Value | None = None
+    if value is not None:
+        own = value
+
+        def again(rows: Rows) -> float:
+            return own(rows) + by
+
+    return replace(
+        judged,
+        fitness=judged.fitness + by,
+        by_prompt=None if judged.by_prompt is None else judged.by_prompt + by,
+        value=again,
+    )
 
 
 class _Called:

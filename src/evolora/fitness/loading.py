@@ -7,8 +7,9 @@ from typing import Any
 from evolora.environment import references, resolved
 from evolora.errors import InputError
 from evolora.fitness.base import Fitness, FitnessContext, FitnessFunction
-from evolora.fitness.judging import ByCompletion, ByIndividual
-from evolora.fitness.registry import BUILTIN_FITNESS, builtin_fitness, fitness_factory
+from evolora.fitness.drift import without_drift
+from evolora.fitness.judging import ByCompletion, ByIndividual, WithDrift
+from evolora.fitness.registry import BUILTIN_FITNESS, builtin_fitness, fitness_factory, names_drift
 from evolora.rewards.base import Reward, check_signature
 from evolora.rewards.expression import Expression, Term, parse
 from evolora.rewards.loading import load_function, parse_reward, with_named_options
@@ -21,6 +22,9 @@ _GIVEN = "<function "
 def parse_fitness(spec: str) -> Expression:
     """What `spec` writes: a built-in fitness alone, or what a reward may be. Raises InputError for what is neither."""
     try:
+        if names_drift(spec):
+            rest, drift = without_drift(parse(spec))
+            return parse_reward(spec) if drift is None else drift.added_to(parse_fitness(str(rest)))
         if (name := builtin_fitness(spec)) is None:
             return parse_reward(spec)
         alone = parse(spec).single
@@ -39,6 +43,9 @@ def make_fitness(
     """The fitness of a run, some of whose terms may be Python `functions`, by the terms' text. Raises InputError for
     one that cannot be made, or that asks for columns which the data does not have."""
     functions = functions or {}
+    rest, drift = without_drift(expression)
+    if drift is not None:
+        return WithDrift(make_fitness(rest, options, context, functions), drift)
     alone = expression.single
     if alone is not None and references(alone.name):
         return make_fitness(parse_fitness(resolved(alone.name)), options, context, functions)

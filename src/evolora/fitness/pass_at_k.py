@@ -28,7 +28,16 @@ def make_pass_at_k(
 
     def pass_at_k(**keywords: Any) -> list[float]:
         right = (scored(keywords) >= least).reshape(-1, n).sum(1)
-        chances = [1 - math.comb(n - int(c), of) / math.comb(n, of) for c in right]
+        chances = [chance(n, int(c), of) for c in right]
         return np.repeat(chances, n).tolist()
 
     return pass_at_k
+
+
+def chance(n: int, right: int, k: int) -> float:
+    """That of k samples one at least is right, by n of which so many are.
+
+    >>> chance(4, 1, 1), chance(4, 1, 4), chance(4, 0, 4)
+    (0.25, 1.0, 0.0)
+    """
+    return 1 - math.comb(n - right, k) / math.comb(n, k)

@@ -23,6 +23,11 @@ BY_PROMPT = ("pass-at-k", "agreement")
 """Those that have a value of a single prompt. The others judge the whole."""
 
 
+DRIFT = "drift"
+"""A term of a fitness that is no completion's."""
+_NAMED = re.compile(rf"(?<![\w.:/-]){DRIFT}(?![\w.:/-])")
+
+
 def builtin_fitness(spec: str) -> str | None:
     """The built-in fitness that `spec` names, with its options or without; None where it is what a reward may be.
 
@@ -31,6 +36,15 @@ def builtin_fitness(spec: str) -> str | None:
     """
     found = re.fullmatch(r"\s*([\w-]+)\s*(\(.*\)\s*)?", spec, re.DOTALL)
     return found[1] if found is not None and found[1] in BUILTIN_FITNESS else None
+
+
+def names_drift(spec: str) -> bool:
+    """Whether a fitness has the drift in it.
+
+    >>> names_drift("exact - 0.5 * drift"), names_drift("drift.py:mine")
+    (True, False)
+    """
+    return _NAMED.search(spec) is not None
 
 
 def judges_whole(spec: str) -> bool:

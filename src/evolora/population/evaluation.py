@@ -33,7 +33,8 @@ class Evaluation:
     the `terms`' own values by name, each [n, prompts].
 
     Where the fitness is not the mean of these rewards, `judged` says what it is, individual by individual. Where a
-    prompt was sampled several times, `examples` has it as often, and so have rewards, completions and ids."""
+    prompt was sampled several times, `examples` has it as often, and so have rewards, completions and ids. `beside` is
+    what each individual's fitness has for what it is, whatever it wrote."""
 
     fitness: npt.NDArray[np.float64]
     rewards: npt.NDArray[np.float64]
@@ -44,6 +45,7 @@ class Evaluation:
     terms: dict[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     judged: Sequence[Judged] = ()
     examples: Sequence[Example] = ()
+    beside: Sequence[float] = ()
 
     def of(self, row: int) -> Judged:
         """What one individual is worth."""
@@ -240,6 +242,7 @@ def joined(parts: Sequence[Evaluation], places: Sequence[int]) -> Evaluation:
         sorted_rows([part.completion_ids for part in parts]),
         {name: np.hstack([part.terms[name] for part in parts])[:, order] for name in parts[0].terms},
         examples=sorted_rows([[list(part.examples)] for part in parts])[0] if parts[0].examples else (),
+        beside=parts[0].beside,
     )
 
 

@@ -14,6 +14,7 @@ from evolora.files import MANIFEST, check_regular, verify
 from evolora.models.base import TEMPLATE, TOKENIZER, BaseModel
 from evolora.models.cards import CARD, CHAT, tags
 from evolora.models.export import load_adapter
+from evolora.population.drift import SENTENCES
 from evolora.population.evaluation import Evaluation
 from evolora.population.writing import Writer
 from evolora.rng import keyed_seed
@@ -42,8 +43,8 @@ _FITNESS = ("evolution.fitness", "evolution.fitness_samples", "evolution.group_c
 @dataclass(frozen=True)
 class Score:
     """The mean reward of an adapter, or its fitness where its run had another, its 95% interval, and (prompt,
-    completion, reward) of every prompt; where the base was evaluated too, what it is, its mean reward and interval, and
-    both side by side."""
+    completion, reward) of every prompt; where the base was evaluated too, what it is, its mean reward and interval,
+    both side by side, and the adapter's drift from it, where that can be measured."""
 
     reward: float
     ci95: tuple[float, float]
@@ -53,6 +54,7 @@ class Score:
     base_reward: float | None = None
     base_ci95: tuple[float, float] | None = None
     inspection: Inspection | None = None
+    drift: float | None = None
 
 
 def adapter_folder(path: Path, checkpoint: str | None = None) -> Path:
@@ -93,6 +95,12 @@ def evaluate(
     was not made here and whose reward would run code, unless `trust_reward`."""
     parts = _parts(path, checkpoint, options or {}, trust=trust_reward)
     examples = {"train": parts.task.train, "validation": parts.task.validation, "test": parts.task.test}[split]
+    of_run = is_run(path) and parts.config.lora.init is not None
+    if of_run:
+        genome = load_founder(parts.base, kept_adapter(path, 0), parts.config.model.name)[2]
+        parts = replace(parts, initial=genome[None])
+    else:  # where all weights are zero, nothing is added to the base
+        genome = torch.zeros_like(parts.founder)
     evaluator = parts.judging(parts.evaluator)
     evaluation = evaluator.evaluate(parts.founder[None], examples)
     prompts = [example.prompt for example in evaluation.examples or examples]
@@ -104,18 +112,15 @@ def evaluate(
     )
     if not base:
         return score
-    of_run = is_run(path) and parts.config.lora.init is not None
-    if of_run:
-        genome = load_founder(parts.base, kept_adapter(path, 0), parts.config.model.name)[2]
-    else:  # where all weights are zero, nothing is added to the base
-        genome = torch.zeros_like(parts.founder)
     untouched = evaluator.evaluate(genome[None], examples)
+    drift = parts.drift(len(SENTENCES))
     return replace(
         score,
         base="what it started from" if of_run else "the base model",
         base_reward=float(untouched.fitness[0]),
         base_ci95=_interval(untouched, parts),
         inspection=compare(prompts, untouched, evaluation),
+        drift=None if drift is None else drift.of(parts.founder[None])[0][0],
     )
 
 

@@ -115,6 +115,8 @@ def _evaluate(options: dict[str, Any]) -> int:
         print("\n".join(score.inspection.lines(name=score.base.removeprefix("the "))))
         base = figures({"reward": score.base_reward, "ci95": score.base_ci95}, digits=4)
         print(f"{options['split']} {score.measure} of {score.base} {base}")
+    if score.drift is not None:
+        print(f"drift from {score.base} {score.drift:.4g} nats a token, on 200 neutral sentences")
     own = figures({"reward": score.reward, "ci95": score.ci95}, digits=4)
     print(f"{options['split']} {score.measure} {own}, {len(score.rows)} prompts")
     return 0

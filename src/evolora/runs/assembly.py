@@ -38,7 +38,7 @@ from evolora.engine.text import Text
 from evolora.environment import references
 from evolora.errors import InputError
 from evolora.fitness.base import Fitness, FitnessContext
-from evolora.fitness.judging import ByCompletion
+from evolora.fitness.judging import ByCompletion, WithDrift
 from evolora.fitness.loading import make_fitness, parse_fitness
 from evolora.human.exchange import run_votes
 from evolora.human.feedback import VotedScorer, check_page
@@ -50,6 +50,7 @@ from evolora.models.foreign import own_code, reason_of
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import for_causal_lm, lora_config, lora_layout
 from evolora.models.quantization import quantised_by
+from evolora.population.drift import Drift
 from evolora.population.evaluation import Evaluator, LocalEvaluator
 from evolora.population.judging import JudgingEvaluator
 from evolora.rewards import (
@@ -137,7 +138,25 @@ class Parts:
         """An evaluator that judges by the run's fitness, if that is not the mean of what completions earn."""
         if self.fitness is None:
             return evaluator
-        return JudgingEvaluator(evaluator, self.fitness, samples=self.config.evolution.fitness_samples)
+        weight = self.fitness.drift.weight if isinstance(self.fitness, WithDrift) else 0.0
+        samples = self.config.evolution.fitness_samples
+        return JudgingEvaluator(evaluator, self.fitness, samples=samples, drift=self.drift(), weight=weight)
+
+    def drift(self, sentences: int | None = None) -> Drift | None:
+        """What measures the drift from where the run began, on so many sentences, or on as many as the fitness says;
+        None where that says none. Raises InputError where the fitness has one that cannot be measured."""
+        of_fitness = self.fitness.drift.sentences if isinstance(self.fitness, WithDrift) else None
+        count = of_fitness if sentences is None else sentences
+        if count is None:
+            return None
+        base = torch.zeros_like(self.founder) if self.initial is None else self.initial[0]
+        made = Drift.made(self.engine, self.base.model, self.layout, self.text, base, count)
+        if made is None and sentences is None:
+            raise InputError(
+                f"--fitness {self.config.evolution.fitness}: drift cannot be measured here, expected another engine "
+                "or an output embedding that is not adapted"
+            )
+        return made
 
 
 def assemble(

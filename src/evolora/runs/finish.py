@@ -31,6 +31,7 @@ from evolora.runs.assembly import Parts
 from evolora.runs.given import Given
 from evolora.runs.identity import Identity
 from evolora.runs.keeping.names import run_name
+from evolora.runs.kept import measure_kept
 from evolora.runs.options import RunOptions
 from evolora.runs.report.card import model_card
 from evolora.runs.report.endings import Ending
@@ -101,9 +102,10 @@ def finish(
             evaluation.worth(0),
         )
     lineage.commit()
+    of_kept, kept_cost = measure_kept(parts, evolution, winner, validation, tested)
     costs = {
         **{str(purpose): cost for purpose, cost in evolution.costs.by_purpose.items()},
-        "test": test_cost + vote_cost,
+        "test": test_cost + vote_cost + kept_cost,
     }
 
     def figures(evaluation: Evaluation) -> dict[str, Any]:
@@ -145,6 +147,7 @@ def finish(
         **_genes(base, individual, parts),
         **({} if parts.fitness is None else {"gain": _gain(base_test, winner_test, config.run.seed)}),
         **vote,
+        **of_kept,
         **({"changed": identity.changed} if identity.changed else {}),
         **({} if evolution.judge is None else {"votes": evolution.judge.summary()}),
         "inspection": compare(

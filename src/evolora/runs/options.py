@@ -12,7 +12,7 @@ from evolora.engine.options import CompletionOptions, EngineOptions
 from evolora.environment import references, resolved, unset
 from evolora.errors import InputError, check_text
 from evolora.evolution.options import LoopConfig
-from evolora.fitness.registry import builtin_fitness, judges_whole
+from evolora.fitness.registry import builtin_fitness, judges_whole, names_drift
 from evolora.human.options import HumanOptions
 from evolora.masking import conceal, keys_in
 from evolora.models.options import LoraOptions, ModelOptions
@@ -238,6 +238,11 @@ def make_options(*sources: Source | Mapping[str, Any]) -> RunOptions:
                 f"--racing {options.evolution.racing} with --fitness {options.evolution.fitness}: expected none, it "
                 "judges the whole and says nothing of the first prompts alone"
             )
+        if options.evolution.racing is not None and names_drift(options.evolution.fitness or ""):
+            raise ValueError(
+                f"--racing {options.evolution.racing} with --fitness {options.evolution.fitness}: expected none, the "
+                "drift is no prompt's"
+            )
         if options.run.seeds is not None and options.asks_people:
             raise ValueError(f"--seeds with --{asked} human: expected none, people would have to judge every run")
         if options.model.quantization is not None and options.run.merge:
@@ -253,8 +258,19 @@ def make_options(*sources: Source | Mapping[str, Any]) -> RunOptions:
 def _one_is_both(values: dict[str, dict[str, Any]]) -> None:
     """A fitness that pays completions, too, is the reward where no other is said."""
     fitness, reward = values["evolution"].get("fitness"), values["reward"].get("name")
-    if isinstance(fitness, str) and builtin_fitness(fitness) is None and reward in (None, fitness):
+    if isinstance(fitness, str) and names_drift(fitness):
+        if reward in (None, fitness) and builtin_fitness(rest := rest_of(fitness)) is None:
+            values["reward"]["name"] = rest
+    elif isinstance(fitness, str) and builtin_fitness(fitness) is None and reward in (None, fitness):
         values["reward"]["name"] = values["evolution"].pop("fitness")
+
+
+def rest_of(fitness: str) -> str:
+    """A fitness without its drift, which no completion can be paid for. Raises InputError."""
+    from evolora.fitness.drift import without_drift  # with numpy, which most runs' options do without
+    from evolora.rewards.expression import parse
+
+    return str(without_drift(parse(fitness))[0])
 
 
 def _until_solved(values: dict[str, dict[str, Any]]) -> None:

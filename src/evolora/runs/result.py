@@ -28,6 +28,7 @@ def say_result(result: "Result", view: "View") -> None:
         f"{_vote_line(summary)}"
         f"{_followed_line(summary)}"
         f"{_term_lines(base, winner)}"
+        f"{_kept_line(summary)}"
         f"{_inspection_lines(summary)}"
         f"{summary['generations']} generations in {summary['seconds']:.1f} s, "
         f"{tokens['evaluation']:,} tokens for evaluation and {tokens['rollout']:,} for rollouts, "
@@ -63,6 +64,17 @@ def _followed_line(summary: dict[str, Any]) -> str:
         return ""
     before, after = (summary[who]["test"]["reward"] for who in ("base", "winner"))
     return f"  of the fitness {summary['fitness']}; mean reward {_shown(before)} -> {_shown(after)}\n"
+
+
+def _kept_line(summary: dict[str, Any]) -> str:
+    """How far the winner is from the base, and what it can do in several tries."""
+    if "kept" not in summary:
+        return ""
+    base, winner = summary["kept"]["base"], summary["kept"]["winner"]
+    found = [f"{name} {_shown(base[name])} -> {_shown(winner[name])}" for name in winner if name.startswith("pass@")]
+    if "drift" in winner:
+        found.append(f"drift {winner['drift']:.3g} nats a token, KL {_shown(winner['kl'])}")
+    return f"  kept        {'; '.join(found)}\n"
 
 
 def _vote_line(summary: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ from typing import Any
 
 from evolora.runs.summary import measured_by, worth
 
+# Nats a token of drift, where what the base finds likely is 1.6 times as surprising to the winner.
+_FAR = 0.5
 # Of the completions that were cut off, what is worth a warning.
 _MANY = 0.5
 
@@ -45,10 +47,27 @@ class Ending:
             )
         if self.rewards is not None and not self.has_interval and after is not None:
             yield f"The fitness {self.summary['fitness']} is not recomputed on other prompts, so it has no interval."
+        yield from self._of_kept()
         if (
             warning := cut_warning("the winner's test completions", winner["clipped_ratio"], self.max_new_tokens)
         ) is not None:
             yield warning
+
+    def _of_kept(self) -> Iterator[str]:
+        """What the winner has lost of what the base could."""
+        kept = self.summary.get("kept", {})
+        before, after = kept.get("base", {}), kept.get("winner", {})
+        for name in list(after):
+            if name.startswith("pass@") and name != "pass@1" and after[name] < before[name]:
+                yield (
+                    f"{name} on the test prompts fell from {before[name]:.3f} to {after[name]:.3f}: of what the base "
+                    "can do in several tries the winner can less."
+                )
+        if (after.get("drift") or 0.0) > _FAR:
+            yield (
+                f"The winner has drifted {after['drift']:.2f} nats a token from the base on neutral sentences: it may "
+                "have lost what the reward does not see."
+            )
 
 
 def rose_alone(before: float, after: float) -> str:
