@@ -1,10 +1,10 @@
 """What dealing a batch to workers costs, and how it scales on this machine.
 
-    python benchmarks/workers.py [--repeats 5] [--only tiny] [--most 2]
+    python benchmarks/workers.py [--repeats 5] [--only tiny] [--most 2] [--rows 256] [--new-tokens 20] [--dealt]
 
 The fitness of 8 individuals (256 rows of 20 tokens), and a rollout of 2 with its update (256 rows): by threads as a run
-without workers cuts them; in slices in this process; and by Ray's workers, 1, 2 and so on to the most. In one process,
-in turn, medians; one thread each. Also the processors' seconds, this
+without workers cuts them, unless only what is `--dealt` is asked for; in slices in this process; and by Ray's workers,
+1, 2 and so on to the most. In one process, in turn, medians; one thread each. Also the processors' seconds, this
 process's and its workers', and the bytes that went to them and back.
 """
 
@@ -12,18 +12,18 @@ import argparse
 import os
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import ray
 import torch
 from speed import machine
 from speed.subjects import PAD, Subject, load_subject, subjects_folder
 from speed.timing import alternate, median
 
 from evolora.distributed.choose import deal
+from evolora.distributed.cluster import connect, leave
 from evolora.distributed.engine import DealtEngine
 from evolora.distributed.options import WorkersOptions
 from evolora.distributed.ray_crew import RayCrew
@@ -35,28 +35,35 @@ from evolora.engine.choose import choose_engine, resolved
 from evolora.models.checksums import weights_sha256
 from evolora.models.options import ModelOptions
 
-NEW_TOKENS, INDIVIDUALS, LEARNERS = 20, 8, 2
-ROWS = 256
+INDIVIDUALS, LEARNERS = 8, 2
 
 
-def fitness(subject: Subject, engine: Engine) -> Callable[[], object]:
+@dataclass(frozen=True)
+class Size:
+    """Rows of a batch, and tokens that are written in each."""
+
+    rows: int
+    new_tokens: int
+
+
+def fitness(subject: Subject, engine: Engine, size: Size) -> Callable[[], object]:
     genomes = subject.genomes(INDIVIDUALS)
-    prompts = subject.prompts() * (ROWS // INDIVIDUALS // len(subject.prompts()))
-    how = Decoding(max_new_tokens=NEW_TOKENS, ends=(subject.never,), pad=PAD)
+    prompts = subject.prompts() * (size.rows // INDIVIDUALS // len(subject.prompts()))
+    how = Decoding(max_new_tokens=size.new_tokens, ends=(subject.never,), pad=PAD)
     turn = iter(range(10**9))
     # Other genomes each time, as in a run: workers are sent them.
     return lambda: engine.generate(genomes + 1e-6 * next(turn), prompts, how)
 
 
-def update(subject: Subject, engine: Engine) -> Callable[[], object]:
+def update(subject: Subject, engine: Engine, size: Size) -> Callable[[], object]:
     genomes = subject.genomes(LEARNERS)
-    prompts = subject.prompts() * (ROWS // LEARNERS // len(subject.prompts()))
-    seeds = np.arange(ROWS, dtype=np.uint64)
-    how = Decoding(max_new_tokens=NEW_TOKENS, ends=(subject.never,), pad=PAD, seeds=seeds)
-    turn = iter(range(10**9))
+    prompts = subject.prompts() * (size.rows // LEARNERS // len(subject.prompts()))
+    seeds = np.arange(size.rows, dtype=np.uint64)
+    how = Decoding(max_new_tokens=size.new_tokens, ends=(subject.never,), pad=PAD, seeds=seeds)
+    turn = iter(range(1, 10**9))  # and others than for the fitness
 
     def learn() -> None:
-        own = genomes + 1e-6 * next(turn)
+        own = genomes - 1e-6 * next(turn)
         written = engine.generate(own, prompts, how)
         seeds = np.arange(LEARNERS, dtype=np.uint64)
         scoring = Scoring(gradient=True, dropout=0.05, dropout_seeds=seeds)
@@ -66,7 +73,7 @@ def update(subject: Subject, engine: Engine) -> Callable[[], object]:
     return learn
 
 
-def engines(subject: Subject, most: int) -> dict[str, Engine]:
+def engines(subject: Subject, most: int, *, dealt_only: bool) -> dict[str, Engine]:
     model = subject.own()
     kind, products = resolved(model, subject.layout, "auto", "auto")
 
@@ -91,9 +98,9 @@ def engines(subject: Subject, most: int) -> dict[str, Engine]:
 
     cores = available_cores()
     threads = choose_engine(model, subject.layout, threads=cores, kind=kind, products=products).engine
-    ray.init("local", num_cpus=sum(range(most + 1)), include_dashboard=False, log_to_driver=False)
+    connect(None, cpus=sum(range(most + 1)))
     found: dict[str, Engine] = {
-        f"{cores} threads, as without workers": threads,
+        **({} if dealt_only else {f"{cores} threads, as without workers": threads}),
         "slices in this process (--workers 0)": dealt(count=0),
     }
     for count in range(1, most + 1):
@@ -121,10 +128,10 @@ def counting(engine: Engine, run: Callable[[], object], seconds: list[float]) ->
     return counted
 
 
-def measured(subject: Subject, repeats: int, most: int) -> None:
-    sides = engines(subject, most)
+def measured(subject: Subject, repeats: int, most: int, size: Size, *, dealt_only: bool) -> None:
+    sides = engines(subject, most, dealt_only=dealt_only)
     for name, work in (("fitness", fitness), ("rollout and update", update)):
-        runs = {side: work(subject, engine) for side, engine in sides.items()}
+        runs = {side: work(subject, engine, size) for side, engine in sides.items()}
         for run in runs.values():
             run()
         for engine in sides.values():
@@ -144,20 +151,24 @@ def measured(subject: Subject, repeats: int, most: int) -> None:
             )
     for engine in sides.values():
         engine.close()
-    ray.shutdown()
+    leave()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--most", type=int, default=2)
+    parser.add_argument("--rows", type=int, default=256, help="a multiple of 64")
+    parser.add_argument("--new-tokens", type=int, default=20)
+    parser.add_argument("--dealt", action="store_true", help="only what is dealt in slices")
     parser.add_argument("--only", nargs="*", default=["tiny", "124M"])
     options = parser.parse_args()
     torch.set_num_threads(1)
     print(machine.describe())
     with subjects_folder() as folder:
         for name in options.only:
-            measured(load_subject(name, folder), options.repeats, options.most)
+            size = Size(options.rows, options.new_tokens)
+            measured(load_subject(name, folder), options.repeats, options.most, size, dealt_only=options.dealt)
 
 
 if __name__ == "__main__":

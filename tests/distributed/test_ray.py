@@ -257,8 +257,10 @@ def test_what_cannot_be_is_said_in_a_sentence(cluster: Cluster, subject: Subject
 def test_nodes_come_and_go(
     cluster: Cluster, two: Any, subject: Subject, right: dict[str, Any], monkeypatch: Any
 ) -> None:
-    """Without a number there are as many workers as there is room for."""
+    """Without a number there are as many workers as there is room for. That they are of another kind is said."""
     monkeypatch.setattr(ray_crew, "_SECONDS_BETWEEN_LOOKS", 0.1)
+    here = ray_crew.about()
+    monkeypatch.setattr(ray_crew, "about", lambda: {**here, "processor": "another one"})
     two[0].close()
     node = cluster.add_node(num_cpus=2)
     with working(cluster, subject, count=None, cpus=2.0) as (engine, crew, said):
@@ -270,6 +272,8 @@ def test_nodes_come_and_go(
             assert len(crew._members) == workers
 
         until(2)
+        (line,) = said
+        assert f"computes on {here['processor']}, others on another one: results may differ in rounding" in line
         left = [member.number for member in crew._members.values()]
         cluster.remove_node(node)
         until(1)
