@@ -21,19 +21,21 @@ PROMPTS = [[5, 9, 33], [2, 7]]
 
 
 class Rough:
-    """Writes by weights in half precision, and says no log-probabilities."""
+    """Writes by weights in half precision, and says its own log-probabilities."""
 
     words = "a rough writer"
 
     def __init__(self, engine: EagerEngine) -> None:
-        self.engine, self.asked = engine, 0
+        self.engine, self.asked, self.rested = engine, 0, 0
 
     def generate(
         self, genomes: Tensor | None, prompts: Prompts, how: Decoding, *, owners: Sequence[int] | None = None
     ) -> Completions:
         self.asked += 1
-        found = self.engine.generate(genomes, prompts, replace(how, features=False), owners=owners)
-        return replace(found, log_probs=None)
+        return self.engine.generate(genomes, prompts, replace(how, features=False), owners=owners)
+
+    def rest(self) -> None:
+        self.rested += 1
 
     def close(self) -> None:
         self.engine.close()
@@ -58,9 +60,13 @@ def test_what_one_samples_has_the_other_ones_log_probabilities(model_folder: Cal
     scored = scorer.score(genomes, PROMPTS, found, Scoring(temperature=0.8))
     assert found.log_probs is not None and torch.equal(found.log_probs, scored.log_probs)
     assert own.log_probs is not None and not torch.equal(found.log_probs, own.log_probs)
+    assert found.writer_log_probs is not None and torch.equal(found.writer_log_probs, own.log_probs)
+    apart = (found.log_probs - own.log_probs)[found.mask].abs().double()
+    measured = {"writer.apart": float(apart.mean()), "writer.apart_most": float(apart.max())}
+    assert engine.metrics() == measured and engine.metrics() == {} and rough.rested == 0
 
     gradient = engine.score(genomes, PROMPTS, found, Scoring(gradient=True)).backward(found.mask.float())
-    assert engine.trains and bool(gradient.abs().sum(1).gt(0).all())
+    assert engine.trains and bool(gradient.abs().sum(1).gt(0).all()) and rough.rested == 1
     with pytest.raises(InputError, match="--top-k, --top-p, --min-p"):
         engine.generate(genomes, PROMPTS, replace(how, truncation=Truncation(top_p=0.9)))
     engine.close()

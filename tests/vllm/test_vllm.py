@@ -3,6 +3,8 @@
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,11 +14,14 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedModel, Qwen2Co
 pytest.importorskip("vllm", reason="vLLM wants an environment of its own, which make test-vllm makes")
 
 from evolora.engine.base import Decoding, Scoring
+from evolora.engine.choose import check_writer
 from evolora.engine.combined import CombinedEngine
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.options import Truncation
+from evolora.engine.vllm import engine as vllm_engine
+from evolora.engine.vllm import slots as vllm_slots
 from evolora.engine.vllm.engine import VllmWriter
-from evolora.engine.vllm.slots import ByFiles, _places
+from evolora.engine.vllm.slots import ByFiles, _places, adapters
 from evolora.errors import InputError
 from evolora.models.genome import GenomeLayout
 from evolora.models.lora import as_peft_model, lora_config, lora_layout
@@ -159,6 +164,22 @@ def test_samples_are_of_the_tempered_policy(subject: Subject) -> None:
     assert float((shares - expected).abs().sum()) / 2 < 2 * (VOCABULARY / n) ** 0.5 / 2  # total variation
 
 
+@pytest.mark.parametrize("temperature", [0.002, 0.7, 1.0, 5.0])
+def test_a_writers_own_log_probs_are_of_what_it_sampled_from(subject: Subject, temperature: float) -> None:
+    """Also at temperatures that vLLM by itself rounds or refuses, and where it has more prompts than it reads at
+    once."""
+    prompts = [[(7 * i + row) % (VOCABULARY - 2) + 2 for i in range(20 + row % 9)] for row in range(60)]
+    seeds = np.arange(len(prompts), dtype=np.uint64)
+    how = Decoding(max_new_tokens=5, ends=[END], pad=PAD, temperature=temperature, seeds=seeds)
+    found = subject.writer.generate(subject.genomes[:1], prompts, how)
+    eager = EagerEngine(subject.model, subject.layout)
+    right = eager.score(subject.genomes[:1], prompts, found, Scoring(temperature=temperature)).log_probs
+    assert found.log_probs is not None
+    assert torch.allclose(found.log_probs, right, atol=1e-4 / min(temperature, 1.0))
+    assert temperature < 0.01 or float(found.log_probs[found.mask].mean()) < -0.1
+    eager.close()
+
+
 def test_log_probs_are_the_eager_engines(subject: Subject) -> None:
     eager = EagerEngine(subject.model, subject.layout)
     engine = CombinedEngine(subject.writer, eager)
@@ -168,10 +189,56 @@ def test_log_probs_are_the_eager_engines(subject: Subject) -> None:
     scored = eager.score(two, PROMPTS, found, Scoring(temperature=0.7))
     assert found.log_probs is not None and found.features is not None
     assert torch.equal(found.log_probs, scored.log_probs)
+    assert found.writer_log_probs is not None and torch.allclose(found.writer_log_probs, found.log_probs, atol=1e-4)
+    measured = engine.metrics()
+    assert 0 < measured["writer.apart"] <= measured["writer.apart_most"] < 1e-4 and engine.metrics() == {}
     assert found.features.shape == (*found.ids.shape, engine.hidden)
     assert engine.trains
     with pytest.raises(InputError, match="--top-k"):
         engine.generate(two, PROMPTS, Decoding(max_new_tokens=2, ends=[END], pad=PAD, truncation=Truncation(top_k=3)))
+    eager.close()
+
+
+class Sleeper:
+    """vLLM as it is on a GPU: asleep it answers nothing, and wakes with what it had, but for the keys and values."""
+
+    def __init__(self, writer: VllmWriter) -> None:
+        self._llm, self._adapters, self.calls = writer._llm, writer._adapters, list[str]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._llm, name)
+
+    def sleep(self, level: int) -> None:
+        assert level == 1 and self.calls[-1:] != ["sleep"], self.calls
+        self.calls.append("sleep")
+
+    def wake_up(self) -> None:
+        assert self.calls[-1:] == ["sleep"], self.calls
+        self.calls.append("wake")
+
+    def generate(self, *given: Any, **how: Any) -> Any:
+        assert self.calls[-1:] != ["sleep"], "asked while it was asleep"
+        return self._llm.generate(*given, **how)
+
+
+def test_one_that_sleeps_rests_for_a_gradient_and_wakes_to_write(
+    subject: Subject, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sleeper = Sleeper(subject.writer)
+    monkeypatch.setattr(subject.writer, "_llm", sleeper)
+    eager = EagerEngine(subject.model, subject.layout)
+    engine, two = CombinedEngine(subject.writer, eager), subject.genomes[:2]
+    found = engine.generate(two, PROMPTS, greedy())
+    engine.score(two, PROMPTS, found, Scoring(gradient=True)).release()
+    assert sleeper.calls == []  # as it was not asked to
+    monkeypatch.setattr(subject.writer, "_sleeps", True)
+    for _ in range(2):
+        engine.score(two, PROMPTS, found, Scoring(gradient=True)).release()
+    engine.score(two, PROMPTS, found, Scoring())
+    assert sleeper.calls == ["sleep"]
+    assert engine.generate(two, PROMPTS, greedy()).rows() == found.rows()
+    engine.generate(None, PROMPTS, greedy())
+    assert sleeper.calls == ["sleep", "wake"]
     eager.close()
 
 
@@ -182,10 +249,13 @@ def test_a_version_that_keeps_adapters_otherwise_is_given_files(subject: Subject
         subject.writer._llm.apply_model(lambda model: _places(model, GenomeLayout((other,))))
 
 
-def test_files_in_memory_say_the_same_as_slots(subject: Subject) -> None:
+def test_files_in_memory_say_the_same_as_slots(subject: Subject, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = subject.genomes[3 : 3 + SLOTS]
     expected = subject.writer.generate(asked, PROMPTS, greedy()).rows()
-    slots, files = subject.writer._adapters, ByFiles(subject.layout)
+    monkeypatch.setattr(vllm_slots, "_places", lambda model, layout: None)
+    slots, files = subject.writer._adapters, adapters(subject.writer._llm, subject.layout, SLOTS)
+    assert isinstance(files, ByFiles) and "files in memory" in files.words
+    assert files._folder.is_relative_to("/dev/shm") or not Path("/dev/shm").is_dir()
     subject.writer._adapters = files
     try:
         assert subject.writer.generate(asked, PROMPTS, greedy()).rows() == expected
@@ -194,3 +264,28 @@ def test_files_in_memory_say_the_same_as_slots(subject: Subject) -> None:
         files.close()
         subject.writer._adapters = slots
     assert not files._folder.exists()
+
+
+def test_what_a_run_cannot_have_beside_it() -> None:
+    for devices, options, named in (
+        (["cuda:0", "cuda:1"], {}, "--device cuda:0,cuda:1 with --engine vllm"),
+        (["cuda:1"], {}, "--device cuda:1 with --engine vllm: .*CUDA_VISIBLE_DEVICES"),
+        (["cpu"], {"sleeps": True}, "--vllm-sleep"),
+        (["cpu"], {"temperature": 1e-6}, "--temperature 1e-06"),
+        (["cpu"], {"truncation": Truncation(min_p=0.1)}, "--top-k, --top-p, --min-p"),
+    ):
+        with pytest.raises(InputError, match=named):
+            check_writer(devices, **{"truncation": None, "temperature": 1.0, **options})
+    check_writer(["cuda:0"], truncation=None, temperature=1.0, sleeps=True)
+
+
+def test_slots_are_as_many_as_memory_has_room_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, layout, genomes = made("llama")
+    room = 4 * (2 * layout.genome_length * 4) * 5 + 3  # five slots in a quarter
+    monkeypatch.setattr(vllm_engine, "free_memory", lambda device: room)
+    writer = VllmWriter(model, layout, length=128)
+    assert writer.slots == 5
+    found = writer.generate(genomes[:7], PROMPTS[:1], greedy(3)).rows()
+    peft = as_peft_model(model, LORA(model), state=layout.to_state_dict(genomes[6]))
+    assert found[6] == by_transformers(peft, PROMPTS[0])[:3]
+    writer.close()

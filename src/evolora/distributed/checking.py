@@ -54,7 +54,9 @@ class RowCheck:
             completions, how = job.completions, replace(job.how, gradient=False, features=False)
             said = values.log_probs[row]
         assert said is not None
-        apart = float((score_row(self.engine, job, row, completions, how) - said).abs().max())
+        right = score_row(self.engine, job, row, completions, how)
+        writers = said if completions.writer_log_probs is None else completions.writer_log_probs[row]
+        apart = max(float((right - own).abs().max()) for own in (said, writers))
         return None if apart <= self.tolerance else f"log-probabilities differ by {apart:.2g} from the driver's own"
 
     def _greedy(self, job: Generate, row: int, completions: Completions) -> str | None:

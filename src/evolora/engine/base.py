@@ -95,7 +95,8 @@ class Completions:
 
     `ids` [rows, length]; `mask` [rows, length] is true up to and with the first end-of-sequence token. Sampling also
     gives `log_probs` [rows, length], of the tempered distribution that was sampled from, and with a truncation `kept`
-    [rows, length, bytes], a bit for each token of the vocabulary: what it was sampled from, and is scored among.
+    [rows, length, bytes], a bit for each token of the vocabulary: what it was sampled from, and is scored among. Where
+    these are of another engine than the one that wrote, `writer_log_probs` are the latter's own.
     `features` [rows, length, hidden], where they were asked for and the engine gives them, are the last hidden states
     that each token was chosen from. `trace` is the engine's own.
     """
@@ -105,6 +106,7 @@ class Completions:
     log_probs: Tensor | None = None
     features: Tensor | None = None
     kept: Tensor | None = None
+    writer_log_probs: Tensor | None = None
     trace: Any = field(default=None, compare=False)
 
     @property
@@ -125,6 +127,7 @@ class Completions:
             log_probs=None if self.log_probs is None else self.log_probs[rows],
             features=None if self.features is None else self.features[rows],
             kept=None if self.kept is None else self.kept[rows],
+            writer_log_probs=None if self.writer_log_probs is None else self.writer_log_probs[rows],
         )
 
     def to(self, device: torch.device | str) -> "Completions":
@@ -139,6 +142,7 @@ class Completions:
             placed(self.log_probs),
             placed(self.features),
             placed(self.kept),
+            placed(self.writer_log_probs),
             self.trace,
         )
 
@@ -169,6 +173,7 @@ class Completions:
                 None if part.log_probs is None else F.pad(part.log_probs, (0, more)),
                 None if part.features is None else F.pad(part.features, (0, 0, 0, more)),
                 None if part.kept is None else F.pad(part.kept, (0, 0, 0, more)),
+                None if part.writer_log_probs is None else F.pad(part.writer_log_probs, (0, more)),
             )
 
         def stacked(tensors: Sequence[Tensor | None]) -> Tensor | None:
@@ -181,6 +186,7 @@ class Completions:
             stacked([part.log_probs for part in wide]),
             stacked([part.features for part in wide]),
             stacked([part.kept for part in wide]),
+            stacked([part.writer_log_probs for part in wide]),
         )
 
 

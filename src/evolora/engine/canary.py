@@ -75,7 +75,8 @@ _Asked = tuple[list[list[int]], list[Tensor]]
 
 class Canary:
     """Checks an `engine` against the `model` that it runs. The sentinels are noise around the genome `founder`
-    [genome_length]; `name` is the engine's in messages. What is drawn is keyed by the `seed`.
+    [genome_length]; `name` is the engine's in messages. What is drawn is keyed by the `seed`. Where an engine finds
+    again what it computed of `prefix` tokens that texts have in common, the sentinels' text is longer.
 
     >>> from evolora.engine.eager.engine import EagerEngine
     >>> from evolora.models.base import load_base
@@ -96,13 +97,15 @@ class Canary:
         *,
         seed: int = 0,
         name: str = "engine",
+        prefix: int = 0,
     ) -> None:
         self.engine, self.founder, self.text, self.seed, self.name = engine, founder, text, seed, name
         self._model = model
         self._oracle = Oracle(model, engine.layout)
         self._noise = torch.randn(founder.shape, generator=keyed_generator(seed, "canary"))
         self._seeds = np.array([keyed_seed(seed, "canary", "row", kind) for kind in range(_SENTINELS)], np.uint64)
-        self._prompt = uneven_prompts(text, model, _NEW_TOKENS)[1][:_PROMPT]
+        length, words = max(_PROMPT, prefix + 1 if prefix else 0), uneven_prompts(text, model, _NEW_TOKENS)[1]
+        self._prompt = (words * -(-length // len(words)))[:length]
         self._answers: dict[tuple[int, tuple[int, ...]], Answer] = {}
         self._size = self._size_that_shows()
 
@@ -193,15 +196,16 @@ class Canary:
         return self.founder + self._size * self._noise.roll(kind * (len(self._noise) // _SENTINELS))
 
     def _asked(self, engine: Engine, kinds: Sequence[int]) -> _Asked:
-        """What an engine writes with these sentinels, and the log-probabilities that it has while it does and when it
-        scores that."""
+        """What an engine writes with these sentinels, and the log-probabilities that it has while it does, when it
+        scores that, and those of what writes in it."""
         genomes = torch.stack([self._sentinel(kind) for kind in kinds])
         how = Decoding(max_new_tokens=_NEW_TOKENS, ends=_NO_END, pad=self.text.pad, seeds=self._seeds[list(kinds)])
         written = engine.generate(genomes, [self._prompt], how)
         owners = list(range(len(kinds)))
         scored = engine.score(genomes, [self._prompt] * len(kinds), written, Scoring(), owners=owners).log_probs
         assert written.log_probs is not None  # as of all that is sampled
-        return written.rows(), [written.log_probs.double().cpu(), scored.double().cpu()]
+        found = written.log_probs, scored, written.writer_log_probs
+        return written.rows(), [log_probs.double().cpu() for log_probs in found if log_probs is not None]
 
     def _side_by_side(self, engines: Sequence[Engine], kinds: Sequence[int]) -> list[_Asked]:
         if not engines:

@@ -1,6 +1,7 @@
 """Which engine a run gets, and in words why not a faster one."""
 
 import importlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from evolora.engine import cpu, vllm
 from evolora.engine.base import Copies, Engine, Prepares, Replicates
 from evolora.engine.budget import Budget
 from evolora.engine.calibration import MOST_ROWS_DECODED, choose_checkpointing, holds_much_heap, is_small
-from evolora.engine.combined import CombinedEngine, Writes, check_truncation
+from evolora.engine.combined import CombinedEngine, Writes, check_sampling
 from evolora.engine.eager.checkpointing import decoder_layers
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.micro_batches import MicroBatchEngine
@@ -20,6 +21,9 @@ from evolora.engine.progress import Progress
 from evolora.engine.split import SplitEngine
 from evolora.errors import InputError
 from evolora.models.genome import GenomeLayout
+
+# What is written after a text that fills a block and one token more.
+_NEW_TOKENS = 4
 
 
 @dataclass(frozen=True)
@@ -53,20 +57,19 @@ def choose_engine(
     checkpointing: RecomputedName = "off",
     length: int | None = None,
     slots: int | None = None,
-    truncation: Truncation | None = None,
+    sleeps: bool = False,
 ) -> Choice:
     """The fastest engine that can run `model`, or the one that is asked for, on up to `threads` parts of a batch at a
     time, each of which keeps what the gradient needs of at most about as many tokens as the `budget` has, as far as
     `checkpointing` does not compute it again. Where vLLM writes, in so many `slots` and texts of up to `length` tokens,
-    the eager engine scores, and a `truncation` of what is sampled cannot be had.
+    the eager engine scores, and has its memory for gradients if it `sleeps`.
 
     Raises InputError for one that is asked for and cannot.
     """
     kind, products = resolved(model, layout, kind, products)
     writer: Writes | None = None
     if kind == "vllm":
-        check_truncation(truncation)
-        writer, kind = _made("vllm", model, layout, length=length, slots=slots), "eager"
+        writer, kind = _made("vllm", model, layout, length=length, slots=slots, sleeps=sleeps), "eager"
     engine, words = _engine(model, layout, kind, products)
     if isinstance(engine, EagerEngine):
         engine.checkpointing = checkpointing
@@ -110,6 +113,31 @@ def resolved(
 
         products = fastest_products()
     return kind, products
+
+
+def check_writer(
+    devices: Sequence[str], *, truncation: Truncation | None, temperature: float, sleeps: bool = False
+) -> None:
+    """Raise InputError for what a run cannot have where vLLM writes."""
+    check_sampling(truncation, temperature)
+    if len(devices) > 1:
+        raise InputError(
+            f"--device {','.join(devices)} with --engine vllm: found several devices, expected one, where vLLM and "
+            "what trains are; --workers has an engine of its own on each"
+        )
+    if torch.device(devices[0]).index:
+        raise InputError(
+            f"--device {devices[0]} with --engine vllm: found another than the first GPU, the only one where vLLM in "
+            "this process runs, expected cuda, with that one alone in CUDA_VISIBLE_DEVICES"
+        )
+    if sleeps and devices[0] == "cpu":
+        raise InputError("--vllm-sleep: found a CPU, where vLLM has no sleep mode, expected a GPU")
+
+
+def kept_prefix(kind: EngineName, longest: int) -> int:
+    """Tokens that texts have in common where an engine of this kind finds again what it computed of them; 0 where it
+    does not, as in texts of up to `longest` tokens that are no longer."""
+    return vllm.BLOCK if kind == "vllm" and longest > vllm.BLOCK + _NEW_TOKENS else 0
 
 
 def resolved_checkpointing(

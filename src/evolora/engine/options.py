@@ -72,6 +72,9 @@ class EngineOptions(Options):
         "free memory, at most 256",
         ge=1,
     )
+    vllm_sleep: bool = option(
+        False, "vLLM gives its memory to an update, and takes it back before it writes again (--engine vllm on a GPU)"
+    )
     draft_rows: int = option(
         8, "most rows whose completions are drafted by their parent's and checked in one pass; 0 never", ge=0
     )

@@ -1,6 +1,7 @@
 """What one does with an adapter after a run: evaluate it, let it write."""
 
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -94,6 +95,11 @@ def evaluate(
     untouched base model on the same prompts, or the adapter that its run started from. Raises InputError for a run that
     was not made here and whose reward would run code, unless `trust_reward`."""
     parts = _parts(path, checkpoint, options or {}, trust=trust_reward)
+    with closing(parts.engine):
+        return _score(path, parts, split, base=base)
+
+
+def _score(path: Path, parts: Parts, split: str, *, base: bool) -> Score:
     examples = {"train": parts.task.train, "validation": parts.task.validation, "test": parts.task.test}[split]
     of_run = is_run(path) and parts.config.lora.init is not None
     if of_run:

@@ -30,7 +30,7 @@ from evolora.engine.calibration import (
     parameters_of,
     threads_an_operation,
 )
-from evolora.engine.choose import choose_engine, resolved, resolved_checkpointing
+from evolora.engine.choose import check_writer, choose_engine, kept_prefix, resolved, resolved_checkpointing
 from evolora.engine.options import NO_TARGETS, EngineName, RecomputedName
 from evolora.engine.progress import Reporter
 from evolora.engine.self_check import check_engine, checked
@@ -103,6 +103,8 @@ class Parts:
     reporter: Reporter
     initial: Tensor | None = None
     fitness: Fitness | None = None
+    kept_prefix: int = 0
+    """Tokens that texts have in common where the engine finds again what it computed of them."""
     before: Cost = field(default_factory=Cost)
     """What was spent on the run before its first generation."""
 
@@ -174,6 +176,24 @@ def assemble(
     `own_tokenizer` that of its folder, where there is one. Unless it
     `scores`, the reward is not made, and no code of it is imported: nothing that is written has a score.
     """
+    with ExitStack() as unless_done:
+        found = _assembled(
+            config, given, view, adapter, scores=scores, own_tokenizer=own_tokenizer, unless_done=unless_done
+        )
+        unless_done.pop_all()
+        return found
+
+
+def _assembled(
+    config: RunOptions,
+    given: Given,
+    view: View,
+    adapter: Path | None,
+    *,
+    scores: bool,
+    own_tokenizer: bool,
+    unless_done: ExitStack,
+) -> Parts:
     initial = Initial.of(config) if adapter is None else None
     if initial is not None:
         config = initial.followed(config)
@@ -236,6 +256,13 @@ def assemble(
         layout, founder = _layout(base, lora, used, given.peft_config)
         check_population(used, layout.genome_length)
     engine, products = resolved(base.model, layout, config.engine.type, config.engine.products)
+    if engine == "vllm":
+        check_writer(
+            devices,
+            truncation=config.completion.truncation,
+            temperature=config.completion.temperature,
+            sleeps=config.engine.vllm_sleep,
+        )
     max_new_tokens = config.completion.max_new_tokens or _longest_target(base, task, expression, wanted)
     scoring = _scoring(used, conversational=task.conversational)
     reporter.begin("loading the reward")
@@ -300,18 +327,21 @@ def assemble(
     )
     reporter.begin("making the engine")
     budget = Budget(update_tokens)
+    # Where workers write by vLLM, this process looks at what they say, and needs none.
+    apart = engine == "vllm" and dealt is not None and config.workers.remote
     chosen = choose_engine(
         base.model,
         layout,
         threads=threads if dealt is None else 1,
-        kind=engine,
+        kind="eager" if apart else engine,
         products=products,
         budget=budget if dealt is None else None,
         checkpointing=checkpointing,
         length=longest,
         slots=config.engine.vllm_slots,
-        truncation=config.completion.truncation,
+        sleeps=config.engine.vllm_sleep,
     )
+    unless_done.callback(chosen.engine.close)
     learns = adapter is None and config.refiner.type != "none"
 
     def spec(device: str) -> EngineSpec:
@@ -320,12 +350,15 @@ def assemble(
             weights_sha256=weights_sha256(base.model),
             layout=layout,
             device=device,
-            kind=engine if device == "cpu" else "eager",
+            kind=engine if device == "cpu" or engine == "vllm" else "eager",
             products=products if device == "cpu" else "auto",
             checkpointing=checkpointing,
             threads=an_operation,
             learns=learns,
             dropout=lora.lora_dropout,
+            length=longest,
+            slots=config.engine.vllm_slots or dealt,  # a slice has no more genomes than rows
+            sleeps=config.engine.vllm_sleep,
         )
 
     asked_engine = chosen.engine
@@ -347,6 +380,7 @@ def assemble(
             budget=budget,
             say=view.say,
         )
+        unless_done.callback(asked_engine.close)
     written = used.completion
     text = Text.of(
         base.model,
@@ -366,10 +400,11 @@ def assemble(
         seed=config.run.seed,
         temperature=written.temperature,
     )
+    words = f"workers write by vLLM; {chosen.words} scores" if apart else chosen.words
     named = mask(config.model.name.strip("<>")) + (f" at {base.revision[:12]}" if base.revision else "")
     view.say(
         f"{named}: {parameters_of(base.model) / 1e6:.1f}M parameters on {' and '.join(devices)}, "
-        f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {chosen.words}; "
+        f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {words}; "
         f"LoRA r={config.lora.r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
     )
     if initial is not None:
@@ -423,6 +458,7 @@ def assemble(
         reporter,
         initial=None if initial is None else genomes,
         fitness=fitness,
+        kept_prefix=kept_prefix(engine, longest),
     )
 
 

@@ -52,7 +52,9 @@ def allowance(config: RunOptions) -> Allowance:
 
 def _canary(parts: Parts) -> Canary:
     seed, name = parts.config.run.seed, f"{parts.config.engine.type} engine"
-    return Canary(parts.engine, parts.base.model, parts.founder, parts.text, seed=seed, name=name)
+    return Canary(
+        parts.engine, parts.base.model, parts.founder, parts.text, seed=seed, name=name, prefix=parts.kept_prefix
+    )
 
 
 def _evaluator(parts: Parts) -> Evaluator:

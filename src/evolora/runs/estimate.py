@@ -89,6 +89,7 @@ def estimate(options: RunOptions) -> Estimate:
         flops += written * (size.forward([length]) + refiner.epochs * both)
         a_row = _seconds_to_write(parts, drawn, seeds=True) + refiner.epochs * _seconds_to_learn(parts, drawn)
         seconds += written * a_row
+    parts.engine.close()
     return Estimate(config, memory, float(flops), seconds)
 
 

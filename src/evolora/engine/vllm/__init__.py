@@ -10,6 +10,10 @@ if TYPE_CHECKING:
 
     from evolora.models.genome import GenomeLayout
 
+BLOCK = 128
+"""Tokens of a block of keys and values on a CPU, of which a row has whole ones; others have smaller blocks. What was
+computed of a whole one is found again."""
+
 # The precisions that both sides have.
 _DTYPES = ("float32", "bfloat16", "float16")
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
+from evolora.engine.vllm import BLOCK
 from evolora.errors import InputError
 
 # Read when vLLM is imported. Its engine in a process of its own could be given genomes only by way of files.
@@ -28,19 +29,18 @@ from vllm.lora.request import LoRARequest
 from vllm.model_executor.model_loader import register_model_loader
 from vllm.model_executor.model_loader.base_loader import BaseModelLoader
 from vllm.model_executor.models import ModelRegistry, supports_lora
+from vllm.outputs import CompletionOutput
 
 VERSION = str(vllm.__version__)
 
 # What its LoRA layers have room for.
 _RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
-# A block of keys and values on a CPU. A row has whole ones.
-_BLOCK = 128
 # Rows that are decoded at once. More of them wait for their turn.
 _ROWS = 256
 # On a CPU the factors of each token's genome are gathered, so that few tokens at a time take little memory.
 _TOKENS_ON_CPU = 512
 
-__all__ = ["LLM", "VERSION", "BaseLinearLayerWithLoRA", "LoRARequest", "SamplingParams"]
+__all__ = ["LLM", "VERSION", "BaseLinearLayerWithLoRA", "CompletionOutput", "LoRARequest", "SamplingParams"]
 
 
 def refuses_architecture(model: PreTrainedModel) -> str | None:
@@ -60,16 +60,18 @@ def refuses_architecture(model: PreTrainedModel) -> str | None:
     return None
 
 
-def load(model: PreTrainedModel, *, slots: int, rank: int, targets: list[str], length: int, memory: int) -> LLM:
+def load(
+    model: PreTrainedModel, *, slots: int, rank: int, targets: list[str], length: int, memory: int, sleeps: bool = False
+) -> LLM:
     """vLLM for texts of up to `length` tokens, with as many `slots` for genomes of that `rank` on layers of the names
-    `targets`, and keys and values in at most so much `memory`.
+    `targets`, and keys and values in at most so much `memory`, which can be put to sleep if it `sleeps`.
 
     Raises InputError where the model cannot be loaded.
     """
     config = model.config.get_text_config(decoder=True)
     key_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     a_token = 2 * config.num_hidden_layers * key_heads * _head_size(model) * model.dtype.itemsize
-    a_row = a_token * (-(-length // _BLOCK)) * _BLOCK
+    a_row = a_token * (-(-length // BLOCK)) * BLOCK
     on_cpu = model.device.type == "cpu"
     options: dict[str, Any] = {
         "dtype": str(model.dtype).removeprefix("torch."),
@@ -83,13 +85,17 @@ def load(model: PreTrainedModel, *, slots: int, rank: int, targets: list[str], l
         "enable_prefix_caching": True,
         "skip_tokenizer_init": True,
         "generation_config": "vllm",  # its own defaults, none of the model's folder
+        "logprobs_mode": "processed_logprobs",  # of the tempered distribution
         "disable_log_stats": True,
         "enforce_eager": on_cpu,  # with LoRA it compiles nothing on a CPU
         "seed": 0,
     }
     if on_cpu:
-        options["max_num_batched_tokens"] = _TOKENS_ON_CPU
+        options["max_num_batched_tokens"] = max(_TOKENS_ON_CPU, length)
+        # A prompt that is read in two steps has drawn in the first; vLLM takes that back on CUDA and fails on a CPU.
+        options["enable_chunked_prefill"] = False
     else:
+        options["enable_sleep_mode"] = sleeps
         free, total = torch.cuda.mem_get_info(model.device)
         options["gpu_memory_utilization"] = free / total / 2  # the other half trains
     with tempfile.TemporaryDirectory(prefix="evolora-vllm-") as folder, _undisturbed():
