@@ -117,7 +117,7 @@ def _default(options: RunOptions, part: str, name: str, field: FieldInfo) -> str
         return " (default on)" if value else ""
     if value is None or ("default" in str(field.description) and can_do_without(field)):
         return ""
-    return f" ({value})"
+    return f" ({' '.join(map(str, value)) if isinstance(value, list) else value})"
 
 
 def _wrapped(text: str, indent: str) -> str:
