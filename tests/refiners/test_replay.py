@@ -2,6 +2,8 @@
 
 import json
 import math
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,12 +14,13 @@ from evolora import PPOConfig
 from evolora.engine.base import Completions, Scoring
 from evolora.engine.choose import choose_engine
 from evolora.engine.text import Text
+from evolora.fitness.judging import ByCompletion
 from evolora.models.base import load_base
 from evolora.models.lora import lora_config, lora_layout
 from evolora.population.evaluation import LocalEvaluator
 from evolora.refiners import PPORefiner
 from evolora.refiners.replay import Replay
-from evolora.rewards import RewardScorer
+from evolora.rewards import RewardScorer, Scores
 from evolora.tasks.task import Example
 
 
@@ -76,6 +79,21 @@ def test_what_the_policy_has_learned_is_less_of_a_lesson(probability: float) -> 
 def test_few_lessons_are_not_taught() -> None:
     assert filled({1: [0.0], 2: [1.0]}, prompts=3).lessons() == []
     assert len(filled({1: [0.0], 2: [1.0]}, prompts=4).lessons()) == 4
+
+
+def test_where_the_base_is_paid_nothing_a_single_lesson_is_taught() -> None:
+    replay = filled({1: [0.0], 2: [1.0]}, prompts=1)
+    assert replay.lessons() == []
+    replay.fewest = 1
+    (lesson,) = replay.lessons()
+    assert lesson.completion_ids == (2,)
+    again = Replay()
+    again.load_state_dict(json.loads(json.dumps(replay.state_dict())))
+    assert again.lessons() == [lesson]
+    # Not learned by heart: once it is written as a matter of course, it is no lesson.
+    for probability in (0.1, 0.5, 0.9, 0.95):
+        replay.learned(lesson, probability)
+    assert replay.lessons() == []
 
 
 def test_a_lucky_draw_of_a_noisy_reward_is_no_lesson() -> None:
@@ -140,3 +158,59 @@ def test_replay_teaches_what_another_individual_wrote() -> None:
         probabilities.append(float(scored.log_probs.sum(1).mean()))
         assert ("lessons" in refined.stats[0]) == bool(replay)
     assert probabilities[1] > probabilities[0] + 3
+
+
+class Counting:
+    """Pays for one text, and counts how often it is asked."""
+
+    name, varies, metrics = "wanted", False, dict[str, float]()
+
+    def __init__(self, wanted: str) -> None:
+        self.wanted = wanted
+        self.asked: list[int] = []
+
+    def score(self, prompts: Any, completions: Any, columns: Any, completion_ids: Any = None, **_: Any) -> Scores:
+        self.asked.append(len(completions))
+        paid = np.array([float(text.strip() == self.wanted) for text in completions])
+        return Scores(paid, np.zeros(len(paid), np.bool_))
+
+    def at(self, generation: int) -> None: ...
+
+    def close(self) -> None: ...
+
+
+@pytest.mark.parametrize("slow", [False, True])
+def test_what_the_fitness_pays_is_learned_and_not_what_the_reward_does(slow: bool) -> None:
+    """The reward pays for another word than the fitness; nobody samples either, and both are known."""
+    base = load_base("tiny-gpt2")
+    layout, genome = lora_layout(base.model, lora_config(base.model), seed=0)
+    engine, text = choose_engine(base.model, layout).engine, Text.of(base.model, base.tokenizer)
+    scorer = RewardScorer(lambda completions: [float(text.strip() == "door") for text in completions])
+    payer = Counting("window")
+    fitness = ByCompletion(payer, samples=1, slow=slow)
+    examples = [Example("Translate 'chat' to English:", {})]
+    config = PPOConfig(max_new_tokens=4, rl_steps=6, replay=8, kl_weight=0.0, rollout_samples=8)
+    refiner = PPORefiner(engine, text, scorer, config, seed=0, fitness=fitness)
+    refiner.starts_from_nothing()
+    answers = [base.tokenizer(word)["input_ids"] + [base.tokenizer.eos_token_id] for word in (" window", " door")]
+    for word, answer in zip(("window", "door"), answers, strict=True):
+        evaluation = LocalEvaluator(engine, text, scorer, max_new_tokens=4).evaluate(genome[None], examples)
+        evaluation.completion_ids[0][:] = [answer]
+        evaluation.rewards[:] = float(word == "door")
+        judged = fitness.judged(examples, [[word]], [[answer]])
+        assert (judged[0].by_completion is None) == slow
+        refiner.observe(examples, replace(evaluation, judged=judged))
+    payer.asked.clear()
+    refined = refiner.refine(genome[None], examples, key=[(1, 0)])
+    # One call for each rollout.
+    assert payer.asked == ([] if slow else [8] * 6)
+    prompts = text.encode([example.prompt for example in examples])
+    window, door = (
+        float(engine.score(refined.genomes, prompts, Completions.of_ids([answer], 0), Scoring()).log_probs.sum())
+        for answer in answers
+    )
+    assert (window > door) != slow
+    assert [one.worth for one in refined.sampled] == [
+        float(one.completion.strip() == ("door" if slow else "window")) for one in refined.sampled
+    ]
+    assert len(refined.sampled) == 48 and refined.sampled[-1].tokens == refined.costs.generated_tokens

@@ -15,6 +15,8 @@ from evolora.refiners import Refinement
 Floats = npt.NDArray[np.float64]
 Booleans = npt.NDArray[np.bool_]
 
+# Of two chances of a hit, how many times the other the better one is; they are exact, and differ by factors of ten.
+_CLEARLY = 2.0
 # Operators that make nobody new: the same weights again, or an average of those that are there.
 _NOT_NEW = ("base", AVERAGE, "copy", "migration")
 
@@ -29,8 +31,8 @@ def added_by_operators(population: Population, fitness: Floats, generation: int)
 
 
 def standing(evaluation: Evaluation) -> Floats:
-    """The fitness [n] by which individuals are chosen: among equals of a fitness beside the reward, the reward decides.
-    They are set apart by less than there is between others.
+    """The fitness [n] by which individuals are chosen: among equals the chance of a hit decides, where it is known, and
+    then the reward, where a fitness stands beside it. They are set apart by less than there is between others.
 
     >>> from evolora.fitness.base import Judged
     >>> from evolora.models.cost import Cost
@@ -40,16 +42,17 @@ def standing(evaluation: Evaluation) -> Floats:
     >>> bool(apart[0] == 0.0 < apart[2] < apart[1] == 0.5)
     True
     """
-    fitness = evaluation.fitness
-    if not evaluation.judged:
+    fitness, chances = evaluation.fitness, evaluation.hit_chances
+    if not evaluation.judged and chances is None:
         return fitness
     rewards = np.nan_to_num(evaluation.mean_rewards, nan=-np.inf)
+    first = np.zeros_like(rewards) if chances is None else np.nan_to_num(chances, nan=-np.inf)
     values = np.unique(fitness[~np.isnan(fitness)])
     least = min([1e-9 * max(1.0, float(np.abs(values).max(initial=0.0))), *(np.diff(values) / 2)])
     apart = fitness.copy()
     for value in values:
         equals = np.flatnonzero(fitness == value)
-        ranks = np.unique(rewards[equals], return_inverse=True)[1]
+        ranks = np.unique(np.stack([first[equals], rewards[equals]], 1), axis=0, return_inverse=True)[1].ravel()
         apart[equals] += least * ranks / len(equals)
     return apart
 
@@ -60,18 +63,21 @@ def entering(accept: str, before: Evaluation, rows: Sequence[int], refined: Eval
     With `always` all others do. With `better` those that are no less fit: a tie goes to the refined, which more prompts
     have shaped. A fitness beside the reward says little on a few prompts, or is 0 at first for everybody: there only
     those are refused whose fitness falls beyond the noise, and among those that it cannot tell from their parents,
-    those that earn less."""
+    those that clearly hit less often than these, or that earn less and do not clearly hit more often."""
     if accept == "always":
         return ~np.isnan(refined.fitness)
     if not refined.judged:
         return np.greater_equal(refined.fitness, before.fitness[rows])
     earned = refined.mean_rewards - before.mean_rewards[rows]
+    hits = np.zeros_like(earned)
+    if before.hit_chances is not None and refined.hit_chances is not None:
+        hits = clearly_more(refined.hit_chances, before.hit_chances[rows])
     return np.array(
         [
             not np.isnan(child.fitness)
             and (
                 not child.fitness <= parent.fitness
-                or (within_noise(child, parent, seed=seed) and not earned[index] < 0)
+                or (within_noise(child, parent, seed=seed) and not (hits[index] or earned[index]) < 0)
             )
             for index, (child, parent) in enumerate(
                 (refined.of(index), before.of(row)) for index, row in enumerate(rows)
@@ -79,6 +85,11 @@ def entering(accept: str, before: Evaluation, rows: Sequence[int], refined: Eval
         ],
         dtype=np.bool_,
     )
+
+
+def clearly_more(chances: Floats, others: Floats) -> Floats:
+    """Whose chances of a hit are the better by so much that a reward need not be asked: 1, -1 for the worse, else 0."""
+    return (chances > _CLEARLY * others).astype(np.float64) - (others > _CLEARLY * chances).astype(np.float64)
 
 
 def mutation_scales(parents: Population, refinement: Refinement, *, rule: str) -> list[float]:

@@ -15,6 +15,7 @@ from evolora.engine.canary import Canary, Row
 from evolora.engine.progress import NOBODY, Reporter, Sample
 from evolora.evolution.acceptance import (
     added_by_operators,
+    clearly_more,
     entering,
     gene_means,
     mutation_scales,
@@ -26,11 +27,13 @@ from evolora.evolution.allowance import UNLIMITED, Allowance
 from evolora.evolution.comparison import clearly_better
 from evolora.evolution.diversity import diversity
 from evolora.evolution.hall_of_fame import HallOfFame
+from evolora.evolution.hits import FirstHit, Hits, KnownHit
 from evolora.evolution.options import LoopConfig
 from evolora.evolution.racing import Race, race
+from evolora.evolution.small_probabilities import SHARE, HitChances, halved, least_told, most_often, samples_a_round
 from evolora.evolution.soup import SOUP
 from evolora.models.cost import Costs
-from evolora.population.evaluation import Drafts, Evaluation, Evaluator, Judge, term_means
+from evolora.population.evaluation import Drafts, Evaluation, Evaluator, Judge, best_first, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import AVERAGE, Individual, Population, newest
 from evolora.refiners import Refiner
@@ -111,13 +114,19 @@ class Evolution:
     # Of the best on validation, the mean of each term of a combined reward.
     terms: dict[str, float] = field(default_factory=dict)
     # Told before the first generation where all that the base wrote on validation earned the same.
-    base_is_flat: Callable[[], None] | None = None
+    base_is_flat: Callable[[], int] | None = None
     # Of a fitness beside the reward: what the base and the latest to be validated earn there.
     rewards: tuple[float, float] | None = None
     # Who met the whole validation split in the end, and what they are worth there.
     finals: list[tuple[Population, Evaluation]] = field(default_factory=list)
     # The lowest and the highest reward of all.
     earned: tuple[float, float] | None = None
+    # By what equals are told apart while hardly anything is paid, if by anything.
+    chances: HitChances | None = None
+    hits: Hits = field(default_factory=Hits)
+
+    # This generation's, by which it has told equals apart.
+    _known: tuple[KnownHit, ...] = ()
 
     def __post_init__(self) -> None:
         self.hall_of_fame = HallOfFame(self.config.finalists)
@@ -136,11 +145,15 @@ class Evolution:
         if self.hall_of_fame.empty:
             self._validate(self.strategy.ask().select([0]))
             if self.base_is_flat is not None and self.judge is None and self.earned and len(set(self.earned)) == 1:
-                self.base_is_flat()
+                sampled = self.base_is_flat()
+                if self.rewards is None:  # no fitness beside
+                    self.hits.in_vain += sampled
         population = self.strategy.ask()
         prompts = self._draw("evaluation", self.task.train, self.config.eval_prompts)
         population, evaluation = self.measure(population, prompts, "population")
+        evaluation, apart = self._told_apart(population, evaluation)
         metrics: dict[str, Any] = {
+            **apart,
             "generation": self.generation,
             "failed": int(np.isnan(evaluation.fitness).sum()),
             "clipped_ratio": self._clipped(evaluation),
@@ -156,6 +169,7 @@ class Evolution:
         owner = (self.generation - 1) % len(population)  # each in turn
         asked = evaluation.examples or prompts
         metrics |= self._checked(population, owner, evaluation.completion_ids[owner], asked)
+        self.hits.reached(metrics["validation"], tokens=self.costs.generated_tokens)
         seconds = time.perf_counter() - start
         self.seconds += seconds
         scales = [individual.mutation_scale for individual in population.individuals]
@@ -167,11 +181,85 @@ class Evolution:
             "validation.best": self.hall_of_fame.highest,
             "validation.base": self.hall_of_fame.fitness[0],
             **{f"reward.{name}": value for name, value in self.terms.items()},
+            **self.hits.metrics(self.generation),
             "mutation_scale": float(np.mean(scales)),
             **self.spent(),
             "time.generation": seconds,
             "time.tokens_per_second": (self.costs.generated_tokens - tokens_before) / seconds,
         }
+
+    def _told_apart(self, population: Population, evaluation: Evaluation) -> tuple[Evaluation, dict[str, Any]]:
+        """While hardly anything is paid: with the chances of a hit, by which equals are told apart; and metrics."""
+        self._known = ()
+        if self.chances is None or self.hits.floor is None:
+            return evaluation, {}
+        if len(self.hits) == 0:
+            return self._told_by_samples(population, evaluation)
+        if np.isclose(evaluation.fitness, self.hits.floor).sum() < 2:
+            return evaluation, {}
+        self._known = tuple(self.hits)
+        evaluation = self._with_chances(population, evaluation)
+        assert evaluation.hit_chances is not None
+        figures = {"best": evaluation.hit_chances.max(), "mean": evaluation.hit_chances.mean()}
+        return evaluation, {f"hit_chance.{name}": float(value) for name, value in figures.items()}
+
+    def _with_chances(self, population: Population, evaluation: Evaluation) -> Evaluation:
+        """With what each individual earns by the hits that were known when it was this generation's turn."""
+        assert self.chances is not None
+        with self.costs.timed("evaluation"):
+            expected, cost = self.chances.expected(population.genomes, self._known)
+        self.costs.add("evaluation", cost)
+        return replace(evaluation, hit_chances=expected)
+
+    def _told_by_samples(self, population: Population, evaluation: Evaluation) -> tuple[Evaluation, dict[str, Any]]:
+        """The same where no hit is known: by samples, unless they can hardly tell anybody apart."""
+        config = self.config
+        if config.fitness_samples > 1:  # it samples anyway
+            return evaluation, {}
+        rollouts = config.refine * config.rl_steps * config.rollout_prompts * config.rollout_samples
+        completions = len(population) * config.eval_prompts + (rollouts if self.refiner is not None else 0)
+        budget = int(SHARE * completions)
+        each = samples_a_round(len(population), budget)
+        least = least_told(sum(each))
+        if most_often(self.hits.in_vain) <= least or not each:
+            self.hits.too_rare = self.hits.too_rare or (self.generation, self.hits.in_vain, least)
+            return evaluation, {}
+        pool = self._draw("rare hits", self.task.train, sum(each))
+        asked = [
+            replace(example, draw=self.generation * 2**20 + number)
+            for number, example in zip(range(sum(each)), itertools.cycle(pool), strict=False)
+        ]
+        order, tokens = best_first(standing(evaluation)), self.costs.generated_tokens
+        sampled = 0
+
+        def ask(rows: list[int], start: int, stop: int) -> Floats:
+            nonlocal sampled
+            own, examples = population.select([order[row] for row in rows]), asked[start:stop]
+            part = self.evaluator.evaluate(own.genomes, examples)
+            sampled += len(own) * len(examples)
+            self.costs.add("evaluation", part.cost)
+            self.failed_completions += part.failed
+            self._note_earned(part.rewards)
+            self._seen(own, examples, part, "samples")
+            return np.stack([part.paid(row) for row in range(len(own))])
+
+        self.reporter.part("sampling for hits")
+        with self.costs.timed("evaluation"):
+            means = halved(len(population), budget, ask)
+        chances = np.empty_like(means)
+        chances[order] = means
+        figures = {"hit_samples": sampled, "hit_samples.tokens": self.costs.generated_tokens - tokens}
+        return replace(evaluation, hit_chances=chances), figures
+
+    def _seen(self, population: Population, examples: Sequence[Example], evaluation: Evaluation, stage: str) -> None:
+        """Let it be known what was written for training prompts."""
+        for row, individual in enumerate(population.individuals):
+            for column, worth in enumerate(evaluation.paid(row).tolist()):
+                completion, tokens = evaluation.completions[row][column], self.costs.generated_tokens
+                where = FirstHit(self.generation, stage, individual.id, examples[column].prompt, completion, tokens)
+                self.hits.add(where, evaluation.completion_ids[row][column], worth)
+        if self.refiner is not None:
+            self.refiner.observe(examples, evaluation)
 
     def _learn(
         self, population: Population, evaluation: Evaluation, prompts: Sequence[Example], progress: float
@@ -277,6 +365,10 @@ class Evolution:
             steps=self.config.rl_steps,
             progress=progress,
         )
+        for each in refinement.sampled:
+            who, tokens = children[each.row], self.costs.generated_tokens + each.tokens
+            where = FirstHit(self.generation, "rollout", who, each.prompt, each.completion, tokens)
+            self.hits.add(where, each.completion_ids, each.worth)
         self.costs += refinement.costs
         self.failed_completions += refinement.failed
         self._note_earned(np.array(refinement.earned))
@@ -298,6 +390,8 @@ class Evolution:
         # The refined are still much like their parents, whose completions are their drafts.
         drafts = [evaluation.completion_ids[row] for row in rows]
         refined, refined_evaluation = self.measure(refined, prompts, "refined", drafts)
+        if self._known:
+            refined_evaluation = self._with_chances(refined, refined_evaluation)
         seed = keyed_seed(self.config.seed, "acceptance", self.generation)
         accepted = entering(self.config.accept, evaluation, rows, refined_evaluation, seed=seed)
         gains = refined_evaluation.fitness - evaluation.fitness[rows]
@@ -316,6 +410,9 @@ class Evolution:
         head = newest(population, self.refiner.name) if self.refiner is not None else None
         if self.config.refine_whom == "best" or head is None:
             return best
+        if self._known and evaluation.fitness[head] == evaluation.fitness[best[0]]:
+            assert evaluation.hit_chances is not None
+            return best if clearly_more(*evaluation.hit_chances[[best[0], head]]) > 0 else [head]
         return best if self.clearly_loses(head, best[0], evaluation, "lineage") else [head]
 
     def clearly_loses(self, row: int, best: int, evaluation: Evaluation, purpose: str) -> bool:
@@ -382,8 +479,8 @@ class Evolution:
         for genome, individual in zip(population.genomes, population.individuals, strict=True):
             self.lineage.born(individual, genome)
         self.lineage.measured(self.generation, stage, population.individuals, fitness)
-        if stage in ("population", "refined") and self.refiner is not None:
-            self.refiner.observe(examples, evaluation)
+        if stage in ("population", "refined"):
+            self._seen(population, examples, evaluation, stage)
         if stage in ("final", SOUP):
             self.finals.append((population, evaluation))
         if stage == "validation":
@@ -432,6 +529,14 @@ class Evolution:
             self.costs.add("evaluation", again.cost)
             self.hall_of_fame.fitness = again.fitness.tolist()
         candidates, evaluation = self.measure(candidates, examples, "validation")
+        if (
+            self.hall_of_fame.empty
+            and self.judge is None
+            and evaluation.pays
+            and self.hits.begin(evaluation.paid(0), beside=bool(evaluation.judged))
+            and self.refiner is not None
+        ):
+            self.refiner.starts_from_nothing()
         values = evaluation.fitness.tolist()
         self.terms = term_means(evaluation, 0)
         if evaluation.judged:
@@ -467,6 +572,7 @@ class Evolution:
             "failed_completions": self.failed_completions,
             "rewards": self.rewards,
             "earned": self.earned,
+            "hits": self.hits.state_dict(),
         }
         state |= {f"spent.{name}": value for name, value in self.spent().items()}
         state |= {f"hall.{name}": value for name, value in self.hall_of_fame.state_dict().items()}
@@ -483,6 +589,7 @@ class Evolution:
         self.costs, self.seconds = Costs.from_metrics(spent), spent["time.loop"]
         self.failed_completions = state["failed_completions"]
         self.rewards, self.earned = _pair(state.get("rewards")), _pair(state.get("earned"))
+        self.hits = Hits.from_state_dict(state["hits"])
         self.hall_of_fame.load_state_dict(_under("hall.", state))
         self.strategy.load_state_dict(_under("strategy.", state))
         self.evaluator.load_state_dict(_under("evaluator.", state))

@@ -34,6 +34,11 @@ class LoopConfig(Seeded, RolloutOptions, PopulationOptions):
     patience: int | None = option(
         None, "end the run after so many generations without a better one on validation", ge=1
     )
+    rare_hits: bool = option(
+        True,
+        "where nothing that the base writes greedily is paid, choose among equals by how probable what is paid is "
+        "(--no-rare-hits: by the reward alone)",
+    )
     racing: float | None = option(
         None,
         "let individuals race: after each --racing-block prompts those leave that lose at this error level; none: all "

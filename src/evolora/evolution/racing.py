@@ -51,7 +51,7 @@ def race(
     far, but always below that of every individual that stayed: it was not lucky to meet few prompts. `seed` is that of
     the test's random sign flips.
     """
-    n, beside = len(genomes), False
+    n, beside, paid = len(genomes), False, False
     rewards = np.full((n, len(examples)), np.nan)
     scores = rewards.copy()
     texts: list[list[str]] = [[""] * len(examples) for _ in range(n)]
@@ -63,7 +63,7 @@ def race(
         stop = min(start + block, len(examples))
         part = evaluator.evaluate(genomes[racing], examples[start:stop])
         cost, failed = cost + part.cost, failed + part.failed
-        rewards[racing, start:stop], beside = part.rewards, bool(part.judged)
+        rewards[racing, start:stop], beside, paid = part.rewards, bool(part.judged), part.pays
         for place, row in enumerate(racing):
             by_prompt = part.of(place).by_prompt
             if by_prompt is None:
@@ -85,7 +85,11 @@ def race(
     if left and not np.isnan(fitness[racing]).all():
         floor = np.nextafter(np.nanmin(fitness[racing]), -np.inf)
         fitness[left] = np.fmin(fitness[left], floor)
-    judged = [Judged(float(own), 0, row) for own, row in zip(fitness, scores, strict=True)] if beside else []
+    judged = [
+        Judged(float(own), 0, row, by_completion=row if paid else None)
+        for own, row in zip(fitness, scores, strict=True)
+        if beside
+    ]
     return Race(Evaluation(fitness, rewards, texts, cost, failed, ids, terms, judged), len(left), saved)
 
 

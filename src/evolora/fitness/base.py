@@ -46,14 +46,16 @@ class FitnessContext:
 @dataclass(frozen=True)
 class Judged:
     """One individual: its fitness, NaN where it has none; how often it `failed` to be judged; and what the fitness is
-    the mean of, `by_prompt` [prompts]. Of a fitness of the whole there is no such thing: there `value` says what it
-    would be on some of the `prompts`, how many there are, by their numbers, unless that cannot be found out."""
+    the mean of, `by_prompt` [prompts], and `by_completion` where each completion is paid alone. Of a fitness of the
+    whole there is no such thing: there `value` says what it would be on some of the `prompts`, how many there are, by
+    their numbers, unless that cannot be found out."""
 
     fitness: float
     failed: int
     by_prompt: Floats | None = None
     value: Value | None = None
     prompts: int = 0
+    by_completion: Floats | None = None
 
 
 class Fitness(Protocol):
@@ -63,6 +65,12 @@ class Fitness(Protocol):
     name: str
     varies: bool
     scorer: Scorer
+
+    @property
+    def pays(self) -> Scorer | None:
+        """What says of each completion on its own what it is worth, and can be asked of all that RL samples; None for
+        what judges the whole, people, and what is slow."""
+        ...
 
     def judged(
         self, examples: Sequence[Example], texts: Sequence[Sequence[str]], ids: Sequence[Sequence[list[int]]]

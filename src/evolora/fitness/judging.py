@@ -22,10 +22,11 @@ from evolora.tasks.task import Example, columns_of, messages_of
 class ByCompletion:
     """The mean of what completions are worth, over a prompt's samples and then over prompts."""
 
-    def __init__(self, scorer: Scorer, *, samples: int) -> None:
+    def __init__(self, scorer: Scorer, *, samples: int, slow: bool = False) -> None:
         self.scorer = scorer
         self.samples = samples
         self.name, self.varies = scorer.name, scorer.varies
+        self.pays = None if slow or scorer.varies else scorer
 
     def judged(
         self, examples: Sequence[Example], texts: Sequence[Sequence[str]], ids: Sequence[Sequence[list[int]]]
@@ -40,7 +41,10 @@ class ByCompletion:
             groups=[row for row in range(n) for _ in examples],
         )
         values, failed = scores.rewards.reshape(n, each), scores.failed.reshape(n, each).sum(1)
-        return [_of_completions(row, int(count), self.samples) for row, count in zip(values, failed, strict=True)]
+        paid = self.pays is not None
+        return [
+            _of_completions(row, int(count), self.samples, paid=paid) for row, count in zip(values, failed, strict=True)
+        ]
 
 
 class ByIndividual:
@@ -62,6 +66,13 @@ class ByIndividual:
             kind="fitness",
         )
 
+    @property
+    def pays(self) -> Scorer | None:
+        """The function, unless it has returned one number for all, or several samples of a prompt are judged
+        together."""
+        alone = self.samples == 1 and self.recomputes and not (self.varies or self._called.whole)
+        return self.scorer if alone else None
+
     def judged(
         self, examples: Sequence[Example], texts: Sequence[Sequence[str]], ids: Sequence[Sequence[list[int]]]
     ) -> list[Judged]:
@@ -72,7 +83,7 @@ class ByIndividual:
         scores = _scored(self.scorer, examples, texts, ids)
         failed = int(scores.failed.sum())
         if not self._called.whole:
-            return _of_completions(scores.rewards, failed, self.samples)
+            return _of_completions(scores.rewards, failed, self.samples, paid=self.pays is not None)
         own: Value = self._called.value or functools.partial(self._again, examples, texts, ids)
         return Judged(
             float(scores.rewards[0]),
@@ -96,6 +107,11 @@ class WithDrift:
         self.name = f"{fitness.name} {'-' if drift.weight < 0 else '+'} {abs(drift.weight):g} * {DRIFT}"
         self.varies = fitness.varies
         self.scorer: Scorer = fitness.scorer
+
+    @property
+    def pays(self) -> Scorer | None:
+        """Drift is no completion's."""
+        return self.fitness.pays
 
     def judged(
         self, examples: Sequence[Example], texts: Sequence[Sequence[str]], ids: Sequence[Sequence[list[int]]]
@@ -177,9 +193,10 @@ def _scored(
     )
 
 
-def _of_completions(values: Floats, failed: int, samples: int) -> Judged:
+def _of_completions(values: Floats, failed: int, samples: int, *, paid: bool) -> Judged:
     by_prompt = mean_fitness(values.reshape(-1, samples))
-    return Judged(float(mean_fitness(by_prompt[None])[0]), failed, by_prompt)
+    fitness = float(mean_fitness(by_prompt[None])[0])
+    return Judged(fitness, failed, by_prompt, by_completion=values if paid else None)
 
 
 def _on_prompts(value: Value, samples: int, prompts: Rows) -> float:

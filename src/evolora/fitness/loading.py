@@ -17,6 +17,8 @@ from evolora.rewards.scoring import ScoringOptions, make_scorer
 
 # What Python gave: no place where a function is, and no reward.
 _GIVEN = "<function "
+# Rewards that are not asked about all that RL samples beside another reward.
+_SLOW = ("command", "http", "reward-model")
 
 
 def parse_fitness(spec: str) -> Expression:
@@ -52,7 +54,8 @@ def make_fitness(
     try:
         if alone is None or not (alone.is_function or alone.name in BUILTIN_FITNESS or alone.name.startswith(_GIVEN)):
             scorer = make_scorer(expression, context.columns, options, context.rewards, functions)
-            return ByCompletion(scorer, samples=context.samples)
+            slow = any(term.name in _SLOW for term in expression.terms)
+            return ByCompletion(scorer, samples=context.samples, slow=slow)
         function: FitnessFunction = functions[str(alone)] if str(alone) in functions else _made(alone, context)
         check_signature(function, context.columns)
     except InputError as error:

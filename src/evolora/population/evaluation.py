@@ -33,8 +33,9 @@ class Evaluation:
     the `terms`' own values by name, each [n, prompts].
 
     Where the fitness is not the mean of these rewards, `judged` says what it is, individual by individual. Where a
-    prompt was sampled several times, `examples` has it as often, and so have rewards, completions and ids. `beside` is
-    what each individual's fitness has for what it is, whatever it wrote."""
+    prompt was sampled several times, `examples` has it as often, and so have rewards, completions and ids. Where greedy
+    completions tell nobody apart, `hit_chances` [n] say who would be paid most often. `beside` is what each
+    individual's fitness has for what it is, whatever it wrote."""
 
     fitness: npt.NDArray[np.float64]
     rewards: npt.NDArray[np.float64]
@@ -46,6 +47,7 @@ class Evaluation:
     judged: Sequence[Judged] = ()
     examples: Sequence[Example] = ()
     beside: Sequence[float] = ()
+    hit_chances: npt.NDArray[np.float64] | None = None
 
     def of(self, row: int) -> Judged:
         """What one individual is worth."""
@@ -56,6 +58,16 @@ class Evaluation:
         """What each of its completions is worth: by the fitness, where that has a value of each, else its reward."""
         by_prompt = self.of(row).by_prompt
         return self.rewards[row] if by_prompt is None or len(by_prompt) < self.rewards.shape[1] else by_prompt
+
+    def paid(self, row: int) -> npt.NDArray[np.float64]:
+        """What each of its completions is paid on its own: by a fitness that does so, else its reward."""
+        by_completion = self.judged[row].by_completion if self.judged else None
+        return self.rewards[row] if by_completion is None else by_completion
+
+    @property
+    def pays(self) -> bool:
+        """Whether what each completion is paid is what individuals are judged by."""
+        return not self.judged or self.judged[0].by_completion is not None
 
     @property
     def mean_rewards(self) -> npt.NDArray[np.float64]:
@@ -69,7 +81,11 @@ class Evaluation:
             fitness[row], rewards[row] = other.fitness[source], other.rewards[source]
             if judged:
                 judged[row] = other.judged[source]
-        return replace(self, fitness=fitness, rewards=rewards, judged=judged)
+        chances = self.hit_chances
+        if chances is not None and other.hit_chances is not None:
+            chances = chances.copy()
+            chances[list(rows)] = other.hit_chances[list(rows.values())]
+        return replace(self, fitness=fitness, rewards=rewards, judged=judged, hit_chances=chances)
 
 
 class Evaluator(Protocol):

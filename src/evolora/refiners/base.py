@@ -14,12 +14,25 @@ from evolora.tasks.task import Example
 
 
 @dataclass(frozen=True)
+class Sampled:
+    """A completion that the individual of a `row` has sampled for training, what it is worth, NaN for no score, and how
+    many tokens had been sampled by the end of its rollout."""
+
+    row: int
+    prompt: str
+    completion: str
+    completion_ids: Sequence[int]
+    worth: float
+    tokens: int
+
+
+@dataclass(frozen=True)
 class Refinement:
     """What came of refining k individuals: their new `genomes` [k, genome_length], row by row; `stats`, a dictionary
     of the metrics in docs/metrics.md for each; the `costs` of rollouts and updates; on how many completions
     the reward `failed`; and, from a refiner that goes step by step, the `trajectory` [steps, k,
     genome_length], the genomes after each step, the last of which is `genomes`; and the lowest and the highest reward
-    that its rollouts `earned`, if any."""
+    that its rollouts `earned`, if any; and all that was `sampled`."""
 
     genomes: Tensor
     stats: list[dict[str, float]]
@@ -27,6 +40,7 @@ class Refinement:
     failed: int
     trajectory: Tensor | None = None
     earned: tuple[float, ...] = ()
+    sampled: Sequence[Sampled] = ()
 
 
 def joined(parts: Sequence[Refinement], rows: Sequence[int]) -> Refinement:
@@ -89,6 +103,9 @@ class Refiner(Protocol):
     def observe(self, examples: Sequence[Example], evaluation: Evaluation) -> None:
         """Told what the population wrote for `examples` and what it earned."""
         del examples, evaluation
+
+    def starts_from_nothing(self) -> None:
+        """Told that the base is paid for nothing that it writes greedily."""
 
     def state_dict(self) -> dict[str, Any]: ...
 

@@ -65,10 +65,10 @@ class Imitation:
 
     def observe(self, examples: Sequence[Example], evaluation: Evaluation) -> None:
         """What a population wrote for `examples` and what it earned."""
-        for written, rewards in zip(evaluation.completion_ids, evaluation.rewards.tolist(), strict=True):
-            for example, ids, reward in zip(examples, written, rewards, strict=True):
-                if not math.isnan(reward):
-                    self.replay.add(example.prompt, ids, reward, by_policy=False)
+        for row, written in enumerate(evaluation.completion_ids):
+            for example, ids, worth in zip(examples, written, evaluation.paid(row).tolist(), strict=True):
+                if not math.isnan(worth):
+                    self.replay.add(example.prompt, ids, worth, by_policy=False)
 
     def pupils(self, count: int) -> list[Pupil]:
         """So many individuals at the beginning of their refinement."""
@@ -90,37 +90,34 @@ class Imitation:
         pupils: Sequence[Pupil],
         examples: Sequence[Example],
         completion_ids: Sequence[Sequence[int]],
-        scores: Tensor,
-        scored: Tensor,
+        worth: Tensor,
     ) -> None:
-        """A rollout: its completions, flat, and their `scores` and `scored` [k, rows]."""
+        """A rollout: its completions, flat, and what they are `worth` [k, rows], NaN where they have no score."""
         prompts = [example.prompt for example in examples for _ in range(self.group_size)]
         of_rows = [(pupil, prompt) for pupil in pupils for prompt in prompts]
-        counted = zip(of_rows, completion_ids, scores.flatten().tolist(), scored.flatten().tolist(), strict=True)
-        for (pupil, prompt), ids, reward, has_score in counted:
-            if has_score:
-                pupil.change(Written(prompt, tuple(ids), reward))
+        for (pupil, prompt), ids, each in zip(of_rows, completion_ids, worth.flatten().tolist(), strict=True):
+            if not math.isnan(each):
+                pupil.change(Written(prompt, tuple(ids), each))
 
     def teach(
         self,
         pupils: Sequence[Pupil],
         rows: Tensor,
         optimiser: RowAdam,
-        scores: Tensor,
-        scored: Tensor,
+        worth: Tensor,
         key: Sequence[tuple[int, ...]],
         costs: Costs,
     ) -> dict[str, Tensor]:
         """One step of each of `rows` [k, genome_length] towards some lessons of its own, by the mean of -weight * log p
-        over their tokens, after a rollout with `scores` and `scored` [k, completions]; what it takes is added to
-        `costs`.
+        over their tokens, after a rollout whose completions are `worth` [k, completions] so much, NaN without a score;
+        what it takes is added to `costs`.
 
         A lesson's weight is its gain times the probability that the policy does not write it, scaled to a mean of 1; it
         is drawn with a probability in proportion to its gain. Returns the numbers of lessons and of those taught, [k].
         """
         lessons, chosen = [pupil.replay.lessons() for pupil in pupils], list[list[Lesson]]()
         for row, own in enumerate(lessons):
-            untold = self._untold(pupils[row], scores[row : row + 1], scored[row : row + 1])
+            untold = self._untold(pupils[row], worth[row : row + 1])
             count = min(round(untold * self.most), len(own))
             gains = torch.tensor([lesson.gain for lesson in own], dtype=torch.float64)
             generator = keyed_generator(self.seed, "replay", *key[row])
@@ -131,11 +128,11 @@ class Imitation:
         counts = {"lessons": lessons, "taught": chosen}
         return {name: torch.tensor([float(len(own)) for own in each]) for name, each in counts.items()}
 
-    def _untold(self, pupil: Pupil, scores: Tensor, scored: Tensor) -> float:
+    def _untold(self, pupil: Pupil, worth: Tensor) -> float:
         """The share that a rollout leaves untold: a group that tells its completions apart needs no lesson."""
         if self.group_size == 1:
             return 1.0
-        signal = group_signal(scores, scored, group_size=self.group_size, noise=pupil.replay.noise)
+        signal = group_signal(worth.nan_to_num(), ~worth.isnan(), group_size=self.group_size, noise=pupil.replay.noise)
         return 1 - float(signal)
 
     def _step(

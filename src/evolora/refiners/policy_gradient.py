@@ -16,12 +16,13 @@ from torch import Tensor
 from evolora.engine.base import Completions, Engine, Scoring, differentiable_scores, lengths_read
 from evolora.engine.progress import NOBODY, Reporter
 from evolora.engine.text import Text
+from evolora.fitness.base import Fitness
 from evolora.models.cost import Cost, Costs
 from evolora.population.evaluation import Evaluation
 from evolora.population.population import Hyperparameters, Individual
 from evolora.population.writing import Writer
 from evolora.refiners.advantages import unequal_groups
-from evolora.refiners.base import Refinement, joined
+from evolora.refiners.base import Refinement, Sampled, joined
 from evolora.refiners.carried import Carried, CarriedStates
 from evolora.refiners.imitation import Imitation
 from evolora.refiners.kl_control import adapted_kl_weight
@@ -92,8 +93,10 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         seed: int,
         dropout: float = 0.0,
         reporter: Reporter = NOBODY,
+        fitness: Fitness | None = None,
     ) -> None:
         self.engine = engine
+        self.fitness = fitness
         self.writer = Writer(engine, text)
         self.dropout = dropout
         self.reporter = reporter
@@ -227,7 +230,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         stopped = torch.zeros(rows.shape[0], dtype=torch.bool, device=rows.device)
         stats: list[dict[str, float]] = [{} for _ in key]
         trajectory = []
-        costs, failed, earned = Costs(), 0, list[float]()
+        costs, failed, earned, sampled = Costs(), 0, list[float](), list[Sampled]()
         self.begin(carried)
         count = steps or config.rl_steps
         for step in range(count):
@@ -239,8 +242,9 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             costs.add("rollout", self._rollout_cost(rollout))
             failed += rollout.failed
             earned += rollout.earned
+            sampled += self._sampled(rollout, part, costs.generated_tokens)
             if self.imitation is not None:
-                self.imitation.remember(pupils, part, rollout.completions.rows(), rollout.rewards, rollout.scored)
+                self.imitation.remember(pupils, part, rollout.completions.rows(), rollout.worth)
             with costs.timed("update"):
                 self.reporter.begin("update", count * config.updates, done=step * config.updates)
                 advantages, credit_stats = self.credit(rollout)
@@ -250,9 +254,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 rate_stats = self._lead_rates(rates, optimiser, start, lr, update_stats, config.update_kl * decay**2)
                 learned = {}
                 if self.imitation is not None:
-                    learned = self.imitation.teach(
-                        pupils, rows, optimiser, rollout.scores, rollout.scored, of_step, costs
-                    )
+                    learned = self.imitation.teach(pupils, rows, optimiser, rollout.worth, of_step, costs)
             rollout_stats = {**statistics(rollout), **learned}
             measured = {**rollout_stats, **update_stats, **credit_stats}
             if any(own is not None for own in hyperparameters):
@@ -289,7 +291,14 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
                 state["kl_weight"] = settings.kl_weight[row]
             self.carried.give(child, state)
         extremes = (min(earned), max(earned)) if earned else ()
-        return Refinement(rows.detach().to(genomes.device), stats, costs, failed, torch.stack(trajectory), extremes)
+        refined = rows.detach().to(genomes.device)
+        return Refinement(refined, stats, costs, failed, torch.stack(trajectory), extremes, sampled)
+
+    def _sampled(self, rollout: Rollout, examples: Sequence[Example], tokens: int) -> Iterator[Sampled]:
+        ids, samples, each = rollout.completions.rows(), self.config.rollout_samples, rollout.scores.shape[1]
+        for place, (text, worth) in enumerate(zip(rollout.texts, rollout.worth.flatten().tolist(), strict=True)):
+            row, column = divmod(place, each)
+            yield Sampled(row, examples[column // samples].prompt, text, ids[place], worth, tokens)
 
     def observe(self, examples: Sequence[Example], evaluation: Evaluation) -> None:
         self.settle()
@@ -299,6 +308,10 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
     def keep(self, individuals: Sequence[Individual]) -> None:
         self.settle()
         self.carried.keep(individuals)
+
+    def starts_from_nothing(self) -> None:
+        if self.imitation is not None:
+            self.imitation.replay.fewest = 1
 
     def settings(self, rollout: Rollout) -> Settings:
         """What each individual of a rollout is refined with."""
@@ -356,7 +369,13 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             settings=settings,
             dtype=self.dtype,
             reporter=self.reporter,
+            fitness=self._pays(),
         )
+
+    def _pays(self) -> Scorer | None:
+        """What says what a completion is truly worth, where that is another than the reward."""
+        pays = None if self.fitness is None else self.fitness.pays
+        return None if pays is self.scorer else pays
 
     def _update(
         self,

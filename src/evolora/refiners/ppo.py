@@ -14,6 +14,7 @@ from torch import Tensor
 from evolora.engine.base import Engine
 from evolora.engine.progress import NOBODY, Reporter
 from evolora.engine.text import Text
+from evolora.fitness.base import Fitness
 from evolora.refiners.advantages import equal_groups, generalized_advantages, whiten
 from evolora.refiners.carried import Carried
 from evolora.refiners.critic import Critic
@@ -73,8 +74,9 @@ class PPORefiner(PolicyGradientRefiner[PPOConfig]):
         seed: int,
         dropout: float = 0.0,
         reporter: Reporter = NOBODY,
+        fitness: Fitness | None = None,
     ) -> None:
-        super().__init__(engine, text, scorer, config, seed=seed, dropout=dropout, reporter=reporter)
+        super().__init__(engine, text, scorer, config, seed=seed, dropout=dropout, reporter=reporter, fitness=fitness)
         self.critic = Critic(
             engine.hidden,
             lr=config.critic_lr,

@@ -20,7 +20,8 @@ _FOLLOW = 0.3
 _REMEMBER = 0.99
 # A lesson is worth at least this share of the range of rewards.
 _LEAST_GAIN = 0.01
-# Fewer lessons are not taught: one completion alone would be learned by heart.
+# Fewer lessons are not taught: what few completions say of the task is learned by heart, and others are lost. Where the
+# base is paid nothing there is nothing to lose, and the first one says most.
 _FEWEST = 4
 
 
@@ -101,6 +102,7 @@ class Replay:
         self.squares, self.freedom = 0.0, 0
         # The policy's rewards and their number, both fading.
         self.earned, self.weight = 0.0, 0.0
+        self.fewest = _FEWEST
 
     def copy(self) -> "Replay":
         """Another that knows the same."""
@@ -160,7 +162,7 @@ class Replay:
                 base = max(base, self.earned / self.weight)
             if expected[best] - base > least:
                 found.append(Lesson(prompt, best, expected[best] - base, expected[best]))
-        return found if len(found) >= _FEWEST else []
+        return found if len(found) >= self.fewest else []
 
     def state_dict(self) -> dict[str, Any]:
         """As JSON can hold it."""
@@ -177,6 +179,7 @@ class Replay:
             "range": [self.lowest, self.highest] if self.prompts else None,
             "noise": [self.squares, self.freedom],
             "policy": [self.earned, self.weight],
+            "fewest": self.fewest,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -187,3 +190,4 @@ class Replay:
         self.lowest, self.highest = state["range"] or (np.inf, -np.inf)
         self.squares, self.freedom = state["noise"]
         self.earned, self.weight = state["policy"]
+        self.fewest = state["fewest"]

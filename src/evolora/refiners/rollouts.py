@@ -44,7 +44,8 @@ class Rollout:
     the whole one, which the KL is over. `ended` [k, rows] says which completions were not cut at the longest length.
     `earned` are the lowest and the highest reward, if there is any. `settings` are the individuals' own, None for the
     refiner's. `scores` are by an individual's own weights of the reward's summands, where it has any; `rewards`
-    [k, rows] by the run's reward, by which individuals can be compared.
+    [k, rows] by the run's reward, by which individuals can be compared. `texts` are the
+    completions', flat; `paid` [k, rows] is what a fitness beside the reward pays for them, NaN where it pays nothing.
     """
 
     prompts: list[list[int]]
@@ -61,11 +62,18 @@ class Rollout:
     earned: tuple[float, ...] = ()
     kl_measured: bool = True
     settings: Settings | None = None
+    texts: Sequence[str] = ()
+    paid: Tensor | None = None
 
     @property
     def scored(self) -> Tensor:
         """Which rows have a score, [k, rows]."""
         return self.mask.any(-1)
+
+    @property
+    def worth(self) -> Tensor:
+        """What each completion is truly worth, [k, rows], NaN without a score: what it is paid, else its reward."""
+        return self.rewards.masked_fill(~self.scored, torch.nan) if self.paid is None else self.paid
 
 
 def collect(
@@ -86,12 +94,14 @@ def collect(
     settings: Settings | None,
     dtype: torch.dtype,
     reporter: Reporter = NOBODY,
+    fitness: Scorer | None = None,
 ) -> Rollout:
     """Sample and score `samples` completions of each example's prompt from each of `genomes` [k, genome_length], whose
     draws are those of its entry of `seeds` [k]; `keep_trace` with what decoding computed, `with_reference` with the
-    log-probabilities under the `reference` [genome_length], None for the base. Scores are of `dtype`.
+    log-probabilities under the `reference` [genome_length], None for the base. Scores are of `dtype`. A
+    `fitness` beside the reward says what each is truly worth.
 
-    Raises RewardError when the reward fails.
+    Raises RewardError when one of the two fails.
     """
     k, engine = genomes.shape[0], writer.engine
     examples = [example for example in examples for _ in range(samples)]
@@ -124,6 +134,7 @@ def collect(
             whole = engine.score(genomes, prompts, plain, how).log_probs
     reporter.part("rewarding")
     scores = rewarded(scorer, written)
+    paid = None if fitness is None else rewarded(fitness, written)
     followed = earned = _by_individual(scores.rewards, k, completions.mask.device, dtype)
     if settings is not None and settings.reward_weights is not None:
         assert isinstance(scorer, CombinedScorer)
@@ -143,10 +154,12 @@ def collect(
         reference_log_probs=reference_log_probs.unflatten(0, (k, -1)),
         ended=ended.unflatten(0, (k, -1)),
         features=None if features is None else features.unflatten(0, (k, -1)),
-        failed=int(scores.failed.sum()),
+        failed=int(scores.failed.sum()) + (0 if paid is None else int(paid.failed.sum())),
         earned=_range(scores.rewards),
         kl_measured=with_reference,
         settings=settings,
+        texts=written.texts,
+        paid=None if paid is None else torch.from_numpy(paid.rewards).to(followed).unflatten(0, (k, -1)),
     )
 
 

@@ -3,6 +3,7 @@
 from evolora.engine.canary import Canary
 from evolora.evolution.allowance import SHARE, Allowance
 from evolora.evolution.loop import Evolution
+from evolora.evolution.small_probabilities import HitChances
 from evolora.population.evaluation import Evaluator
 from evolora.population.lineage import Lineage
 from evolora.population.remembering import RememberingEvaluator
@@ -28,6 +29,7 @@ def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
             seed=seed,
             dropout=parts.lora.lora_dropout,
             reporter=parts.reporter,
+            fitness=parts.fitness,
             reference=None if parts.initial is None else parts.founder,
         ),
         evaluator=_evaluator(parts),
@@ -35,6 +37,7 @@ def build_evolution(parts: Parts, lineage: Lineage) -> Evolution:
         lineage=lineage,
         config=config.evolution,
         summands=parts.summands,
+        chances=_chances(parts) if config.evolution.rare_hits else None,
         canary=_canary(parts) if config.engine.canary else None,
         reporter=parts.reporter,
         allowance=allowance(config),
@@ -48,6 +51,12 @@ def allowance(config: RunOptions) -> Allowance:
     """What the end of a run may cost, for its validation and again for its test."""
     budget = config.budget
     return Allowance(budget.seconds, budget.tokens, budget.flops).times(SHARE)
+
+
+def _chances(parts: Parts) -> HitChances:
+    rows = parts.config.engine.rows_per_slice
+    assert rows is not None  # resolved
+    return HitChances(parts.engine, parts.text, rows)
 
 
 def _canary(parts: Parts) -> Canary:

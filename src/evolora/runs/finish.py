@@ -149,6 +149,7 @@ def finish(
         **vote,
         **of_kept,
         **({"changed": identity.changed} if identity.changed else {}),
+        **evolution.hits.summary(),
         **({} if evolution.judge is None else {"votes": evolution.judge.summary()}),
         "inspection": compare(
             [example.prompt for example in winner_test.examples or tested], base_test, winner_test
@@ -159,6 +160,7 @@ def finish(
     ending = Ending(
         summary,
         evolution.earned,
+        rarity=evolution.hits.rarity() if evolution.hits.first is None else None,
         fitter=fittest > evolution.hall_of_fame.fitness[0],
         rewards=evolution.rewards,
         has_interval=summary["winner"]["test"]["ci95"][0] is not None,

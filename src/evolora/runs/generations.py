@@ -171,6 +171,8 @@ def run_to_end(
                 if not hacked and (hacked := evolution.only_the_reward_rose(measured["validation"])):
                     assert evolution.rewards is not None
                     parts.view.say(f"generation {evolution.generation}: {rose_alone(*evolution.rewards)}")
+                for news in evolution.hits.news(evolution.generation):
+                    parts.view.say(news)
                 printed.look()
                 report.update(done, config.most_gens)
                 if (why := enough(config, history)) is not None:

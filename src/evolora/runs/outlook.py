@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from evolora.evolution.small_probabilities import CONFIDENCE, most_often
 from evolora.population.writing import Writer, rewarded
 from evolora.refiners.options import PolicyGradientConfig
 from evolora.rng import keyed_seed
@@ -9,13 +10,12 @@ from evolora.runs.assembly import Parts
 from evolora.tasks.task import drawn_order
 
 _PROMPTS, _SAMPLES = 16, 4
-# How sure it is that there are no more than is said.
-_CONFIDENCE = 0.95
 
 
-def warn_of_equal_rewards(parts: Parts) -> None:
-    """Say so where all that the base samples earns the same, and what is to be expected then. It stops at the first
-    two rewards that differ, its draws are its own, and its tokens count for no budget."""
+def warn_of_equal_rewards(parts: Parts) -> int:
+    """Say so where all that the base samples earns the same, and what is to be expected then: of how many completions;
+    0 where rewards differ. It stops at the first two that do, its draws are its own, and its tokens count for no
+    budget."""
     seed, config = parts.config.run.seed, parts.config
     order = drawn_order(parts.task.train, seed, "outlook")[:_PROMPTS]
     examples = [parts.task.train[row] for row in order]
@@ -34,9 +34,10 @@ def warn_of_equal_rewards(parts: Parts) -> None:
         rewards = rewarded(parts.scorer, written).rewards
         known += rewards[~np.isnan(rewards)].tolist()
         if len(set(known)) > 1:
-            return
+            return 0
     if known:
         parts.view.say(_warning(parts, known[0], len(known), len(examples)))
+    return len(known)
 
 
 def _warning(parts: Parts, reward: float, count: int, prompts: int) -> str:
@@ -51,17 +52,7 @@ def _warning(parts: Parts, reward: float, count: int, prompts: int) -> str:
     solved = f" If {reward:g} is the best there is, nothing is left to learn." if reward > 0 else ""
     return (
         f"Warning: all {count} completions that the base sampled on {prompts} training prompts earn {reward:g}. Under "
-        f"{share:.1%} of them earn anything else, at {_CONFIDENCE:.0%} confidence{expected}.{solved} What helps: a "
+        f"{share:.1%} of them earn anything else, at {CONFIDENCE:.0%} confidence{expected}.{solved} What helps: a "
         "term that says which is nearer, such as 'exact + 0.2 * similarity', with --fitness for what is wanted, or "
         "worked examples in the prompt."
     )
-
-
-def most_often(count: int) -> float:
-    """How often what was not seen in so many samples may come at most, at the confidence: 1 - 0.05^(1 / count), about
-    3 / count (Hanley and Lippman-Hand, 1983).
-
-    >>> round(most_often(64), 4)
-    0.0457
-    """
-    return float(1 - (1 - _CONFIDENCE) ** (1 / count))

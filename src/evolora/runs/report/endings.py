@@ -16,7 +16,8 @@ _MANY = 0.5
 class Ending:
     """A run's `summary`; the lowest and the highest reward of the whole run, if there was any; whether the best on
     validation is fitter there than the base; of a fitness beside the reward what the base and the latest to be
-    validated earn there, and whether its interval could be had; and the most new tokens."""
+    validated earn there, and whether its interval could be had; the most new tokens; and what there is to say where
+    hits were too rare to select by."""
 
     summary: dict[str, Any]
     earned: tuple[float, float] | None
@@ -24,6 +25,7 @@ class Ending:
     rewards: tuple[float, float] | None
     has_interval: bool
     max_new_tokens: int
+    rarity: str | None = None
 
     def sentences(self) -> list[str]:
         """Those that are true."""
@@ -32,12 +34,19 @@ class Ending:
     def _sentences(self) -> Iterator[str]:
         base, winner = self.summary["base"]["test"], self.summary["winner"]["test"]
         untouched = self.summary["winner"]["id"] == 0
+        if (first := self.summary.get("first_hit")) is not None and first["tokens_to_half"] is not None:
+            yield (
+                f"The first hit came in generation {first['generation']}, after {first['tokens']:,} tokens; validation "
+                f"reached 0.5 {first['tokens_to_half']:,} tokens later."
+            )
         before, after = worth(base), worth(winner)
         if untouched and self.summary["winner"]["validation"] is not None:
             what = "the adapter that the run started from" if "init" in self.summary else "the base"
             yield f"Nothing beat {what} on the validation prompts: best/ is {what}, unchanged."
         if self.earned is not None and self.earned[0] == self.earned[1]:
             yield f"All rewards of the run were {self.earned[0]:g}: there was nothing to learn from."
+        if self.rarity is not None:
+            yield self.rarity
         if self.rewards is not None and self.rewards[1] > self.rewards[0] and not self.fitter:
             yield rose_alone(*self.rewards)
         if not untouched and before is not None and after is not None and after < before:
