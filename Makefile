@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constr
 VLLM := .venv-vllm
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test test-vllm real fuzz drill lint format docs bench study study-quick results model wheel wheel-smoke clean
+.PHONY: demo test test-vllm real fuzz drill lint format docs bench study study-quick testbed results model wheel wheel-smoke clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python hybrid_ga_rl.py --gens 20 --pop 8
@@ -58,9 +58,15 @@ study: $(VENV)/.installed-bench
 study-quick: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/run_study.py --quick
 
-# The study's tables, plots and claims, from its raw rows.
+# The tables, plots and claims of the study and of the test bed, from their raw rows.
 results: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/run_study.py --report-only
+	$(BIN)/python benchmarks/run_testbed.py --report-only
+
+# The real model's 158 runs of 4 minutes: six hours on 2 cores. Stop it at any time: it goes on where it stopped.
+testbed: export HF_HUB_OFFLINE = 0
+testbed: $(VENV)/.installed-bench $(VENV)/.installed-real
+	$(BIN)/python benchmarks/run_testbed.py
 
 # Trains the bundled tiny GPT-2 again, from its own data and seed.
 model: $(VENV)/.installed

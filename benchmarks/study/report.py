@@ -26,7 +26,7 @@ def write_report(rows: Iterable[Row], budget: Budget, folder: Path) -> None:
     results = collect(rows, budget)
     folder.mkdir(parents=True, exist_ok=True)
     found = claims(results)
-    (folder / "claims.json").write_text(json.dumps(_rounded(found), indent=1) + "\n", encoding="utf-8")
+    (folder / "claims.json").write_text(json.dumps(rounded(found), indent=1) + "\n", encoding="utf-8")
     (folder / PAGE).write_text(f"{OPENING}\n\n{section(results, found, folder)}\n", encoding="utf-8")
 
 
@@ -269,12 +269,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     )
 
 
-def _rounded(value: Any) -> Any:
+def rounded(value: Any) -> Any:
     """Four decimals of a small number, five digits of a large one."""
     if isinstance(value, dict):
-        return {name: _rounded(inner) for name, inner in value.items()}
+        return {name: rounded(inner) for name, inner in value.items()}
     if isinstance(value, list):
-        return [_rounded(inner) for inner in value]
+        return [rounded(inner) for inner in value]
     if isinstance(value, float):
         return round(value, 4) if abs(value) < 1e4 else float(f"{value:.5g}")
     return value
