@@ -197,7 +197,7 @@ def test_the_worst_copy_the_best_and_explore() -> None:
             assert copy.operator == "copy" and copy.id >= 8 and copy.history == ()
             own, parents = copy.hyperparameters, before.individuals[winner].hyperparameters
             assert own is not None and parents is not None
-            factors.append(tuple(new / old for new, old in zip(astuple(own), astuple(parents), strict=True)))
+            factors.append(tuple(new / old for new, old in zip(astuple(own)[:3], astuple(parents)[:3], strict=True)))
     assert winners == {2, 6}
     found = {round(factor, 6) for each in factors for factor in each}
     assert found == {0.8, 1.2}
