@@ -143,22 +143,26 @@ def _parts_table(found: dict[str, Any]) -> str:
 
 
 def _kept_table(bed: Bed) -> str:
-    """Fitness beside what was kept; * where no other arm is better in one and as good in the others."""
-    rows = []
+    """What was kept; * where no other arm is better in fitness or one of these and as good in the others."""
+    arms = [arm for arm in ("hybrid", *SINGLE, "supervised") if any(bed.shared(task, arm) for task in TASKS)]
+    cells: dict[str, list[str]] = {arm: [] for arm in arms}
     for task in TASKS:
-        points = {}
-        for arm in ("hybrid", *SINGLE, "supervised"):
-            if seeds := bed.shared(task, arm):
-                points[arm] = [float(bed.figures(task, arm, seeds, name).mean()) for name in _KEPT]
-        for arm, values in points.items():
-            best = not any(_dominates(other, values) for other in points.values())
-            title = ARMS[arm].title + " *" * best
-            rows.append([task, title, *(f"{value:.3f}" for value in values)])
+        points = {
+            arm: [float(bed.figures(task, arm, seeds, name).mean()) for name in _KEPT]
+            for arm in arms
+            if (seeds := bed.shared(task, arm))
+        }
+        for arm in arms:
+            values = points.get(arm)
+            best = values is not None and not any(_dominates(other, values) for other in points.values())
+            cells[arm].append(
+                "" if values is None else f"{values[1]:.2f}, {values[2]:.3f}, {values[3]:.3f}{' *' * best}"
+            )
     note = (
-        "What was kept, beside what was gained; * is on the Pareto front of fitness, pass@16 and drift (KL a token "
-        "from the base on 200 neutral sentences; `kl` is that on the task's own prompts)."
+        "What was kept: pass@16, drift (KL from the base, a token, on 200 neutral sentences) and KL on the task's own "
+        "prompts, means over seeds; * is on the Pareto front of fitness, pass@16 and drift."
     )
-    return f"{note}\n\n{table(['task', 'arm', 'fitness', 'pass@16', 'drift', 'kl'], rows)}"
+    return f"{note}\n\n{table(['arm', *TASKS], [[ARMS[arm].title, *own] for arm, own in cells.items()])}"
 
 
 _KEPT = ("test", "pass_16", "drift", "kl")
