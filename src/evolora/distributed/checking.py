@@ -44,7 +44,9 @@ class RowCheck:
         if isinstance(job, Generate):
             written: Written = answer
             completions, how = written.completions, Scoring(temperature=job.how.temperature)
-            said = written.scored if completions.log_probs is None else completions.log_probs[row]
+            said = [written.scored if completions.log_probs is None else completions.log_probs[row]]
+            if completions.writer_log_probs is not None:
+                said.append(completions.writer_log_probs[row])
             if job.how.seeds is None:
                 how = Scoring()
                 if (fault := self._greedy(job, row, completions)) is not None:
@@ -52,11 +54,9 @@ class RowCheck:
         else:
             values: Values = answer
             completions, how = job.completions, replace(job.how, gradient=False, features=False)
-            said = values.log_probs[row]
-        assert said is not None
+            said = [values.log_probs[row]]
         right = score_row(self.engine, job, row, completions, how)
-        writers = said if completions.writer_log_probs is None else completions.writer_log_probs[row]
-        apart = max(float((right - own).abs().max()) for own in (said, writers))
+        apart = max(float((right - own).abs().max()) for own in said if own is not None)
         return None if apart <= self.tolerance else f"log-probabilities differ by {apart:.2g} from the driver's own"
 
     def _greedy(self, job: Generate, row: int, completions: Completions) -> str | None:
