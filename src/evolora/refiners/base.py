@@ -1,7 +1,8 @@
 """What a refiner is: reinforcement learning on some individuals' own genomes."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -51,8 +52,11 @@ def joined(parts: Sequence[Refinement], rows: Sequence[int]) -> Refinement:
     stats = [stats for part in parts for stats in part.stats]
     steps = [part.trajectory for part in parts if part.trajectory is not None]
     earned = [value for part in parts for value in part.earned]
-    costs = Costs()
+    costs, sampled, places = Costs(), list[Sampled](), iter(rows)
     for part in parts:
+        own = list(islice(places, len(part.stats)))
+        before = costs.generated_tokens
+        sampled += [replace(one, row=own[one.row], tokens=before + one.tokens) for one in part.sampled]
         costs += part.costs
     return Refinement(
         torch.cat([part.genomes for part in parts])[order],
@@ -61,6 +65,7 @@ def joined(parts: Sequence[Refinement], rows: Sequence[int]) -> Refinement:
         sum(part.failed for part in parts),
         torch.cat(steps, 1)[:, order] if len(steps) == len(parts) else None,
         (min(earned), max(earned)) if earned else (),
+        sampled,
     )
 
 

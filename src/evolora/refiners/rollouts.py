@@ -44,8 +44,8 @@ class Rollout:
     the whole one, which the KL is over. `ended` [k, rows] says which completions were not cut at the longest length.
     `earned` are the lowest and the highest reward, if there is any. `settings` are the individuals' own, None for the
     refiner's. `scores` are by an individual's own weights of the reward's summands, where it has any; `rewards`
-    [k, rows] by the run's reward, by which individuals can be compared. `texts` are the
-    completions', flat; `paid` [k, rows] is what a fitness beside the reward pays for them, NaN where it pays nothing.
+    [k, rows] by the run's reward, by which individuals can be compared. `texts` are the completions', flat; `paid`
+    [k, rows] is what a fitness beside the reward pays for them, NaN where it pays nothing.
     """
 
     prompts: list[list[int]]
@@ -159,7 +159,7 @@ def collect(
         kl_measured=with_reference,
         settings=settings,
         texts=written.texts,
-        paid=None if paid is None else torch.from_numpy(paid.rewards).to(followed).unflatten(0, (k, -1)),
+        paid=None if paid is None else _by_individual(paid.rewards, k, completions.mask.device, dtype),
     )
 
 
