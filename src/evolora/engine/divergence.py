@@ -9,6 +9,7 @@ from transformers import PreTrainedModel
 
 from evolora.engine.base import Completions, Engine, Prompts, Scoring
 from evolora.engine.eager.head import FrozenHead
+from evolora.engine.eager.log_probs import in_float32_at_least
 from evolora.models.genome import GenomeLayout
 
 
@@ -43,8 +44,8 @@ class Divergence:
         found = []
         for both in zip(first.split(self.head.tokens), second.split(self.head.tokens), strict=True):
             p, q = (
-                torch.log_softmax(self.head.logits(states.to(weight.device, weight.dtype)).double(), -1)
+                torch.log_softmax(in_float32_at_least(self.head.logits(states.to(weight.device, weight.dtype))), -1)
                 for states in both
             )
-            found.append((p.exp() * (p - q)).sum(-1).clamp(min=0).cpu())
+            found.append((p.exp() * (p - q)).sum(-1, dtype=torch.float64).clamp(min=0).cpu())
         return torch.cat(found)

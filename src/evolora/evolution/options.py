@@ -68,7 +68,7 @@ class LoopConfig(Seeded, RolloutOptions, PopulationOptions):
     kept: bool = option(
         True,
         "at the end measure what the winner has kept of the base: its drift on neutral sentences and the KL on what it "
-        "samples, in at most 3% of the run's operations",
+        "samples, in about 2% of the run's operations",
     )
     pass_samples: int = option(
         0,

@@ -113,10 +113,10 @@ def _evaluate(options: dict[str, Any]) -> int:
         print(f"{'  -  ' if math.isnan(reward) else f'{reward:.3f}'}  {prompt!r} -> {completion!r}")
     if score.inspection is not None and score.base_ci95 is not None:
         print("\n".join(score.inspection.lines(name=score.base.removeprefix("the "))))
+        if score.drift is not None:
+            print(f"drift from {score.base} {score.drift:.4g} nats a token, on 200 neutral sentences")
         base = figures({"reward": score.base_reward, "ci95": score.base_ci95}, digits=4)
         print(f"{options['split']} {score.measure} of {score.base} {base}")
-    if score.drift is not None:
-        print(f"drift from {score.base} {score.drift:.4g} nats a token, on 200 neutral sentences")
     own = figures({"reward": score.reward, "ci95": score.ci95}, digits=4)
     print(f"{options['split']} {score.measure} {own}, {len(score.rows)} prompts")
     return 0

@@ -20,7 +20,7 @@ from evolora.runs.assembly import Parts
 from evolora.tasks.task import Example, key_of
 
 # What reading the sentences may cost of the operations of the whole run, and how many are read in any case.
-_SHARE, _LEAST = 0.03, 20
+_SHARE, _LEAST = 0.02, 20
 # Test prompts whose completions the KL is measured on.
 _KL_PROMPTS = 32
 # What a completion must earn to be right.
