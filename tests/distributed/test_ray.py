@@ -272,7 +272,7 @@ def test_nodes_come_and_go(
             assert len(crew._members) == workers
 
         until(2)
-        (line,) = said
+        (line,) = [line for line in said if "computes on" in line]
         assert f"computes on {here['processor']}, others on another one: results may differ in rounding" in line
         left = [member.number for member in crew._members.values()]
         cluster.remove_node(node)
@@ -281,9 +281,11 @@ def test_nodes_come_and_go(
         other = cluster.add_node(num_cpus=2)
         until(2)
         (new,) = {member.number for member in crew._members.values()} - {*left}
+        pid = pid_of(crew._members[new])
         # Its raylet is killed while its worker is at a slice: no word to anybody.
         said.clear()
         hit = once(monkeypatch, Score, lambda _: cluster.remove_node(other, allow_graceful=False), number=new)
         assert not different(right, subject.answers(engine))
         until(1)
         assert hit == [new] and any(f"worker {new} on" in line and "was lost" in line for line in said)
+        assert gone(pid)
