@@ -75,6 +75,13 @@ def test_a_first_hit_becomes_a_policy(taught: tuple[Path, list[str]], without: P
     assert lines_of(without)[-1]["hits"] and max(line["validation"] for line in lines_of(without)) < 0.2
 
 
+def test_first_hits_are_searched_for_before_anything_is_learned(taught: tuple[Path, list[str]]) -> None:
+    first, *others = lines_of(taught[0])
+    assert 0 < first["search_samples"] <= 2048 and first["search_samples.tokens"] <= 3 * first["search_samples"]
+    assert first["first_hit.stage"] in ("search", "population")
+    assert all("search_samples" not in line for line in others)
+
+
 def test_equals_are_told_apart_by_the_chance_of_known_hits(without: Path) -> None:
     told = [line for line in lines_of(without) if "hit_chance.best" in line]
     assert told and all(line["hit_chance.best"] > line["hit_chance.mean"] > 0 and line["hits"] for line in told)
@@ -91,7 +98,7 @@ def test_it_is_resumed_to_the_same(taught: tuple[Path, list[str]], options: dict
 
 def test_what_is_too_rare_to_select_by_is_said_once(options: dict[str, Any], tmp_path: Path) -> None:
     view = Said()
-    never = {**options, "fitness": options["reward"], "reward": "similarity"}
+    never = {**options, "fitness": options["reward"], "reward": "similarity", "first_samples": 0}
     run = evolve(**{**never, "gens": 3}, out=tmp_path / "run", view=view)
     assert sum("Hits are too rare to select by" in line and line.startswith("generation") for line in view.lines) == 1
     lines = lines_of(run.folder)

@@ -1,5 +1,6 @@
 """What validation and test may cost at the end of a run that has a budget: as many prompts are met as fit."""
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
@@ -44,16 +45,17 @@ class Allowance:
             spent = sum((part.cost for part in parts[-1]), Cost(spent.tokens, spent.flops))
             spent += Cost(seconds=time.perf_counter() - start)
             done += size
-            size = min(done, len(examples) - done, int(done * self._left(spent)))
+            size = min(done, len(examples) - done, int(done * self.left(spent)))
             if size < done // 4 and done + size < len(examples):
                 break
         met = order[:done]
         return [examples[row] for row in sorted(met)], [joined(own, met) for own in zip(*parts, strict=True)]
 
-    def _left(self, spent: Cost) -> float:
+    def left(self, spent: Cost) -> float:
         """How many times what was spent may be spent yet."""
         limits = ((self.seconds, spent.seconds), (self.tokens, spent.tokens), (self.flops, spent.flops))
-        return max(0.0, min(limit / max(used, 1e-9) - 1 for limit, used in limits if limit is not None))
+        times = (limit / max(used, 1e-9) - 1 for limit, used in limits if limit is not None)
+        return max(0.0, min(times, default=math.inf))
 
 
 UNLIMITED = Allowance()

@@ -19,8 +19,8 @@ HALF = 0.5
 
 @dataclass(frozen=True)
 class FirstHit:
-    """Where the first hit was: in which `generation`, at which `stage` (`population`, `refined`, `samples` or
-    `rollout`), by which individual's id, on which training prompt, and after how many generated tokens."""
+    """Where the first hit was: in which `generation`, at which `stage` (`population`, `refined`, `search`,
+    `samples` or `rollout`), by which individual's id, on which training prompt, and after how many generated tokens."""
 
     generation: int
     stage: str
@@ -79,7 +79,7 @@ class Hits:
     def add(self, where: FirstHit, completion_ids: Sequence[int], worth: float) -> None:
         """Note a completion, if it is a hit."""
         if self.floor is None or not self.is_hit(worth):
-            self.in_vain += self.first is None and where.stage in ("rollout", "samples")
+            self.in_vain += self.first is None and where.stage in ("rollout", "search", "samples")
             return
         self.first = self.first or where
         of_prompt = self.known.get(where.prompt, {})

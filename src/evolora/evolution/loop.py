@@ -30,9 +30,10 @@ from evolora.evolution.hall_of_fame import HallOfFame
 from evolora.evolution.hits import FirstHit, Hits, KnownHit
 from evolora.evolution.options import LoopConfig
 from evolora.evolution.racing import Race, race
+from evolora.evolution.search import searched
 from evolora.evolution.small_probabilities import SHARE, HitChances, halved, least_told, most_often, samples_a_round
 from evolora.evolution.soup import SOUP
-from evolora.models.cost import Costs
+from evolora.models.cost import Cost, Costs
 from evolora.population.evaluation import Drafts, Evaluation, Evaluator, Judge, best_first, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import AVERAGE, Individual, Population, newest
@@ -151,8 +152,10 @@ class Evolution:
         population = self.strategy.ask()
         prompts = self._draw("evaluation", self.task.train, self.config.eval_prompts)
         population, evaluation = self.measure(population, prompts, "population")
+        found = self._search(population)
         evaluation, apart = self._told_apart(population, evaluation)
         metrics: dict[str, Any] = {
+            **found,
             **apart,
             "generation": self.generation,
             "failed": int(np.isnan(evaluation.fitness).sum()),
@@ -188,10 +191,36 @@ class Evolution:
             "time.tokens_per_second": (self.costs.generated_tokens - tokens_before) / seconds,
         }
 
+    def _search(self, population: Population) -> dict[str, Any]:
+        """Before anything is learned, where the run starts from nothing: samples of everybody, which may be hits; and
+        metrics. One that is alone samples as it learns."""
+        most = self.config.first_samples if self.generation == 1 and len(population) > 1 else 0
+        if self.hits.floor is None or not most or self.config.fitness_samples > 1:  # which sample anyway
+            return {}
+        examples = self._draw("search", self.task.train, len(self.task.train))
+        tokens = self.costs.generated_tokens
+
+        def ask(row: int, block: Sequence[Example]) -> Cost:
+            return self._sampled(population.select([row]), block, "search").cost
+
+        self.reporter.part("searching for hits")
+        with self.costs.timed("evaluation"):
+            count = searched(len(population), examples, most, self.allowance, ask=ask, known=lambda: len(self.hits))
+        return {"search_samples": count, "search_samples.tokens": self.costs.generated_tokens - tokens}
+
+    def _sampled(self, population: Population, examples: Sequence[Example], stage: str) -> Evaluation:
+        """What individuals have sampled for training prompts, with all that is to be known of it."""
+        part = self.evaluator.evaluate(population.genomes, examples)
+        self.costs.add("evaluation", part.cost)
+        self.failed_completions += part.failed
+        self._note_earned(part.rewards)
+        self._seen(population, examples, part, stage)
+        return part
+
     def _told_apart(self, population: Population, evaluation: Evaluation) -> tuple[Evaluation, dict[str, Any]]:
         """While hardly anything is paid: with the chances of a hit, by which equals are told apart; and metrics."""
         self._known = ()
-        if self.chances is None or self.hits.floor is None:
+        if self.chances is None or self.hits.floor is None or len(population) == 1:
             return evaluation, {}
         if len(self.hits) == 0:
             return self._told_by_samples(population, evaluation)
@@ -235,12 +264,8 @@ class Evolution:
         def ask(rows: list[int], start: int, stop: int) -> Floats:
             nonlocal sampled
             own, examples = population.select([order[row] for row in rows]), asked[start:stop]
-            part = self.evaluator.evaluate(own.genomes, examples)
+            part = self._sampled(own, examples, "samples")
             sampled += len(own) * len(examples)
-            self.costs.add("evaluation", part.cost)
-            self.failed_completions += part.failed
-            self._note_earned(part.rewards)
-            self._seen(own, examples, part, "samples")
             return np.stack([part.paid(row) for row in range(len(own))])
 
         self.reporter.part("sampling for hits")

@@ -39,6 +39,12 @@ class LoopConfig(Seeded, RolloutOptions, PopulationOptions):
         "where nothing that the base writes greedily is paid, choose among equals by how probable what is paid is "
         "(--no-rare-hits: by the reward alone)",
     )
+    first_samples: int = option(
+        2048,
+        "where nothing that the base writes greedily is paid, so many completions are sampled at most, before anything "
+        "is learned, to find the first that are; they take a fifth of a budget at most; 0: none",
+        ge=0,
+    )
     racing: float | None = option(
         None,
         "let individuals race: after each --racing-block prompts those leave that lose at this error level; none: all "
