@@ -76,14 +76,15 @@ def test_a_resumed_run_is_the_same(words: dict[str, Any], finished: Path, tmp_pa
     ("said", "refine"),
     [
         ({}, (1, "lineage", 6)),
-        ({"fitness": "exact", "reward": "similarity"}, (4, "best", 3)),
+        ({"fitness": "exact", "reward": "similarity"}, (2, "best", 3)),
+        ({"fitness": "exact", "reward": "similarity", "pop": 16}, (4, "best", 3)),
         ({"fitness": "exact", "reward": "similarity", "genes": None}, (1, "lineage", 6)),
-        ({"genes": "lr", "pop": 6}, (3, "best", 3)),
+        ({"genes": "lr", "pop": 6}, (2, "best", 3)),
         ({"genes": ["lr"], "refine_whom": "lineage"}, (1, "lineage", 6)),
         ({"genes": ["lr"], "refine": 2, "rl_steps": 5}, (2, "best", 5)),
     ],
 )
-def test_with_genes_half_of_the_population_is_refined(said: dict[str, Any], refine: tuple[int, str, int]) -> None:
+def test_with_genes_several_are_refined_side_by_side(said: dict[str, Any], refine: tuple[int, str, int]) -> None:
     options = make_options(said)
     evolution: Any = options.evolution
     assert (evolution.refine, evolution.refine_whom, getattr(options.refiner, "rl_steps", None)) == refine

@@ -25,9 +25,9 @@ CrossoverName = Literal["uniform", "module", "rank", "blend", "layer", "svd", "d
 SelectionName = Literal["truncation", "tournament", "rank"]
 # What an individual may have of its own beside its weights.
 GeneName = Literal["lr", "kl-weight", "temperature", "reward-weights"]
-# Where individuals have, so many of the population are refined, and by so many rollouts: to compete they must learn
-# side by side.
-REFINED_SHARE, RL_STEPS_EACH = 1 / 2, 3
+# Where individuals have, such a share of the population is refined, two at least, and by so many rollouts: to compete
+# they must learn side by side. Two by 3 cost as much as one by 6.
+REFINED_SHARE, RL_STEPS_EACH = 1 / 4, 3
 # Whose scale is one of weights, such as a refinement's step can be compared with.
 ABSOLUTE_MUTATIONS = ("gaussian", "module", "masked")
 AUTO: Literal["auto"] = "auto"
@@ -210,7 +210,9 @@ class GAConfig(StrategyOptions, PopulationOptions, HyperparameterOptions):
     def recommends(self, run: Run) -> Recommended:
         evolution, refiner = run.evolution, run.refiner
         apart = bool(self._genes(run)) and said(evolution, "refine_whom", "best") == "best"
-        refine = said(evolution, "refine", max(1, int(evolution.pop * REFINED_SHARE)) if apart else 1)
+        refine = said(
+            evolution, "refine", min(evolution.pop, max(2, int(evolution.pop * REFINED_SHARE))) if apart else 1
+        )
         whom = said(evolution, "refine_whom", "lineage" if refine == 1 else "best")
         of_the_refiner: dict[str, Any] = {}
         if refiner.type != "none":
