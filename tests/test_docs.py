@@ -23,7 +23,16 @@ OPTION = re.compile(r"(?<![\w-])--[a-z][\w.-]*[a-z0-9]")
 # Other programs' options, and words that stand for any of ours.
 OTHERS = {"--index-url", "--only", "--base-rates", "--key", "--no", "--part.name"}
 OTHERS |= {"--head", "--port", "--address", "--temp-dir", "--min-worker-port", "--autoscaling-config"}  # ray's
-OTHERS |= {"--extra-index-url", "--generate", "--new", "--repeats"}  # pip's, and of benchmarks
+OTHERS |= {
+    "--extra-index-url",
+    "--generate",
+    "--new",
+    "--repeats",
+    "--rows",
+    "--new-tokens",
+    "--dealt",
+    "--tiny",
+}  # pip's, and of benchmarks
 MOST_LINES, MOST_COLUMNS = 110, 125
 
 
