@@ -31,11 +31,11 @@ class Divergence:
     def states(self, genome: Tensor, prompts: Prompts, written: Sequence[Sequence[int]]) -> Tensor | None:
         """The hidden states that each token of what was `written` after the prompts is chosen from, [tokens, hidden],
         row by row; None from an engine that does not give them."""
-        completions = Completions.of_ids(written, pad=0)
+        completions = Completions.of_ids(written, pad=0).to(self.engine.device)
         scored = self.engine.score(genome[None], prompts, completions, Scoring(features=True))
         features = scored.features
         scored.release()
-        return None if features is None else features[completions.mask.to(features.device)]
+        return None if features is None else features[completions.mask]
 
     @torch.no_grad()
     def between(self, first: Tensor, second: Tensor) -> Tensor:

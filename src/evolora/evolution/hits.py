@@ -11,6 +11,8 @@ Floats = npt.NDArray[np.float64]
 
 # Of the base's completions on validation, the share that may be paid where RL follows another reward.
 _SELDOM = 0.05
+# So many of them say whether it may.
+_FEWEST = 4
 # Kept of one prompt, and of all: they are scored by each individual.
 _KEPT, _KEPT_IN_ALL = 8, 64
 # What counts as having got there.
@@ -68,7 +70,9 @@ class Hits:
         """Told what the base's completions on validation are worth: whether the run starts from nothing. With a fitness
         `beside` the reward a few of them may be paid."""
         there = worth[~np.isnan(worth)]
-        if len(there) and (there > there.min()).mean() <= (_SELDOM if beside else 0.0):
+        # Few that are worth something alike say little.
+        tells = len(there) >= _FEWEST or (len(there) and there.max() <= 0)
+        if tells and (there > there.min()).mean() <= (_SELDOM if beside else 0.0):
             self.floor = float(there.min())
         return self.floor is not None
 

@@ -350,7 +350,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
         settings: Settings | None = None,
     ) -> Rollout:
         """Sample and score completions of `genomes` [k, genome_length]; `key` is the refinement's, and the step."""
-        settings = settings or self._default_settings(len(genomes))
+        given = settings or self._default_settings(len(genomes))
         return collect(
             self.writer,
             self.scorer,
@@ -359,13 +359,13 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             [keyed_seed(self.seed, "rollout", *each) for each in key],
             samples=self.config.rollout_samples,
             max_new_tokens=self.config.longest,
-            temperature=settings.temperature,
+            temperature=given.temperature,
             truncation=self.config.truncation,
             keep_features=self.keep_features,
             # An update in several minibatches, or with dropout, computes other things than decoding did.
             keep_trace=self.config.minibatches == 1 and not self.dropout,
             reference=self.reference,
-            with_reference=bool(settings.kl_weight.any()),
+            with_reference=bool(given.kl_weight.any()),
             settings=settings,
             dtype=self.dtype,
             reporter=self.reporter,
