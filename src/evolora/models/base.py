@@ -29,8 +29,8 @@ from transformers.utils.hub import extract_commit_hash
 from evolora.errors import InputError
 from evolora.files import is_sealed, verify
 from evolora.models.foreign import check_model_folder, check_sizes, loading, refuse_code, weight_files
+from evolora.models.options import BUNDLED_FOLDER, ModelOptions
 from evolora.models.options import BUNDLED_MODEL as BUNDLED_MODEL
-from evolora.models.options import ModelOptions
 from evolora.models.quantization import (
     BITSANDBYTES,
     keep_weights_as_they_are,
@@ -44,7 +44,6 @@ from evolora.models.quantization import (
 TEMPLATE = "chat_template.jinja"
 """Where transformers writes a tokenizer's chat template."""
 TOKENIZER = "tokenizer_config.json"
-_ASSETS = Path(__file__).parents[1] / "assets"
 
 
 @dataclass(frozen=True)
@@ -67,7 +66,7 @@ class BaseModel:
 
 def model_path(name: str) -> str:
     """Where a model is loaded from: the bundled one's folder, or `name` itself (a local folder or hub name)."""
-    return str(_ASSETS / BUNDLED_MODEL) if name == BUNDLED_MODEL else name
+    return BUNDLED_FOLDER if name == BUNDLED_MODEL else name
 
 
 def dtype_on(device: str, name: str) -> torch.dtype:

@@ -2,6 +2,7 @@
 
 import os
 import re
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator
@@ -30,6 +31,16 @@ Modules = Annotated[list[str] | str | None, BeforeValidator(_modules)]
 
 
 BUNDLED_MODEL = "tiny-gpt2"
+BUNDLED_FOLDER = str(Path(__file__).parents[1] / "assets" / BUNDLED_MODEL)
+
+
+def is_bundled(name: str) -> bool:
+    """Whether this names the bundled model: by its name or its folder, or as an object that was loaded from there.
+
+    >>> is_bundled("tiny-gpt2"), is_bundled(f"<model {BUNDLED_FOLDER}>"), is_bundled("gpt2")
+    (True, True, False)
+    """
+    return name.removeprefix("<model ").removesuffix(">") in (BUNDLED_MODEL, BUNDLED_FOLDER)
 
 
 class ModelOptions(Options):

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Protocol, g
 from pydantic import BeforeValidator, Field
 
 from evolora.engine.options import temperature_option
-from evolora.models.options import BUNDLED_MODEL
+from evolora.models.options import is_bundled
 from evolora.options import Options, option, said
 from evolora.population.options import HyperparameterOptions, PopulationOptions
 from evolora.rewards.options import HUMAN
@@ -232,7 +232,7 @@ class GAConfig(StrategyOptions, PopulationOptions, HyperparameterOptions):
             "evolution": {"refine": refine, "refine_whom": whom, **_of_a_lineage(run, whom)},
             "refiner": of_the_refiner,
             # 0.02 is known to suit the one.
-            "strategy": {} if run.model.name == BUNDLED_MODEL else {"mutation_scale": AUTO},
+            "strategy": {} if is_bundled(run.model.name) else {"mutation_scale": AUTO},
         }
 
     def _genes(self, run: Run) -> list[GeneName]:
