@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 
 ENDING = [signal.Signals[name] for name in ("SIGINT", "SIGTERM", "SIGHUP") if name in signal.Signals.__members__]
-NOTHING_YET = "Interrupted before there was anything to keep."
+NOTHING_YET = "Interrupted before there was anything new to keep."
 
 leaving: list[str] = []
 """What a screen wants to be told when the process ends at once: that the cursor is to be seen again, say."""

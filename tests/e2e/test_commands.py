@@ -291,7 +291,7 @@ def test_a_signal_while_the_screen_loads_leaves_the_cursor(toy: Any, trainer: st
     child = pexpect.spawn(sys.executable, arguments, encoding="utf-8", timeout=60, dimensions=(40, 80))
     child.expect("loading torch")
     child.sendintr()
-    child.expect("Interrupted before there was anything to keep.")
+    child.expect("Interrupted before there was anything new to keep.")
     before = child.before
     child.expect(pexpect.EOF)
     child.close()

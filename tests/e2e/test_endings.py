@@ -99,7 +99,7 @@ def test_a_signal_in_the_first_seconds_is_a_sentence(
     process.send_signal(number)
     _, errors = process.communicate(timeout=60)
     said = [line for line in errors.splitlines() if not line.startswith("import time:")]
-    assert (process.returncode, said) == (128 + number, ["Interrupted before there was anything to keep."])
+    assert (process.returncode, said) == (128 + number, ["Interrupted before there was anything new to keep."])
     assert not run.exists()
 
 
@@ -110,7 +110,7 @@ def test_a_signal_while_the_model_is_loaded_is_a_sentence(toy: Any, tmp_path: Pa
     until(process.stdout, "asleep")
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (130, "Interrupted before there was anything to keep.\n")
+    assert (process.returncode, errors) == (130, "Interrupted before there was anything new to keep.\n")
 
 
 def test_a_signal_while_the_winner_is_tested_ends_at_once(toy: Any, evolora: Any, tmp_path: Path) -> None:

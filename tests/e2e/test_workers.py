@@ -109,6 +109,9 @@ def test_what_workers_cannot_do_is_a_sentence(toy: Any, evolora: Any, tmp_path: 
 
     assert "found no Ray there" in said("--ray", "127.0.0.1:1")
     assert "expected HOST:PORT" in said("--ray", "somewhere")
+    assert "expected HOST:PORT" in said("--ray", "")
+    assert "--workers-gpus 0.5 without workers" in said("--workers-gpus", "0.5")
+    assert "--workers-limit 3 without workers" in said("--workers-limit", "3")
     assert "expected at least one worker" in said("--ray", "127.0.0.1:1", "--workers", "0")
     assert "on one of the cluster's own machines" in said("--ray", "ray://127.0.0.1:10001")
     monkeypatch.setitem(sys.modules, "ray", None)

@@ -36,7 +36,7 @@ def connect(address: str | None, *, cpus: int) -> bool:
     quiet: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     with _own_signals():
         if address is None:
-            with _refused(f"{said}: Ray cannot be started on this machine", "that it can"):
+            with _refused(f"{said}: Ray cannot be started on this machine", "that it can, or less else to run"):
                 ray.init("local", num_cpus=cpus, include_dashboard=False, **quiet)
             return True
         if address != "auto":
@@ -74,8 +74,6 @@ def leave() -> None:
 def _knock(address: str) -> None:
     """Ray tries for minutes before it says that nobody is there."""
     host, _, port = address.rpartition(":")
-    if not host or not port.isdigit():
-        raise InputError(f"--ray {address}: expected HOST:PORT of a cluster's head, or auto")
     try:
         socket.create_connection((host, int(port)), _SECONDS_TO_ANSWER).close()
     except (OSError, OverflowError) as error:

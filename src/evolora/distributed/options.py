@@ -56,3 +56,11 @@ class WorkersOptions(Options):
             raise ValueError(
                 f"--ray {self.ray}: expected HOST:PORT or auto, evolora runs on one of the cluster's own machines"
             )
+        if self.ray is not None and self.ray != "auto":
+            host, _, port = self.ray.rpartition(":")
+            if not host or not port.isdigit():
+                raise ValueError(f"--ray {self.ray!r}: expected HOST:PORT of a cluster's head, or auto")
+        for name, value in (("gpus", self.gpus), ("limit", self.limit)):
+            # With 0, to which a run may be resumed, there is nobody whom they are for.
+            if value is not None and self.count is None and self.ray is None:
+                raise ValueError(f"--workers-{name} {value:g} without workers: expected --workers or --ray beside it")
