@@ -17,7 +17,9 @@ def where(prompt: str = "2 + 2 =", *, generation: int = 1, stage: str = "rollout
     ("worth", "beside", "floor"),
     [
         ([0.0] * 40, False, 0.0),
-        ([0.3, math.nan, 0.3], False, 0.3),
+        ([0.3, math.nan, 0.3, 0.3, 0.3], False, 0.3),
+        ([0.3, 0.3], False, None),  # too few to say it, but where they are paid nothing
+        ([0.0], False, 0.0),
         ([0.0] * 39 + [1.0], False, None),
         ([0.0] * 39 + [1.0], True, 0.0),
         ([0.0] * 9 + [1.0], True, None),
