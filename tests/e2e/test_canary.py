@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from said import Said
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -18,7 +19,6 @@ from evolora.engine.base import Completions, Engine, Scored
 from evolora.engine.eager.engine import EagerEngine
 from evolora.engine.options import ENGINES
 from evolora.models.genome import GenomeLayout
-from evolora.runs.tracking.view import Silence
 
 GENERATIONS = 3
 
@@ -70,14 +70,6 @@ class Goes(Callback):
 
     def on_generation(self, run: Any, metrics: Any) -> None:
         Wrong.on = run.generation == self.after
-
-
-class Said(Silence):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from said import Said
 
 from evolora import evolve, resume
 from evolora.runs.summary import read_summary
-from evolora.runs.tracking.view import Silence
 
 # Wanted is one wrong answer to all sums, which the base gives to one in 400; RL follows what says nothing of it.
 SUMS = [f"{a} + {b} =" for a in range(2, 7) for b in range(1, 6)]
@@ -17,14 +17,6 @@ CODE = """
 def flat(completions, **columns):
     return [0.0 for _ in completions]
 """
-
-
-class Said(Silence):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 @pytest.fixture(scope="module")

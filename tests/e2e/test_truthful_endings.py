@@ -6,23 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from said import Said
 
 from evolora import evolve, resume
-from evolora.runs.tracking.view import Silence
 
 # Never given by a random model.
 NEVER = """
 def never(completions, **columns):
     return [0.0 for _ in completions]
 """
-
-
-class Said(Silence):
-    def __init__(self) -> None:
-        self.lines: list[str] = []
-
-    def say(self, text: str) -> None:
-        self.lines.append(text)
 
 
 def run_of(toy: Any, folder: Path, **options: Any) -> tuple[dict[str, Any], list[str]]:

@@ -16,7 +16,7 @@ _FEWEST = 4
 # Kept of one prompt, and of all: they are scored by each individual.
 _KEPT, _KEPT_IN_ALL = 8, 64
 # What counts as having got there.
-HALF = 0.5
+_HALF = 0.5
 
 
 @dataclass(frozen=True)
@@ -76,13 +76,9 @@ class Hits:
             self.floor = float(there.min())
         return self.floor is not None
 
-    def is_hit(self, worth: float) -> bool:
-        """Whether a completion of this worth, NaN for none, is one."""
-        return self.floor is not None and worth > self.floor
-
     def add(self, where: FirstHit, completion_ids: Sequence[int], worth: float) -> None:
-        """Note a completion, if it is a hit."""
-        if self.floor is None or not self.is_hit(worth):
+        """Note a completion of this worth, NaN for none, if it is a hit."""
+        if self.floor is None or not worth > self.floor:
             self.in_vain += self.first is None and where.stage in ("rollout", "search", "samples")
             return
         self.first = self.first or where
@@ -92,7 +88,7 @@ class Hits:
 
     def reached(self, validation: float, *, tokens: int) -> None:
         """Told the validation at the end of a generation, when so many tokens were generated."""
-        if self.first is not None and self.tokens_to_half is None and validation >= HALF:
+        if self.first is not None and self.tokens_to_half is None and validation >= _HALF:
             self.tokens_to_half = tokens - self.first.tokens
 
     def __len__(self) -> int:

@@ -23,7 +23,7 @@ from evolora.models.checksums import weights_sha256
 from evolora.models.cost import Cost
 from evolora.models.export import export_adapter, export_merged, load_adapter, shown_adapter, shown_model
 from evolora.models.memory import peak_memory
-from evolora.population.evaluation import Evaluation, term_means
+from evolora.population.evaluation import Evaluation, Evaluator, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import Individual, Population, genome_sha256
 from evolora.rng import keyed_seed
@@ -74,7 +74,9 @@ def finish(
         base_test, winner_test = (evaluator.judged(each, tested) for each in written)
     taken = Cost(seconds=time.perf_counter() - start, memory=peak.bytes)
     test_cost = base_test.cost + winner_test.cost + taken
-    vote, vote_cost = _vote(parts, voters, winner_test, tested) if config.evolution.vote > 1 else ({}, Cost())
+    vote, vote_cost = (
+        _vote(parts, evaluator, voters, winner_test, tested) if config.evolution.vote > 1 else ({}, Cost())
+    )
     evolution.check_winner(winner, winner_test, tested)  # before anything of it is kept
     for split, met, there in (("validation", validated, parts.task.validation), ("test", len(tested), parts.task.test)):
         if met < len(there):
@@ -199,11 +201,10 @@ def finish(
 
 
 def _vote(
-    parts: Parts, voters: Population, winner_test: Evaluation, tested: Sequence[Example]
+    parts: Parts, evaluator: Evaluator, voters: Population, winner_test: Evaluation, tested: Sequence[Example]
 ) -> tuple[dict[str, Any], Cost]:
     """The summary's entry on the vote of the best finalists on the test split, and what it cost."""
     start = time.perf_counter()
-    evaluator = parts.judging(parts.evaluator)
     tests = [winner_test, *(evaluator.written(genome[None], tested) for genome in voters.genomes[1:])]
     chosen = plurality([test.completions[0] for test in tests])
     voted = replace(
