@@ -28,10 +28,11 @@ TERMS = (
 )
 ALL_TERMS = " + ".join(TERMS)
 
-BUDGET_SECONDS = 240.0
-# The search over single terms: (how many terms go on, seconds that each of them has had in all by then). What is left
-# of the budget is the best one's. Of equals the seed draws one.
-RUNGS = ((10, 8.0), (3, 20.0))
+BUDGET_SECONDS = 180.0
+# The search over single terms: (how many terms go on, seconds that each of them has had in all by then, to the nearest
+# generation). What is left of the budget is the best one's. The seed draws the first five: a step of all ten would leave
+# the best one nothing. Of equals it draws one, too.
+RUNGS = ((5, 8.0), (2, 20.0))
 
 _DEFAULTS = make_options().refiner
 assert isinstance(_DEFAULTS, PolicyGradientConfig)
@@ -86,7 +87,7 @@ ARMS: dict[str, Arm] = {
             name="grpo-searched",
             title="GRPO alone, on the best single term of a search",
             role="single",
-            options={**_alone("grpo"), "rl_steps": 1},
+            options={**_alone("grpo"), "rl_steps": 1, "rollout_prompts": 4},
             kind="search",
         ),
         Arm(name="ppo-terms", title="PPO alone, on all terms", role="single", options=_alone("ppo")),

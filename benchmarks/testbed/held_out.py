@@ -28,6 +28,7 @@ from testbed.tasks import MAX_NEW_TOKENS, BedTask
 SAMPLES = 16  # of a test prompt, for pass@16
 KL_SAMPLES = 2  # of them, for the KL on the task's prompts
 ROWS = 512
+AT_ONCE = 20  # neutral sentences
 
 _SUBJECTS = (
     "The ferry to the island", "A train from the coast", "The library on the corner", "An old stone bridge",
@@ -127,15 +128,16 @@ def _kl_of_samples(parts: Parts, genome: Tensor, prompts: list[list[int]], rows:
 
 def drift(parts: Parts, adapter: Path) -> float:
     """KL(adapter || base) over the whole vocabulary, the mean over the tokens of the neutral sentences, by PEFT."""
-    sentences = neutral_sentences()
+    rows = sorted(parts.text.encode(neutral_sentences()), key=len)
     model = PeftModel.from_pretrained(parts.base.model, adapter).eval()
     total, count = 0.0, 0
     with torch.no_grad():
-        for ids in parts.text.encode(sentences):
-            tokens = torch.tensor([ids])
-            own = torch.log_softmax(model(input_ids=tokens).logits[0].float(), -1)
+        for start in range(0, len(rows), AT_ONCE):
+            some = Completions.of_ids(rows[start : start + AT_ONCE], parts.text.pad)
+            # What is padded on the right is seen by nobody before it.
+            own = torch.log_softmax(model(input_ids=some.ids).logits.float(), -1)
             with model.disable_adapter():
-                base = torch.log_softmax(model(input_ids=tokens).logits[0].float(), -1)
-            total += float((own.exp() * (own - base)).sum())
-            count += len(ids)
+                base = torch.log_softmax(model(input_ids=some.ids).logits.float(), -1)
+            total += float((own.exp() * (own - base)).sum(-1)[some.mask].sum())
+            count += some.tokens
     return total / count

@@ -18,10 +18,11 @@ Row = dict[str, Any]
 DATA = Path(__file__).resolve().parent / "data"
 SEED = 20
 SIZES = {"train": 96, "validation": 40, "test": 56}
-# Of what there is less that a small model may know.
+# Of what there is less, or less that a small model may know.
 FEWER = {
     "capitals": {"train": 48, "validation": 18, "test": 32},
     "sums": {"train": 72, "validation": 24, "test": 48},
+    "gym": {"train": 72, "validation": 24, "test": 48},
 }
 
 CAPITALS = """
@@ -64,7 +65,7 @@ BAD = (
     "the staff were rude", "everything was dirty", "the food was cold", "the noise was terrible",
     "the service was slow", "the price was far too high", "we felt ignored", "the smell was awful",
 )  # fmt: skip
-GYM, GYM_OPTIONS = "chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 2}
+GYM, GYM_OPTIONS = "chain_sum", {"min_terms": 2, "max_terms": 2, "min_digits": 1, "max_digits": 1}
 LABELS = {"positive": 0.6, "negative": 0.28, "mixed": 0.12}
 ITEMS = (
     "kettle lamp chair toaster blanket clock mirror vase teapot backpack keyboard umbrella blender candle pillow "

@@ -39,7 +39,7 @@ class BedTask:
     @property
     def run_options(self) -> dict[str, Any]:
         """What every run on it is given alike."""
-        return {"max_new_tokens": MAX_NEW_TOKENS, "dtype": "float32", **self.options}
+        return {"max_new_tokens": MAX_NEW_TOKENS, "dtype": "bfloat16", **self.options}
 
     @property
     def followed(self) -> str:
@@ -90,7 +90,7 @@ TASKS: dict[str, BedTask] = {
         BedTask(
             name="gym",
             kind="warm",
-            what="reasoning-gym's chain_sum: a sum or difference of two numbers of one or two digits",
+            what="reasoning-gym's chain_sum: a sum or difference of two numbers of one digit",
             fitness="exact",
             options=ONE_LINE,
         ),

@@ -121,7 +121,7 @@ def world(score: Score = good, **more: Any) -> list[Row]:
             "options_sha256": options_sha256(ARMS[run["arm"]], TASKS[run["task"]], run["setting"]),
             "setting": run["setting"],
             "seed": run["seed"],
-            "budget": "240 s",
+            "budget": f"{BUDGET_SECONDS:g} s",
             "processor": "one",
             "base": 0.1,
             "test": score(run["task"], run["arm"], run["seed"], run["setting"]),

@@ -99,6 +99,32 @@ def leave_one_out_advantages(scores: Tensor, scored: Tensor, *, group_size: int,
     return advantages.flatten(-2)
 
 
+def fitness_first(scores: Tensor, scored: Tensor, paid: Tensor, *, group_size: int, least: Tensor) -> Tensor:
+    """What a policy follows that is judged by another measure than its reward: [k, rows]. In groups that what is `paid`
+    [k, rows], NaN without a value, tells apart, it is that, at the groups' mean score and the individual's usual spread
+    within a group; in those where everybody is paid alike, and more than the `least` [k], nothing, all scores being
+    their mean; in the others it is `scores`.
+
+    >>> scores, paid = torch.tensor([[4.0, 2.0, 5.0, 7.0]]), torch.tensor([[0.0, 1.0, 0.0, 0.0]])
+    >>> fitness_first(scores, torch.ones(1, 4), paid, group_size=2, least=torch.zeros(1))
+    tensor([[2., 4., 5., 7.]])
+    >>> fitness_first(scores, torch.ones(1, 4), torch.ones(1, 4), group_size=2, least=torch.zeros(1))
+    tensor([[3., 3., 6., 6.]])
+    """
+    grouped, inside = _groups(scores, group_size), _groups(scored.bool() & ~paid.isnan(), group_size)
+    worth = _groups(paid.nan_to_num(), group_size).to(scores.dtype)
+    # A group as an individual of one row, for the masked statistics.
+    alone, mask = grouped[..., None, :], inside[..., None, :]
+    mean, paid_mean = (masked_mean(each[..., None, :], mask)[..., None] for each in (grouped, worth))
+    usual = masked_variance(alone, mask).mean(-1).sqrt()[..., None, None]
+    usual = torch.where(usual > 0, usual, 1.0)
+    spread = masked_variance(worth[..., None, :], mask).sqrt()[..., None]
+    told = ~_equal(paid.nan_to_num(), scored.bool() & ~paid.isnan(), group_size)[..., None]
+    all_have_it = ~told & inside.all(-1, keepdim=True) & (paid_mean > least[..., None, None])
+    by_fitness = mean + torch.where(inside, worth - paid_mean, 0.0) / spread.clamp(min=SCALE_FLOOR) * usual
+    return torch.where(told, by_fitness, torch.where(all_have_it, mean, grouped)).flatten(-2)
+
+
 def equal_groups(scores: Tensor, scored: Tensor, *, group_size: int) -> Tensor:
     """The share of each individual's groups whose scores are all equal, or fewer than two: they teach nothing. [k].
 

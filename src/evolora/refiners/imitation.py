@@ -22,6 +22,10 @@ from evolora.refiners.replay import Change, Learned, Lesson, Replay, Written
 from evolora.rng import keyed_generator, keyed_seed
 from evolora.tasks.task import Example
 
+# How often lessons are repeated at most in a run that starts from nothing, and from which mean probability on they are
+# known.
+_REPEATS, _KNOWN = 4, 0.3
+
 
 class Pupil:
     """An individual under refinement, with a replay of its own: what was known before, and what it writes and learns
@@ -108,25 +112,35 @@ class Imitation:
         key: Sequence[tuple[int, ...]],
         costs: Costs,
     ) -> dict[str, Tensor]:
-        """One step of each of `rows` [k, genome_length] towards some lessons of its own, by the mean of -weight * log p
+        """A step of each of `rows` [k, genome_length] towards some lessons of its own, by the mean of -weight * log p
         over their tokens, after a rollout whose completions are `worth` [k, completions] so much, NaN without a score;
-        what it takes is added to `costs`.
+        what it takes is added to `costs`. In a run that starts from nothing there are several, until the lessons are
+        known: they are few, and cheap beside a rollout, and the sooner they are known the sooner others are found.
 
         A lesson's weight is its gain times the probability that the policy does not write it, scaled to a mean of 1; it
         is drawn with a probability in proportion to its gain. Returns the numbers of lessons and of those taught, [k].
         """
-        lessons, chosen = [pupil.replay.lessons() for pupil in pupils], list[list[Lesson]]()
-        for row, own in enumerate(lessons):
-            untold = self._untold(pupils[row], worth[row : row + 1])
-            count = min(round(untold * self.most), len(own))
-            gains = torch.tensor([lesson.gain for lesson in own], dtype=torch.float64)
-            generator = keyed_generator(self.seed, "replay", *key[row])
-            drawn = torch.multinomial(gains, count, generator=generator).tolist() if count else []
-            chosen.append([own[index] for index in drawn])
-        if any(chosen):
-            self._step(pupils, rows, optimiser, chosen, key, costs)
-        counts = {"lessons": lessons, "taught": chosen}
-        return {name: torch.tensor([float(len(own)) for own in each]) for name, each in counts.items()}
+        lessons = [pupil.replay.lessons() for pupil in pupils]
+        untold = [self._untold(pupil, worth[row : row + 1]) for row, pupil in enumerate(pupils)]
+        drawn = [keyed_generator(self.seed, "replay", *each) for each in key]
+        taught, known = [0] * len(pupils), [False] * len(pupils)
+        for repeat in range(_REPEATS if self.replay.fewest == 1 else 1):
+            chosen = list[list[Lesson]]()
+            for row, pupil in enumerate(pupils):
+                own = lessons[row] if repeat == 0 else pupil.replay.lessons()
+                count = 0 if known[row] else min(round(untold[row] * self.most), len(own))
+                gains = torch.tensor([lesson.gain for lesson in own], dtype=torch.float64)
+                places = torch.multinomial(gains, count, generator=drawn[row]).tolist() if count else []
+                chosen.append([own[place] for place in places])
+            if not any(chosen):
+                break
+            probabilities = self._step(pupils, rows, optimiser, chosen, key, costs)
+            taught = [count + len(own) for count, own in zip(taught, chosen, strict=True)]
+            known = [probability > _KNOWN for probability in probabilities]
+        return {
+            "lessons": torch.tensor([float(len(own)) for own in lessons]),
+            "taught": torch.tensor([float(count) for count in taught]),
+        }
 
     def _untold(self, pupil: Pupil, worth: Tensor) -> float:
         """The share that a rollout leaves untold: a group that tells its completions apart needs no lesson."""
@@ -143,7 +157,8 @@ class Imitation:
         chosen: Sequence[Sequence[Lesson]],
         key: Sequence[tuple[int, ...]],
         costs: Costs,
-    ) -> None:
+    ) -> list[float]:
+        """The mean probability of each row's lessons before the step, 1 where it has none."""
         lessons = [lesson for own in chosen for lesson in own]
         owners = [row for row, own in enumerate(chosen) for _ in own]
         prompts = self.text.encode([lesson.prompt for lesson in lessons])
@@ -155,11 +170,13 @@ class Imitation:
         log_probs, _ = differentiable_scores(self.engine, rows, prompts, completions, how, owners=owners)
         sums = log_probs.where(completions.mask, 0.0).sum(-1).split([*map(len, chosen)])
         tokens = completions.mask.sum(-1).split([*map(len, chosen)])
-        losses = []
+        losses, probabilities = [], []
         for row, own in enumerate(chosen):
             if not own:
+                probabilities.append(1.0)
                 continue
             known = sums[row].detach().exp()
+            probabilities.append(float(known.mean()))
             for lesson, probability in zip(own, known.tolist(), strict=True):
                 pupils[row].change(Learned(lesson, probability))
             weights = torch.tensor([lesson.gain for lesson in own], dtype=torch.float64).to(rows) * (1 - known)
@@ -172,6 +189,7 @@ class Imitation:
         optimiser.step(rows.grad, torch.tensor([bool(own) for own in chosen], device=rows.device))
         size, lengths = self.engine.size, lengths_read(prompts, completions)
         costs.add("update", Cost(completions.tokens, size.forward(lengths) + size.backward(lengths)))
+        return probabilities
 
     def state_dict(self) -> dict[str, Any]:
         return self.replay.state_dict()

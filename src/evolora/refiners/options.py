@@ -70,6 +70,11 @@ class PolicyGradientConfig(RefinerOptions, CompletionOptions, RolloutOptions, Hy
         "prompts where the policy earns less; the fewer, the more the rollout tells by itself; 0: none",
         ge=0,
     )
+    fitness_first: bool = option(
+        False,
+        "where a --fitness beside the reward pays completions: follow it alone on prompts whose completions it tells "
+        "apart, leave those that have all earned it, and follow the reward on the others",
+    )
     equal_groups: Literal["skip", "keep"] = option(
         "keep", "prompts whose completions all earn the same: skip them in updates, or keep them"
     )
@@ -104,6 +109,8 @@ class PolicyGradientConfig(RefinerOptions, CompletionOptions, RolloutOptions, Hy
             raise ValueError(
                 "--equal-groups skip with one completion a prompt: expected --rollout-samples of at least 2"
             )
+        if self.fitness_first and self.rollout_samples == 1:
+            raise ValueError("one completion a prompt with --fitness-first: expected --rollout-samples of at least 2")
         if self.update_kl and self.updates == 1:
             raise ValueError(
                 f"--update-kl {self.update_kl} with one update on a rollout: expected --epochs or --minibatches of at "

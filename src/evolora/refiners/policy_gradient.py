@@ -21,7 +21,7 @@ from evolora.models.cost import Cost, Costs
 from evolora.population.evaluation import Evaluation
 from evolora.population.population import Hyperparameters, Individual
 from evolora.population.writing import Writer
-from evolora.refiners.advantages import unequal_groups
+from evolora.refiners.advantages import fitness_first, unequal_groups
 from evolora.refiners.base import Refinement, Sampled, joined
 from evolora.refiners.carried import Carried, CarriedStates
 from evolora.refiners.imitation import Imitation
@@ -351,7 +351,7 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
     ) -> Rollout:
         """Sample and score completions of `genomes` [k, genome_length]; `key` is the refinement's, and the step."""
         given = settings or self._default_settings(len(genomes))
-        return collect(
+        rollout = collect(
             self.writer,
             self.scorer,
             genomes,
@@ -371,6 +371,14 @@ class PolicyGradientRefiner(ABC, Generic[Config]):
             reporter=self.reporter,
             fitness=self._pays(),
         )
+        if not self.config.fitness_first or rollout.paid is None:
+            return rollout
+        known = torch.inf if self.imitation is None else self.imitation.replay.lowest
+        least = rollout.paid.nan_to_num(nan=torch.inf).amin(-1).clamp(max=known)
+        followed = fitness_first(
+            rollout.scores, rollout.scored, rollout.paid, group_size=self.config.rollout_samples, least=least
+        )
+        return replace(rollout, scores=followed)
 
     def _pays(self) -> Scorer | None:
         """What says what a completion is truly worth, where that is another than the reward."""

@@ -21,11 +21,11 @@ from evolora.tasks.task import drawn_order
 
 MUTATION_SCALE = "mutation_scale.json"
 
-PROMPTS, MUTANTS = 8, 4
+PROMPTS, MUTANTS = 8, 2
 # Where the ladder stands at first: about the scale of each kind that changes what the bundled model writes as much as
-# 0.02 does of the first. Its rungs lie a factor of 2 apart, two below.
+# 0.02 does of the first. Its rungs lie a factor of 2 apart, one below.
 _USUAL: dict[MutationName, float] = {"gaussian": 0.02, "module": 0.03, "masked": 0.06, "relative": 0.8, "svd": 0.3}
-_RUNGS, _BELOW = 6, 2
+_RUNGS, _BELOW = 4, 1
 # How often it is moved by its length where all of it changes too much, or too little.
 _MOVES = 2
 

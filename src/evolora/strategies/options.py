@@ -25,9 +25,14 @@ CrossoverName = Literal["uniform", "module", "rank", "blend", "layer", "svd", "d
 SelectionName = Literal["truncation", "tournament", "rank"]
 # What an individual may have of its own beside its weights.
 GeneName = Literal["lr", "kl-weight", "temperature", "reward-weights"]
-# Where individuals have, such a share of the population is refined, two at least, and by so many rollouts: to compete
-# they must learn side by side. Two by 3 cost as much as one by 6.
-REFINED_SHARE, RL_STEPS_EACH = 1 / 4, 3
+# Where individuals have, such a share of the population is refined, two at least: to compete they must learn side by
+# side.
+REFINED_SHARE = 1 / 4
+# By how many rollouts one is refined in a generation, and each of several.
+RL_STEPS, RL_STEPS_EACH = 6, 3
+# The same of a model whose updates take long, where a fitness judges what each is worth: selection is to have its say
+# before the time is over. What a rollout says is read once, as decoding has done half of that work.
+FEW_STEPS, FEW_STEPS_EACH = 2, 1
 # Whose scale is one of weights, such as a refinement's step can be compared with.
 ABSOLUTE_MUTATIONS = ("gaussian", "module", "masked")
 AUTO: Literal["auto"] = "auto"
@@ -215,14 +220,19 @@ class GAConfig(StrategyOptions, PopulationOptions, HyperparameterOptions):
         )
         whom = said(evolution, "refine_whom", "lineage" if refine == 1 else "best")
         of_the_refiner: dict[str, Any] = {}
+        small, beside, several = is_bundled(run.model.name), evolution.fitness is not None, apart and refine > 1
+        few = beside and not small
         if refiner.type != "none":
-            samples = said(refiner, "rollout_samples", 4)
+            samples, epochs = said(refiner, "rollout_samples", 4), said(refiner, "epochs", 1 if few else refiner.epochs)
+            steps, steps_each = (FEW_STEPS, FEW_STEPS_EACH) if few else (RL_STEPS, RL_STEPS_EACH)
             of_the_refiner = {
                 # A whole population is evaluated between two refinements.
-                "rl_steps": RL_STEPS_EACH if apart and refine > 1 else 6,
+                "rl_steps": steps_each if several else steps,
+                "epochs": epochs,
                 "rollout_samples": samples,
                 "equal_groups": "skip" if samples > 1 else "keep",
-                "update_kl": 0.1 if refiner.updates > 1 else 0.0,
+                "fitness_first": beside and samples > 1,
+                "update_kl": 0.1 if epochs * refiner.minibatches > 1 else 0.0,
                 # Evolution keeps what is better. Adaptation needs a weight to begin with.
                 **({"kl_weight": 0.0} if refiner.kl_target is None else {}),
                 # What people are thought to want changes with every vote: what was best before need not be.
@@ -232,7 +242,7 @@ class GAConfig(StrategyOptions, PopulationOptions, HyperparameterOptions):
             "evolution": {"refine": refine, "refine_whom": whom, **_of_a_lineage(run, whom)},
             "refiner": of_the_refiner,
             # 0.02 is known to suit the one.
-            "strategy": {} if is_bundled(run.model.name) else {"mutation_scale": AUTO},
+            "strategy": {} if small else {"mutation_scale": AUTO},
         }
 
     def _genes(self, run: Run) -> list[GeneName]:
