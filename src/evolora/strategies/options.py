@@ -30,9 +30,10 @@ GeneName = Literal["lr", "kl-weight", "temperature", "reward-weights"]
 REFINED_SHARE = 1 / 4
 # By how many rollouts one is refined in a generation, and each of several.
 RL_STEPS, RL_STEPS_EACH = 6, 3
-# The same of a model whose updates take long, where a fitness judges what each is worth: selection is to have its say
-# before the time is over. What a rollout says is read once, as decoding has done half of that work.
-FEW_STEPS, FEW_STEPS_EACH = 2, 1
+# Of a model whose updates take long it is fewer, where a fitness judges what each is worth: selection is to have its
+# say before the time is over. What a rollout says is read once, as decoding has done half of that work; and several
+# have rollouts of so many completions, half as many as one.
+FEW_STEPS, COMPLETIONS_EACH = 2, 32
 # Whose scale is one of weights, such as a refinement's step can be compared with.
 ABSOLUTE_MUTATIONS = ("gaussian", "module", "masked")
 AUTO: Literal["auto"] = "auto"
@@ -224,10 +225,10 @@ class GAConfig(StrategyOptions, PopulationOptions, HyperparameterOptions):
         few = beside and not small
         if refiner.type != "none":
             samples, epochs = said(refiner, "rollout_samples", 4), said(refiner, "epochs", 1 if few else refiner.epochs)
-            steps, steps_each = (FEW_STEPS, FEW_STEPS_EACH) if few else (RL_STEPS, RL_STEPS_EACH)
             of_the_refiner = {
                 # A whole population is evaluated between two refinements.
-                "rl_steps": steps_each if several else steps,
+                "rl_steps": FEW_STEPS if few else RL_STEPS_EACH if several else RL_STEPS,
+                **({"rollout_prompts": max(1, COMPLETIONS_EACH // samples)} if few and several else {}),
                 "epochs": epochs,
                 "rollout_samples": samples,
                 "equal_groups": "skip" if samples > 1 else "keep",
