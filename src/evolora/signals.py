@@ -3,6 +3,8 @@
 import contextlib
 import os
 import signal
+import sys
+import threading
 from collections.abc import Callable, Iterator
 from types import FrameType
 
@@ -14,6 +16,9 @@ leaving: list[str] = []
 
 exit_now = os._exit
 """The real one: while a user's function runs, `os._exit` raises (`rewards/process_state.py`)."""
+
+# Seconds after which a signal that was swallowed is sent again.
+_SOON = 0.05
 
 Handler = Callable[[int, FrameType | None], object]
 
@@ -46,8 +51,22 @@ def answered_by(handler: Handler) -> Iterator[None]:
     before = {number: found for number in ENDING if (found := signal.getsignal(number)) in usual}
     for number in before:
         signal.signal(number, handler)
+    unraisable = sys.unraisablehook
+
+    def again(found: "sys.UnraisableHookArgs") -> None:
+        """Python swallows what is raised in a callback of its own, as of a weak reference: it is sent once more."""
+        if not isinstance(found.exc_value, Signalled):
+            unraisable(found)
+            return
+        timer = threading.Timer(_SOON, os.kill, (os.getpid(), found.exc_value.number))
+        timer.daemon = True
+        timer.start()
+
+    sys.unraisablehook = again
     try:
         yield
     finally:
+        if sys.unraisablehook is again:
+            sys.unraisablehook = unraisable
         for number, found in before.items():
             signal.signal(number, found)

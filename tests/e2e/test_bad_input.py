@@ -39,6 +39,8 @@ def refused(result: tuple[int, str, str], *fragments: str) -> None:
         (["--budget-seconds", "inf"], ["--budget-seconds inf"]),
         (["--budget-flops", "-1"], ["--budget-flops -1", "greater than 0"]),
         (["--budget-flops", "1e"], ["--budget-flops 1e"]),
+        (["--vllm-slots", "4"], ["--vllm-slots 4 with --engine auto", "--engine vllm"]),
+        (["--vllm-sleep"], ["--engine auto with --vllm-sleep", "--engine vllm"]),
         (["--pop", "1", "--elites", "1"], ["--pop 1"]),
         (["--pop", "4", "--elites", "4"], ["--elites 4", "--pop 4"]),
         (["--refine", "9"], ["--refine 9"]),

@@ -67,6 +67,8 @@ def test_what_one_samples_has_the_other_ones_log_probabilities(model_folder: Cal
 
     gradient = engine.score(genomes, PROMPTS, found, Scoring(gradient=True)).backward(found.mask.float())
     assert engine.trains and bool(gradient.abs().sum(1).gt(0).all()) and rough.rested == 1
-    with pytest.raises(InputError, match="--top-k, --top-p, --min-p"):
+    with pytest.raises(
+        InputError, match=r"--top-p 0.9: found an engine that does not say what it keeps .*, expected 1, the default"
+    ):
         engine.generate(genomes, PROMPTS, replace(how, truncation=Truncation(top_p=0.9)))
     engine.close()

@@ -153,3 +153,19 @@ def test_a_check_is_made_once_for_a_kind(
             run("rwkv")
     monkeypatch.setattr(self_check.torch, "__version__", "another")
     assert run("llama") is not None
+
+
+def test_a_model_that_another_program_stands_in_the_way_of_is_not_to_blame(tokenizer: PreTrainedTokenizerBase) -> None:
+    model = random_model("llama")
+    config = lora_config(model)
+    layout, founder = lora_layout(model, config, seed=0)
+    engine = choose_engine(model, layout).engine
+
+    def broken(*_: object, **__: object) -> None:
+        raise AttributeError("module 'triton.language' has no attribute 'float32'")
+
+    model.forward = broken
+    for writes, said in ((None, "--model it: .* expected another model"), ("vllm", "--engine vllm: cannot be had: .*")):
+        with pytest.raises(InputError, match=said) as refused:
+            check_engine(engine, model, config, founder, Text.of(model, tokenizer), name="it", writes=writes)
+        assert ("another model" in str(refused.value)) == (writes is None) and "triton" in str(refused.value)

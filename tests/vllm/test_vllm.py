@@ -272,7 +272,7 @@ def test_what_a_run_cannot_have_beside_it() -> None:
         (["cuda:1"], {}, "--device cuda:1 with --engine vllm: .*CUDA_VISIBLE_DEVICES"),
         (["cpu"], {"sleeps": True}, "--vllm-sleep"),
         (["cpu"], {"temperature": 1e-6}, "--temperature 1e-06"),
-        (["cpu"], {"truncation": Truncation(min_p=0.1)}, "--top-k, --top-p, --min-p"),
+        (["cpu"], {"truncation": Truncation(min_p=0.1)}, "--min-p 0.1: found"),
     ):
         with pytest.raises(InputError, match=named):
             check_writer(devices, **{"truncation": None, "temperature": 1.0, **options})

@@ -1,7 +1,7 @@
 """An engine of two: one writes completions, and another scores and trains on them."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Protocol
 
 import torch
@@ -44,9 +44,12 @@ def check_sampling(truncation: Truncation | None, temperature: float = 1.0) -> N
             f"{LEAST_TEMPERATURE:g}, or --engine auto"
         )
     if truncation is not None:
+        given = [each for each in fields(truncation) if getattr(truncation, each.name) != each.default]
+        one = given[0]
+        name, value = f"--{one.name.replace('_', '-')}", getattr(truncation, one.name)
         raise InputError(
-            "--top-k, --top-p, --min-p: found an engine that does not say what it keeps of a distribution, expected "
-            "them at their defaults, or --engine auto"
+            f"{name} {value:g}: found an engine that does not say what it keeps of a distribution, expected "
+            f"{one.default:g}, the default, or --engine auto"
         )
 
 

@@ -79,6 +79,13 @@ class EngineOptions(Options):
         8, "most rows whose completions are drafted by their parent's and checked in one pass; 0 never", ge=0
     )
 
+    def go_together(self) -> None:
+        super().go_together()
+        if self.type != "vllm" and self.vllm_slots is not None:
+            raise ValueError(f"--vllm-slots {self.vllm_slots} with --engine {self.type}: expected --engine vllm")
+        if self.type != "vllm" and self.vllm_sleep:
+            raise ValueError(f"--engine {self.type} with --vllm-sleep: expected --engine vllm")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Truncation:

@@ -51,14 +51,21 @@ class Difference:
 
 
 def checked(
-    engine: Engine, model: PreTrainedModel, lora: LoraConfig, founder: Tensor, text: Text, *, name: str
+    engine: Engine,
+    model: PreTrainedModel,
+    lora: LoraConfig,
+    founder: Tensor,
+    text: Text,
+    *,
+    name: str,
+    writes: str | None = None,
 ) -> Difference | None:
     """`check_engine`, once for a model's kind, its adapter's and the versions of what runs them; None where that is
     known to be right. What is known is in the user's cache folder."""
     mark = _mark(engine, model, lora)
     if mark is not None and mark.exists():
         return None
-    found = check_engine(engine, model, lora, founder, text, name=name)
+    found = check_engine(engine, model, lora, founder, text, name=name, writes=writes)
     if mark is not None:
         with contextlib.suppress(OSError):
             mark.parent.mkdir(parents=True, exist_ok=True)
@@ -85,10 +92,18 @@ def _mark(engine: Engine, model: PreTrainedModel, lora: LoraConfig) -> Path | No
 
 
 def check_engine(
-    engine: Engine, model: PreTrainedModel, lora: LoraConfig, founder: Tensor, text: Text, *, name: str
+    engine: Engine,
+    model: PreTrainedModel,
+    lora: LoraConfig,
+    founder: Tensor,
+    text: Text,
+    *,
+    name: str,
+    writes: str | None = None,
 ) -> Difference:
     """Compare `engine` with `model` and with PEFT's adapter of the genome `founder` [genome_length] and noise; `name`
-    is the model's in messages. What was found.
+    is the model's in messages, and `writes` that of an engine of another program which writes, and whose libraries may
+    be in the model's way. What was found.
 
     Raises InputError where they differ, or where the engine cannot run the model.
     """
@@ -98,6 +113,11 @@ def check_engine(
         raise
     except Exception as error:  # whatever an architecture breaks, in the engine or in transformers
         what = " ".join(f"{type(error).__name__}: {error}".split())[:200]
+        if writes is not None:
+            raise InputError(
+                f"--engine {writes}: cannot be had: {_kind(model)} cannot be run beside it ({what}), expected --engine "
+                "auto"
+            ) from error
         raise InputError(f"--model {name}: {_kind(model)} cannot be run ({what}), expected another model") from error
     if not found.too_large:
         return found

@@ -433,8 +433,10 @@ def _assembled(
     # Of a loaded one nobody knows what was done to it, nor what code of its own does.
     known = given.model is None and not own_code(base.model)
     plain = Text.of(base.model, base.tokenizer)
-    check = checked if known else check_engine
-    if (found := check(chosen.one, base.model, lora, founder, plain, name=config.model.name)) is not None:
+    check, writes = (checked if known else check_engine), "vllm" if engine == "vllm" else None
+    if (
+        found := check(chosen.one, base.model, lora, founder, plain, name=config.model.name, writes=writes)
+    ) is not None:
         view.say(f"self-check: log-probabilities within {found.largest:.1g} of a plain pass and of PEFT's adapter")
     if isinstance(asked_engine, DealtEngine):
         reporter.begin("starting the workers")
