@@ -73,6 +73,15 @@ def _alone(refiner: str) -> Options:
     return {"strategy": "none", "refiner": refiner, "epochs": 1}
 
 
+# What the hybrid has by default because it has a fitness, for the one that does without: selection is the difference.
+_AS_WITH_A_FITNESS: Options = {
+    "genes": ["lr", "kl-weight", "temperature", "reward-weights"],
+    "refine": 2,
+    "rl_steps": 2,
+    "rollout_prompts": 8,
+    "epochs": 1,
+}
+
 ARMS: dict[str, Arm] = {
     arm.name: arm
     for arm in (
@@ -99,6 +108,7 @@ ARMS: dict[str, Arm] = {
             title="hybrid without selection by fitness",
             role="ablation",
             chooses_by_fitness=False,
+            options=_AS_WITH_A_FITNESS,
         ),
         Arm(
             name="hybrid-no-operators",

@@ -12,7 +12,7 @@ from evolora.distributed.engine import DealtEngine
 from evolora.distributed.jobs import Worker
 from evolora.engine.base import Scoring
 from evolora.errors import InputError
-from evolora.runs.assembly import _devices
+from evolora.runs.engines import devices_of
 from evolora.runs.options import make_options
 
 
@@ -53,9 +53,9 @@ def test_devices_share_a_batch(placed: Placed, first: str) -> None:
 def test_devices_that_cannot_share_are_refused() -> None:
     def refused(**options: object) -> str:
         with pytest.raises(InputError) as error:
-            _devices(make_options(options))
+            devices_of(make_options(options))
         return str(error.value)
 
     assert "expected devices that differ" in refused(device="cpu,cpu")
     assert "cannot be used" in refused(device="cpu,cuda:99")
-    assert _devices(make_options({"device": "cpu"})) == ["cpu"]
+    assert devices_of(make_options({"device": "cpu"})) == ["cpu"]

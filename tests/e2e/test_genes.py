@@ -120,7 +120,7 @@ def letters(completions, **kwargs):
 
 def test_the_term_that_leads_to_what_is_wanted_is_found(tmp_path: Path) -> None:
     """Of a sum of a useful term and one that leads away, which outweighs it (sums are wanted, and letters are paid); at
-    the same seed, and without replay, which would follow what is wanted by itself."""
+    the same seed, without replay, and not fitness first, which would follow what is wanted by themselves."""
     (tmp_path / "misleading.py").write_text(MISLEADING)
     words: dict[str, Any] = {
         "task": "arithmetic",
@@ -129,6 +129,7 @@ def test_the_term_that_leads_to_what_is_wanted_is_found(tmp_path: Path) -> None:
         "gens": 3,
         "pop": 6,
         "replay": 0,
+        "fitness_first": False,
         "validation_prompts": 32,
         "max_validation_prompts": 64,
         "max_test_prompts": 100,

@@ -27,14 +27,14 @@ from evolora.evolution.allowance import UNLIMITED, Allowance
 from evolora.evolution.comparison import clearly_better
 from evolora.evolution.diversity import diversity
 from evolora.evolution.hall_of_fame import HallOfFame
-from evolora.evolution.hits import FirstHit, Hits, KnownHit
+from evolora.evolution.hits import FirstHit, Hits
 from evolora.evolution.options import LoopConfig
 from evolora.evolution.racing import Race, race
-from evolora.evolution.search import searched
-from evolora.evolution.small_probabilities import SHARE, HitChances, halved, least_told, most_often, samples_a_round
+from evolora.evolution.rare_hits import RareHits
+from evolora.evolution.small_probabilities import HitChances
 from evolora.evolution.soup import SOUP
-from evolora.models.cost import Cost, Costs
-from evolora.population.evaluation import Drafts, Evaluation, Evaluator, Judge, best_first, term_means
+from evolora.models.cost import Costs
+from evolora.population.evaluation import Drafts, Evaluation, Evaluator, Judge, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import AVERAGE, Individual, Population, newest
 from evolora.refiners import Refiner
@@ -126,11 +126,11 @@ class Evolution:
     chances: HitChances | None = None
     hits: Hits = field(default_factory=Hits)
 
-    # This generation's, by which it has told equals apart.
-    _known: tuple[KnownHit, ...] = ()
+    rare: RareHits = field(init=False)
 
     def __post_init__(self) -> None:
         self.hall_of_fame = HallOfFame(self.config.finalists)
+        self.rare = RareHits(self.hits, self.chances, self.config)
 
     @property
     def phases(self) -> int:
@@ -152,11 +152,9 @@ class Evolution:
         population = self.strategy.ask()
         prompts = self._draw("evaluation", self.task.train, self.config.eval_prompts)
         population, evaluation = self.measure(population, prompts, "population")
-        found = self._search(population)
-        evaluation, apart = self._told_apart(population, evaluation)
+        evaluation, found = self._look_for_hits(population, evaluation)
         metrics: dict[str, Any] = {
             **found,
-            **apart,
             "generation": self.generation,
             "failed": int(np.isnan(evaluation.fitness).sum()),
             "clipped_ratio": self._clipped(evaluation),
@@ -191,22 +189,25 @@ class Evolution:
             "time.tokens_per_second": (self.costs.generated_tokens - tokens_before) / seconds,
         }
 
-    def _search(self, population: Population) -> dict[str, Any]:
-        """Before anything is learned, where the run starts from nothing: samples of everybody, which may be hits; and
-        metrics. One that is alone samples as it learns."""
-        most = self.config.first_samples if self.generation == 1 and len(population) > 1 else 0
-        if self.hits.floor is None or not most or self.config.fitness_samples > 1:  # which sample anyway
-            return {}
-        examples = self._draw("search", self.task.train, len(self.task.train))
-        tokens = self.costs.generated_tokens
+    def _look_for_hits(self, population: Population, evaluation: Evaluation) -> tuple[Evaluation, dict[str, Any]]:
+        """In a run that starts from nothing: with what tells equals apart; and metrics."""
 
-        def ask(row: int, block: Sequence[Example]) -> Cost:
-            return self._sampled(population.select([row]), block, "search").cost
+        def draw(purpose: str, count: int) -> list[Example]:
+            return self._draw(purpose, self.task.train, count)
 
-        self.reporter.part("searching for hits")
+        how: dict[str, Any] = {"sample": self._sampled, "draw": draw}
         with self.costs.timed("evaluation"):
-            count = searched(len(population), examples, most, self.allowance, ask=ask, known=lambda: len(self.hits))
-        return {"search_samples": count, "search_samples.tokens": self.costs.generated_tokens - tokens}
+            found = self.rare.search(population, self.allowance, self.reporter, **how) if self.generation == 1 else {}
+            evaluation, cost, apart = self.rare.told_apart(
+                population,
+                evaluation,
+                self.reporter,
+                generation=self.generation,
+                refines=self.refiner is not None,
+                **how,
+            )
+        self.costs.add("evaluation", cost)
+        return evaluation, found | apart
 
     def _sampled(self, population: Population, examples: Sequence[Example], stage: str) -> Evaluation:
         """What individuals have sampled for training prompts, with all that is to be known of it."""
@@ -216,65 +217,6 @@ class Evolution:
         self._note_earned(part.rewards)
         self._seen(population, examples, part, stage)
         return part
-
-    def _told_apart(self, population: Population, evaluation: Evaluation) -> tuple[Evaluation, dict[str, Any]]:
-        """While hardly anything is paid: with the chances of a hit, by which equals are told apart; and metrics."""
-        self._known = ()
-        if self.chances is None or self.hits.floor is None or len(population) == 1:
-            return evaluation, {}
-        if len(self.hits) == 0:
-            return self._told_by_samples(population, evaluation)
-        if np.isclose(evaluation.fitness, self.hits.floor).sum() < 2:
-            return evaluation, {}
-        self._known = tuple(self.hits)
-        evaluation = self._with_chances(population, evaluation)
-        assert evaluation.hit_chances is not None
-        figures = {"best": evaluation.hit_chances.max(), "mean": evaluation.hit_chances.mean()}
-        return evaluation, {f"hit_chance.{name}": float(value) for name, value in figures.items()}
-
-    def _with_chances(self, population: Population, evaluation: Evaluation) -> Evaluation:
-        """With what each individual earns by the hits that were known when it was this generation's turn."""
-        assert self.chances is not None
-        with self.costs.timed("evaluation"):
-            expected, cost = self.chances.expected(population.genomes, self._known)
-        self.costs.add("evaluation", cost)
-        return replace(evaluation, hit_chances=expected)
-
-    def _told_by_samples(self, population: Population, evaluation: Evaluation) -> tuple[Evaluation, dict[str, Any]]:
-        """The same where no hit is known: by samples, unless they can hardly tell anybody apart."""
-        config = self.config
-        if config.fitness_samples > 1:  # it samples anyway
-            return evaluation, {}
-        rollouts = config.refine * config.rl_steps * config.rollout_prompts * config.rollout_samples
-        completions = len(population) * config.eval_prompts + (rollouts if self.refiner is not None else 0)
-        budget = int(SHARE * completions)
-        each = samples_a_round(len(population), budget)
-        least = least_told(sum(each))
-        if most_often(self.hits.in_vain) <= least or not each:
-            self.hits.too_rare = self.hits.too_rare or (self.generation, self.hits.in_vain, least)
-            return evaluation, {}
-        pool = self._draw("rare hits", self.task.train, sum(each))
-        asked = [
-            replace(example, draw=self.generation * 2**20 + number)
-            for number, example in zip(range(sum(each)), itertools.cycle(pool), strict=False)
-        ]
-        order, tokens = best_first(standing(evaluation)), self.costs.generated_tokens
-        sampled = 0
-
-        def ask(rows: list[int], start: int, stop: int) -> Floats:
-            nonlocal sampled
-            own, examples = population.select([order[row] for row in rows]), asked[start:stop]
-            part = self._sampled(own, examples, "samples")
-            sampled += len(own) * len(examples)
-            return np.stack([part.paid(row) for row in range(len(own))])
-
-        self.reporter.part("sampling for hits")
-        with self.costs.timed("evaluation"):
-            means = halved(len(population), budget, ask)
-        chances = np.empty_like(means)
-        chances[order] = means
-        figures = {"hit_samples": sampled, "hit_samples.tokens": self.costs.generated_tokens - tokens}
-        return replace(evaluation, hit_chances=chances), figures
 
     def _seen(self, population: Population, examples: Sequence[Example], evaluation: Evaluation, stage: str) -> None:
         """Let it be known what was written for training prompts."""
@@ -415,8 +357,10 @@ class Evolution:
         # The refined are still much like their parents, whose completions are their drafts.
         drafts = [evaluation.completion_ids[row] for row in rows]
         refined, refined_evaluation = self.measure(refined, prompts, "refined", drafts)
-        if self._known:
-            refined_evaluation = self._with_chances(refined, refined_evaluation)
+        if self.rare.known:
+            with self.costs.timed("evaluation"):
+                refined_evaluation, cost = self.rare.with_chances(refined, refined_evaluation)
+            self.costs.add("evaluation", cost)
         seed = keyed_seed(self.config.seed, "acceptance", self.generation)
         accepted = entering(self.config.accept, evaluation, rows, refined_evaluation, seed=seed)
         gains = refined_evaluation.fitness - evaluation.fitness[rows]
@@ -435,7 +379,7 @@ class Evolution:
         head = newest(population, self.refiner.name) if self.refiner is not None else None
         if self.config.refine_whom == "best" or head is None:
             return best
-        if self._known and evaluation.fitness[head] == evaluation.fitness[best[0]]:
+        if self.rare.known and evaluation.fitness[head] == evaluation.fitness[best[0]]:
             assert evaluation.hit_chances is not None
             return best if clearly_more(*evaluation.hit_chances[[best[0], head]]) > 0 else [head]
         return best if self.clearly_loses(head, best[0], evaluation, "lineage") else [head]
@@ -614,7 +558,7 @@ class Evolution:
         self.costs, self.seconds = Costs.from_metrics(spent), spent["time.loop"]
         self.failed_completions = state["failed_completions"]
         self.rewards, self.earned = _pair(state.get("rewards")), _pair(state.get("earned"))
-        self.hits = Hits.from_state_dict(state["hits"])
+        self.hits = self.rare.hits = Hits.from_state_dict(state["hits"])
         self.hall_of_fame.load_state_dict(_under("hall.", state))
         self.strategy.load_state_dict(_under("strategy.", state))
         self.evaluator.load_state_dict(_under("evaluator.", state))

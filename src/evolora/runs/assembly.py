@@ -1,7 +1,5 @@
 """A run's parts, loaded and checked before any work: task, reward, base model, layout, evaluator."""
 
-import copy
-import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,12 +11,9 @@ from typing import Any
 import torch
 from peft import LoraConfig
 from torch import Tensor
-from transformers import PreTrainedModel
 
-from evolora.distributed.checking import tolerance_between_machines
-from evolora.distributed.choose import ROWS_AT_ONCE, deal, slice_rows
+from evolora.distributed.choose import ROWS_AT_ONCE, slice_rows
 from evolora.distributed.engine import DealtEngine
-from evolora.distributed.remote import EngineSpec
 from evolora.engine.base import Engine
 from evolora.engine.budget import Budget
 from evolora.engine.calibration import (
@@ -26,12 +21,11 @@ from evolora.engine.calibration import (
     choose_rows,
     choose_threads,
     choose_update_tokens,
-    holds_much_heap,
     parameters_of,
     threads_an_operation,
 )
-from evolora.engine.choose import check_writer, choose_engine, kept_prefix, resolved, resolved_checkpointing
-from evolora.engine.options import NO_TARGETS, EngineName, RecomputedName
+from evolora.engine.choose import check_writer, kept_prefix, resolved, resolved_checkpointing
+from evolora.engine.options import NO_TARGETS
 from evolora.engine.progress import Reporter
 from evolora.engine.self_check import check_engine, checked
 from evolora.engine.text import Text
@@ -44,7 +38,6 @@ from evolora.human.exchange import run_votes
 from evolora.human.feedback import VotedScorer, check_page
 from evolora.masking import mask
 from evolora.models.base import BaseModel, given_base, load_chosen, with_tokenizer_of
-from evolora.models.checksums import weights_sha256
 from evolora.models.cost import Cost
 from evolora.models.foreign import own_code, reason_of
 from evolora.models.genome import GenomeLayout
@@ -67,6 +60,7 @@ from evolora.rewards.options import HUMAN
 from evolora.rewards.registry import ANY_LENGTH
 from evolora.rewards.scoring import function_scorer
 from evolora.rng import keyed_seed
+from evolora.runs.engines import devices_of, make_engines
 from evolora.runs.given import Given, refuse_forgotten
 from evolora.runs.initial import Initial, load_founder
 from evolora.runs.memory import check_memory, check_population, rows_of_an_update
@@ -227,7 +221,7 @@ def _assembled(
         config = _with_genes(config, expression)
     if (human or asks) and adapter is None:
         check_page(used.human.host, used.human.port)
-    devices = _devices(used) if given.model is None else [str(given.model.device)]
+    devices = devices_of(used) if given.model is None else [str(given.model.device)]
     device = devices[0]
     if adapter is None:
         config.strategy.need()
@@ -327,60 +321,24 @@ def _assembled(
     )
     reporter.begin("making the engine")
     budget = Budget(update_tokens)
-    # Where workers write by vLLM, this process looks at what they say, and needs none.
-    apart = engine == "vllm" and dealt is not None and config.workers.remote
-    chosen = choose_engine(
-        base.model,
-        layout,
-        threads=threads if dealt is None else 1,
-        kind="eager" if apart else engine,
-        products=products,
-        budget=budget if dealt is None else None,
-        checkpointing=checkpointing,
-        length=longest,
-        slots=config.engine.vllm_slots,
-        sleeps=config.engine.vllm_sleep,
-    )
-    unless_done.callback(chosen.engine.close)
     learns = adapter is None and config.refiner.type != "none"
-
-    def spec(device: str) -> EngineSpec:
-        return EngineSpec(
-            model=config.used().model,
-            weights_sha256=weights_sha256(base.model),
-            layout=layout,
-            device=device,
-            kind=engine if device == "cpu" or engine == "vllm" else "eager",
-            products=products if device == "cpu" else "auto",
-            checkpointing=checkpointing,
-            threads=an_operation,
-            learns=learns,
-            dropout=lora.lora_dropout,
-            length=longest,
-            slots=config.engine.vllm_slots or dealt,  # a slice has no more genomes than rows
-            sleeps=config.engine.vllm_sleep,
-        )
-
-    asked_engine = chosen.engine
-    if dealt is not None:
-        if given.model is not None and config.workers.remote:
-            raise InputError("--workers with a model object: expected the name of a model, which each worker loads")
-        others = [
-            functools.partial(_on_another, base.model, layout, engine, checkpointing, name) for name in devices[1:]
-        ]
-        asked_engine = deal(
-            chosen.one,
-            spec,
-            config.workers,
-            elsewhere=others,
-            tolerance=tolerance_between_machines(base.model),
-            gives_back=holds_much_heap(base.model),
-            rows=dealt,
-            threads=an_operation,
-            budget=budget,
-            say=view.say,
-        )
-        unless_done.callback(asked_engine.close)
+    engines = make_engines(
+        base,
+        layout,
+        config,
+        own_model=given.model is not None,
+        devices=devices,
+        dealt=dealt,
+        checkpointing=checkpointing,
+        an_operation=an_operation,
+        length=longest,
+        learns=learns,
+        dropout=lora.lora_dropout,
+        budget=budget,
+        say=view.say,
+        unless_done=unless_done,
+    )
+    chosen, asked_engine = engines.chosen, engines.asked
     written = used.completion
     text = Text.of(
         base.model,
@@ -400,11 +358,10 @@ def _assembled(
         seed=config.run.seed,
         temperature=written.temperature,
     )
-    words = f"workers write by vLLM; {chosen.words} scores" if apart else chosen.words
     named = mask(config.model.name.strip("<>")) + (f" at {base.revision[:12]}" if base.revision else "")
     view.say(
         f"{named}: {parameters_of(base.model) / 1e6:.1f}M parameters on {' and '.join(devices)}, "
-        f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {words}; "
+        f"{threads} thread{'s' * (threads > 1)} ({'as asked' if asked else 'chosen'}), {engines.words}; "
         f"LoRA r={config.lora.r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an individual"
     )
     if initial is not None:
@@ -567,39 +524,6 @@ def _layout(
         modules = config.lora.target_modules or "(default)"
         said = modules if isinstance(modules, str) else " ".join(modules)
         raise InputError(f"--target-modules {said}: {reason_of(error)}") from None
-
-
-def _devices(used: RunOptions) -> list[str]:
-    """All that a run computes on, the first of which has whatever is not dealt."""
-    names = [_device(name.strip()) for name in used.engine.device.split(",")]
-    if len(names) == 1:
-        return names
-    said = f"--device {used.engine.device}"
-    if len(set(names)) < len(names):
-        raise InputError(f"{said}: expected devices that differ")
-    if used.workers.remote:
-        raise InputError(f"{said} with --workers: expected one device, each worker has its own (--workers-gpus)")
-    if used.model.quantization is not None:
-        raise InputError(f"{said} with --quantization {used.model.quantization}: expected one device")
-    return names
-
-
-def _on_another(
-    model: PreTrainedModel, layout: GenomeLayout, kind: EngineName, checkpointing: RecomputedName, device: str
-) -> Engine:
-    """An engine on a copy of the model."""
-    copied = copy.deepcopy(model).to(device)
-    return choose_engine(copied, layout, kind=kind, checkpointing=checkpointing).engine
-
-
-def _device(name: str) -> str:
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.zeros(1, device=name, dtype=torch.float64)  # which sampling needs
-    except (RuntimeError, AssertionError, NotImplementedError, TypeError) as error:
-        raise InputError(f"--device {name}: cannot be used: {str(error).splitlines()[0]}") from None
-    return name
 
 
 def _wanted(config: RunOptions, given: Given) -> tuple[Expression, Mapping[str, Reward]] | None:

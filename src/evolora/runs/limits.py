@@ -28,16 +28,14 @@ def enough(config: RunOptions, history: Sequence[Mapping[str, Any]]) -> str | No
     """Why a run ends before its limits, after the generations of these metrics; None where it goes on."""
     if not history:
         return None
-    best = [_known(line["validation.best"]) for line in history]
+    best = _known(history[-1]["validation.best"])
     until, patience = config.evolution.until, config.evolution.patience
-    if until is not None and best[-1] >= until:
-        return f"validation {best[-1]:.3f} has reached --until {until:g}"
+    if until is not None and best >= until:
+        return f"validation {best:.3f} has reached --until {until:g}"
     if patience is None:
         return None
-    before = [_known(history[0].get("validation.base")), *best]
-    waited = len(best) - max(
-        (number for number in range(1, len(before)) if before[number] > before[number - 1]), default=0
-    )
+    before = [_known(history[0].get("validation.base")), *(_known(line["validation.best"]) for line in history[:-1])]
+    waited = next((ago for ago, known in enumerate(reversed(before)) if known < best), len(history))
     return None if waited < patience else f"no better validation in {waited} generations, --patience {patience}"
 
 
