@@ -52,3 +52,11 @@ def test_it_takes_no_more_than_a_block_over_what_is_allowed(allowance: Allowance
 
 def test_none_is_none() -> None:
     assert search(0) == (0, [])
+
+
+def test_when_half_is_spent_one_hit_is_enough() -> None:
+    allowance = Allowance(tokens=6 * 640)
+    assert search(10_000, allowance, hits=[5])[0] == 4 * 64
+    assert search(10_000, allowance, hits=[5, 6, 7, 8])[0] == 64
+    assert search(10_000, allowance, hits=[300])[0] == 5 * 64
+    assert search(10_000, allowance)[0] == 6 * 64

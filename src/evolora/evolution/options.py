@@ -42,7 +42,7 @@ class LoopConfig(Seeded, RolloutOptions, PopulationOptions):
     first_samples: int = option(
         2048,
         "where nothing that the base writes greedily is paid, so many completions are sampled at most, before anything "
-        "is learned, to find the first that are; they take a fifth of a budget at most; 0: none",
+        "is learned, to find the first that are; they take two fifths of a budget at most; 0: none",
         ge=0,
     )
     racing: float | None = option(

@@ -14,7 +14,7 @@ from evolora.evolution.acceptance import standing
 from evolora.evolution.allowance import Allowance
 from evolora.evolution.hits import Hits, KnownHit
 from evolora.evolution.options import LoopConfig
-from evolora.evolution.search import searched
+from evolora.evolution.search import TIMES, searched
 from evolora.evolution.small_probabilities import SHARE, HitChances, halved, least_told, most_often, samples_a_round
 from evolora.models.cost import Cost
 from evolora.population.evaluation import Evaluation, best_first
@@ -61,7 +61,7 @@ class RareHits:
             return cost
 
         examples = draw("search", most)
-        count = searched(len(population), examples, most, allowance, ask=ask, known=lambda: len(self.hits))
+        count = searched(len(population), examples, most, allowance.times(TIMES), ask=ask, known=lambda: len(self.hits))
         return {"search_samples": count, "search_samples.tokens": tokens}
 
     def told_apart(

@@ -13,8 +13,10 @@ from evolora.evolution.allowance import Allowance
 from evolora.models.cost import Cost
 from evolora.tasks.task import Example
 
-# Hits that are enough to begin with.
+# Hits that are enough to begin with; when half of what is allowed is spent one is.
 ENOUGH = 4
+# Of what validation and test may cost at the end of a run with a budget, the search may take twice as much.
+TIMES = 2.0
 # Samples of one individual at a time.
 _BLOCK = 64
 # The draws' numbers begin here: no other sample has them.
@@ -32,12 +34,13 @@ def searched(
 ) -> int:
     """Have individuals sample the prompts of `examples` in turn, each a block of its own draws, by `ask`, which takes
     an individual's number and says what it cost; until enough hits are `known`, `most` samples were made, or the
-    allowance is spent. Returns how many there were."""
+    allowance is spent, the latter half of it only while none is known. Returns how many there were."""
     start, spent, done = time.perf_counter(), Cost(), 0
     prompts = itertools.cycle(examples)
     for number in itertools.cycle(range(individuals)):
         size = min(_BLOCK, most - done)
-        if size <= 0 or known() >= ENOUGH or not allowance.left(spent):
+        left = allowance.left(spent)
+        if size <= 0 or known() >= (ENOUGH if left >= 1 else 1) or not left:
             break
         block = [
             replace(example, draw=_FIRST_DRAW + done + place)
