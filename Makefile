@@ -63,7 +63,7 @@ results: $(VENV)/.installed-bench
 	$(BIN)/python benchmarks/run_study.py --report-only
 	$(BIN)/python benchmarks/run_testbed.py --report-only
 
-# The real model's 158 runs of 4 minutes: six hours on 2 cores. Stop it at any time: it goes on where it stopped.
+# The real model's 158 runs of 3 minutes, and one to judge each: six hours on 2 cores. Stop it at any time: it goes on where it stopped.
 testbed: export HF_HUB_OFFLINE = 0
 testbed: $(VENV)/.installed-bench $(VENV)/.installed-real
 	$(BIN)/python benchmarks/run_testbed.py

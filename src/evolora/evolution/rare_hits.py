@@ -39,9 +39,9 @@ class RareHits:
     known: tuple[KnownHit, ...] = ()
 
     @property
-    def _never(self) -> bool:
-        """Whether hits are no rarity, or individuals sample anyway."""
-        return self.hits.floor is None or self.config.fitness_samples > 1
+    def _to_be_sought(self) -> bool:
+        """Whether hits are rare, and nobody samples anyway."""
+        return self.hits.floor is not None and self.config.fitness_samples == 1
 
     def search(
         self, population: Population, allowance: Allowance, reporter: Reporter, *, sample: Sample, draw: Draw
@@ -49,7 +49,7 @@ class RareHits:
         """Before anything is learned: samples of everybody, which may be hits. Returns metrics. One that is alone
         samples as it learns."""
         most = self.config.first_samples
-        if self._never or not most or len(population) == 1:
+        if not self._to_be_sought or not most or len(population) == 1:
             return {}
         reporter.part("searching for hits")
         tokens = 0
@@ -81,7 +81,7 @@ class RareHits:
         if self.chances is None or self.hits.floor is None or len(population) == 1:
             return evaluation, Cost(), {}
         if len(self.hits) == 0:
-            if self._never:
+            if not self._to_be_sought:
                 return evaluation, Cost(), {}
             budget = self._affordable(len(population), refines=refines)
             evaluation, metrics = self._by_samples(population, evaluation, reporter, generation, budget, sample, draw)
