@@ -178,7 +178,7 @@ def _searched(job: BedJob, _: Arm, task: BedTask, folder: Path) -> Made:
     whole = job.budget.seconds
     assert whole is not None
     share = whole / BUDGET_SECONDS
-    draw = random.Random(keyed_seed(job.seed, "search"))
+    draw = random.Random(keyed_seed(job.seed, "search", job.task))
     order = {term: draw.random() for term in TERMS}
     runs: dict[str, Result] = {}
 

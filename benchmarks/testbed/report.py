@@ -26,6 +26,13 @@ TITLES = {
 }
 WORDS = {True: "yes", False: "**no**", None: "open"}
 LONGEST = 160  # of a reason, in characters
+CHANGED = (
+    "What was changed after the first runs, all of seed 0: the arm without selection by fitness got generations of the "
+    "hybrid's shape; a population's search for first hits may take two fifths of the budget in the place of one, by "
+    "the arithmetic in [algorithms](../algorithms.md); and the search over single terms draws them for each task anew, "
+    "not for all alike. The nine runs that this concerns are made anew; the old ones are in the raw rows, under "
+    "another phase."
+)
 
 Rates = dict[str, dict[str, Any]]
 
@@ -47,7 +54,7 @@ def write_report(
 
 
 def page(bed: Bed, found: dict[str, Any], rates: Rates, plan: Sequence[Planned]) -> str:
-    parts = [_opening(bed, plan), _tasks_table(rates), _claims_table(found)]
+    parts = [_opening(bed, plan), CHANGED, _tasks_table(rates), _claims_table(found)]
     if bed.runs:
         parts += [_fitness_table(bed, rates), _parts_table(found), _kept_table(bed), _hits_table(bed), _searched(bed)]
     parts.append(_missing(bed))
