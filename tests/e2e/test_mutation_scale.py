@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from evolora.models.cost import Cost
 from evolora.runs.mutation_scale import crossing
 
 FEW = ("--eval-prompts", "4", "--validation-prompts", "4", "--refiner", "none")
@@ -82,6 +83,27 @@ def test_each_kind_of_mutation_has_a_scale(mutation: str, auto: Any) -> None:
     scale, rungs, _ = find_scale(parts, config.strategy)
     assert rungs[0][1] < 0.3
     assert 0.05 <= changed_shares(parts, config.strategy, [scale])[0][0] <= 0.8
+
+
+def test_what_lies_between_two_ladders_is_found_by_two(auto: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    from evolora.runs import mutation_scale
+    from evolora.runs.assembly import assemble
+    from evolora.runs.config_file import read_run_config
+    from evolora.runs.given import Given
+    from evolora.runs.options import make_options
+    from evolora.runs.tracking.view import Silence
+
+    config = make_options(read_run_config(auto[0]), {"out": None, "threads": 1})
+    asked: list[float] = []
+
+    def shares(parts: Any, strategy: Any, scales: list[float]) -> tuple[list[float], Cost]:
+        asked.extend(scales)
+        return [0.2 if scale < 0.008 else 0.4 for scale in scales], Cost()
+
+    monkeypatch.setattr(mutation_scale, "changed_shares", shares)
+    scale, rungs, _ = mutation_scale.find_scale(assemble(config, Given(), Silence()), config.strategy)
+    assert len(asked) == len(set(asked)) == 8 and 0.005 < scale < 0.01
+    assert [each for each, _ in rungs] == sorted(asked)
 
 
 @pytest.mark.parametrize(

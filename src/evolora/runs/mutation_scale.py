@@ -66,9 +66,10 @@ def find_scale(parts: Parts, strategy: GAConfig) -> tuple[float, list[tuple[floa
         scales = [lowest * 2**rung for rung in range(_RUNGS)]
         shares, spent = changed_shares(parts, strategy, scales)
         rungs, cost = sorted([*rungs, *zip(scales, shares, strict=True)]), cost + spent
-        if shares[0] > strategy.mutation_changes:
+        # By all that is known: where one ladder ends the next begins, and it may lie in between.
+        if rungs[0][1] > strategy.mutation_changes:
             lowest /= factor
-        elif max(shares) < strategy.mutation_changes:
+        elif max(share for _, share in rungs) < strategy.mutation_changes:
             lowest *= factor
         else:
             break
