@@ -40,7 +40,9 @@ def taught(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) ->
 
 @pytest.fixture(scope="module")
 def without(options: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return evolve(**options, replay=0, out=tmp_path_factory.mktemp("without") / "run", view=None).folder
+    """RL follows the reward alone."""
+    alone = {"replay": 0, "fitness_first": False}
+    return evolve(**options, **alone, out=tmp_path_factory.mktemp("without") / "run", view=None).folder
 
 
 def lines_of(folder: Path) -> list[dict[str, Any]]:
@@ -63,8 +65,13 @@ def test_a_first_hit_becomes_a_policy(taught: tuple[Path, list[str]], without: P
     assert first["tokens_to_half"] == spent - first["tokens"] > 0
     assert any("the first hit, after" in line for line in said)
     assert any(line.startswith("The first hit came in generation") for line in summary["endings"])
-    # Without the replay the same run is where it was, though it hits as well: the reward says nothing.
+    # Following the reward alone the same run is where it was, though it hits as well: the reward says nothing.
     assert lines_of(without)[-1]["hits"] and max(line["validation"] for line in lines_of(without)) < 0.2
+
+
+def test_fitness_first_does_as_much_without_the_replay(options: dict[str, Any], tmp_path: Path) -> None:
+    run = evolve(**options, replay=0, out=tmp_path / "run", view=None)
+    assert max(line["validation"] for line in lines_of(run.folder)) >= 0.5
 
 
 def test_first_hits_are_searched_for_before_anything_is_learned(taught: tuple[Path, list[str]]) -> None:
