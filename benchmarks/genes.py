@@ -2,15 +2,16 @@
 
     python benchmarks/genes.py --tasks arithmetic translate --gens 6 --seeds 0 1 2 3
 
-Individuals have no genes, one kind of gene, all, or all but one kind. All make the same number of generations, and
-those with genes refine two individuals by half as many rollouts each, so that the cost is about the same. The weight of
-the KL penalty is left out: the hybrid has none that could evolve.
+Individuals have no genes, one kind of gene, all, or all but one kind. All make the same number of generations and
+refine two individuals by three rollouts each, so that the cost is about the same. The weight of the KL penalty is left
+out: the hybrid has none that could evolve.
 
 Writes one JSON line a run; runs that are already in the file are not made again. Prints a table of test fitness, the
 mean over seeds with the worst seed in brackets.
 """
 
 import argparse
+import itertools
 import json
 import os
 import statistics
@@ -20,6 +21,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
+from study.runner import append_row, read_rows
 from testbed.arms import ALL_TERMS
 
 from evolora import evolve
@@ -82,17 +84,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "genes.jsonl")
     options = parser.parse_args()
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    for seed in options.seeds:
-        for task in options.tasks:
-            for method in options.methods:
-                known = [(row["task"], row["method"], row["seed"], row["gens"]) for row in rows]
-                if (task, method, seed, options.gens) in known:
-                    continue
-                rows.append(measure(task, method, seed, options.gens))
-                with options.out.open("a") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
-                print(json.dumps(rows[-1]), flush=True)
+    rows = read_rows(options.out)
+    known = {(row["seed"], row["task"], row["method"], row["gens"]) for row in rows}
+    for seed, task, method in itertools.product(options.seeds, options.tasks, options.methods):
+        if (seed, task, method, options.gens) not in known:
+            rows.append(measure(task, method, seed, options.gens))
+            append_row(options.out, rows[-1])
+            print(json.dumps(rows[-1]), flush=True)
     print(table([row for row in rows if row["gens"] == options.gens], options.tasks))
 
 

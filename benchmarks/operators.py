@@ -12,11 +12,12 @@ first, with the mean over tasks of the rank among all (1 is best).
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
+
+from study.runner import append_row, read_rows
 
 from evolora import evolve
 from evolora.strategies.operators import CROSSOVERS
@@ -106,15 +107,14 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "operators.jsonl")
     options = parser.parse_args()
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
+    rows = read_rows(options.out)
     asked = [(task, name, seed) for seed in options.seeds for task in options.tasks for name in options.methods]
     for task, method, seed in asked:
         key = (task, method, seed, options.budget_tokens)
         if any((row["task"], row["method"], row["seed"], row["budget_tokens"]) == key for row in rows):
             continue
         rows.append(measure(task, method, seed, options.budget_tokens))
-        with options.out.open("a") as file:
-            file.write(json.dumps(rows[-1]) + "\n")
+        append_row(options.out, rows[-1])
     chosen = [
         row
         for row in rows

@@ -115,10 +115,14 @@ def judge_base(task: BedTask, model: str) -> dict[str, Any]:
 # --- who makes them ----------------------------------------------------------------------------------------------
 
 
-def nearest(seconds: float) -> Callable[[dict[str, Any]], bool]:
-    """Ends a run with the generation whose end is nearest to its budget of so many seconds: generations are long, and
-    arms whose own are longer should not have more."""
-    return lambda metrics: metrics["time.loop"] + metrics["time.generation"] / 2 >= seconds
+def _within(seconds: float) -> dict[str, Any]:
+    """The options that end a run with the generation whose end is nearest to its budget of so many seconds: generations
+    are long, and arms whose own are longer should not have more."""
+
+    def over(metrics: dict[str, Any]) -> bool:
+        return bool(metrics["time.loop"] + metrics["time.generation"] / 2 >= seconds)
+
+    return {"budget_seconds": seconds, "callbacks": [over]}
 
 
 def _start(job: BedJob, task: BedTask, folder: Path, options: Options, seconds: float) -> Result:
@@ -129,10 +133,9 @@ def _start(job: BedJob, task: BedTask, folder: Path, options: Options, seconds: 
         seed=job.seed,
         threads=1,
         save_every=1_000_000,
-        budget_seconds=seconds,
-        callbacks=[nearest(seconds)],
         kept=False,
         view=None,
+        **_within(seconds),
         **options,
     )
 
@@ -195,9 +198,7 @@ def _searched(job: BedJob, _: Arm, task: BedTask, folder: Path) -> Made:
                 options = {**job.options, "reward": term}
                 runs[term] = _start(job, task, folder / str(len(runs)), options, seconds * share)
             elif runs[term].history[-1]["time.loop"] < seconds * share:
-                runs[term] = resume(
-                    runs[term].folder, view=None, callbacks=[nearest(seconds * share)], budget_seconds=seconds * share
-                )
+                runs[term] = resume(runs[term].folder, view=None, **_within(seconds * share))
         standing.sort(key=rank)
     best, tried = (
         standing[0],
@@ -205,9 +206,7 @@ def _searched(job: BedJob, _: Arm, task: BedTask, folder: Path) -> Made:
     )
     if (left := whole - spent()) > 0:
         before = float(runs[best].history[-1]["time.loop"])
-        runs[best] = resume(
-            runs[best].folder, view=None, callbacks=[nearest(before + left)], budget_seconds=before + left
-        )
+        runs[best] = resume(runs[best].folder, view=None, **_within(before + left))
     made = _made(runs[best], best, {"searched": {"best": best, "validation": tried}})
     tokens = sum(_tokens(result.history[-1]) for result in runs.values())
     return Made(made.adapter, made.reward, spent(), tokens, made.curve, made.more)

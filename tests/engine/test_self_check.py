@@ -144,7 +144,8 @@ def test_a_check_is_made_once_for_a_kind(
         model = random_model(architecture)
         config: LoraConfig = lora_config(model, **lora)
         layout, founder = lora_layout(model, config, seed=0)
-        return checked(EagerEngine(model, layout), model, config, founder, Text.of(model, tokenizer), name="it")
+        engine, text = EagerEngine(model, layout), Text.of(model, tokenizer)
+        return checked(engine, model, config, lambda: check_engine(engine, model, config, founder, text, name="it"))
 
     assert run("llama") is not None and run("llama") is None
     assert run("llama", r=4) is not None and run("qwen2") is not None

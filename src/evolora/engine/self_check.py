@@ -8,6 +8,7 @@ noise, and compared with plain forward passes, one text at a time, without paddi
 import contextlib
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -51,21 +52,14 @@ class Difference:
 
 
 def checked(
-    engine: Engine,
-    model: PreTrainedModel,
-    lora: LoraConfig,
-    founder: Tensor,
-    text: Text,
-    *,
-    name: str,
-    writes: str | None = None,
+    engine: Engine, model: PreTrainedModel, lora: LoraConfig, check: Callable[[], Difference]
 ) -> Difference | None:
-    """`check_engine`, once for a model's kind, its adapter's and the versions of what runs them; None where that is
-    known to be right. What is known is in the user's cache folder."""
+    """`check`, which is `check_engine`, once for a model's kind, its adapter's and the versions of what runs them; None
+    where that is known to be right. What is known is in the user's cache folder."""
     mark = _mark(engine, model, lora)
     if mark is not None and mark.exists():
         return None
-    found = check_engine(engine, model, lora, founder, text, name=name, writes=writes)
+    found = check()
     if mark is not None:
         with contextlib.suppress(OSError):
             mark.parent.mkdir(parents=True, exist_ok=True)

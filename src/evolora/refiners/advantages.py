@@ -111,7 +111,8 @@ def fitness_first(scores: Tensor, scored: Tensor, paid: Tensor, *, group_size: i
     >>> fitness_first(scores, torch.ones(1, 4), torch.ones(1, 4), group_size=2, least=torch.zeros(1))
     tensor([[3., 3., 6., 6.]])
     """
-    grouped, inside = _groups(scores, group_size), _groups(scored.bool() & ~paid.isnan(), group_size)
+    known = scored.bool() & ~paid.isnan()
+    grouped, inside = _groups(scores, group_size), _groups(known, group_size)
     worth = _groups(paid.nan_to_num(), group_size).to(scores.dtype)
     # A group as an individual of one row, for the masked statistics.
     alone, mask = grouped[..., None, :], inside[..., None, :]
@@ -119,7 +120,7 @@ def fitness_first(scores: Tensor, scored: Tensor, paid: Tensor, *, group_size: i
     usual = masked_variance(alone, mask).mean(-1).sqrt()[..., None, None]
     usual = torch.where(usual > 0, usual, 1.0)
     spread = masked_variance(worth[..., None, :], mask).sqrt()[..., None]
-    told = ~_equal(paid.nan_to_num(), scored.bool() & ~paid.isnan(), group_size)[..., None]
+    told = ~_equal(paid.nan_to_num(), known, group_size)[..., None]
     all_have_it = ~told & inside.all(-1, keepdim=True) & (paid_mean > least[..., None, None])
     by_fitness = mean + torch.where(inside, worth - paid_mean, 0.0) / spread.clamp(min=SCALE_FLOOR) * usual
     return torch.where(told, by_fitness, torch.where(all_have_it, mean, grouped)).flatten(-2)

@@ -1,5 +1,6 @@
 """A run's parts, loaded and checked before any work: task, reward, base model, layout, evaluator."""
 
+import functools
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -390,10 +391,18 @@ def _assembled(
     # Of a loaded one nobody knows what was done to it, nor what code of its own does.
     known = given.model is None and not own_code(base.model)
     plain = Text.of(base.model, base.tokenizer)
-    check, writes = (checked if known else check_engine), "vllm" if engine == "vllm" else None
-    if (
-        found := check(chosen.one, base.model, lora, founder, plain, name=config.model.name, writes=writes)
-    ) is not None:
+    check = functools.partial(
+        check_engine,
+        chosen.one,
+        base.model,
+        lora,
+        founder,
+        plain,
+        name=config.model.name,
+        writes="vllm" if engine == "vllm" else None,
+    )
+    found = checked(chosen.one, base.model, lora, check) if known else check()
+    if found is not None:
         view.say(f"self-check: log-probabilities within {found.largest:.1g} of a plain pass and of PEFT's adapter")
     if isinstance(asked_engine, DealtEngine):
         reporter.begin("starting the workers")
