@@ -44,7 +44,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--gens", type=int, help="generations instead of seconds, for a trial of the study itself")
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default 2)")
     parser.add_argument("--out", type=Path, help="file of the raw rows (default benchmarks/results/study.jsonl)")
-    parser.add_argument("--report", type=Path, help="folder of study.md and its plots (default docs/results)")
+    parser.add_argument("--report", type=Path, help="folder of study.md and its plots (default docs/log/study)")
     parser.add_argument("--no-search", action="store_true", help="PPO and GRPO alone with the default settings")
     parser.add_argument("--no-report", action="store_true", help="only make the runs")
     parser.add_argument("--report-only", action="store_true", help="only write the report")
@@ -62,7 +62,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     options.search = not (quick or options.no_search)
     # A quick look must not take the place of the study's own results.
     options.out = options.out or (QUICK_FOLDER / "study.jsonl" if quick else RESULTS)
-    options.report = options.report or (QUICK_FOLDER if quick else HERE.parent / "docs" / "results")
+    options.report = options.report or (QUICK_FOLDER if quick else HERE.parent / "docs" / "log" / "study")
     return options
 
 

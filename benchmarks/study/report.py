@@ -16,8 +16,8 @@ PAGE = "study.md"
 OPENING = """\
 # The study: tables and plots
 
-`make results` writes this page from the raw rows; edits are lost. docs/results.md says what follows from it, and
-docs/results/protocol.md how the runs are made."""
+`make results` writes this page from the raw rows; edits are lost. docs/log/2026-11-28-study.md says what follows from
+it, and docs/log/study/protocol.md how the runs are made."""
 USES_REWARD = " †"
 
 

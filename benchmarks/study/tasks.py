@@ -1,8 +1,8 @@
 """The tasks: the four bundled ones, and four that are hard in a known way.
 
 The hard ones are made from the bundled tasks' own rows, so what the base model knows is known too. Each is defined by
-what its name says; docs/results/protocol.md has what the base scores on them, measured once. No parameter was chosen by
-looking at a method's result.
+what its name says; docs/log/study/protocol.md has what the base scores on them, measured once. No parameter was chosen
+by looking at a method's result.
 """
 
 import hashlib

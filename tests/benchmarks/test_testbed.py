@@ -130,6 +130,7 @@ def world(score: Score = good, **more: Any) -> list[Row]:
             "kl": 0.3,
             "hits": {"first": {"seconds": 1.0, "completions": 100, "tokens": 9}, "completions": 500},
             "searched": {"best": "exact"},
+            "curve": [{"tokens": 50, "validation": 0.2}, {"tokens": 159, "validation": 0.6}],
             **more,
         }
         for run in planned()
@@ -247,7 +248,10 @@ def test_the_page_is_made_anew_from_the_rows(tmp_path: Path) -> None:
     assert "| hybrid (the defaults) | 0.820 (0.81 to 0.83), 5 |" in text
     assert "| 0.90, 0.100, 0.300 * |" in text and "| 0.80, 0.200, 0.300 |" in text
     assert "| A. cold: ahead of every single arm | yes |" in text
-    assert "are missing" not in text and len(text.splitlines()) < 80
+    assert "; gym +0.050 (+0.050 to +0.050) over GRPO alone, on the fitness; " in text and "open because" not in text
+    assert "capitals: GRPO alone, on all terms keeps 25%; gym: " in text and "keeps 25% (expected 90%) |" in text
+    assert "| GRPO alone, on all terms | 150 (5 of 5) |" in text and "of a search | 150 (" not in text
+    assert "are missing" not in text and len(text.splitlines()) < 90
     assert set(json.loads((tmp_path / CLAIMS).read_text())) == set(DEFINITIONS)
     (tmp_path / PAGE).write_text("an older page")
     write_report(world(), planned(), rates, tmp_path, tiny(0.9), tiny(0.9))
