@@ -115,7 +115,7 @@ def judge_base(task: BedTask, model: str) -> dict[str, Any]:
 # --- who makes them ----------------------------------------------------------------------------------------------
 
 
-def _within(seconds: float) -> dict[str, Any]:
+def within(seconds: float) -> dict[str, Any]:
     """The options that end a run with the generation whose end is nearest to its budget of so many seconds: generations
     are long, and arms whose own are longer should not have more."""
 
@@ -135,7 +135,7 @@ def _start(job: BedJob, task: BedTask, folder: Path, options: Options, seconds: 
         save_every=1_000_000,
         kept=False,
         view=None,
-        **_within(seconds),
+        **within(seconds),
         **options,
     )
 
@@ -198,7 +198,7 @@ def _searched(job: BedJob, _: Arm, task: BedTask, folder: Path) -> Made:
                 options = {**job.options, "reward": term}
                 runs[term] = _start(job, task, folder / str(len(runs)), options, seconds * share)
             elif runs[term].history[-1]["time.loop"] < seconds * share:
-                runs[term] = resume(runs[term].folder, view=None, **_within(seconds * share))
+                runs[term] = resume(runs[term].folder, view=None, **within(seconds * share))
         standing.sort(key=rank)
     best, tried = (
         standing[0],
@@ -206,7 +206,7 @@ def _searched(job: BedJob, _: Arm, task: BedTask, folder: Path) -> Made:
     )
     if (left := whole - spent()) > 0:
         before = float(runs[best].history[-1]["time.loop"])
-        runs[best] = resume(runs[best].folder, view=None, **_within(before + left))
+        runs[best] = resume(runs[best].folder, view=None, **within(before + left))
     made = _made(runs[best], best, {"searched": {"best": best, "validation": tried}})
     tokens = sum(_tokens(result.history[-1]) for result in runs.values())
     return Made(made.adapter, made.reward, spent(), tokens, made.curve, made.more)

@@ -44,6 +44,8 @@ def test_evaluate_gives_the_summarys_figure(finished: Path, toy: Any, evolora: A
     # An adapter's folder knows its base model, but not the task.
     code, out, _ = evolora("evaluate", finished / "best", "--data", toy.data, "--reward", toy.reward)
     assert code == 0 and printed_reward(out) == expected
+    code, _, errors = evolora("evaluate", finished / "best")
+    assert code == 2 and "expected one of --task, --data, --prompt" in errors and errors.count("\n") == 1
 
 
 def test_evaluate_shows_prompts_and_completions(finished: Path, evolora: Any) -> None:

@@ -39,6 +39,7 @@ from evolora.tasks.task import Example
 
 # What an adapter was judged by, where that was not the mean reward.
 _FITNESS = ("evolution.fitness", "evolution.fitness_samples", "evolution.group_column")
+_TASK = {("task", "name"): "task", ("task", "data"): "data", ("task", "prompt"): "prompt"}
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,9 @@ def evaluate(
     trust_reward: Trust = False,
 ) -> Score:
     """Score an adapter on a split of its run's task, or of the task that `options` name; with `base`, also the
-    untouched base model on the same prompts, or the adapter that its run started from. Raises InputError for a run that
-    was not made here and whose reward would run code, unless `trust_reward`."""
+    untouched base model on the same prompts, or the adapter that its run started from. Raises InputError for an adapter
+    that is no run's where they name none, and for a run that was not made here and whose reward would run code, unless
+    `trust_reward`."""
     parts = _parts(path, checkpoint, options or {}, trust=trust_reward)
     with closing(parts.engine):
         return _score(path, parts, split, base=base)
@@ -203,6 +205,9 @@ def _parts(
         lora, _ = load_adapter(folder)
         named = [] if ("model", "name") in said else named_base(folder, lora)
         known = Source([(f"model.{name}", value) for name, value in named])
+        if scores and not said & _TASK.keys():
+            expected = ", ".join(map(words.named, _TASK.values()))
+            raise InputError(f"{path}: an adapter alone does not say what it is scored on, expected one of {expected}")
         if not scores:  # the bundled task's targets say nothing about what this adapter writes
             known = replace(known, words=[*known.words, ("completion.max_new_tokens", NO_TARGETS)])
         config = make_options(known, words)
@@ -214,7 +219,7 @@ def _parts(
         gone += ("reward.", *_FITNESS)
     if ("model", "name") in said:
         gone += ("model.revision",)
-    if said & {("task", "name"), ("task", "data"), ("task", "prompt")}:
+    if said & _TASK.keys():
         # Another task brings its own reward and length.
         gone += ("task.", "reward.name", *_FITNESS, "completion.max_new_tokens")
     if ("reward", "name") in said:

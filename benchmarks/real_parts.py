@@ -1,0 +1,162 @@
+"""What parts of the hybrid are worth on a real model, and how much of mutation and crossover costs nothing: on two
+tasks that carry no claim of the test bed, answers in one word and capitals as JSON, otherwise as the test bed has it.
+
+    python benchmarks/real_parts.py --seeds 0 & python benchmarks/real_parts.py --seeds 1      two side by side
+
+Writes one JSON line a run; runs that are already in the file are not made again. Prints a table: test fitness, the mean
+over seeds with the worst seed in brackets, and the drift, the KL from the base a token on neutral sentences.
+"""
+
+import argparse
+import itertools
+import json
+import os
+import statistics
+import sys
+import tempfile
+import warnings
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+from speed.machine import cpu_model
+from study.runner import append_row, read_rows
+from testbed.arms import ALL_TERMS, ARMS
+from testbed.held_out import judge
+from testbed.measure import within
+from testbed.model import base_model
+from testbed.rows import DATA, Row
+from testbed.tasks import BedTask
+
+from evolora import evolve
+
+SECONDS = 180.0
+METHODS: dict[str, dict[str, Any]] = {
+    "default": {},
+    "a scale that changes 10%": {"mutation_changes": 0.1},
+    "a scale that changes 3%": {"mutation_changes": 0.03},
+    "three in ten mutated": {"mutation_rate": 0.3},
+    "no crossover": {"crossover_rate": 0.0},
+    "neither": ARMS["hybrid-no-operators"].options,
+    "no genes": {"genes": "none"},
+    "neither, no genes": {**ARMS["hybrid-no-operators"].options, "genes": "none"},
+    "no replay": {"replay": 0},
+    # What the hybrid has beside evolution and the test bed's single arms have not.
+    "GRPO alone, with replay": {**ARMS["grpo-terms"].options, "replay": 64, "fitness_first": True},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial(BedTask):
+    """A task whose rows are at hand."""
+
+    made: tuple[str, ...]
+
+    @property
+    def rows(self) -> list[Row]:
+        return [json.loads(row) for row in self.made]
+
+
+def one_word() -> list[Row]:
+    """The task of `make real`."""
+    folder, rows = files("evolora").joinpath("assets", "tasks", "one-word"), []
+    for split in ("train", "validation", "test"):
+        for line in folder.joinpath(f"{split}.jsonl").read_text(encoding="utf-8").splitlines():
+            row = json.loads(line)
+            rows.append({"prompt": row["prompt"], "target": row["target"], "split": split})
+    return rows
+
+
+def capitals_as_json() -> list[Row]:
+    """The test bed's capitals, asked for in another form."""
+    rows = []
+    for line in (DATA / "capitals.jsonl").read_text(encoding="utf-8").splitlines():
+        row = json.loads(line)
+        asked = row["prompt"][0]["content"].replace("Answer with one word.", 'Answer as {"capital": "..."}.')
+        rows.append(
+            {**row, "prompt": [{"role": "user", "content": asked}], "target": json.dumps({"capital": row["target"]})}
+        )
+    return rows
+
+
+def trials() -> dict[str, Trial]:
+    found = {"one word": one_word(), "capitals as JSON": capitals_as_json()}
+    return {
+        name: Trial(name=name, kind="cold", what="", fitness="exact", made=tuple(map(json.dumps, rows)))
+        for name, rows in found.items()
+    }
+
+
+def measure(task: Trial, method: str, seed: int, model: str, seconds: float) -> dict[str, Any]:
+    """One run's figures, judged from its adapter."""
+    options = {**ARMS["hybrid"].options_on(task), **METHODS[method]}
+    with tempfile.TemporaryDirectory() as folder:
+        result = evolve(
+            model=model,
+            data=task.rows,
+            out=f"{folder}/run",
+            seed=seed,
+            threads=1,
+            save_every=1_000_000,
+            kept=False,
+            view=None,
+            **within(seconds),
+            **options,
+        )
+        found = judge(task, model, ALL_TERMS, result.adapter, seed)
+    return {
+        "task": task.name,
+        "method": method,
+        "seed": seed,
+        "seconds": seconds,
+        "processor": cpu_model(),
+        "generations": len(result.history),
+        "validation": [point["validation.best"] for point in result.history],
+        "test": found["fitness"],
+        "pass_16": found["pass_16"],
+        "drift": found["drift"],
+    }
+
+
+def table(rows: list[dict[str, Any]], tasks: list[str]) -> str:
+    """Test fitness and drift by task and method."""
+    lines = [f"| changed | {' | '.join(tasks)} | seeds |", "|---|" + "---|" * (len(tasks) + 1)]
+    for method in METHODS:
+        cells, seeds = [], set()
+        for task in tasks:
+            found = [row for row in rows if (row["task"], row["method"]) == (task, method)]
+            tests, drifts = [row["test"] for row in found], [row["drift"] for row in found]
+            worst = f"{statistics.mean(tests):.3f} ({min(tests):.3f}), {statistics.mean(drifts):.3f}" if found else ""
+            cells.append(worst)
+            seeds |= {row["seed"] for row in found}
+        lines.append(f"| {method} | {' | '.join(cells)} | {len(seeds)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", choices=list(trials()), default=list(trials()), metavar="TASK")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
+    parser.add_argument("--model", help="the base model's folder (default: that of scripts/smollm2.py)")
+    parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "real_parts.jsonl")
+    options = parser.parse_args()
+    model, processor = options.model or base_model(), cpu_model()
+    warnings.filterwarnings("ignore")
+    rows = [row for row in read_rows(options.out) if (row["seconds"], row["processor"]) == (options.seconds, processor)]
+    known = {(row["seed"], row["task"], row["method"]) for row in rows}
+    for seed, task, method in itertools.product(options.seeds, options.tasks, options.methods):
+        if (seed, task, method) not in known:
+            rows.append(measure(trials()[task], method, seed, model, options.seconds))
+            append_row(options.out, rows[-1])
+            print(json.dumps(rows[-1]), flush=True)
+    print(table(rows, options.tasks))
+
+
+if __name__ == "__main__":
+    sys.exit(main())
