@@ -12,7 +12,6 @@ import itertools
 import json
 import os
 import statistics
-import sys
 import tempfile
 import warnings
 from dataclasses import dataclass
@@ -27,12 +26,10 @@ from speed.machine import cpu_model
 from study.runner import append_row, read_rows
 from testbed.arms import ALL_TERMS, ARMS
 from testbed.held_out import judge
-from testbed.measure import within
+from testbed.measure import start
 from testbed.model import base_model
 from testbed.rows import DATA, Row
 from testbed.tasks import BedTask
-
-from evolora import evolve
 
 SECONDS = 180.0
 METHODS: dict[str, dict[str, Any]] = {
@@ -54,11 +51,11 @@ METHODS: dict[str, dict[str, Any]] = {
 class Trial(BedTask):
     """A task whose rows are at hand."""
 
-    made: tuple[str, ...]
+    made: list[Row]
 
     @property
     def rows(self) -> list[Row]:
-        return [json.loads(row) for row in self.made]
+        return self.made
 
 
 def one_word() -> list[Row]:
@@ -85,28 +82,14 @@ def capitals_as_json() -> list[Row]:
 
 def trials() -> dict[str, Trial]:
     found = {"one word": one_word(), "capitals as JSON": capitals_as_json()}
-    return {
-        name: Trial(name=name, kind="cold", what="", fitness="exact", made=tuple(map(json.dumps, rows)))
-        for name, rows in found.items()
-    }
+    return {name: Trial(name=name, kind="cold", what="", fitness="exact", made=rows) for name, rows in found.items()}
 
 
 def measure(task: Trial, method: str, seed: int, model: str, seconds: float) -> dict[str, Any]:
     """One run's figures, judged from its adapter."""
     options = {**ARMS["hybrid"].options_on(task), **METHODS[method]}
     with tempfile.TemporaryDirectory() as folder:
-        result = evolve(
-            model=model,
-            data=task.rows,
-            out=f"{folder}/run",
-            seed=seed,
-            threads=1,
-            save_every=1_000_000,
-            kept=False,
-            view=None,
-            **within(seconds),
-            **options,
-        )
+        result = start(model, task, seed, Path(folder) / "run", options, seconds)
         found = judge(task, model, ALL_TERMS, result.adapter, seed)
     return {
         "task": task.name,
@@ -130,16 +113,18 @@ def table(rows: list[dict[str, Any]], tasks: list[str]) -> str:
         for task in tasks:
             found = [row for row in rows if (row["task"], row["method"]) == (task, method)]
             tests, drifts = [row["test"] for row in found], [row["drift"] for row in found]
-            worst = f"{statistics.mean(tests):.3f} ({min(tests):.3f}), {statistics.mean(drifts):.3f}" if found else ""
-            cells.append(worst)
+            cells.append(
+                f"{statistics.mean(tests):.3f} ({min(tests):.3f}), {statistics.mean(drifts):.3f}" if found else ""
+            )
             seeds |= {row["seed"] for row in found}
         lines.append(f"| {method} | {' | '.join(cells)} | {len(seeds)} |")
     return "\n".join(lines)
 
 
 def main() -> None:
+    tasks = trials()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", choices=list(trials()), default=list(trials()), metavar="TASK")
+    parser.add_argument("--tasks", nargs="+", choices=list(tasks), default=list(tasks), metavar="TASK")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--model", help="the base model's folder (default: that of scripts/smollm2.py)")
@@ -152,11 +137,11 @@ def main() -> None:
     known = {(row["seed"], row["task"], row["method"]) for row in rows}
     for seed, task, method in itertools.product(options.seeds, options.tasks, options.methods):
         if (seed, task, method) not in known:
-            rows.append(measure(trials()[task], method, seed, model, options.seconds))
+            rows.append(measure(tasks[task], method, seed, model, options.seconds))
             append_row(options.out, rows[-1])
             print(json.dumps(rows[-1]), flush=True)
     print(table(rows, options.tasks))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

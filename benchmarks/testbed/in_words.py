@@ -1,12 +1,9 @@
 """What a claim's figures say, in a line."""
 
 from collections.abc import Callable
-from typing import Any
 
 from testbed.arms import ARMS
-from testbed.claims import KEPT
-
-Figures = dict[str, Any]
+from testbed.claims import KEPT, Figures
 
 
 def in_words(name: str, claim: Figures) -> str:
@@ -32,17 +29,17 @@ def _mean(pair: tuple[str, Figures]) -> float:
 
 def _over(nearest: dict[str, tuple[str, Figures]]) -> str:
     """The hybrid minus the single arm that comes nearest, by task."""
-    return "; ".join(f"{task} {_interval(own)} over {ARMS[arm].title}" for task, (arm, own) in nearest.items())
+    return "; ".join(f"{task} {interval_in_words(own)} over {ARMS[arm].title}" for task, (arm, own) in nearest.items())
 
 
 def _parts(claim: Figures) -> str:
     parts = claim["parts"].items()
-    return "; ".join(f"{ARMS[arm].title.removeprefix('hybrid ')} {_interval(own)}" for arm, own in parts)
+    return "; ".join(f"{ARMS[arm].title.removeprefix('hybrid ')} {interval_in_words(own)}" for arm, own in parts)
 
 
 def _kept(claim: Figures) -> str:
     names = {"pass_16": "pass@16", "drift": "drift"}
-    said = [f"{title} {_interval(claim[name])}" for name, title in names.items() if name in claim]
+    said = [f"{title} {interval_in_words(claim[name])}" for name, title in names.items() if name in claim]
     return ", ".join([*said, f"{claim['drift']['pairs']} pairs"]) if said else ""
 
 
@@ -66,7 +63,8 @@ def _tiny(claim: Figures) -> str:
     return "; ".join(lost) or ("no mean is below its interval before" if claim["tasks"] else "")
 
 
-def _interval(own: Figures) -> str:
+def interval_in_words(own: Figures) -> str:
+    """A mean difference with its 95% interval."""
     low, high = own["ci95"]
     return f"{own['mean']:+.3f} ({low:+.3f} to {high:+.3f})"
 

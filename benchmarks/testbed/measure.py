@@ -115,7 +115,7 @@ def judge_base(task: BedTask, model: str) -> dict[str, Any]:
 # --- who makes them ----------------------------------------------------------------------------------------------
 
 
-def within(seconds: float) -> dict[str, Any]:
+def _within(seconds: float) -> dict[str, Any]:
     """The options that end a run with the generation whose end is nearest to its budget of so many seconds: generations
     are long, and arms whose own are longer should not have more."""
 
@@ -125,24 +125,25 @@ def within(seconds: float) -> dict[str, Any]:
     return {"budget_seconds": seconds, "callbacks": [over]}
 
 
-def _start(job: BedJob, task: BedTask, folder: Path, options: Options, seconds: float) -> Result:
+def start(model: str, task: BedTask, seed: int, folder: Path, options: Options, seconds: float) -> Result:
+    """A run of the test bed, to its end."""
     return evolve(
-        model=job.model,
+        model=model,
         data=task.rows,
         out=str(folder),
-        seed=job.seed,
+        seed=seed,
         threads=1,
         save_every=1_000_000,
         kept=False,
         view=None,
-        **within(seconds),
+        **_within(seconds),
         **options,
     )
 
 
 def _evolved(job: BedJob, _: Arm, task: BedTask, folder: Path) -> Made:
     assert job.budget.seconds is not None
-    result = _start(job, task, folder / "run", job.options, job.budget.seconds)
+    result = start(job.model, task, job.seed, folder / "run", job.options, job.budget.seconds)
     return _made(result, job.options["reward"], {})
 
 
@@ -196,9 +197,9 @@ def _searched(job: BedJob, _: Arm, task: BedTask, folder: Path) -> Made:
         for term in (standing := standing[:count]):
             if term not in runs:
                 options = {**job.options, "reward": term}
-                runs[term] = _start(job, task, folder / str(len(runs)), options, seconds * share)
+                runs[term] = start(job.model, task, job.seed, folder / str(len(runs)), options, seconds * share)
             elif runs[term].history[-1]["time.loop"] < seconds * share:
-                runs[term] = resume(runs[term].folder, view=None, **within(seconds * share))
+                runs[term] = resume(runs[term].folder, view=None, **_within(seconds * share))
         standing.sort(key=rank)
     best, tried = (
         standing[0],
@@ -206,7 +207,7 @@ def _searched(job: BedJob, _: Arm, task: BedTask, folder: Path) -> Made:
     )
     if (left := whole - spent()) > 0:
         before = float(runs[best].history[-1]["time.loop"])
-        runs[best] = resume(runs[best].folder, view=None, **within(before + left))
+        runs[best] = resume(runs[best].folder, view=None, **_within(before + left))
     made = _made(runs[best], best, {"searched": {"best": best, "validation": tried}})
     tokens = sum(_tokens(result.history[-1]) for result in runs.values())
     return Made(made.adapter, made.reward, spent(), tokens, made.curve, made.more)

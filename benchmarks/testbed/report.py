@@ -12,7 +12,7 @@ from study.report import rounded, table
 
 from testbed.arms import ABLATIONS, ARMS, BUDGET_SECONDS, SINGLE, TERMS
 from testbed.claims import REACHED, Bed, claims, collect, interval
-from testbed.in_words import in_words
+from testbed.in_words import in_words, interval_in_words
 from testbed.plan import Planned
 from testbed.tasks import TASKS
 
@@ -57,14 +57,7 @@ def write_report(
 def page(bed: Bed, found: dict[str, Any], rates: Rates, plan: Sequence[Planned]) -> str:
     parts = [_opening(bed, plan), CHANGED, _tasks_table(rates), _claims_table(found)]
     if bed.runs:
-        parts += [
-            _fitness_table(bed, rates),
-            _parts_table(found),
-            _kept_table(bed),
-            _hits_table(bed),
-            _to_half_table(bed),
-        ]
-        parts.append(_searched(bed))
+        parts += [_fitness_table(bed, rates), _parts_table(found), _kept_table(bed), _hits_table(bed), _searched(bed)]
     parts.append(_missing(bed))
     return "\n\n".join(part for part in parts if part) + "\n"
 
@@ -151,9 +144,8 @@ def _parts_table(found: dict[str, Any]) -> str:
     for arm in ABLATIONS:
         if arm in parts:
             own = parts[arm]
-            low, high = own["ci95"]
             cells = [f"{own['tasks'][task]:+.3f}" if task in own["tasks"] else "" for task in TASKS]
-            rows.append([ARMS[arm].title, f"{own['mean']:+.3f} ({low:+.3f} to {high:+.3f})", str(own["pairs"]), *cells])
+            rows.append([ARMS[arm].title, interval_in_words(own), str(own["pairs"]), *cells])
     if not rows:
         return ""
     note = "What a part is worth: normalised fitness of the hybrid minus that of the hybrid without it."
@@ -198,52 +190,39 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
 
 
 def _hits_table(bed: Bed) -> str:
-    """When the first completion came that was all that is wanted: the median over seeds."""
+    """When the first completion came that was all that is wanted, and how soon half of the prompts were right."""
     rows = []
     for arm in ("hybrid", *SINGLE):
-        cells = [_first(bed, task, arm) for task in TASKS]
+        cells = [_hits(bed, task, arm) for task in TASKS]
         if any(cells):
             rows.append([ARMS[arm].title, *cells])
     note = (
-        "Completions until the first that was all that is wanted, on any prompt: the median of the seeds that had one."
+        "Completions until the first that was all that is wanted, on any prompt; then tokens from there until a "
+        f"generation ended with a best validation fitness of at least {REACHED} (not of a search, which is several "
+        "runs): medians of the seeds that came so far."
     )
     return f"{note}\n\n{table(['arm', *TASKS], rows)}"
 
 
-def _first(bed: Bed, task: str, arm: str) -> str:
-    seeds = bed.shared(task, arm)
-    found = [first["completions"] for seed in seeds if (first := bed.runs[task, arm][seed]["hits"]["first"])]
-    if not seeds:
+def _hits(bed: Bed, task: str, arm: str) -> str:
+    rows = [bed.runs[task, arm][seed] for seed in bed.shared(task, arm)]
+    if not rows:
         return ""
-    return f"{int(np.median(found)):,} ({len(found)} of {len(seeds)})" if found else f"never ({len(seeds)})"
+    hit = [row for row in rows if row["hits"]["first"]]
+    first = _median([row["hits"]["first"]["completions"] for row in hit], len(rows))
+    if ARMS[arm].kind == "search" or not hit:
+        return first
+    half = [(row, _tokens_to_half(row)) for row in hit]
+    left = [max(0, tokens - row["hits"]["first"]["tokens"]) for row, tokens in half if tokens is not None]
+    return f"{first}; {_median(left, len(rows))}"
 
 
-def _to_half_table(bed: Bed) -> str:
-    """How long it took from the first hit to half of the validation prompts."""
-    rows = []
-    for arm in ("hybrid", *SINGLE):
-        if ARMS[arm].kind == "evolve":  # a search's curve is its last run's alone
-            cells = [_to_half(bed, task, arm) for task in TASKS]
-            if any(cells):
-                rows.append([ARMS[arm].title, *cells])
-    note = (
-        f"Tokens written from that first hit until a best validation fitness of at least {REACHED} was seen: the "
-        "median of the seeds that reached it, which is known to a generation."
-    )
-    return f"{note}\n\n{table(['arm', *TASKS], rows)}"
+def _tokens_to_half(row: Row) -> int | None:
+    return next((point["tokens"] for point in row["curve"] if (point["validation"] or 0.0) >= REACHED), None)
 
 
-def _to_half(bed: Bed, task: str, arm: str) -> str:
-    seeds = bed.shared(task, arm)
-    found = []
-    for row in (bed.runs[task, arm][seed] for seed in seeds):
-        first = row["hits"]["first"]
-        reached = [point["tokens"] for point in row["curve"] if (point["validation"] or 0.0) >= REACHED]
-        if first and reached:
-            found.append(max(0, reached[0] - first["tokens"]))
-    if not seeds:
-        return ""
-    return f"{int(np.median(found)):,} ({len(found)} of {len(seeds)})" if found else f"never ({len(seeds)})"
+def _median(values: Sequence[int], of: int) -> str:
+    return f"{int(np.median(values)):,} ({len(values)} of {of})" if values else f"never ({of})"
 
 
 def _searched(bed: Bed) -> str:

@@ -250,8 +250,9 @@ def test_the_page_is_made_anew_from_the_rows(tmp_path: Path) -> None:
     assert "| A. cold: ahead of every single arm | yes |" in text
     assert "; gym +0.050 (+0.050 to +0.050) over GRPO alone, on the fitness; " in text and "open because" not in text
     assert "capitals: GRPO alone, on all terms keeps 25%; gym: " in text and "keeps 25% (expected 90%) |" in text
-    assert "| GRPO alone, on all terms | 150 (5 of 5) |" in text and "of a search | 150 (" not in text
-    assert "are missing" not in text and len(text.splitlines()) < 90
+    assert "| GRPO alone, on all terms | 100 (5 of 5); 150 (5 of 5) |" in text
+    assert "of a search | 100 (5 of 5) | 100 (5 of 5) |" in text
+    assert "are missing" not in text and len(text.splitlines()) < 80
     assert set(json.loads((tmp_path / CLAIMS).read_text())) == set(DEFINITIONS)
     (tmp_path / PAGE).write_text("an older page")
     write_report(world(), planned(), rates, tmp_path, tiny(0.9), tiny(0.9))

@@ -39,6 +39,7 @@ from evolora.tasks.task import Example
 
 # What an adapter was judged by, where that was not the mean reward.
 _FITNESS = ("evolution.fitness", "evolution.fitness_samples", "evolution.group_column")
+# What says on what one is scored, and the words for it.
 _TASK = {("task", "name"): "task", ("task", "data"): "data", ("task", "prompt"): "prompt"}
 
 
