@@ -10,6 +10,7 @@ make one. Writes one JSON line for each pair and seed.
 """
 
 import argparse
+import itertools
 import json
 import tempfile
 from collections.abc import Callable, Iterator
@@ -19,13 +20,15 @@ from typing import Any
 import numpy as np
 import torch
 from study.report import table
+from study.runner import filled
 from study.statistics import stratified_interval
 from torch import Tensor
 
 from evolora import evolve
 from evolora.models.export import load_adapter
 from evolora.models.genome import GenomeLayout
-from evolora.runs.assembly import Parts, assemble
+from evolora.runs.assembled import Parts
+from evolora.runs.assembly import assemble
 from evolora.runs.given import Given
 from evolora.runs.options import make_options
 from evolora.runs.tracking.view import Silence
@@ -222,15 +225,11 @@ def main() -> None:
     parser.add_argument("--flops", type=float, default=FLOPS)
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args()
-    rows = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    for seed in options.seeds:
-        for pair in options.pairs:
-            if not any((row["pair"], row["seed"], row["flops"]) == (pair, seed, options.flops) for row in rows):
-                rows.append(measure(pair, seed, options.flops))
-                with options.out.open("a", encoding="utf-8") as file:
-                    file.write(json.dumps(rows[-1]) + "\n")
-                print(json.dumps(rows[-1]), flush=True)
-    print("\n\n".join(tables([row for row in rows if row["flops"] == options.flops])))
+    cells = (
+        {"pair": pair, "seed": seed, "flops": options.flops}
+        for seed, pair in itertools.product(options.seeds, options.pairs)
+    )
+    print("\n\n".join(tables(filled(options.out, cells, measure))))
 
 
 if __name__ == "__main__":

@@ -12,7 +12,6 @@ mean over seeds with the worst seed in brackets.
 
 import argparse
 import itertools
-import json
 import os
 import statistics
 import tempfile
@@ -21,7 +20,7 @@ from typing import Any
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from study.runner import append_row, read_rows
+from study.runner import filled
 from testbed.arms import ALL_TERMS
 
 from evolora import evolve
@@ -84,14 +83,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "genes.jsonl")
     options = parser.parse_args()
-    rows = read_rows(options.out)
-    known = {(row["seed"], row["task"], row["method"], row["gens"]) for row in rows}
-    for seed, task, method in itertools.product(options.seeds, options.tasks, options.methods):
-        if (seed, task, method, options.gens) not in known:
-            rows.append(measure(task, method, seed, options.gens))
-            append_row(options.out, rows[-1])
-            print(json.dumps(rows[-1]), flush=True)
-    print(table([row for row in rows if row["gens"] == options.gens], options.tasks))
+    cells = (
+        {"seed": seed, "task": task, "method": method, "gens": options.gens}
+        for seed, task, method in itertools.product(options.seeds, options.tasks, options.methods)
+    )
+    print(table(filled(options.out, cells, measure), options.tasks))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,13 @@ first, with the mean over tasks of the rank among all (1 is best).
 """
 
 import argparse
+import itertools
 import statistics
 import tempfile
 from pathlib import Path
 from typing import Any
 
-from study.runner import append_row, read_rows
+from study.runner import filled
 
 from evolora import evolve
 from evolora.strategies.operators import CROSSOVERS
@@ -47,17 +48,17 @@ def methods() -> dict[str, dict[str, Any]]:
 METHODS = methods()
 
 
-def measure(task: str, method: str, seed: int, budget: int) -> dict[str, Any]:
+def measure(task: str, method: str, seed: int, budget_tokens: int) -> dict[str, Any]:
     """One run's figures."""
     with tempfile.TemporaryDirectory() as folder:
-        options = {**METHODS[method], "task": task, "seed": seed, "gens": 10_000, "budget_tokens": budget}
+        options = {**METHODS[method], "task": task, "seed": seed, "gens": 10_000, "budget_tokens": budget_tokens}
         result = evolve(out=f"{folder}/run", refiner="none", save_every=10_000, threads=1, **options)
     last = result.history[-1]
     return {
         "task": task,
         "method": method,
         "seed": seed,
-        "budget_tokens": budget,
+        "budget_tokens": budget_tokens,
         "generations": result.summary["generations"],
         "tokens": last["tokens.evaluation"],
         "seconds": round(result.summary["seconds"], 1),
@@ -107,20 +108,11 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "operators.jsonl")
     options = parser.parse_args()
-    rows = read_rows(options.out)
-    asked = [(task, name, seed) for seed in options.seeds for task in options.tasks for name in options.methods]
-    for task, method, seed in asked:
-        key = (task, method, seed, options.budget_tokens)
-        if any((row["task"], row["method"], row["seed"], row["budget_tokens"]) == key for row in rows):
-            continue
-        rows.append(measure(task, method, seed, options.budget_tokens))
-        append_row(options.out, rows[-1])
-    chosen = [
-        row
-        for row in rows
-        if row["budget_tokens"] == options.budget_tokens and (row["task"], row["method"], row["seed"]) in asked
-    ]
-    print(table(chosen, options.tasks))
+    cells = (
+        {"task": task, "method": method, "seed": seed, "budget_tokens": options.budget_tokens}
+        for seed, task, method in itertools.product(options.seeds, options.tasks, options.methods)
+    )
+    print(table(filled(options.out, cells, measure), options.tasks))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ over seeds with the worst seed in brackets, and the drift, the KL from the base 
 """
 
 import argparse
+import functools
 import itertools
 import json
 import os
@@ -23,7 +24,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from speed.machine import cpu_model
-from study.runner import append_row, read_rows
+from study.runner import filled
 from testbed.arms import ALL_TERMS, ARMS
 from testbed.held_out import judge
 from testbed.measure import start
@@ -85,18 +86,21 @@ def trials() -> dict[str, Trial]:
     return {name: Trial(name=name, kind="cold", what="", fitness="exact", made=rows) for name, rows in found.items()}
 
 
-def measure(task: Trial, method: str, seed: int, model: str, seconds: float) -> dict[str, Any]:
+def measure(
+    tasks: dict[str, Trial], model: str, *, task: str, method: str, seed: int, seconds: float, processor: str
+) -> dict[str, Any]:
     """One run's figures, judged from its adapter."""
-    options = {**ARMS["hybrid"].options_on(task), **METHODS[method]}
+    trial = tasks[task]
+    options = {**ARMS["hybrid"].options_on(trial), **METHODS[method]}
     with tempfile.TemporaryDirectory() as folder:
-        result = start(model, task, seed, Path(folder) / "run", options, seconds)
-        found = judge(task, model, ALL_TERMS, result.adapter, seed)
+        result = start(model, trial, seed, Path(folder) / "run", options, seconds)
+        found = judge(trial, model, ALL_TERMS, result.adapter, seed)
     return {
-        "task": task.name,
+        "task": task,
         "method": method,
         "seed": seed,
         "seconds": seconds,
-        "processor": cpu_model(),
+        "processor": processor,
         "generations": len(result.history),
         "validation": [point["validation.best"] for point in result.history],
         "test": found["fitness"],
@@ -131,16 +135,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=SECONDS)
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "real_parts.jsonl")
     options = parser.parse_args()
-    model, processor = options.model or base_model(), cpu_model()
     warnings.filterwarnings("ignore")
-    rows = [row for row in read_rows(options.out) if (row["seconds"], row["processor"]) == (options.seconds, processor)]
-    known = {(row["seed"], row["task"], row["method"]) for row in rows}
-    for seed, task, method in itertools.product(options.seeds, options.tasks, options.methods):
-        if (seed, task, method) not in known:
-            rows.append(measure(tasks[task], method, seed, model, options.seconds))
-            append_row(options.out, rows[-1])
-            print(json.dumps(rows[-1]), flush=True)
-    print(table(rows, options.tasks))
+    cells = (
+        {"seed": seed, "task": task, "method": method, "seconds": options.seconds, "processor": cpu_model()}
+        for seed, task, method in itertools.product(options.seeds, options.tasks, options.methods)
+    )
+    measured = functools.partial(measure, tasks, options.model or base_model())
+    print(table(filled(options.out, cells, measured), options.tasks))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import numpy as np
 
 from evolora.rewards import Reward, RewardScorer
 from evolora.rng import keyed_seed
-from evolora.runs.assembly import Parts
+from evolora.runs.assembled import Parts
 from evolora.tasks.task import columns_of
 from study.budget import Budget, Meter, Point
 

@@ -19,7 +19,8 @@ from evolora.evolution.loop import Evolution
 from evolora.population.evaluation import mean_fitness
 from evolora.population.lineage import Lineage
 from evolora.rewards import RewardScorer
-from evolora.runs.assembly import Parts, assemble
+from evolora.runs.assembled import Parts
+from evolora.runs.assembly import assemble
 from evolora.runs.config_file import read_run_config
 from evolora.runs.given import Given, given_reward
 from evolora.runs.options import make_options

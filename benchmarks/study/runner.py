@@ -49,6 +49,18 @@ def append_row(path: Path, row: Row) -> None:
         os.fsync(file.fileno())
 
 
+def filled(path: Path, cells: Iterable[Row], measure: Callable[..., Row]) -> list[Row]:
+    """The rows of all cells of a small benchmark; `measure(**cell)` makes those that the file lacks. A row has all that
+    its cell says."""
+    rows, cells = read_rows(path), list(cells)
+    for cell in cells:
+        if not any(cell.items() <= row.items() for row in rows):
+            rows.append(measure(**cell))
+            append_row(path, rows[-1])
+            print(json.dumps(rows[-1]), flush=True)
+    return [row for row in rows if any(cell.items() <= row.items() for cell in cells)]
+
+
 def of_processor(rows: Iterable[Row], processor: str) -> list[Row]:
     """The rows that were made on such a processor: no others are compared with each other at equal seconds."""
     return [row for row in rows if row["processor"] == processor]

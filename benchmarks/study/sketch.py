@@ -15,7 +15,7 @@ from torch import Tensor
 from evolora.models.lora import as_peft_model, set_state
 from evolora.rewards import Reward, RewardScorer
 from evolora.rng import keyed_seed
-from evolora.runs.assembly import Parts
+from evolora.runs.assembled import Parts
 from evolora.tasks.task import Example, columns_of
 from study.budget import Budget, Meter, Point
 

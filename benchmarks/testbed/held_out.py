@@ -18,7 +18,8 @@ from evolora.engine.base import Completions, Scoring
 from evolora.fitness.macro_f1 import make_macro_f1
 from evolora.population.writing import Writer, Written, rewarded
 from evolora.rng import keyed_seed
-from evolora.runs.assembly import Parts, assemble
+from evolora.runs.assembled import Parts
+from evolora.runs.assembly import assemble
 from evolora.runs.given import Given
 from evolora.runs.options import make_options
 from evolora.runs.tracking.view import Silence

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from peft import PeftModel, get_peft_model
 
 from evolora.models.lora import lora_config
-from evolora.runs.assembly import Parts
+from evolora.runs.assembled import Parts
 from evolora.tasks.task import Example
 
 

@@ -35,6 +35,7 @@ from study.runner import (
     Runner,
     append_row,
     chosen_setting,
+    filled,
     finished,
     key_of,
     missing_jobs,
@@ -240,6 +241,21 @@ def test_rows_survive_a_line_that_was_cut_short(tmp_path: Path) -> None:
     append_row(path, {"a": 3})
     assert read_rows(path) == [{"a": 1}, {"a": 3}]
     assert read_rows(tmp_path / "none") == []
+
+
+def test_cells_that_a_file_lacks_are_measured_once(tmp_path: Path) -> None:
+    path, measured = tmp_path / "rows.jsonl", list[int]()
+    append_row(path, {"seed": 0, "gens": 2, "test": [0.5]})
+    append_row(path, {"seed": 1, "gens": 9, "test": [0.9]})
+
+    def measure(seed: int, gens: int) -> dict[str, Any]:
+        measured.append(seed)
+        return {"seed": seed, "gens": gens, "test": [seed / 4]}
+
+    cells = [{"seed": seed, "gens": 2} for seed in (0, 1)]
+    expected = [{"seed": 0, "gens": 2, "test": [0.5]}, {"seed": 1, "gens": 2, "test": [0.25]}]
+    assert filled(path, iter(cells), measure) == filled(path, cells, measure) == expected
+    assert measured == [1] and len(read_rows(path)) == 3
 
 
 def test_what_is_done_is_skipped_and_what_failed_is_tried_again() -> None:

@@ -19,12 +19,14 @@ from evolora.population.drift import SENTENCES
 from evolora.population.evaluation import Evaluation
 from evolora.population.writing import Writer
 from evolora.rng import keyed_seed
-from evolora.runs.assembly import Parts, assemble, chat_of, check_prompts
+from evolora.runs.assembled import Parts
+from evolora.runs.assembly import assemble, chat_of
 from evolora.runs.config_file import check_config, read_run_config
 from evolora.runs.fingerprint import fingerprint
 from evolora.runs.given import Given
 from evolora.runs.identity import differences, read_identity
 from evolora.runs.initial import kept_adapter, load_founder, named_base
+from evolora.runs.lengths import check_prompts
 from evolora.runs.memory import check_samples
 from evolora.runs.options import Source, make_options
 from evolora.runs.parts import Place

@@ -7,7 +7,7 @@ from evolora.evolution.small_probabilities import HitChances
 from evolora.population.evaluation import Evaluator
 from evolora.population.lineage import Lineage
 from evolora.population.remembering import RememberingEvaluator
-from evolora.runs.assembly import Parts
+from evolora.runs.assembled import Parts
 from evolora.runs.options import RunOptions
 
 

@@ -14,7 +14,7 @@ from evolora.rewards.process_state import ProcessState
 
 if TYPE_CHECKING:
     from evolora.evolution.loop import Evolution
-    from evolora.runs.assembly import Parts
+    from evolora.runs.assembled import Parts
 
 Metrics = Mapping[str, Any]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from evolora.errors import InputError
 from evolora.files import checkpoint_folder, checkpoints
-from evolora.runs.assembly import Parts
+from evolora.runs.assembled import Parts
 from evolora.runs.initial import INIT
 from evolora.runs.recovery import METRICS
 from evolora.runs.tracking.metrics_log import MetricsLog

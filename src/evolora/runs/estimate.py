@@ -15,7 +15,8 @@ from evolora.engine.base import Scoring
 from evolora.models.cost import ModelSize
 from evolora.population.writing import Writer, Written
 from evolora.refiners.options import PolicyGradientConfig
-from evolora.runs.assembly import Parts, assemble
+from evolora.runs.assembled import Parts
+from evolora.runs.assembly import assemble
 from evolora.runs.footprint import Footprint, footprint
 from evolora.runs.given import Given
 from evolora.runs.options import RunOptions

@@ -22,7 +22,7 @@ from evolora.rewards.expression import Expression
 from evolora.rewards.loading import parse_reward
 from evolora.rewards.options import HUMAN
 from evolora.rewards.sources import reward_sources
-from evolora.runs.assembly import Parts
+from evolora.runs.assembled import Parts
 from evolora.runs.given import ROWS, Given
 from evolora.runs.identity import Fingerprint, sha256_of
 from evolora.runs.options import RunOptions

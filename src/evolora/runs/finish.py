@@ -27,7 +27,7 @@ from evolora.population.evaluation import Evaluation, Evaluator, term_means
 from evolora.population.lineage import Lineage
 from evolora.population.population import Individual, Population, genome_sha256
 from evolora.rng import keyed_seed
-from evolora.runs.assembly import Parts
+from evolora.runs.assembled import Parts
 from evolora.runs.given import Given
 from evolora.runs.identity import Identity
 from evolora.runs.keeping.names import run_name

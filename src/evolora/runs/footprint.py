@@ -16,7 +16,7 @@ from evolora.engine.calibration import (
     is_small,
 )
 from evolora.population.options import RolloutOptions
-from evolora.runs.assembly import Parts
+from evolora.runs.assembled import Parts
 from evolora.runs.memory import rows_of_an_update
 
 _GIB = 2**30

@@ -18,7 +18,7 @@ from evolora.files import write_text
 from evolora.human.feedback import HumanFeedback, open_page
 from evolora.masking import keys_in, mask
 from evolora.population.lineage import Lineage
-from evolora.runs.assembly import Parts
+from evolora.runs.assembled import Parts
 from evolora.runs.building import build_evolution
 from evolora.runs.callbacks import Callbacks, Run
 from evolora.runs.config_file import config_toml, with_checksum

@@ -16,7 +16,7 @@ from evolora.population.population import Individual, Population
 from evolora.population.writing import Writer, Written, rewarded
 from evolora.rewards import Scorer
 from evolora.rng import keyed_seed
-from evolora.runs.assembly import Parts
+from evolora.runs.assembled import Parts
 from evolora.tasks.task import Example, key_of
 
 # What reading the sentences may cost of the operations of the whole run, and how many are read in any case.

@@ -13,7 +13,7 @@ from evolora.files import read_checked, write_checked
 from evolora.models.cost import Cost
 from evolora.population.writing import Writer
 from evolora.rng import keyed_generator
-from evolora.runs.assembly import Parts
+from evolora.runs.assembled import Parts
 from evolora.runs.identity import check_run
 from evolora.strategies.operators import MUTATIONS
 from evolora.strategies.options import AUTO, GAConfig, MutationName

@@ -6,7 +6,7 @@ from evolora.evolution.small_probabilities import CONFIDENCE, most_often
 from evolora.population.writing import Writer, rewarded
 from evolora.refiners.options import PolicyGradientConfig
 from evolora.rng import keyed_seed
-from evolora.runs.assembly import Parts
+from evolora.runs.assembled import Parts
 from evolora.tasks.task import drawn_order
 
 _PROMPTS, _SAMPLES = 16, 4

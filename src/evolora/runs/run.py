@@ -15,7 +15,8 @@ from evolora.files import check_regular, newest_checkpoint, write_text
 from evolora.lock import owned
 from evolora.models.base import BUNDLED_MODEL
 from evolora.models.export import PEFT_CONFIG, config_text
-from evolora.runs.assembly import Parts, assemble
+from evolora.runs.assembled import Parts
+from evolora.runs.assembly import assemble
 from evolora.runs.config_file import check_config, read_run_config
 from evolora.runs.disk import need_room_for_run
 from evolora.runs.fingerprint import fingerprint

@@ -20,7 +20,7 @@ from evolora.files import (
 )
 from evolora.models.export import save_adapter
 from evolora.population.lineage import Lineage
-from evolora.runs.assembly import Parts
+from evolora.runs.assembled import Parts
 from evolora.runs.disk import keep_checkpoints, need_room
 from evolora.runs.identity import check_run
 from evolora.runs.recovery import copy_beside
