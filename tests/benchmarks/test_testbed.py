@@ -216,6 +216,14 @@ def test_claims_are_open_while_runs_are_missing() -> None:
     assert all(claim["holds"] is None for claim in judged([], [], []).values())
 
 
+def test_a_cold_task_on_which_an_arm_is_not_left_behind_decides_without_the_rest() -> None:
+    rows = changed("ppo-terms", 0.85, ("sums",))
+    whole = [row for row in rows if row["task"] == "sums" or row["seed"] < 3]
+    assert judged(whole)["A"]["holds"] is False and not judged(whole)["A"]["reason"]
+    short = [row for row in whole if (row["task"], row["method"], row["seed"]) != ("sums", "ppo-terms", 4)]
+    assert judged(short)["A"]["holds"] is None
+
+
 def test_only_runs_of_todays_options_on_one_processor_and_model_count() -> None:
     rows = world()
     bed = collect(rows, planned())
