@@ -15,7 +15,7 @@ import os
 import statistics
 import tempfile
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from typing import Any
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-from speed.machine import cpu_model
+from speed.machine import processor
 from study.runner import filled
 from testbed.arms import ALL_TERMS, ARMS
 from testbed.held_out import judge
@@ -87,10 +87,18 @@ def trials() -> dict[str, Trial]:
 
 
 def measure(
-    tasks: dict[str, Trial], model: str, *, task: str, method: str, seed: int, seconds: float, processor: str
+    tasks: dict[str, Trial],
+    model: str,
+    *,
+    task: str,
+    method: str,
+    seed: int,
+    seconds: float,
+    dtype: str,
+    processor: str,
 ) -> dict[str, Any]:
     """One run's figures, judged from its adapter."""
-    trial = tasks[task]
+    trial = replace(tasks[task], options={"dtype": dtype})
     options = {**ARMS["hybrid"].options_on(trial), **METHODS[method]}
     with tempfile.TemporaryDirectory() as folder:
         result = start(model, trial, seed, Path(folder) / "run", options, seconds)
@@ -100,6 +108,7 @@ def measure(
         "method": method,
         "seed": seed,
         "seconds": seconds,
+        "dtype": dtype,
         "processor": processor,
         "generations": len(result.history),
         "validation": [point["validation.best"] for point in result.history],
@@ -133,11 +142,13 @@ def main() -> None:
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS), metavar="METHOD")
     parser.add_argument("--model", help="the base model's folder (default: that of scripts/smollm2.py)")
     parser.add_argument("--seconds", type=float, default=SECONDS)
+    parser.add_argument("--dtype", default="bfloat16", help="float32 where the processor has no bfloat16")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "real_parts.jsonl")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
+    told = {"seconds": options.seconds, "dtype": options.dtype, "processor": processor()}
     cells = (
-        {"seed": seed, "task": task, "method": method, "seconds": options.seconds, "processor": cpu_model()}
+        {"seed": seed, "task": task, "method": method, **told}
         for seed, task, method in itertools.product(options.seeds, options.tasks, options.methods)
     )
     measured = functools.partial(measure, tasks, options.model or base_model())

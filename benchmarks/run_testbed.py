@@ -27,7 +27,7 @@ from testbed.base_rates import read_rates, unmeasured
 from testbed.claims import DEMO_GENS, TINY_SECONDS, TINY_SEEDS
 from testbed.measure import BedJob, measure_run
 from testbed.model import base_model
-from testbed.plan import read_plan
+from testbed.plan import ELSEWHERE, PHASE, read_plan
 from testbed.report import PAGE, write_report
 from testbed.tasks import TASKS
 
@@ -44,7 +44,17 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--tasks", nargs="+", choices=list(TASKS), metavar="TASK", help=", ".join(TASKS))
     parser.add_argument("--seeds", nargs="+", type=int, help="default all of the list")
     parser.add_argument("--model", help="the base model's folder (default: that of scripts/smollm2.py)")
-    parser.add_argument("--seconds", type=float, default=BUDGET_SECONDS, help="a trial's budget; it counts for nothing")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        default=BUDGET_SECONDS,
+        help="another budget: of a trial, which counts for nothing, or with --elsewhere",
+    )
+    parser.add_argument(
+        "--elsewhere",
+        action="store_true",
+        help="a task and seed that the list lacks, all arms, on another processor, in float32: they count as its runs",
+    )
     parser.add_argument("--jobs", type=int, default=2, help="runs side by side, one thread each (default 2)")
     parser.add_argument("--out", type=Path, default=RESULTS, help="file of the raw rows")
     parser.add_argument("--report", type=Path, default=HERE.parent / "docs" / "results", help="folder of the page")
@@ -72,7 +82,7 @@ def bed_jobs(options: argparse.Namespace) -> list[BedJob]:
         and (options.tasks is None or run["task"] in options.tasks)
         and (options.seeds is None or run["seed"] in options.seeds)
     ]
-    jobs = [BedJob.of(run, model, options.seconds) for run in runs]
+    jobs = [BedJob.of(run, model, options.seconds, ELSEWHERE if options.elsewhere else PHASE) for run in runs]
     for job in jobs:
         if ARMS[job.method].kind != "supervised":
             make_options({**job.options, "model": model, "task": "translate"})

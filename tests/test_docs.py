@@ -32,6 +32,8 @@ OTHERS |= {
     "--new-tokens",
     "--dealt",
     "--tiny",
+    "--elsewhere",
+    "--seconds",
 }  # pip's, and of benchmarks
 MOST_LINES, MOST_COLUMNS = 110, 125
 

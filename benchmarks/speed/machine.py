@@ -35,6 +35,12 @@ def cpu_generation() -> str:
     return f"family {_told_by_linux('cpu family') or '?'} model {_told_by_linux('model') or '?'}"
 
 
+def processor() -> str:
+    """What runs at equal seconds are known by: those of another generation, though it has the same name, are not
+    compared with them."""
+    return f"{cpu_model()}, {cpu_generation()}"
+
+
 def _told_by_linux(name: str) -> str | None:
     info = Path("/proc/cpuinfo")
     for line in info.read_text().splitlines() if info.exists() else []:

@@ -16,11 +16,21 @@ from study.runner import of_processor
 from study.tasks import TASKS as TINY_TASKS
 
 from testbed.arms import ABLATIONS, ARMS, BUDGET_SECONDS, RATES, options_sha256, singles_on
-from testbed.plan import ABLATION_SEEDS, COLD_SEEDS, OTHER_SEEDS, RATE_ARMS, RATE_TASKS, Planned
-from testbed.tasks import COLD, OTHERS, TASKS
+from testbed.plan import (
+    ABLATION_SEEDS,
+    COLD_SEEDS,
+    ELSEWHERE,
+    OTHER_SEEDS,
+    PHASE,
+    RATE_ARMS,
+    RATE_TASKS,
+    Planned,
+)
+from testbed.tasks import COLD, OTHERS, TASKS, in_float32
 
 Floats = npt.NDArray[np.float64]
 Figures = dict[str, Any]
+_Newest = dict[tuple[Any, ...], Row]
 
 RESAMPLES = 10_000
 REACHED = 0.5
@@ -76,12 +86,14 @@ DEFINITIONS = {
 
 @dataclass(frozen=True)
 class Bed:
-    """The rows that count: `runs[task, arm][seed]`, and those of the learning rates, `rates[task, arm][lr]`."""
+    """The rows that count: `runs[task, arm][seed]`, and those of the learning rates, `rates[task, arm][lr]`.
+    `elsewhere` are those of them that another processor made."""
 
     runs: dict[tuple[str, str], dict[int, Row]]
     rates: dict[tuple[str, str], dict[float, Row]]
     missing: list[Planned]
     errors: int
+    elsewhere: list[Row]
 
     def shared(self, task: str, *arms: str) -> list[int]:
         """The seeds that all these arms were run with."""
@@ -99,18 +111,23 @@ class Bed:
 
 def collect(rows: Iterable[Row], plan: Sequence[Planned]) -> Bed:
     """The runs of the plan that count: of the processor and the base model that have made most, with today's options,
-    the newest of each."""
-    rows = [row for row in rows if row["phase"] == "testbed" and row["task"] in TASKS and row["method"] in ARMS]
+    the newest of each. Where these lack all runs of a task and seed, those of another processor count, if one has made
+    them all: they are compared only with each other."""
+    rows = [row for row in rows if row["task"] in TASKS and row["method"] in ARMS]
+    others = [row for row in rows if row["phase"] == ELSEWHERE and "error" not in row]
+    rows = [row for row in rows if row["phase"] == PHASE]
     whole = [row for row in rows if "error" not in row and row["budget"] == f"{BUDGET_SECONDS:g} s"]
     if whole:
         processor = Counter(row["processor"] for row in whole).most_common(1)[0][0]
         whole = of_processor(whole, processor)
         known = {task: Counter(row["task_sha256"] for row in whole if row["task"] == task) for task in TASKS}
         whole = [row for row in whole if row["task_sha256"] == known[row["task"]].most_common(1)[0][0]]
-    newest: dict[tuple[Any, ...], Row] = {}
+    newest: _Newest = {}
     for row in whole:
         if row["options_sha256"] == options_sha256(ARMS[row["method"]], TASKS[row["task"]], row["setting"]):
             newest[_key(row["task"], row["method"], row["setting"], row["seed"])] = row
+    elsewhere = _made_elsewhere(newest, others, plan)
+    newest |= elsewhere
     runs: dict[tuple[str, str], dict[int, Row]] = {}
     rates: dict[tuple[str, str], dict[float, Row]] = {}
     missing: list[Planned] = []
@@ -123,7 +140,27 @@ def collect(rows: Iterable[Row], plan: Sequence[Planned]) -> Bed:
             rates.setdefault(where, {})[run["setting"]["lr"]] = found
         else:
             runs.setdefault(where, {})[run["seed"]] = found
-    return Bed(runs, rates, missing, sum("error" in row for row in rows))
+    return Bed(runs, rates, missing, sum("error" in row for row in rows), list(elsewhere.values()))
+
+
+def _made_elsewhere(newest: _Newest, others: Iterable[Row], plan: Sequence[Planned]) -> _Newest:
+    """Whole sets of a task and a seed that `newest` lacks, each of one processor, budget and model."""
+    groups: dict[tuple[Any, ...], _Newest] = {}
+    for row in others:
+        if row["options_sha256"] == options_sha256(ARMS[row["method"]], in_float32(TASKS[row["task"]]), row["setting"]):
+            together = row["task"], row["seed"], row["processor"], row["budget"], row["task_sha256"]
+            key = _key(row["task"], row["method"], row["setting"], row["seed"])
+            groups.setdefault(together, {})[key] = row
+    found: _Newest = {}
+    for (task, seed, *_), group in groups.items():
+        planned = {
+            _key(run["task"], run["arm"], run["setting"], run["seed"])
+            for run in plan
+            if (run["task"], run["seed"]) == (task, seed)
+        }
+        if planned == set(group) and not planned & set(newest):
+            found |= group
+    return found
 
 
 def _key(task: str, arm: str, setting: dict[str, Any], seed: int) -> tuple[Any, ...]:

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from speed.machine import cpu_model
+from speed.machine import processor
 from study.budget import POINTS, Budget
 from study.measure import Job, Row
 
@@ -21,11 +21,9 @@ from evolora.runs.run import Result
 from testbed.arms import ARMS, BUDGET_SECONDS, RUNGS, TERMS, Arm, Options, options_sha256
 from testbed.first_hit import watched
 from testbed.held_out import assembled, judge
-from testbed.plan import Planned
+from testbed.plan import ELSEWHERE, PHASE, Planned
 from testbed.supervised import supervise
-from testbed.tasks import TASKS, BedTask
-
-PHASE = "testbed"
+from testbed.tasks import TASKS, BedTask, in_float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,16 +33,20 @@ class BedJob(Job):
     model: str
 
     @classmethod
-    def of(cls, run: Planned, model: str, seconds: float = BUDGET_SECONDS) -> "BedJob":
+    def of(cls, run: Planned, model: str, seconds: float = BUDGET_SECONDS, phase: str = PHASE) -> "BedJob":
         budget = Budget(seconds=seconds)
-        return cls(run["task"], run["arm"], run["seed"], budget, PHASE, run["setting"], model=model)
+        return cls(run["task"], run["arm"], run["seed"], budget, phase, run["setting"], model=model)
+
+    @property
+    def on(self) -> BedTask:
+        return in_float32(TASKS[self.task]) if self.phase == ELSEWHERE else TASKS[self.task]
 
     @property
     def options(self) -> Options:
-        return {**ARMS[self.method].options_on(TASKS[self.task]), **self.setting}
+        return {**ARMS[self.method].options_on(self.on), **self.setting}
 
     def identity(self) -> Row:
-        task = TASKS[self.task]
+        task = self.on
         # The same rows for another model are another task.
         known = hashlib.sha256(f"{task.sha256} {_weights_sha256(self.model)}".encode()).hexdigest()[:12]
         return {
@@ -56,7 +58,7 @@ class BedJob(Job):
             "setting": self.setting,
             "seed": self.seed,
             "budget": self.budget.name,
-            "processor": cpu_model(),
+            "processor": processor(),
         }
 
 
@@ -80,7 +82,7 @@ class Made:
 def measure_run(job: Job) -> Row:
     """Make the run; its row. Raises what the run raises."""
     assert isinstance(job, BedJob)
-    started, task, arm = time.perf_counter(), TASKS[job.task], ARMS[job.method]
+    started, task, arm = time.perf_counter(), job.on, ARMS[job.method]
     with tempfile.TemporaryDirectory(prefix="evolora-testbed-") as folder:
         with watched(task) as hits:
             made = _MAKERS[arm.kind](job, arm, task, Path(folder))
@@ -102,14 +104,15 @@ def measure_run(job: Job) -> Row:
     }
 
 
-@cache
-def _base(name: str, model: str) -> dict[str, Any]:
-    return judge(TASKS[name], model, TASKS[name].followed, None, 0)
+_BASES: dict[tuple[str, str], dict[str, Any]] = {}
 
 
 def judge_base(task: BedTask, model: str) -> dict[str, Any]:
     """The untouched base on the test rows, once a process."""
-    return _base(task.name, model)
+    key = task.sha256, model
+    if key not in _BASES:
+        _BASES[key] = judge(task, model, task.followed, None, 0)
+    return _BASES[key]
 
 
 # --- who makes them ----------------------------------------------------------------------------------------------

@@ -13,6 +13,8 @@ from testbed.tasks import COLD, TASKS
 
 RUNS = Path(__file__).resolve().parent / "runs.json"
 MOST = 160
+# The phases of the rows that count: of the list's processor, and of another one, in float32.
+PHASE, ELSEWHERE = "testbed", "testbed on another processor"
 
 # How many seeds, from 0 on. The cold tasks carry the claim that must be shown, and have the most.
 COLD_SEEDS, OTHER_SEEDS = 5, 3

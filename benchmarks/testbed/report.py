@@ -70,9 +70,21 @@ def _opening(bed: Bed, plan: Sequence[Planned]) -> str:
         "Every arm but supervised tuning follows the same ten terms, or the fitness alone; what is wanted is the "
         f"fitness, on held-out rows. The terms: `{'`, `'.join(TERMS)}`."
     )
+    if bed.elsewhere:
+        text += f" {_elsewhere(bed.elsewhere)}"
     if bed.errors:
         text += f" {bed.errors} failed attempts are in the raw rows and count for nothing."
     return text
+
+
+def _elsewhere(rows: Sequence[Row]) -> str:
+    sets = Counter((row["task"], row["seed"], row["processor"], row["budget"]) for row in rows)
+    told = "; ".join(f"{task}, seed {seed}: {where}, {budget}" for task, seed, where, budget in sets)
+    return (
+        f"{len(rows)} of them were made on another processor than the others, as theirs could not be had any more, in "
+        f"float32, as it has no bfloat16, and with seconds for about the same work; they are compared only with each "
+        f"other ({told})."
+    )
 
 
 def _tasks_table(rates: Rates) -> str:

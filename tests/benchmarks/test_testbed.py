@@ -16,10 +16,10 @@ from testbed.claims import DEFINITIONS, claims, collect, interval
 from testbed.held_out import fitness_of, neutral_sentences
 from testbed.judging import WEIGHTS, good_reply, trained
 from testbed.measure import BedJob, measure_run
-from testbed.plan import MOST, planned, read_plan
+from testbed.plan import ELSEWHERE, MOST, planned, read_plan
 from testbed.report import CLAIMS, PAGE, write_report
 from testbed.rows import FEWER, SIZES, made_rows
-from testbed.tasks import COLD, OTHERS, TASKS
+from testbed.tasks import COLD, OTHERS, TASKS, in_float32
 
 from evolora import InputError
 from evolora.models.base import model_path
@@ -236,6 +236,24 @@ def test_only_runs_of_todays_options_on_one_processor_and_model_count() -> None:
     assert collect([*rows, failed], planned()).errors == 1
     newer = rows[0] | {"test": 0.33}
     assert collect([*rows, newer], planned()).runs[newer["task"], newer["method"]][newer["seed"]] == newer
+
+
+def test_a_task_and_seed_that_lack_all_their_runs_may_be_made_whole_on_another_processor() -> None:
+    whole, group = world(), ("yes-or-no", 4)
+    of_group = [row for row in whole if (row["task"], row["seed"]) == group]
+    rows = [row for row in whole if row not in of_group]
+    told = {"phase": ELSEWHERE, "processor": "another", "budget": "500 s", "task_sha256": "in float32"}
+    elsewhere = [
+        row | told | {"options_sha256": options_sha256(ARMS[row["method"]], in_float32(TASKS["yes-or-no"]), {})}
+        for row in of_group
+    ]
+    assert judged(rows)["A"]["holds"] is None
+    assert judged([*rows, *elsewhere])["A"]["holds"] is True
+    assert collect([*rows, *elsewhere], planned()).elsewhere == elsewhere
+    for some in (elsewhere[1:], [elsewhere[0] | {"processor": "a third"}, *elsewhere[1:]]):
+        assert judged([*rows, *some])["A"]["holds"] is None
+    # The list's own processor has the last word.
+    assert collect([*rows, of_group[0], *elsewhere], planned()).elsewhere == []
 
 
 def test_an_interval_is_over_pairs_and_equal_runs_differ_by_nothing() -> None:

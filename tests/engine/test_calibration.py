@@ -8,7 +8,7 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedModel
 
 from evolora.engine import calibration
-from evolora.engine.calibration import bytes_a_row, choose_rows, choose_threads, threads_an_operation
+from evolora.engine.calibration import bytes_a_row, choose_rows, choose_threads, slowdown, threads_an_operation
 from evolora.models.base import load_base
 
 
@@ -45,6 +45,15 @@ def test_a_measurement_leaves_the_threads_as_they_were(small: PreTrainedModel) -
     before = torch.get_num_threads()
     assert calibration._seconds_a_pass(small, 1) > 0
     assert torch.get_num_threads() == before
+
+
+def test_a_precision_for_which_the_processor_has_no_instructions_is_worth_a_word(small: PreTrainedModel) -> None:
+    seconds = {torch.bfloat16: 1.2, torch.float32: 0.1}
+    assert slowdown(small, measure=lambda *_: pytest.fail("float32 is what others are compared with")) is None
+    half = small.to(torch.bfloat16)
+    assert slowdown(half, measure=lambda dtype, _: seconds[dtype]) == pytest.approx(12)
+    assert slowdown(half, measure=lambda *_: 0.1) is None
+    assert calibration._seconds_a_product(torch.bfloat16, 8) > 0
 
 
 def test_rows_fit_into_memory(small: PreTrainedModel, monkeypatch: pytest.MonkeyPatch) -> None:

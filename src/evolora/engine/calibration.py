@@ -29,6 +29,8 @@ MOST_ROWS_DECODED = 48
 MOST_ROWS_BY_PANELS = 96
 # Logits of a chunk: 64 MiB in float32, whatever the vocabulary.
 CHUNK = 2**24
+# A precision whose products take so many times float32's is worth a word: there are CPUs without instructions for it.
+_MUCH_SLOWER = 2.0
 # glibc's heap has small objects, which its cache for each thread keeps, between the tensors of an update: what is free
 # around them fits no tensor of the same size. In parts of what one layer has at a time (docs/performance.md).
 _HOLES_OF_A_LAYER, _MOST_HOLES = 1 / 3, 6
@@ -79,6 +81,27 @@ def _seconds_a_pass(model: PreTrainedModel, threads: int, repeats: int = 3) -> f
                 seconds.append(time.perf_counter() - start)
     finally:
         torch.set_num_threads(before)
+    return min(seconds[1:])  # the first one warms up
+
+
+def slowdown(model: PreTrainedModel, *, measure: Callable[[torch.dtype, int], float] | None = None) -> float | None:
+    """How many times as long as in float32 a product takes in the precision of `model`, on the CPU that it is on; None
+    if that is little."""
+    if model.device.type != "cpu" or model.dtype not in (torch.bfloat16, torch.float16):
+        return None
+    measure = measure or _seconds_a_product
+    size = min(1024, int(model.config.get_text_config(decoder=True).hidden_size))
+    times = measure(model.dtype, size) / measure(torch.float32, size)
+    return times if times >= _MUCH_SLOWER else None
+
+
+def _seconds_a_product(dtype: torch.dtype, size: int, repeats: int = 3) -> float:
+    rows, weights = torch.ones(64, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
+    seconds = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        torch.nn.functional.linear(rows, weights)
+        seconds.append(time.perf_counter() - start)
     return min(seconds[1:])  # the first one warms up
 
 

@@ -17,6 +17,7 @@ from evolora.engine.calibration import (
     choose_threads,
     choose_update_tokens,
     parameters_of,
+    slowdown,
     threads_an_operation,
 )
 from evolora.engine.choose import check_writer, kept_prefix, resolved, resolved_checkpointing
@@ -39,7 +40,7 @@ from evolora.runs.initial import Initial
 from evolora.runs.lengths import longest_prompt, room_for_targets
 from evolora.runs.memory import rows_of_an_update
 from evolora.runs.options import RunOptions
-from evolora.runs.tracking.view import View
+from evolora.runs.tracking.view import View, warn
 from evolora.runs.wanted import Wanted
 from evolora.tasks.chat import Chat, with_prompts
 from evolora.tasks.task import Task, capped, load_task
@@ -198,6 +199,9 @@ def _assembled(
         f"{engines.words}; LoRA r={config.lora.r} on {len(layout.modules)} layers: {layout.genome_length:,} weights an "
         "individual"
     )
+    if (times := slowdown(base.model)) is not None:
+        precision = str(base.model.dtype).removeprefix("torch.")
+        warn(view, f"{precision}: its products take {times:.0f} times as long as float32's on this processor")
     if initial is not None:
         view.say(f"starts from {mask(', '.join(initial.names))}, with which it is compared, not from the base model")
     named_fitness = "" if config.evolution.fitness is None or fitness is None else f"fitness {fitness.name}; "
