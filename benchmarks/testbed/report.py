@@ -197,7 +197,7 @@ def _dominates(one: Sequence[float], other: Sequence[float]) -> bool:
     (True, False)
     """
     signs = np.array([1, 1, -1])
-    gap = signs * (np.array(one[:3]) - np.array(other[:3]))
+    gap = np.round(signs * (np.array(one[:3]) - np.array(other[:3])), 4)  # rows have five digits
     return bool((gap >= 0).all() and (gap > 0).any())
 
 

@@ -13,7 +13,7 @@ from evolora.errors import InputError
 from evolora.fitness.agreement import make_agreement
 from evolora.fitness.base import FitnessContext
 from evolora.fitness.corpus_bleu import make_corpus_bleu
-from evolora.fitness.loading import make_fitness, parse_fitness
+from evolora.fitness.loading import make_fitness, parse_fitness, parse_followed
 from evolora.fitness.macro_f1 import make_macro_f1
 from evolora.fitness.pass_at_k import make_pass_at_k
 from evolora.fitness.worst_group import make_worst_group
@@ -102,6 +102,19 @@ def test_bad_ones_are_refused_in_one_sentence(spec: str, said: str) -> None:
     with pytest.raises(InputError) as error:
         make_fitness(parse_fitness(spec), ScoringOptions(), context(group="kind", columns=("target", "kind")))
     assert said in str(error.value) and "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("spec", ["macro-f1", "exact + drift", "macro-f2"])
+def test_what_a_fitness_may_be_besides_is_said_where_a_name_is_no_reward(spec: str) -> None:
+    for parsed in (parse_followed, parse_fitness):
+        if parsed is parse_followed or spec == "macro-f2":
+            with pytest.raises(InputError, match=r"expected one of similarity, .* --fitness may also be macro-f1, "):
+                parsed(spec)
+    with pytest.raises(InputError) as error:
+        parse_fitness("macro-f2 - 0.5 * drift")
+    assert str(error.value).count("may also be") == 1
+    with pytest.raises(InputError, match=r"option beta is unknown[^-]*$"):
+        parse_followed("exact(beta=2)")
 
 
 def test_a_program_judges_the_whole_and_is_not_asked_again(tmp_path: Path) -> None:

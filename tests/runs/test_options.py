@@ -709,3 +709,13 @@ def test_the_mutation_scale_is_the_users_or_the_models(words: dict[str, Any], sc
 def test_a_mutation_scale_is_a_number_or_auto(value: Any) -> None:
     with pytest.raises(InputError, match="mutation_scale"):
         make_options({"mutation_scale": value})
+
+
+def test_a_value_after_a_switch_is_taken_for_a_file_and_said_to_be_none(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"^off: .*expected a configuration file \(what is on or off takes no value"):
+        typed("--rare-hits", "off")
+    with pytest.raises(InputError, match=r"expected a configuration file$"):
+        typed("nothing.toml")

@@ -1,6 +1,7 @@
 """From what `--fitness` says to what judges individuals."""
 
 import inspect
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,7 +10,7 @@ from evolora.errors import InputError
 from evolora.fitness.base import Fitness, FitnessContext, FitnessFunction
 from evolora.fitness.drift import without_drift
 from evolora.fitness.judging import ByCompletion, ByIndividual, WithDrift
-from evolora.fitness.registry import BUILTIN_FITNESS, builtin_fitness, fitness_factory, names_drift
+from evolora.fitness.registry import BUILTIN_FITNESS, DRIFT, builtin_fitness, fitness_factory, names_drift
 from evolora.rewards.base import Reward, check_signature
 from evolora.rewards.expression import Expression, Term, parse
 from evolora.rewards.loading import load_function, parse_reward, with_named_options
@@ -17,6 +18,9 @@ from evolora.rewards.scoring import ScoringOptions, make_scorer
 
 # What Python gave: no place where a function is, and no reward.
 _GIVEN = "<function "
+# What is added to what is said of a name that is no reward.
+_UNKNOWN = re.compile(r"^--\w+ is '.*', expected one of ", re.DOTALL)
+_MORE = f"--fitness may also be {', '.join(BUILTIN_FITNESS)}, each alone, or have {DRIFT} as a term."
 # Rewards that are not asked about all that RL samples beside another reward.
 _SLOW = ("command", "http", "reward-model")
 
@@ -34,6 +38,14 @@ def parse_fitness(spec: str) -> Expression:
         return Expression(with_named_options(alone, fitness_factory(name)))
     except InputError as error:
         raise _of_fitness(error) from None
+
+
+def parse_followed(spec: str) -> Expression:
+    """The reward that `spec` writes. Raises InputError for what is none, which says where a term is a fitness."""
+    try:
+        return parse_reward(spec)
+    except InputError as error:
+        raise InputError(_with_more(str(error))) from None
 
 
 def make_fitness(
@@ -81,4 +93,8 @@ def _of_fitness(error: InputError) -> InputError:
     text = str(error)
     for before, after in (("--reward", "--fitness"), ("reward ", "fitness ")):
         text = after + text.removeprefix(before) if text.startswith(before) else text
-    return InputError(text)
+    return InputError(_with_more(text))
+
+
+def _with_more(text: str) -> str:
+    return f"{text.removesuffix('.')}; {_MORE}" if _UNKNOWN.search(text) and _MORE not in text else text

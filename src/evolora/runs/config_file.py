@@ -20,6 +20,7 @@ from evolora.runs.speech import Speech
 _OLDER = {"es_scale", "pbt_share"}
 _SUM = "# sha256 "
 _DEEPEST = 10
+_SWITCHES = ("on", "off", "true", "false", "yes", "no")
 _DEEP_KEY = re.compile(rf"^[ \t\[]*[\w-]+([ \t]*\.[ \t]*[\w-]+){{{_DEEPEST},}}", re.MULTILINE)
 _TOO_DEEP = f"tables or lists are nested deeper than {_DEEPEST} levels, expected options in the tables of their parts"
 
@@ -64,7 +65,8 @@ def _read(path: Path) -> dict[str, Any]:
             raise InputError(f"{path}: {_TOO_DEEP}")
         values = tomllib.loads(text)
     except OSError as error:
-        raise InputError(f"{path}: {error.strerror}, expected a configuration file") from None
+        switch = " (what is on or off takes no value: --rare-hits, --no-rare-hits)" * (str(path) in _SWITCHES)
+        raise InputError(f"{path}: {error.strerror}, expected a configuration file{switch}") from None
     except RecursionError:
         raise InputError(f"{path}: {_TOO_DEEP}") from None
     except ValueError as error:  # TOML's, what is not UTF-8, and whole numbers of thousands of digits

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from evolora.fitness.base import Fitness, FitnessContext
 from evolora.fitness.judging import ByCompletion
-from evolora.fitness.loading import make_fitness, parse_fitness
+from evolora.fitness.loading import make_fitness, parse_fitness, parse_followed
 from evolora.human.exchange import run_votes
 from evolora.human.feedback import VotedScorer
 from evolora.models.base import BaseModel
-from evolora.rewards import RewardContext, Scorer, ScoringOptions, make_scorer, parse_reward
+from evolora.rewards import RewardContext, Scorer, ScoringOptions, make_scorer
 from evolora.rewards.base import Reward
 from evolora.rewards.expression import Expression
 from evolora.rewards.options import HUMAN
@@ -49,7 +49,7 @@ class Wanted:
         expression, functions = given.reward or (None, {})
         people_vote = expression is None and reward == HUMAN
         if expression is None and not people_vote and scores:
-            expression = parse_reward(reward)
+            expression = parse_followed(reward)
         return cls(expression, functions, fitness, people_vote, people_judge, scores)
 
     @property
