@@ -3,6 +3,7 @@
 The names here are the door; all others are in their rooms, which docs/architecture.md describes.
 """
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from evolora.lazy import lazily
@@ -19,6 +20,11 @@ if TYPE_CHECKING:
     from evolora.strategies.options import ESConfig, GAConfig
 
     __version__: str
+
+# On some processors (AMD's without AVX-512) the last bits of MKL's narrow products depend on where in memory their
+# operands lie, and with them whether a resumed run or another worker comes to the same bits. Told so before its first
+# product, MKL computes alike wherever they lie; it takes no longer.
+os.environ.setdefault("MKL_CBWR", "AUTO")
 
 _named = lazily(
     __name__,
