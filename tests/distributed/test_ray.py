@@ -140,8 +140,7 @@ def gone(pid: int) -> bool:
     return False
 
 
-@last_bit_open
-@pytest.mark.parametrize("kind", [Generate, Score, Backward])
+@pytest.mark.parametrize("kind", [Generate, Score, pytest.param(Backward, marks=last_bit_open)])
 def test_a_worker_that_is_killed_is_replaced(
     two: tuple[DealtEngine, RayCrew, Said], subject: Subject, right: dict[str, Any], monkeypatch: Any, kind: type
 ) -> None:

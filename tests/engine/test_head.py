@@ -43,8 +43,10 @@ def test_chunks_are_the_whole(
     whole = _scored(engine, founder + noise, entropy_gradient=entropy_gradient)
     monkeypatch.setattr(chunks, "_CHUNK", 20 * 1024)
     assert engine._head is not None and engine._head.tokens == 20
+    # Of granite alone one entry of 3,584 was 1.8e-5 off, by the compiled engine on a Zen 3.
+    atol = 5e-5 if architecture == "granite" and kind is CpuEngine else 1e-5
     for found, expected in zip(_scored(engine, founder + noise, entropy_gradient=entropy_gradient), whole, strict=True):
-        torch.testing.assert_close(found, expected, rtol=1e-4, atol=5e-5)  # by a processor's rounding up to 2e-5
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=atol)
 
 
 def test_chunks_are_nearer_to_float64_than_rounding(monkeypatch: pytest.MonkeyPatch) -> None:

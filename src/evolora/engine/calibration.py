@@ -72,15 +72,19 @@ def _seconds_a_pass(model: PreTrainedModel, threads: int, repeats: int = 3) -> f
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     ids = torch.zeros(64, 1, dtype=torch.int64)
-    seconds = []
     try:
         with torch.no_grad():
-            for _ in range(1 + repeats):
-                start = time.perf_counter()
-                model(input_ids=ids, use_cache=False)
-                seconds.append(time.perf_counter() - start)
+            return _least_seconds(lambda: model(input_ids=ids, use_cache=False), repeats)
     finally:
         torch.set_num_threads(before)
+
+
+def _least_seconds(work: Callable[[], object], repeats: int) -> float:
+    seconds = []
+    for _ in range(1 + repeats):
+        start = time.perf_counter()
+        work()
+        seconds.append(time.perf_counter() - start)
     return min(seconds[1:])  # the first one warms up
 
 
@@ -97,12 +101,7 @@ def slowdown(model: PreTrainedModel, *, measure: Callable[[torch.dtype, int], fl
 
 def _seconds_a_product(dtype: torch.dtype, size: int, repeats: int = 3) -> float:
     rows, weights = torch.ones(64, size, dtype=dtype), torch.ones(size, size, dtype=dtype)
-    seconds = []
-    for _ in range(1 + repeats):
-        start = time.perf_counter()
-        torch.nn.functional.linear(rows, weights)
-        seconds.append(time.perf_counter() - start)
-    return min(seconds[1:])  # the first one warms up
+    return _least_seconds(lambda: torch.nn.functional.linear(rows, weights), repeats)
 
 
 def choose_rows(model: PreTrainedModel, length: int) -> int:
