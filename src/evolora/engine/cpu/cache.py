@@ -16,8 +16,9 @@ import shutil
 import sys
 import time
 import warnings
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import llvmlite
 import llvmlite.binding as llvm
@@ -26,12 +27,15 @@ import numpy as np
 from numba.core import bytecode, sigutils
 from numba.core.caching import _Cache
 from numba.core.compiler import CompileResult
+from numba.core.registry import CPUDispatcher
 from numba.core.serialize import dumps
 
 from evolora.files import user_cache
 
 _UNUSED_SECONDS = 30 * 24 * 3600
 _DIGEST_BYTES = hashlib.sha256().digest_size
+# Another one where what is in a file changes.
+_FORMAT = 2
 
 # numba tells functions of one name, such as the parts of its own library that are made anew for each use, apart by a
 # number that each process counts from 1. What several processes compile becomes parts of one program here: each counts
@@ -55,7 +59,7 @@ def key() -> str:
         if b"@compiled(" in source or b"from numba.extending" in source:
             digest.update(path.relative_to(root).as_posix().encode() + b"\0" + source + b"\0")
     features = llvm.get_host_cpu_features().flatten()
-    versions = sys.implementation.cache_tag, numba.__version__, llvmlite.__version__, np.__version__
+    versions = _FORMAT, sys.implementation.cache_tag, numba.__version__, llvmlite.__version__, np.__version__
     digest.update(repr((*versions, llvm.get_process_triple(), llvm.get_host_cpu_name(), features)).encode())
     return digest.hexdigest()[:32]
 
@@ -91,6 +95,34 @@ def _mark_as_used(used: Path) -> None:
         os.utime(used)
 
 
+def parts(function: Any) -> set[Any]:
+    """The kernels that `function` calls, and those that these call."""
+    found: set[Any] = set()
+    rest = [function]
+    while rest:
+        function = rest.pop()
+        called = [function.__globals__.get(name) for name in function.__code__.co_names]
+        new = {each for each in called if isinstance(each, CPUDispatcher)} - found
+        found |= new
+        rest += [kernel.py_func for kernel in new]
+    return found
+
+
+class _Copy(NamedTuple):
+    """A kernel of which another one's machine code has a copy."""
+
+    module: str
+    name: str
+    types: tuple[Any, ...]
+    symbol: str
+
+    def load(self) -> bool:
+        """Load the kernel itself; false where it is another one than the copy was made of."""
+        kernel = getattr(import_module(self.module), self.name)
+        kernel.compile(self.types)
+        return bool(kernel.overloads[self.types].fndesc.mangled_name == self.symbol)
+
+
 class KernelCache(_Cache):  # type: ignore[misc]
     """What a dispatcher of numba asks for the compiled versions of one function of this package."""
 
@@ -123,12 +155,15 @@ class KernelCache(_Cache):  # type: ignore[misc]
         digest, data = stored[:_DIGEST_BYTES], stored[_DIGEST_BYTES:]
         if hashlib.sha256(data).digest() != digest:  # cut short where the machine lost its power
             return None
-        return CompileResult._rebuild(target_context, *pickle.loads(data))
+        reduced, copies = pickle.loads(data)
+        if not all(copy.load() for copy in copies):
+            return None
+        return CompileResult._rebuild(target_context, *reduced)
 
     def save_overload(self, sig: Any, data: Any) -> None:
         if not self._enabled or data.lifted or data.library.has_dynamic_globals:
             return
-        reduced = dumps(data._reduce())
+        reduced = dumps((data._reduce(), self._copies(data.library)))
         try:
             _make_folder()
             path = self.path(sig)
@@ -140,6 +175,15 @@ class KernelCache(_Cache):  # type: ignore[misc]
                 temporary.unlink(missing_ok=True)
         except (OSError, RuntimeError) as error:
             _say_once(f"the compiled CPU kernels cannot be kept, and will be compiled again: {error}")
+
+    def _copies(self, library: Any) -> list[_Copy]:
+        defined = {function.name for function in library._final_module.functions if not function.is_declaration}
+        return [
+            _Copy(kernel.__module__, kernel.__name__, types, compiled.fndesc.mangled_name)
+            for kernel in parts(self._function)
+            for types, compiled in kernel.overloads.items()
+            if compiled.fndesc.mangled_name in defined and kernel.py_func is not self._function
+        ]
 
     def has(self, types: Any) -> bool:
         """Whether there is a file for these argument types."""

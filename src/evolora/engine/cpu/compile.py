@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from numba.core import event
-from numba.core.registry import CPUDispatcher
 
 from evolora.engine.cpu import cache
 from evolora.engine.progress import Progress
@@ -137,7 +136,7 @@ class _Plan:
     def __init__(self, versions: Sequence[Version]) -> None:
         self.versions = versions
         kernels = [version.kernel for version in versions]
-        self._parts = [_parts(kernel) for kernel in kernels]
+        self._parts = [cache.parts(kernel.py_func) for kernel in kernels]
         self._waiting = list(range(len(versions)))
         self._compiling: set[int] = set()
         self._changed = threading.Condition()
@@ -166,19 +165,6 @@ class _Plan:
         with self._changed:
             self._stopped = True
             self._changed.notify_all()
-
-
-def _parts(kernel: Any) -> set[Any]:
-    """The kernels that `kernel` calls, and those that these call."""
-    found: set[Any] = set()
-    rest = [kernel]
-    while rest:
-        function = rest.pop().py_func
-        called = [function.__globals__.get(name) for name in function.__code__.co_names]
-        new = {each for each in called if isinstance(each, CPUDispatcher)} - found
-        found |= new
-        rest += new
-    return found
 
 
 class _Telling(event.Listener):  # type: ignore[misc]
