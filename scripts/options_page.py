@@ -118,7 +118,8 @@ def values(field: FieldInfo) -> str:
     if get_origin(kinds[0]) is list:
         kinds = [*get_args(kinds[0])] if get_origin(get_args(kinds[0])[0]) is Literal else [str]
     if get_origin(kinds[0]) is Literal:
-        return ", ".join(f"`{name}`" for name in get_args(kinds[0]))
+        none = ["`none`"] if "none" in str(field.description) and can_do_without(field) else []
+        return ", ".join([*(f"`{name}`" for name in get_args(kinds[0])), *none])
     limits = []
     metadata = [*field.metadata]
     if get_origin(kinds[0]) is Annotated:

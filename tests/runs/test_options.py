@@ -107,6 +107,8 @@ def as_typed(words: dict[str, Any]) -> list[str]:
         ({"chat_template_kwargs": "=1"}, ["--chat-template-kwargs =1", "expected name=value"]),
         ({"task": "translate", "data": "x.jsonl"}, ["--task", "--data"]),
         ({"population": 8}, ["--population", "unknown"]),
+        ({"mutation_scale": "automatic"}, ["--mutation-scale automatic", "number", "or 'auto'"]),
+        ({"genes": ["speed"]}, ["--genes speed", "'lr'", "or none"]),
     ],
 )
 def test_bad_options_are_refused_by_name_in_one_sentence(options: dict[str, Any], words: list[str]) -> None:

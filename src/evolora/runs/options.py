@@ -209,7 +209,7 @@ def make_options(*sources: Source | Mapping[str, Any]) -> RunOptions:
                 fault = error.errors()[0]
                 if not fault["loc"]:
                     raise spoken(str(fault["msg"]).removeprefix("Value error, ")) from None
-                raise _fault(part, fault, given, vocabulary, last) from None
+                raise _fault(part, error.errors(), given, vocabulary, last) from None
         return built
 
     drafts = RunOptions(**validated(given.values, DRAFT))
@@ -410,13 +410,23 @@ def _unknown(word: str, value: Any, nearest: str | None, source: Source, vocabul
     return f"{said}: found an unknown option, expected one of those that 'evolora train --help-all' lists"
 
 
-def _fault(part: str, fault: Any, given: _Given, vocabulary: Vocabulary, last: Source) -> InputError:
-    """A field's fault in pydantic's words, by the word that was used."""
+def _fault(part: str, faults: Sequence[Any], given: _Given, vocabulary: Vocabulary, last: Source) -> InputError:
+    """The first field's fault in pydantic's words, by the word that was used; with what else it might be."""
+    fault, *others = faults
     name = str(fault["loc"][0])
     default = (vocabulary.word(part, name), last)
     word, source = given.origin.get((part, name), default)
     message = str(fault["msg"])
-    return InputError(f"{source.said(word, fault['input'])}: {message[0].lower()}{message[1:]}")
+    # Of an option of several kinds pydantic says a fault for each.
+    words = [str(other["ctx"]["expected"]) for other in others if other["loc"][0] == name and _is_no_word(other)]
+    if _is_no_word(fault) and can_do_without(vocabulary.models[part].model_fields[name]):
+        words.append("none")
+    rest = f", or {' or '.join(words)}" if words else ""
+    return InputError(f"{source.said(word, fault['input'])}: {message[0].lower()}{message[1:]}{rest}")
+
+
+def _is_no_word(fault: Any) -> bool:
+    return bool(fault["type"] == "literal_error")
 
 
 def python_words(error: InputError) -> InputError:
