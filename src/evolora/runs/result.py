@@ -30,7 +30,7 @@ def say_result(result: "Result", view: "View") -> None:
         f"{_term_lines(base, winner)}"
         f"{_kept_line(summary)}"
         f"{_inspection_lines(summary)}"
-        f"{summary['generations']} generations in {summary['seconds']:.1f} s, "
+        f"{summary['generations']} generation{'s' * (summary['generations'] != 1)} in {summary['seconds']:.1f} s, "
         f"{tokens['evaluation']:,} tokens for evaluation and {tokens['rollout']:,} for rollouts, "
         f"{operations:.2g} FLOPs\n"
         f"adapter: {result.adapter}"
